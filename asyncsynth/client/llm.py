@@ -1,0 +1,77 @@
+"""`LLM`: what a task holds. A model's name and how to sample from it; never a machine.
+
+Servers are bound to models when a run starts (`servers.binding`), so that one pipeline file runs on an
+embedded model, one vLLM, or a fleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
+
+DEFAULT_MAX_TOKENS = 1024
+
+#: Sampling fields that vLLM would fill from the model's own generation_config.json when they are not sent.
+#: All are always sent, so that a result does not depend on what the server's model folder says.
+_EXPLICIT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 1.0, "max_tokens": DEFAULT_MAX_TOKENS}
+
+EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLM:
+    """A model and its generation settings.
+
+    Args:
+        model: the name servers list it under, e.g. ``Qwen/Qwen2.5-1.5B-Instruct``.
+        temperature, top_p, max_tokens, stop, presence_penalty, frequency_penalty: OpenAI's fields.
+        extra_body: further fields by the server's own names (vLLM: ``top_k``, ``min_p``, ...).
+        base_url: one server for this model (``http://127.0.0.1:8000/v1``), instead of ``--servers``.
+        api_key_env: the *name* of the environment variable that holds the key for `base_url`.
+        http_client: your own ``httpx.AsyncClient`` for `base_url`.
+        embedded: set by `LLM.embedded()`: the model runs on this machine's CPU.
+    """
+
+    model: str
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    stop: tuple[str, ...] | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    http_client: httpx.AsyncClient | None = field(default=None, repr=False, compare=False)
+    is_embedded: bool = False
+
+    @classmethod
+    def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Any) -> LLM:
+        """A model in a child process on this machine: a known name, or the path of a GGUF file."""
+        return cls(model=model, is_embedded=True, **settings)
+
+    def params(self) -> dict[str, Any]:
+        """The sampling fields as they are sent; also what the fingerprint covers."""
+        sent: dict[str, Any] = dict(_EXPLICIT_DEFAULTS)
+        sent.update(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
+        if self.stop:
+            sent["stop"] = list(self.stop)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if (value := getattr(self, name)) is not None:
+                sent[name] = value
+        sent.update(self.extra_body)
+        return sent
+
+    def chat(
+        self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any
+    ) -> ChatRequest:
+        """A chat request with these settings; `overrides` are request fields such as ``seed``."""
+        return ChatRequest(self.model, messages, {**self.params(), **overrides}, schema)
+
+    def complete(self, prompt: str, **overrides: Any) -> CompletionRequest:
+        """A raw completion request: the prompt goes out as it is."""
+        return CompletionRequest(self.model, prompt, {**self.params(), **overrides})

@@ -1,0 +1,73 @@
+"""Requests and answers, in the shapes of the OpenAI API (chat completions and raw completions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One chat message, as the OpenAI API has it."""
+
+    role: str  #: "system" | "user" | "assistant"
+    content: str
+
+
+@dataclass(slots=True)
+class ChatRequest:
+    """POST /chat/completions. `params` holds OpenAI's (and vLLM's) sampling fields by their own names.
+
+    `schema` asks for JSON constrained by this JSON schema (`response_format`), where the server honours it.
+    """
+
+    model: str
+    messages: list[Message]
+    params: dict[str, Any] = field(default_factory=dict)
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class CompletionRequest:
+    """POST /completions: `prompt` goes to the model as it is, with no chat template."""
+
+    model: str
+    prompt: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+ModelRequest = ChatRequest | CompletionRequest
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts as the server reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer. `logprobs` is the server's own object, unread, when it was asked for."""
+
+    text: str
+    finish_reason: str | None = None  #: "stop" | "length" | "content_filter" | "abort" | ...
+    logprobs: Any = None
+
+
+@dataclass(slots=True)
+class Completion:
+    """What a model call gives back. `model` is the model that really answered, as its server names it."""
+
+    choices: list[Choice]
+    model: str
+    usage: Usage = field(default_factory=Usage)
+    server: str = ""  #: name of the replica
+    latency_s: float = 0.0  #: of the last attempt, request written to body read
+    attempts: int = 1
+    flags: tuple[str, ...] = ()  #: e.g. "replaced_surrogates"
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text

@@ -1,0 +1,52 @@
+"""What one exchange with a server came to. The codec makes outcomes; the scheduler decides by them.
+
+The table (status or event -> outcome) stands in `asyncsynth.client.codec`; what is done about each, in
+`asyncsynth.core.retry`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """A completion came back. `value` is a `client.messages.Completion`; `tokens` its completion tokens."""
+
+    value: Any
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overloaded:
+    """429, 503, 529: the server is full. Never charged to the record; shrinks that server's concurrency."""
+
+    status: int
+    message: str = ""
+    retry_after: float | None = None  #: seconds, as the server asked; uncapped here
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """It may work next time. `free` retries are not charged (a reused connection that died unanswered)."""
+
+    reason: str  #: connect | reset | timeout | server_error | truncated | bad_json | bad_utf8 | empty_content
+    message: str = ""
+    status: int | None = None
+    retry_after: float | None = None
+    free: bool = False
+    max_attempts: int | None = None  #: a lower cap than the policy's, for answers that repeat (bad JSON: 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Permanent:
+    """It will not work next time. `scope` says whose fault: this record's, or every record's (`server`)."""
+
+    reason: str  #: context_length | bad_request | auth | model_not_found | too_large | content_filter
+    message: str = ""
+    status: int | None = None
+    scope: str = "record"  #: "record" | "server"
+
+
+Outcome = Ok | Overloaded | Transient | Permanent

@@ -1,0 +1,141 @@
+"""Every exception of asyncsynth, in one tree.
+
+A message says what happened and where; `hint` says what to do next. The command line prints both and
+exits with `exit_code`; the codes are documented in docs/cli.md.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 2  #: bad usage, configuration or input
+EXIT_FAILED_RECORDS = 3  #: the run is done, some records failed
+EXIT_STOPPED = 4  #: stopped before the end; the same command resumes
+EXIT_STORAGE = 5  #: the disk or the journal failed
+
+
+class AsyncsynthError(Exception):
+    """Base of all errors. `hint` is the next action for the reader, or ''."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+# --- what the user wrote -----------------------------------------------------------------------
+
+
+class ConfigurationError(AsyncsynthError):
+    """Settings that cannot work; raised before anything is sent."""
+
+
+class PipelineError(ConfigurationError):
+    """The graph of steps is not valid: names the step and, where there is one, the column."""
+
+    def __init__(self, message: str, *, step: str = "", column: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.step = step
+        self.column = column
+
+
+class InputError(ConfigurationError):
+    """The input data is not usable: names the file, the line (1-based) and the column where known."""
+
+    def __init__(
+        self, message: str, *, path: str = "", line: int | None = None, column: str = "", hint: str = ""
+    ) -> None:
+        place = f"{path}:{line}: " if path and line is not None else f"{path}: " if path else ""
+        super().__init__(place + message, hint=hint)
+        self.path = path
+        self.line = line
+        self.column = column
+
+
+class RunChangedError(ConfigurationError):
+    """The run directory was made by another pipeline; `plan` lists what would be reused and redone."""
+
+    def __init__(self, message: str, *, plan: list[str], hint: str = "") -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in plan)]), hint=hint)
+        self.plan = plan
+
+
+class RunLockedError(ConfigurationError):
+    """Another process is writing this run directory; the message carries its pid."""
+
+
+# --- the servers -------------------------------------------------------------------------------
+
+
+class ServerError(AsyncsynthError):
+    """A server cannot do what the run needs. At start-up this is a configuration matter (exit 2)."""
+
+
+class ServerUnreachable(ServerError):
+    """No answer from a server within its deadline."""
+
+
+class ModelNotServed(ServerError):
+    """A model that no server offers."""
+
+
+class ServerRefused(ServerError):
+    """Authentication, permission or model errors that every request would meet (401, 403, 404)."""
+
+
+class RunStopped(AsyncsynthError):
+    """The run ended before its input did and can be resumed."""
+
+    exit_code = EXIT_STOPPED
+
+
+# --- the disk ----------------------------------------------------------------------------------
+
+
+class StorageError(AsyncsynthError):
+    """A write, sync or read of the run directory failed; nothing acknowledged is lost."""
+
+    exit_code = EXIT_STORAGE
+
+
+class CorruptJournal(StorageError):
+    """Acknowledged bytes of the journal do not check; names file and offset."""
+
+
+# --- one record --------------------------------------------------------------------------------
+
+
+class RecordError(AsyncsynthError):
+    """One row failed, for a typed `reason`; its neighbours go on. Becomes a dead letter in the journal."""
+
+    reason = "record_error"
+    exit_code = EXIT_FAILED_RECORDS
+
+    def __init__(self, message: str, *, reason: str = "", attempts: int = 0, raw: str | None = None) -> None:
+        super().__init__(message)
+        if reason:
+            self.reason = reason
+        self.attempts = attempts
+        self.raw = raw  #: the model's text, where there is one
+
+
+class RequestFailed(RecordError):
+    """The model call ended without a completion; `reason` is the outcome's (see core.outcomes)."""
+
+    reason = "request_failed"
+
+
+class ParseFailure(RecordError):
+    """The model answered with text that the task cannot read; `raw` keeps that text."""
+
+    reason = "parse_failure"
+
+
+class TaskFailure(RecordError):
+    """A step's own code raised on this row."""
+
+    reason = "step_error"
