@@ -1,0 +1,19 @@
+"""What to do: steps, the graph they form, its checks and drawings. Pure; the engine does it."""
+
+from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.graph import Graph, Node, Plan, current_graph
+from asyncsynth.pipeline.step import Dropped, JoinStep, ModelStep, RowStep, SourceStep, Step
+
+__all__ = [
+    "Context",
+    "Dropped",
+    "Graph",
+    "JoinStep",
+    "ModelStep",
+    "Node",
+    "Plan",
+    "RowStep",
+    "SourceStep",
+    "Step",
+    "current_graph",
+]

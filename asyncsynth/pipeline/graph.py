@@ -1,0 +1,275 @@
+"""The graph of steps: built by `>>`, checked before anything is sent, compiled to a plan for the engine."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.pipeline.step import (
+    ColumnOrigins,
+    JoinStep,
+    ModelStep,
+    SourceStep,
+    Step,
+    nearest,
+    snake_case,
+)
+
+_CURRENT: ContextVar[Graph | None] = ContextVar("asyncsynth_graph", default=None)
+
+
+def current_graph() -> Graph | None:
+    """The graph whose `with` block we are in."""
+    return _CURRENT.get()
+
+
+@dataclass(slots=True)
+class Node:
+    """A step in its place: indexes of its predecessors (in the order of `>>`) and successors."""
+
+    index: int
+    step: Step
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    depth: int = 0  #: longest way from the source
+    fingerprint: str = ""  #: model steps: key of their journal entries
+
+
+@dataclass(slots=True)
+class Plan:
+    """A checked pipeline: nodes in topological order, the source first."""
+
+    nodes: list[Node]
+    leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
+    fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
+    fingerprint: str
+
+    @property
+    def source(self) -> SourceStep:
+        """The one step that reads."""
+        step = self.nodes[0].step
+        if not isinstance(step, SourceStep):
+            raise TypeError("a plan begins with its source")
+        return step
+
+    @property
+    def model_steps(self) -> list[Node]:
+        """The nodes whose results are journaled."""
+        return [node for node in self.nodes if isinstance(node.step, ModelStep)]
+
+
+class Graph:
+    """Steps and their connections. `asyncsynth.Pipeline` adds the running.
+
+    Args:
+        name: names the default run directory and the drawings.
+    """
+
+    def __init__(self, name: str = "pipeline", *, description: str = "") -> None:
+        if not name or any(char in name for char in "/\\\0") or name.startswith("."):
+            raise PipelineError(f"a pipeline's name is used for a folder; {name!r} cannot be one")
+        self.name = name
+        self.description = description
+        self.steps: list[Step] = []
+        self._edges: list[tuple[Step, Step]] = []
+        self._token: Token[Graph | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = _CURRENT.set(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._token is not None:
+            _CURRENT.reset(self._token)
+            self._token = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, steps={len(self.steps)})"
+
+    # --- building ------------------------------------------------------------------------------
+
+    def add(self, step: Step) -> None:
+        """Takes a step in and names it if it has no name."""
+        taken = {other.name for other in self.steps}
+        if step._explicit_name:
+            if step.name in taken:
+                raise PipelineError(f"two steps are named {step.name!r}", step=step.name)
+        else:
+            base = snake_case(type(step).__name__)
+            number = 0
+            while f"{base}_{number}" in taken:
+                number += 1
+            step._name = f"{base}_{number}"
+        step._graph = self
+        self.steps.append(step)
+
+    def connect(self, left: Step, right: Step) -> None:
+        """`left >> right`."""
+        for step in (left, right):
+            if step._graph is None:
+                self.add(step)
+            elif step._graph is not self:
+                raise PipelineError(
+                    f"step {step.name!r} belongs to another pipeline ({step._graph.name!r})", step=step.name
+                )
+        if (left, right) in self._edges:
+            raise PipelineError(f"{left.name!r} >> {right.name!r} is written twice", step=right.name)
+        self._edges.append((left, right))
+
+    @property
+    def edges(self) -> list[tuple[Step, Step]]:
+        """The connections, in the order in which they were written."""
+        return list(self._edges)
+
+    # --- checking ------------------------------------------------------------------------------
+
+    def plan(self, *, run_seed: int = 0, answering: dict[str, str] | None = None) -> Plan:
+        """Checks the graph and its columns and compiles it.
+
+        `answering` maps a model's name to the one that will really answer (the embedded model): a result of
+        a stand-in must never pass for a result of the model named, so it is part of the fingerprint.
+        Raises PipelineError naming step, column and nearest match.
+        """
+        nodes = self._sorted()
+        self._check_shape(nodes)
+        origins = self._check_columns(nodes)
+        del origins
+        self._fingerprint(nodes, run_seed, answering or {})
+        ends = [node for node in nodes if not node.after]
+        leaves = {"default" if len(ends) == 1 else node.step.name: node.index for node in ends}
+        fields = {
+            "run_seed": run_seed,
+            "steps": {
+                node.step.name: {
+                    **_with_answering(node.step.settings(), answering or {}),
+                    "after": [nodes[index].step.name for index in node.before],
+                }
+                for node in nodes
+            },
+        }
+        return Plan(nodes, leaves, fields, short_hash(fields))
+
+    def llms(self) -> list[LLM]:
+        """All models that the pipeline asks, in the order of the steps."""
+        return [llm for step in self.steps if isinstance(step, ModelStep) for llm in step.models()]
+
+    def _sorted(self) -> list[Node]:
+        if not self.steps:
+            raise PipelineError(
+                "the pipeline has no steps", hint="Make the steps inside `with Pipeline() as pipeline:`."
+            )
+        before: dict[Step, list[Step]] = {step: [] for step in self.steps}
+        for left, right in self._edges:
+            before[right].append(left)
+        order: list[Step] = []
+        waiting = list(self.steps)
+        while waiting:
+            ready = [step for step in waiting if all(other in order for other in before[step])]
+            if not ready:
+                names = " -> ".join(step.name for step in _cycle(waiting, before))
+                raise PipelineError(f"the steps form a cycle: {names}", step=waiting[0].name)
+            order.extend(ready)
+            waiting = [step for step in waiting if step not in ready]
+        place = {step: index for index, step in enumerate(order)}
+        nodes = [Node(index, step) for index, step in enumerate(order)]
+        for node in nodes:
+            node.before = [place[other] for other in before[node.step]]
+            node.depth = 1 + max((nodes[index].depth for index in node.before), default=-1)
+            for index in node.before:
+                nodes[index].after.append(node.index)
+        return nodes
+
+    def _check_shape(self, nodes: list[Node]) -> None:
+        sources = [node for node in nodes if isinstance(node.step, SourceStep)]
+        if len(sources) != 1:
+            names = ", ".join(node.step.name for node in sources) or "none"
+            raise PipelineError(
+                f"a pipeline has one source; this one has {len(sources)} ({names})",
+                hint="Begin with LoadDataFromDicts, LoadJSONL or a generator task, joined on by `>>`.",
+            )
+        for node in nodes:
+            step = node.step
+            if isinstance(step, SourceStep):
+                if node.before:
+                    raise PipelineError(f"{step.name!r} reads the input: nothing can stand before it")
+            elif not node.before:
+                raise PipelineError(
+                    f"step {step.name!r} is not connected: nothing flows into it", step=step.name,
+                    hint="Join it with `>>`, or make it outside the `with` block.",
+                )
+            elif len(node.before) > 1 and not isinstance(step, JoinStep):
+                names = ", ".join(repr(nodes[index].step.name) for index in node.before)
+                raise PipelineError(
+                    f"step {step.name!r} gets rows from {names}, but does not join branches", step=step.name,
+                    hint="Put GroupColumns or CombineOutputs between.",
+                )
+
+    def _check_columns(self, nodes: list[Node]) -> list[ColumnOrigins | None]:
+        """Follows the columns from the source; where they cannot be known, checking stops there."""
+        flows: list[ColumnOrigins | None] = []
+        for node in nodes:
+            step = node.step
+            if isinstance(step, SourceStep):
+                known = step.known_columns()
+                flows.append(None if known is None else dict.fromkeys(known, step.name))
+                continue
+            incoming = [flows[index] for index in node.before]
+            known_incoming = [flow for flow in incoming if flow is not None]
+            if len(known_incoming) < len(incoming):
+                step.check_mappings()
+                flows.append(None)
+            else:
+                flows.append(step.flow(known_incoming))
+        return flows
+
+    def _fingerprint(self, nodes: list[Node], run_seed: int, answering: dict[str, str]) -> None:
+        seen: dict[str, int] = {}
+        for node in nodes:
+            if isinstance(node.step, ModelStep):
+                settings = _with_answering(node.step.settings(), answering)
+                settings.pop("output_mappings", None)  # where a result is written does not change it
+                base = short_hash({"settings": settings, "run_seed": run_seed})
+                # Two equal steps are two samples: number them, so that neither takes the other's results.
+                number = seen.get(base, 0)
+                seen[base] = number + 1
+                node.fingerprint = base if number == 0 else short_hash([base, number])
+
+
+def _with_answering(settings: dict[str, Any], answering: dict[str, str]) -> dict[str, Any]:
+    """Adds to each model in `settings` the name of the one that answers in its stead."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            walked = {key: walk(item) for key, item in value.items()}
+            if isinstance(model := value.get("model"), str) and model in answering:
+                walked["answered_by"] = answering[model]
+            return walked
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        return value
+
+    walked: dict[str, Any] = walk(settings)
+    return walked
+
+
+def _cycle(waiting: list[Step], before: dict[Step, list[Step]]) -> list[Step]:
+    """One cycle among steps that all wait for another: walk back until a step comes again."""
+    path = [waiting[0]]
+    while True:
+        previous = next(step for step in before[path[-1]] if step in waiting)
+        if previous in path:
+            return [*path[path.index(previous) :], previous][::-1]
+        path.append(previous)
+
+
+def find_step(graph: Graph, name: str) -> Step:
+    """The step of that name. Raises PipelineError with the nearest match."""
+    for step in graph.steps:
+        if step.name == name:
+            return step
+    known = [step.name for step in graph.steps]
+    raise PipelineError(f"no step is named {name!r}{nearest(name, known)}", hint=f"Steps: {', '.join(known)}")

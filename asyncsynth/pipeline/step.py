@@ -1,0 +1,292 @@
+"""What a step is: the unit that a pipeline is built of.
+
+There are four kinds, told apart by what the engine has to do with them:
+
+- `SourceStep` reads rows lazily;
+- `RowStep` changes one row without asking a model (recomputed on resume, never journaled);
+- `JoinStep` merges the rows that its branches made of one record;
+- `ModelStep` asks a model (its results are journaled; see `asyncsynth.tasks.base.Task`).
+
+A step is told its columns by `inputs` / `outputs` and by the user's mappings, as in the field:
+``input_mappings={"instruction": "prompt"}`` reads the step's input `instruction` from the column `prompt`;
+``output_mappings={"generation": "response"}`` writes its output `generation` to the column `response`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.fingerprint import jsonable
+from asyncsynth.records import Row, canonical_json
+
+if TYPE_CHECKING:
+    from asyncsynth.client.llm import LLM
+    from asyncsynth.pipeline.context import Context
+    from asyncsynth.pipeline.graph import Graph
+    from asyncsynth.storage.sources import Reader
+
+#: column -> name of the step that made it; what the checker carries along the graph
+ColumnOrigins = dict[str, str]
+
+#: Columns of provenance: a later step may overwrite them without being told to.
+PROVENANCE_COLUMNS = frozenset({"model_name"})
+
+
+class Step:
+    """Base of all steps.
+
+    Args:
+        name: unique in the pipeline; by default the class name in snake case and a number.
+        input_mappings: step input -> column it is read from.
+        output_mappings: step output -> column it is written to.
+
+    Every public attribute belongs to the fingerprint, so that a changed setting can never be answered
+    from an old result. Attributes that do not change results go into `not_fingerprinted`.
+    """
+
+    #: Raise it when the step's prompts or semantics change: old results are then redone.
+    version: ClassVar[int] = 1
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset()
+
+    inputs: tuple[str, ...] = ()
+    optional_inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        input_mappings: Mapping[str, str] | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name or ""
+        self._explicit_name = name is not None
+        self.input_mappings = dict(input_mappings or {})
+        self.output_mappings = dict(output_mappings or {})
+        self._graph: Graph | None = None
+        from asyncsynth.pipeline.graph import current_graph  # graph.py needs Step
+
+        if (graph := current_graph()) is not None:
+            graph.add(self)
+
+    @property
+    def name(self) -> str:
+        """The step's name in errors, fingerprints, drawings and statistics."""
+        return self._name or snake_case(type(self).__name__)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+    # --- wiring --------------------------------------------------------------------------------
+
+    def __rshift__(self, other: Any) -> Any:
+        """`step >> step` or `step >> [step, step]`; returns the right side, so that chains read on."""
+        targets = list(other) if isinstance(other, (list, tuple)) else [other]
+        for target in targets:
+            self._connect(self, target)
+        return other
+
+    def __rrshift__(self, others: Sequence[Step]) -> Step:
+        """`[step, step] >> step`."""
+        for other in others:
+            self._connect(other, self)
+        return self
+
+    @staticmethod
+    def _connect(left: Any, right: Any) -> None:
+        for side in (left, right):
+            if not isinstance(side, Step):
+                raise PipelineError(
+                    f"`>>` joins steps, but one side is {type(side).__name__}: {side!r:.80}",
+                    hint="Write `step >> step`, `step >> [step, step]` or `[step, step] >> step`.",
+                )
+        graph = left._graph or right._graph
+        if graph is None:
+            raise PipelineError(
+                f"`{left.name} >> {right.name}` stands outside a pipeline.",
+                step=left.name,
+                hint="Make and join the steps inside `with Pipeline() as pipeline:`.",
+            )
+        graph.connect(left, right)
+
+    # --- columns -------------------------------------------------------------------------------
+
+    def source_of(self, name: str) -> str:
+        """The column that the step's input `name` is read from."""
+        return self.input_mappings.get(name, name)
+
+    def target_of(self, name: str) -> str:
+        """The column that the step's output `name` is written to."""
+        return self.output_mappings.get(name, name)
+
+    def view(self, row: Row) -> Row:
+        """The row as this step sees it: its inputs by their own names. KeyError when one is missing."""
+        seen = {name: row[self.source_of(name)] for name in self.inputs}
+        for name in self.optional_inputs:
+            column = self.source_of(name)
+            if column in row:
+                seen[name] = row[column]
+        return seen
+
+    def merge(self, row: Row, outputs: Row) -> Row:
+        """A new row: `row` with the step's outputs written to their columns."""
+        if not self.output_mappings:
+            return {**row, **outputs}
+        return {**row, **{self.target_of(name): value for name, value in outputs.items()}}
+
+    def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
+        """Checks the columns that arrive (one mapping a predecessor) and returns those that leave.
+
+        Raises PipelineError naming this step, the column and the nearest match.
+        """
+        columns = dict(incoming[0]) if incoming else {}
+        self.check_mappings()
+        self.require(columns, self.inputs)
+        for output in self.outputs:
+            self.add_column(columns, output)
+        return columns
+
+    def check_mappings(self) -> None:
+        """Mappings must name inputs and outputs that the step has, and no column twice."""
+        known_inputs = (*self.inputs, *self.optional_inputs)
+        for kind, mapping, known in (
+            ("input_mappings", self.input_mappings, known_inputs),
+            ("output_mappings", self.output_mappings, self.outputs),
+        ):
+            for name in mapping:
+                if name not in known:
+                    raise PipelineError(
+                        f"step {self.name!r}: {kind} names {name!r}, which the step does not have"
+                        f"{nearest(name, known)}",
+                        step=self.name,
+                        column=name,
+                        hint=f"It has {', '.join(known) or 'none'}.",
+                    )
+        targets = [self.target_of(name) for name in self.outputs]
+        for column in targets:
+            if targets.count(column) > 1:
+                raise PipelineError(
+                    f"step {self.name!r} would write two of its outputs to the column {column!r}",
+                    step=self.name,
+                    column=column,
+                    hint="Give each output a column of its own in output_mappings.",
+                )
+
+    def require(self, columns: ColumnOrigins, names: Sequence[str]) -> None:
+        """Raises PipelineError unless each input in `names` finds its column."""
+        for name in names:
+            column = self.source_of(name)
+            if column not in columns:
+                raise PipelineError(
+                    f"step {self.name!r} needs the column {column!r}, which nothing before it makes"
+                    f"{nearest(column, columns)}",
+                    step=self.name,
+                    column=column,
+                    hint=f"Columns here: {', '.join(columns) or 'none'}. Map one with "
+                    f"input_mappings={{{name!r}: '<column>'}}.",
+                )
+
+    def add_column(self, columns: ColumnOrigins, output: str) -> None:
+        """Adds an output's column, refusing to overwrite one silently."""
+        column = self.target_of(output)
+        explicit = output in self.output_mappings
+        mapped_input = column in [self.source_of(name) for name in (*self.inputs, *self.optional_inputs)]
+        if column in columns and not (explicit or mapped_input or column in PROVENANCE_COLUMNS):
+            raise PipelineError(
+                f"step {self.name!r} would overwrite the column {column!r} made by {columns[column]!r}",
+                step=self.name,
+                column=column,
+                hint=f"Rename it with output_mappings={{{output!r}: '<column>'}}, or say that the overwriting "
+                f"is meant with output_mappings={{{output!r}: {column!r}}}.",
+            )
+        columns[column] = self.name
+
+    # --- identity ------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides this step's results, as JSON; part of the checkpoint fingerprint."""
+        public = {
+            key: jsonable(value, where=f"step {self.name!r}, setting {key!r}")
+            for key, value in vars(self).items()
+            if not key.startswith("_") and key not in self.not_fingerprinted
+        }
+        return {"step": type(self).__name__, "version": self.version, **public}
+
+    def input_fields(self, row: Row) -> bytes:
+        """Canonical bytes of the columns that decide this step's result for a row."""
+        return canonical_json(self.view(row))
+
+
+class SourceStep(Step):
+    """Where rows come from. `open` gives a lazy reader; nothing is read before the engine asks."""
+
+    @abstractmethod
+    def open(self) -> Reader:
+        """A fresh reader from the first row."""
+        raise NotImplementedError
+
+    def known_columns(self) -> tuple[str, ...] | None:
+        """The columns of the first row, for the check before the run; None when they cannot be known."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """A source is known by its reader's identity, which the manifest keeps, not by its settings."""
+        return {"step": type(self).__name__, "version": self.version}
+
+
+class Dropped(Exception):  # noqa: N818 - not an error: a step's answer "this row goes no further"
+    """Raised by a RowStep: the row leaves the pipeline for a counted `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RowStep(Step):
+    """Changes one row; asks no model. Must be pure: it is computed again on every resume."""
+
+    @abstractmethod
+    def apply(self, row: Row) -> Row | list[Row]:
+        """The new row, or several. Raises `Dropped(reason)` to leave it out, RecordError when it cannot."""
+        raise NotImplementedError
+
+
+class JoinStep(Step):
+    """Merges branches, one row from each, matched by the row's key and not by its place."""
+
+    @abstractmethod
+    def join(self, rows: Sequence[Row]) -> Row:
+        """One row from the rows of the branches, in the order in which they were joined by `>>`."""
+        raise NotImplementedError
+
+
+class ModelStep(Step):
+    """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash."""
+
+    def models(self) -> tuple[LLM, ...]:
+        """The models this step asks, so that servers are bound and checked before anything is sent."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def generate(self, row: Row, ctx: Context) -> list[Row]:
+        """Outputs for one row as the step sees it (`view`): a list of one, or of several to expand.
+
+        Raises RecordError (ParseFailure, RequestFailed, ...) for a row that cannot be done.
+        """
+        raise NotImplementedError
+
+
+def snake_case(name: str) -> str:
+    """`LoadDataFromDicts` -> `load_data_from_dicts`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def nearest(name: str, known: Any) -> str:
+    """'' or ' (did you mean ...?)'."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
