@@ -1,7 +1,8 @@
 """What to do: steps, the graph they form, its checks and drawings. Pure; the engine does it."""
 
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.graph import Graph, Node, Plan, current_graph
+from asyncsynth.pipeline.current import current_graph
+from asyncsynth.pipeline.graph import Graph, Node, Plan
 from asyncsynth.pipeline.step import Dropped, JoinStep, ModelStep, RowStep, SourceStep, Step
 
 __all__ = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import Token
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.current import CURRENT, StepRegistry
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
@@ -18,14 +19,6 @@ from asyncsynth.pipeline.step import (
     nearest,
     snake_case,
 )
-
-_CURRENT: ContextVar[Graph | None] = ContextVar("asyncsynth_graph", default=None)
-
-
-def current_graph() -> Graph | None:
-    """The graph whose `with` block we are in."""
-    return _CURRENT.get()
-
 
 @dataclass(slots=True)
 class Node:
@@ -76,15 +69,15 @@ class Graph:
         self.description = description
         self.steps: list[Step] = []
         self._edges: list[tuple[Step, Step]] = []
-        self._token: Token[Graph | None] | None = None
+        self._token: Token[StepRegistry | None] | None = None
 
     def __enter__(self) -> Self:
-        self._token = _CURRENT.set(self)
+        self._token = CURRENT.set(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._token is not None:
-            _CURRENT.reset(self._token)
+            CURRENT.reset(self._token)
             self._token = None
 
     def __repr__(self) -> str:
@@ -136,8 +129,7 @@ class Graph:
         """
         nodes = self._sorted()
         self._check_shape(nodes)
-        origins = self._check_columns(nodes)
-        del origins
+        self._check_columns(nodes)
         self._fingerprint(nodes, run_seed, answering or {})
         ends = [node for node in nodes if not node.after]
         leaves = {"default" if len(ends) == 1 else node.step.name: node.index for node in ends}

@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import jsonable
 from asyncsynth.records import Row, canonical_json
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
     from asyncsynth.pipeline.context import Context
-    from asyncsynth.pipeline.graph import Graph
     from asyncsynth.storage.sources import Reader
 
 #: column -> name of the step that made it; what the checker carries along the graph
@@ -68,9 +68,7 @@ class Step:
         self._explicit_name = name is not None
         self.input_mappings = dict(input_mappings or {})
         self.output_mappings = dict(output_mappings or {})
-        self._graph: Graph | None = None
-        from asyncsynth.pipeline.graph import current_graph  # graph.py needs Step
-
+        self._graph: StepRegistry | None = None
         if (graph := current_graph()) is not None:
             graph.add(self)
 
@@ -201,8 +199,8 @@ class Step:
                 f"step {self.name!r} would overwrite the column {column!r} made by {columns[column]!r}",
                 step=self.name,
                 column=column,
-                hint=f"Rename it with output_mappings={{{output!r}: '<column>'}}, or say that the overwriting "
-                f"is meant with output_mappings={{{output!r}: {column!r}}}.",
+                hint=f"Rename it with output_mappings={{{output!r}: '<column>'}}, or say that "
+                f"overwriting is meant with output_mappings={{{output!r}: {column!r}}}.",
             )
         columns[column] = self.name
 
@@ -239,7 +237,7 @@ class SourceStep(Step):
         return {"step": type(self).__name__, "version": self.version}
 
 
-class Dropped(Exception):  # noqa: N818 - not an error: a step's answer "this row goes no further"
+class Dropped(Exception):
     """Raised by a RowStep: the row leaves the pipeline for a counted `reason`."""
 
     def __init__(self, reason: str) -> None:

@@ -1,0 +1,165 @@
+"""`Task`: a step that asks a model, parses its answer, and re-asks a bounded number of times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ConfigurationError, ParseFailure
+from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.step import ModelStep
+from asyncsynth.records import Row
+from asyncsynth.tasks.alone import AloneRunner, Rows
+from asyncsynth.tasks.templates import prompt_source
+
+#: Sample numbers of re-asks start here, far from those of `num_generations`.
+_REASK_STRIDE = 1_000_000
+
+
+class Task(ModelStep):
+    """Base of the tasks. A subclass gives `inputs`, `outputs`, `messages()` and `parse()`.
+
+    Args:
+        llm: the model and its settings.
+        system_prompt: put before the conversation; a row's own ``system_prompt`` column wins.
+        num_generations: answers per row, each with a seed of its own.
+        group_generations: True: one row whose outputs are lists; False: one row per answer.
+        max_reasks: how often an answer that cannot be parsed is asked for again, before the row fails.
+
+    Runs in a pipeline, as ``await task(row)``, or alone: ``task.load(); next(task.process([row]))``.
+    """
+
+    optional_inputs: tuple[str, ...] = ("system_prompt",)
+    #: Name of the prompt in tasks/prompts; its text is part of the fingerprint.
+    prompt: ClassVar[str | None] = None
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks"})
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        system_prompt: str | None = None,
+        num_generations: int = 1,
+        group_generations: bool = False,
+        max_reasks: int = 2,
+        name: str | None = None,
+        input_mappings: Mapping[str, str] | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(llm, LLM):
+            raise ConfigurationError(
+                f"{type(self).__name__}(llm=...) wants an LLM, got {type(llm).__name__}",
+                hint='Write llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct").',
+            )
+        if num_generations < 1 or max_reasks < 0:
+            raise ConfigurationError(f"{type(self).__name__}: num_generations >= 1 and max_reasks >= 0 needed")
+        self.llm = llm
+        self.system_prompt = system_prompt
+        self.num_generations = num_generations
+        self.group_generations = group_generations
+        self.max_reasks = max_reasks
+        self._alone: AloneRunner | None = None
+        super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
+
+    # --- what a subclass writes ----------------------------------------------------------------
+
+    def messages(self, row: Row, ctx: Context) -> list[Message]:
+        """The conversation to send for a row, without the system prompt."""
+        raise NotImplementedError
+
+    def parse(self, choice: Choice, row: Row) -> Row:
+        """The outputs in an answer. Raises ParseFailure for one that cannot be read."""
+        raise NotImplementedError
+
+    def schema(self, row: Row) -> dict[str, Any] | None:
+        """A JSON schema that constrains the answer, where the server honours one."""
+        return None
+
+    # --- what the engine calls -----------------------------------------------------------------
+
+    def models(self) -> tuple[LLM, ...]:
+        """The models this task asks."""
+        return (self.llm,)
+
+    def settings(self) -> dict[str, Any]:
+        """The step's settings and the prompt's text."""
+        settings = super().settings()
+        if self.prompt is not None:
+            settings["prompt"] = prompt_source(self.prompt)
+        return settings
+
+    async def generate(self, row: Row, ctx: Context) -> list[Row]:
+        """`num_generations` answers for a row: as many rows of outputs, or one row of lists."""
+        if self.num_generations == 1:
+            return [await self.sample(row, ctx, 0)]
+        answers = await all_or_error([self.sample(row, ctx, i) for i in range(self.num_generations)])
+        if not self.group_generations:
+            return answers
+        return [{name: [answer[name] for answer in answers] for name in self.outputs}]
+
+    async def sample(self, row: Row, ctx: Context, number: int) -> Row:
+        """One answer, asked for again with another seed when it cannot be parsed."""
+        messages = self.conversation(row, ctx)
+        schema = self.schema(row)
+        for reask in range(self.max_reasks + 1):
+            request = self.llm.chat(messages, schema=schema, seed=ctx.seed(number + reask * _REASK_STRIDE))
+            completion = await ctx.send(request)
+            try:
+                outputs = self.parse(completion.choices[0], row)
+            except ParseFailure as failure:
+                if reask == self.max_reasks:
+                    failure.attempts = reask + 1
+                    failure.raw = failure.raw if failure.raw is not None else completion.text
+                    raise
+                ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
+                continue
+            if "model_name" in self.outputs:
+                outputs["model_name"] = completion.model
+            return outputs
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def conversation(self, row: Row, ctx: Context) -> list[Message]:
+        """`messages` with the system prompt before them."""
+        system = row.get("system_prompt") or self.system_prompt
+        messages = self.messages(row, ctx)
+        return [{"role": "system", "content": system}, *messages] if system else messages
+
+    # --- alone ---------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Binds the model to its server (starts it, if it is an embedded one). Idempotent."""
+        if self._alone is None:
+            self._alone = AloneRunner(self)
+
+    def unload(self) -> None:
+        """Gives the server connection back; also done when the interpreter exits."""
+        if self._alone is not None:
+            self._alone.close()
+            self._alone = None
+
+    def process(self, rows: list[Row]) -> Iterator[Rows]:
+        """Yields one list: the rows with the task's outputs added. Raises RecordError for a row that fails."""
+        self.load()
+        if self._alone is None:
+            raise AssertionError("load() makes the runner")
+        yield self._alone.process(rows)
+
+    async def __call__(self, row: Row, *, key: str = "0", run_seed: int = 0) -> list[Row]:
+        """The row with the outputs added (several rows when they expand), awaited in a running loop."""
+        self.load()
+        if self._alone is None:
+            raise AssertionError("load() makes the runner")
+        return await asyncio.wrap_future(self._alone.submit(row, key, run_seed))
+
+
+async def all_or_error(coroutines: list[Any]) -> list[Any]:
+    """Runs them side by side; the first error cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
