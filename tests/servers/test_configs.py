@@ -1,0 +1,155 @@
+"""Server configurations: every form, and errors that name file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asyncsynth.client.secret import Secret
+from asyncsynth.errors import ConfigurationError, InputError
+from asyncsynth.servers.configs import ServerConfig, load_servers
+
+
+def write(folder: Path, text: str, name: str = "a.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def one(folder: Path, text: str) -> ServerConfig:
+    [server] = load_servers([write(folder, text)])
+    return server
+
+
+@pytest.mark.parametrize(
+    ("given", "base_url"),
+    [
+        ("http://0.0.0.0:8000", "http://127.0.0.1:8000/v1"),
+        ("http://gpu-3:8000/v1/", "http://gpu-3:8000/v1"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("http://[::1]:80/v1", "http://[::1]:80/v1"),
+    ],
+)
+def test_urls(given: str, base_url: str) -> None:
+    [server] = load_servers([given])
+    assert server.base_url == base_url
+    assert server.models is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ftp://host", "http://", "http://host/v1?x=1", "http://user:s3cret@host/v1", "http://host:99999"],
+)
+def test_urls_that_are_none(given: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_servers([given])
+    assert "s3cret" not in str(caught.value)
+    assert "--servers" in str(caught.value)
+
+
+def test_environment_is_used_only_without_options() -> None:
+    environ = {"ASYNCSYNTH_SERVERS": "http://a:1/v1, http://b:2/v1"}
+    assert [s.name for s in load_servers(environ=environ)] == ["a:1", "b:2"]
+    assert [s.name for s in load_servers(["http://c:3/v1"], environ=environ)] == ["c:3"]
+    assert load_servers(environ={}) == []
+
+
+def test_vllm_file(tmp_path: Path) -> None:
+    server = one(
+        tmp_path,
+        "model: Qwen/Qwen2.5-1.5B-Instruct\nhost: 0.0.0.0\nport: 8001\nmax-num-seqs: 256\n"
+        "dtype: bfloat16\napi-key: k3y\n",
+    )
+    assert server.base_url == "http://127.0.0.1:8001/v1"
+    assert server.models == {"Qwen/Qwen2.5-1.5B-Instruct"}
+    assert server.limit == 256
+    assert server.key({}) == Secret("k3y")
+    assert "k3y" not in repr(server)
+
+
+def test_vllm_file_with_underscores_names_and_tls(tmp_path: Path) -> None:
+    server = one(tmp_path, "model: m\nserved_model_name: [a, b]\nssl_certfile: c.pem\n")
+    assert server.base_url == "https://127.0.0.1:8000/v1"
+    assert server.models == {"a", "b"}
+    assert server.key({"VLLM_API_KEY": " x "}) == Secret("x")
+    assert server.key({}) is None
+
+
+def test_fleet_file(tmp_path: Path) -> None:
+    text = """\
+servers:
+  - url: http://gpu-1:8000
+    models: [a, b]
+    api_key_env: GPU_KEY
+    limit: 32
+  - {url: "http://gpu-2:8000", name: second}
+"""
+    first, second = load_servers([write(tmp_path, text)])
+    assert (first.name, first.models, first.limit) == ("gpu-1:8000", {"a", "b"}, 32)
+    assert first.key({"GPU_KEY": "x"}) == Secret("x")
+    assert (second.name, second.models, second.limit) == ("second", None, None)
+    assert second.origin.endswith("a.yaml:6")
+
+
+def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
+    write(tmp_path, "model: b\nport: 2\n", "b.yml")
+    write(tmp_path, "model: a\nport: 1\n", "a.yaml")
+    write(tmp_path, "not looked at", "README.md")
+    assert [s.models for s in load_servers([str(tmp_path)])] == [{"a"}, {"b"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a: 1\nmodel: [}\n", 2, "not YAML"),
+        ("model: m\nport: eighty\n", 2, "port is to be int, not str"),
+        ("model: m\nport: true\n", 2, "port is to be int, not bool"),
+        ("model: m\nport: 0\n", 2, "between 1 and 65535"),
+        ("model: m\nport: 1\nport: 2\n", 3, "given twice"),
+        ("model: m\nuds: /tmp/x\n", 2, "Unix socket"),
+        ("model: m\nmax-num-seqs: 0\n", 2, "at least 1"),
+        ("model: m\nserved-model-name: [1]\n", 2, "list of names"),
+        ("\nport: 8000\n", 2, "no model is named"),
+        ("- a\n", 1, "keys and values"),
+        ("servers: 3\n", 1, "list"),
+        ("servers:\n  - limit: 3\n", 2, "without a url"),
+        ("servers:\n  - url: http://a\n    limt: 3\n", 3, "Did you mean limit"),
+        ("servers:\n  - url: http://a\n    api_key: k\n", 3, "environment variable"),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        one(tmp_path, text)
+    assert caught.value.line == line
+    assert caught.value.path.endswith("a.yaml")
+
+
+def test_fleet_url_error_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"a\.yaml:2: 'gpu:8000' is not"):
+        one(tmp_path, "servers:\n  - url: gpu:8000\n")
+
+
+def test_yaml_tags_build_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="could not determine a constructor"):
+        one(tmp_path, "model: !!python/object/apply:os.getcwd []\n")
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n"])
+def test_empty_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        one(tmp_path, text)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no file or folder"):
+        load_servers([str(tmp_path / "nope")])
+    with pytest.raises(ConfigurationError, match=r"no \.yaml"):
+        load_servers([str(tmp_path)])
+
+
+def test_one_address_twice(tmp_path: Path) -> None:
+    write(tmp_path, "model: a\n", "a.yaml")
+    write(tmp_path, "model: b\nhost: 127.0.0.1\n", "b.yaml")
+    with pytest.raises(ConfigurationError, match=r"a\.yaml:1 and .*b\.yaml:1"):
+        load_servers([str(tmp_path)])
