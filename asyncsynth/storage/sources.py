@@ -1,0 +1,291 @@
+"""Lazy readers of input rows. One line is in memory at a time, never the whole file or data set.
+
+A row is what JSON makes of it: values that would change silently on the way through the journal (NaN, lone
+surrogates, integers over 64 bits) are refused here, with the place named.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import re
+import stat
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import orjson
+
+from asyncsynth.errors import InputError
+from asyncsynth.records import Row
+from asyncsynth.storage.readers import BadRow, BadRowPolicy, Reader, SourceRow
+from asyncsynth.storage.values import MAX_DEPTH, explain_unjsonable, to_json_row
+
+__all__ = ["MAX_LINE_BYTES", "BadRow", "DictsReader", "JsonlReader", "Reader", "SourceRow"]
+
+MAX_LINE_BYTES = 64 << 20  #: a longer line is taken for a file that is not JSON Lines
+
+#: Integers of 19 digits or more may not fit into 64 bits; orjson would round them to floats.
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_GZIP_MAGIC = b"\x1f\x8b"
+_READ_BUFFER = 1 << 18
+
+
+class JsonlReader(Reader):
+    """JSON Lines: one object a line in UTF-8, plain or gzip. A byte-order mark and blank lines are skipped.
+
+    Raises InputError with file and line for whatever is not that.
+    """
+
+    kind = "jsonl"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        id_column: str | None = None,
+        on_bad_row: BadRowPolicy = "stop",
+        rename: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(id_column=id_column, on_bad_row=on_bad_row, rename=rename)
+        self.path = Path(path)
+        self.name = self.path.name
+
+    def _open(self) -> IO[bytes]:
+        try:
+            mode = self.path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise self._error(
+                    f"is {what}; a JSON Lines file was expected",
+                    hint="Name one file. A pipe cannot be read again on resume: save it to a file first.",
+                )
+            file = io.BufferedReader(io.FileIO(self.path), _READ_BUFFER)
+        except FileNotFoundError:
+            raise self._error(
+                "does not exist; a JSON Lines file was expected",
+                hint=f"Check the path; it is taken relative to {Path.cwd()}.",
+            ) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise self._error(
+                f"cannot be read ({error}); a JSON Lines file was expected",
+                hint="Check its path and permissions.",
+            ) from error
+        if file.peek(2)[:2] == _GZIP_MAGIC:
+            return cast(IO[bytes], _GzipFile(file))
+        return file
+
+    def _numbered(self) -> Iterator[tuple[int, bytes]]:
+        number = 0
+        with self._open() as file:
+            while line := self._readline(file, number + 1):
+                number += 1
+                if number == 1:
+                    line = self._after_bom(line)
+                if not line.isspace() and line:
+                    yield number, line
+
+    def _readline(self, file: IO[bytes], number: int) -> bytes:
+        try:
+            line = file.readline(MAX_LINE_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+            raise self._error(
+                f"reading stopped here ({error}); more of the file was expected",
+                number,
+                hint="The file is cut short or damaged: copy it again. Rows before this line are fine.",
+            ) from error
+        if len(line) > MAX_LINE_BYTES:
+            raise self._error(
+                f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; one JSON object a line was expected",
+                number,
+                hint="Is this a JSON Lines file? A JSON array can be converted with `jq -c '.[]'`.",
+            )
+        return line
+
+    def _after_bom(self, line: bytes) -> bytes:
+        if encoding := _BOMS.get(line[:2]):
+            raise self._error(
+                f"the file is {encoding}; UTF-8 was expected",
+                1,
+                hint=f"Convert it: iconv -f {encoding.lower()} -t utf-8 {self.path} > converted.jsonl",
+            )
+        return line.removeprefix(b"\xef\xbb\xbf")
+
+    def _row(self, number: int, content: bytes) -> Row:
+        try:
+            row = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise self._explain(number, content, error) from None
+        if not isinstance(row, dict):
+            hint = 'Write each row as {"column": value, ...} on a line of its own.'
+            if isinstance(row, list) or content.lstrip()[:1] == b"[":
+                hint = "Convert a JSON array with `jq -c '.[]' file.json > file.jsonl`."
+            raise self._error(f"is {_json_type(row)}; a JSON object was expected", number, hint=hint)
+        if _LONG_NUMBER.search(content) or content.count(b"{") + content.count(b"[") > MAX_DEPTH:
+            self._look_closely(number, content)
+        return row
+
+    def _look_closely(self, number: int, content: bytes) -> None:
+        """Refuses what orjson reads but rounds (long integers) or cannot write again (deep nesting)."""
+        try:
+            found = explain_unjsonable(json.loads(content))
+        except RecursionError:
+            found = ("the row", f"nested more than {MAX_DEPTH} levels deep")
+        if found:
+            raise self._refused(number, *found)
+
+    def _refused(self, number: int, place: str, what: str) -> InputError:
+        return self._error(
+            f"{place} is {what}, which JSON cannot carry unchanged; a plain JSON value was expected",
+            number,
+            column=place,
+            hint="Write it as a string, or leave it out.",
+        )
+
+    def _explain(self, number: int, content: bytes, error: orjson.JSONDecodeError) -> InputError:
+        """Why orjson refused the line, in words that help to mend it."""
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as bad:
+            return self._error(
+                f"is not UTF-8: byte {content[bad.start : bad.end][:1]!r} at offset {bad.start} of the line; "
+                "UTF-8 text was expected",
+                number,
+                hint=f"Convert the file: iconv -f latin1 -t utf-8 {self.path} > converted.jsonl",
+            )
+        try:
+            if found := explain_unjsonable(json.loads(text)):
+                return self._refused(number, *found)
+        except (ValueError, RecursionError):
+            pass
+        hint = f"Mend or remove the line; look at it with `sed -n {number}p {self.path}`."
+        if text.strip() == "[":
+            hint = "This looks like a JSON array: convert it with `jq -c '.[]' file.json > file.jsonl`."
+        elif text.strip() == "{":
+            hint = "This looks like JSON over several lines: convert it with `jq -c . in.json > out.jsonl`."
+        return self._error(
+            f"is not JSON ({error.msg} at column {error.colno}); one JSON object a line was expected",
+            number,
+            hint=hint,
+        )
+
+    def _chunks(self) -> Iterator[bytes]:
+        with self._open() as file:
+            try:
+                while chunk := file.read(1 << 16):
+                    yield chunk
+            except (OSError, EOFError, zlib.error):
+                return  # told with its line when the rows are read
+
+    def _error(self, message: str, number: int | None = None, *, hint: str, column: str = "") -> InputError:
+        return InputError(message, path=str(self.path), line=number, column=column, hint=hint)
+
+
+class DictsReader(Reader):
+    """Rows from Python: an iterable of mappings, or a function that returns a fresh one at each call.
+
+    An iterator can be read once only; a resume then needs the same rows again, from a new one.
+    """
+
+    kind = "dicts"
+    name = "data"
+
+    def __init__(
+        self,
+        data: Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]],
+        *,
+        id_column: str | None = None,
+        on_bad_row: BadRowPolicy = "stop",
+        rename: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(id_column=id_column, on_bad_row=on_bad_row, rename=rename)
+        if isinstance(data, (str, bytes, Mapping)) or not (callable(data) or isinstance(data, Iterable)):
+            raise InputError(
+                f"data is {type(data).__name__}; a list (or other iterable) of dicts was expected",
+                hint='Write data=[{"instruction": "..."}, ...]; read a file with LoadJSONL.',
+            )
+        self._data = data
+        self._held: list[Any] = []  # what was peeked at of an iterator that cannot be read again
+        self._spent = False
+
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        yield from enumerate(self._fresh())
+
+    def _fresh(self) -> Iterable[Any]:
+        if callable(self._data):
+            return self._data()
+        if not isinstance(self._data, Iterator):
+            return self._data
+        if self._spent:
+            raise self._error(
+                "is an iterator that was read already; rows that can be read again were expected",
+                hint="Give a list, or a function that returns a new iterator.",
+            )
+        self._spent = True
+        return itertools.chain(self._held, self._data)
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the first good row; an iterator's first row is kept for the reading."""
+        if not isinstance(self._data, Iterator) or callable(self._data) or self._spent:
+            return super().columns()
+        if not self._held:
+            self._held.extend(itertools.islice(self._data, 1))
+        if not self._held:
+            raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
+        return tuple(self._renamed(0, self._row(0, self._held[0])))
+
+    def _row(self, number: int, content: Any) -> Row:
+        if not isinstance(content, Mapping):
+            raise self._error(
+                f"is {type(content).__name__}; a dict was expected",
+                number,
+                hint='Write each row as {"column": value, ...}.',
+            )
+        try:
+            return to_json_row(content)
+        except TypeError:
+            place, what = explain_unjsonable(dict(content)) or ("the row", "not JSON")
+            raise self._error(
+                f"{place} is {what}; a plain JSON value was expected",
+                number,
+                column=place,
+                hint="Convert it to a string, a number that JSON has, a list or a dict.",
+            ) from None
+
+    def _chunks(self) -> Iterator[bytes]:
+        if isinstance(self._data, Iterator) and not callable(self._data):
+            return  # looking would use it up; rows are then told apart by their own hashes
+        for number, content in self._numbered():
+            try:
+                yield orjson.dumps(self._row(number, content)) + b"\n"
+            except InputError:
+                yield b"\n"  # told with its index when the rows are read
+
+    def _error(self, message: str, number: int | None = None, *, hint: str, column: str = "") -> InputError:
+        place = self.name if number is None else f"{self.name}[{number}]"
+        return InputError(f"{place}: {message}", column=column, hint=hint)
+
+
+class _GzipFile(gzip.GzipFile):
+    """A gzip reader that closes the file under it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._under = file
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._under.close()
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    return names.get(type(value), "an object")
