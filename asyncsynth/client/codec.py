@@ -28,8 +28,8 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 | truncated, protocol                                 | Transient of that reason, at most 3                |
 | too_large                                           | Permanent too_large                                |
 
-Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server, which
-ignores without an error what it does not know; such fields are translated or refused before anything is sent.
+Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
+which ignores without an error what it does not know; such fields are translated, or refused before sending.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _SURROGATES = re.compile(
 def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, bytes]:
     """The path (below the base URL) and the JSON body of a request.
 
-    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON cannot carry.
+    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON cannot hold.
     """
     fields: dict[str, Any] = {"model": request.model}
     if isinstance(request, ChatRequest):
@@ -212,7 +212,7 @@ def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wa
 
 
 def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `retry-after` (seconds or HTTP-date); None if absent or unreadable."""
+    """Seconds to wait, from `retry-after-ms` or `retry-after` (seconds or HTTP-date); None if unreadable."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "").strip()
         if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
@@ -225,7 +225,7 @@ def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
 
 
 def _error_text(body: bytes) -> tuple[str, str]:
-    """The server's message, and its type and code, from vLLM's, llama.cpp's, OpenAI's and FastAPI's error bodies."""
+    """The message, and type and code, in vLLM's, llama.cpp's, OpenAI's and FastAPI's error bodies."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -318,7 +318,7 @@ def _empty(finish: str | None, status: int) -> Outcome:
 
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
-    """llama.cpp repeats a prefilled answer's beginning (vLLM does not), and counts one choice's tokens for `n`."""
+    """llama.cpp repeats a prefilled answer's beginning, and for `n` counts one choice's tokens."""
     if isinstance(request, ChatRequest) and _is_prefilled(request):
         prefix = request.messages[-1]["content"]
         for choice in choices:

@@ -22,7 +22,7 @@ class Secret:
 
     @classmethod
     def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable. Raises ConfigurationError, naming the variable, when it is unset."""
+        """The value of an environment variable. Raises ConfigurationError, naming it, when it is unset."""
         value = os.environ.get(name, "").strip()
         if not value:
             raise ConfigurationError(

@@ -1,7 +1,7 @@
 """One HTTP exchange: the seam between the pool (which decides) and the sockets (which do).
 
-Two implementations: `http11.Http11Pool` (our own, fast) and `adopt.HttpxExchange` (the user's httpx client, unchanged).
-Neither retries, follows redirects, or reads the body: the codec does the reading, the scheduler the deciding.
+Two implementations: `http11.Http11Pool` (our own, fast) and `adopt.HttpxExchange` (the user's httpx client,
+unchanged). Neither retries or reads the body: the codec does the reading, the scheduler the deciding.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024  #: a larger answer is refused, whatever i
 class Timeouts:
     """Deadlines of one exchange, in seconds. Kept by a coarse sweeper: never early, up to two sweeps late.
 
-    `idle` counts from one response byte to the next, after the first; waiting for the first is `total`'s matter,
-    because a server with a queue says nothing until it is done.
+    `idle` counts from one response byte to the next, after the first; waiting for the first is `total`'s
+    matter, because a server with a queue says nothing until it is done.
     """
 
     connect: float = 10.0
@@ -48,8 +48,8 @@ class TransportFailure(Exception):
       too_large  the body is over the cap
       protocol   what came is not HTTP/1.1, or is compressed though identity was asked for
 
-    `free` is True when a *reused* connection died before any response byte: the server closed it while idle and never
-    saw the request, so one resend charges nobody.
+    `free` is True when a *reused* connection died before any response byte: most likely the server closed it
+    while idle and never saw the request, so one resend charges nobody. One: a poison request looks the same.
     """
 
     def __init__(self, reason: str, message: str, *, free: bool = False) -> None:
