@@ -1,0 +1,143 @@
+"""The file system as storage sees it: one small seam, so that tests can make any call fail.
+
+Everything that changes the disk goes through a `FileSystem`; errors become `StorageError` naming the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from asyncsynth.errors import StorageError
+
+DIR_MODE = 0o700
+FILE_MODE = 0o600
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HINTS = {
+    errno.ENOSPC: "The disk is full. Free some space, then run the same command again: it resumes.",
+    errno.EDQUOT: "The quota is used up. Free some space, then run the same command again: it resumes.",
+    errno.EROFS: "The file system is read-only. Remount it writable or choose another run directory.",
+    errno.EACCES: "No permission. Make the directory writable for this user or choose another run directory.",
+    errno.EPERM: "No permission. Make the directory writable for this user or choose another run directory.",
+    errno.EIO: "The disk reports a fault. Check it, copy the run directory to a sound one, resume there.",
+    errno.EMFILE: "Too many open files. Raise the limit (ulimit -n), then run the same command again.",
+}
+
+
+class FileSystem:
+    """The calls storage makes. Each is one system call; each raises OSError as the system does."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """A file descriptor; a file it creates has mode 0600."""
+        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """May write less than all of it: see `write_all`."""
+        return os.write(fd, data)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    def seek(self, fd: int, offset: int) -> None:
+        os.lseek(fd, offset, os.SEEK_SET)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def fdatasync(self, fd: int) -> None:
+        """Contents and length are on the disk when this returns."""
+        if sys.platform == "darwin":
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # macOS: fsync stops at the drive's cache
+        else:
+            os.fdatasync(fd)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def mkdir(self, path: Path) -> None:
+        os.mkdir(path, DIR_MODE)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Names made, renamed or removed in the directory are on the disk when this returns."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+REAL = FileSystem()
+
+
+def write_all(fs: FileSystem, fd: int, data: bytes) -> None:
+    """Writes every byte, going on after short writes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = fs.write(fd, view)
+        if written <= 0:
+            raise OSError(errno.EIO, "write returned 0")
+        view = view[written:]
+
+
+def is_full(error: BaseException) -> bool:
+    """True for 'no space left' and 'quota exceeded'."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def storage_error(error: OSError, path: Path, doing: str) -> StorageError:
+    """The StorageError for a failed call: what was being done, to which path, and what to do next."""
+    number = error.errno or 0
+    reason = f"{error.strerror or error} ({errno.errorcode.get(number, number)})"
+    hint = _HINTS.get(
+        number, "Nothing acknowledged is lost; mend the cause, then run the same command again."
+    )
+    return StorageError(f"{path}: cannot {doing}: {reason}", hint=hint)
+
+
+def make_directory(fs: FileSystem, path: Path) -> None:
+    """Makes a private directory (0700) and missing parents, each durable. Raises StorageError."""
+    if path.is_dir():
+        return
+    try:
+        if not path.parent.is_dir():
+            make_directory(fs, path.parent)
+        with contextlib.suppress(FileExistsError):
+            fs.mkdir(path)
+        fs.fsync_dir(path.parent)
+    except OSError as error:
+        raise storage_error(error, path, "make the directory") from error
+    if not path.is_dir():
+        raise StorageError(f"{path}: is not a directory", hint="Choose another run directory.")
+
+
+def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL) -> None:
+    """Replaces a file so that a reader, or a crash, meets all old or all new bytes. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(fs, fd, data)
+            fs.fdatasync(fd)
+        finally:
+            fs.close(fd)
+        fs.rename(temporary, path)
+        fs.fsync_dir(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fs.unlink(temporary)
+        raise storage_error(error, path, "write the file") from error

@@ -1,0 +1,102 @@
+"""How a line of the journal is framed and checked. Pure.
+
+A line is `{...,"_q":<seq>,"_c":"<crc32, 8 hex digits>"}` and a newline. The CRC covers the raw bytes before
+`,"_c"` and starts from the segment's salt, so bytes of another segment never check. `_q` counts every line
+of the run, headers and marks included, so that a missing line shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import orjson
+
+FORMAT = 1
+HEADER_START = b'{"t":"seg",'
+MARK_START = b'{"t":"mark",'
+_CRC_FIELD = b',"_c":"'
+_TRAILER = 17  #: bytes of `,"_c":"xxxxxxxx"}`
+_OFFSET_BITS = 40
+_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a segment. `prev` is the last seq before this segment; its own is `prev + 1`."""
+
+    run_id: str
+    segment: int
+    salt: int
+    prev: int
+
+
+def location(segment: int, offset: int) -> int:
+    """Where a line starts, as one integer. Never 0: segments count from 1."""
+    return segment << _OFFSET_BITS | offset
+
+
+def split_location(where: int) -> tuple[int, int]:
+    """(segment, byte offset) of a location."""
+    return where >> _OFFSET_BITS, where & _OFFSET_MASK
+
+
+def frame(body: bytes, seq: int, salt: int) -> bytes:
+    """The line, newline included, for a JSON object that is not empty."""
+    head = b'%b,"_q":%d' % (body[:-1], seq)
+    return b'%b,"_c":"%08x"}\n' % (head, crc32(head, salt))
+
+
+def check(line: bytes, salt: int) -> tuple[int, int]:
+    """(seq, where `,"_q"` starts) of a line without its newline; (-1, -1) when it does not check."""
+    if line[-2:] != b'"}' or line[-_TRAILER:-10] != _CRC_FIELD:
+        return -1, -1
+    if b"%08x" % crc32(memoryview(line)[:-_TRAILER], salt) != line[-10:-2]:
+        return -1, -1
+    at = line.rfind(b',"_q":', 0, -_TRAILER)
+    digits = line[at + 6 : -_TRAILER]
+    if at < 0 or not digits.isdigit():
+        return -1, -1
+    return int(digits), at
+
+
+def header_line(header: Header) -> bytes:
+    """A segment's first line. Its own CRC starts from 0: the salt is inside."""
+    body = orjson.dumps(
+        {"t": "seg", "format": FORMAT, "run": header.run_id, "n": header.segment, "salt": header.salt,
+         "prev": header.prev}
+    )  # fmt: skip
+    return frame(body, header.prev + 1, 0)
+
+
+def parse_header(line: bytes) -> tuple[Header, int] | None:
+    """(header, format version) from a first line without its newline; None when it does not check."""
+    if not line.startswith(HEADER_START) or check(line, 0)[0] < 0:
+        return None
+    data = orjson.loads(line)
+    return Header(data["run"], data["n"], data["salt"], data["prev"]), data["format"]
+
+
+def mark_line(durable_upto: int, salt: int) -> bytes:
+    """The first line of a commit group: all up to `durable_upto` was synced before this was written.
+
+    It repeats the salt, so that it can be believed even where the segment's header is damaged.
+    """
+    body = b'{"t":"mark","durable_upto":%d,"salt":%d}' % (durable_upto, salt)
+    return frame(body, durable_upto + 1, salt)
+
+
+def mark_durable_upto(line: bytes, salt: int | None) -> int:
+    """`durable_upto` of a mark without its newline, or -1. Salt None: believe the one it carries."""
+    if not line.startswith(MARK_START):
+        return -1
+    try:
+        data = orjson.loads(line)
+        carried, upto = data["salt"], data["durable_upto"]
+    except (ValueError, KeyError):
+        return -1
+    if not isinstance(carried, int) or not isinstance(upto, int) or not 0 <= carried < 1 << 32:
+        return -1
+    if salt is not None and carried != salt:
+        return -1
+    return upto if check(line, carried)[0] >= 0 else -1

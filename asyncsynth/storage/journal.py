@@ -1,0 +1,347 @@
+"""The journal: append-only, one writer, group commit; acknowledged only when on the disk.
+
+Appending is cheap and does no I/O: lines collect into a group, and one thread writes and syncs a group at a
+time. A failed write or sync latches: every waiter and every later append gets the same StorageError, and the
+sync is never tried again (after a failed fsync the kernel marks the pages clean, so a retry would lie).
+
+Layout of the run directory and of a line: see `segments` and `framing`; after a crash: see `recovery`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from asyncsynth.errors import StorageError
+from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, storage_error, write_all
+from asyncsynth.storage.framing import Header, header_line, mark_line, split_location
+from asyncsynth.storage.lock import RunLock
+from asyncsynth.storage.reading import LineReader
+from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
+from asyncsynth.storage.segments import list_segments, segment_path
+
+SEGMENT_BYTES = 256 << 20  #: a segment that has reached this is followed by a new one
+GROUP_ENTRIES = 256  #: a group this large is committed at once ...
+GROUP_BYTES = 8 << 20
+GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
+
+
+class _Group:
+    """Lines that will be written and synced together, and who waits for that."""
+
+    __slots__ = ("at", "header", "lines", "nbytes", "segment", "waiters")
+
+    def __init__(self, segment: int, at: int, header: bytes | None) -> None:
+        self.segment = segment
+        self.at = at  #: offset of the first line: the segment is durable up to here before the write
+        self.header = header  #: not None when this group opens its segment
+        self.lines: list[bytes] = []
+        self.nbytes = 0
+        self.waiters: list[asyncio.Future[None]] = []
+
+
+class Journal:
+    """The writer of one run directory. Use from one event loop; made by `create` or `open`."""
+
+    def __init__(
+        self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: _Options
+    ) -> None:
+        self.directory = directory
+        self.run_id = state.run_id or uuid.uuid4().hex
+        self.report: RecoveryReport = state.report
+        self.fatal: StorageError | None = None  #: the failure that ended writing, if one did
+        self._fs = fs
+        self._lock = lock
+        self._options = options
+        self._reader = LineReader(directory, fs, state.salts)
+        self._seq = state.last_seq
+        self._segment = state.last_segment
+        self._offset = options.segment_bytes  # as if full: what was there before is never appended to
+        self._salt = 0
+        self._pending: _Group | None = None
+        self._in_flight: _Group | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False  #: the pending group's time has come while another was being written
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fd = -1  # only the writer thread touches it while a group is in flight
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._closed = False
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, directory: Path, *, run_id: str | None = None, fs: FileSystem = REAL, **options: Any
+    ) -> Journal:
+        """A journal in a directory that has none (made, mode 0700, if missing); takes the lock.
+
+        Raises RunLockedError, and StorageError when there is a journal already or the disk refuses.
+        """
+        make_directory(fs, directory)
+        lock = RunLock(directory, fs=fs)
+        try:
+            if list_segments(directory, fs):
+                raise StorageError(
+                    f"{directory}: there is a run here already",
+                    hint="Resume it, or choose another run directory.",
+                )
+            state = Recovered(run_id, {}, 0, 0, RecoveryReport())
+            return cls(directory, fs, lock, state, _Options(**options))
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(
+        cls, directory: Path, *, visitor: Visitor | None = None, fs: FileSystem = REAL, **options: Any
+    ) -> Journal:
+        """Takes the lock, verifies every line, repairs a torn tail; `report` tells what was found.
+
+        `visitor` is shown every entry on the way (see `RunIndex`). No segment: an empty journal.
+        Raises RunLockedError, CorruptJournal (file and offset), StorageError.
+        """
+        lock = RunLock(directory, fs=fs)
+        try:
+            state = recover(directory, fs, visitor or NoVisitor())
+            return cls(directory, fs, lock, state, _Options(**options))
+        except BaseException:
+            lock.release()
+            raise
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def append(self, body: bytes) -> int:
+        """Adds one entry and returns its location; durable once a later `flushed()` returns.
+
+        `body` is the bytes of one JSON object with at least one member, without a newline. Raises
+        StorageError once writing has failed, ValueError for a body of another shape.
+        """
+        if body[:1] != b"{" or body[-1:] != b"}" or len(body) < 3 or b"\n" in body:
+            raise ValueError("a journal entry is one non-empty JSON object on one line")
+        group = self._pending
+        if group is None:
+            if self._closed:
+                raise StorageError(f"{self.directory}: the journal is closed")
+            group = self._begin_group()
+        self._seq = seq = self._seq + 1
+        head = b'%b,"_q":%d' % (body[:-1], seq)
+        line = b'%b,"_c":"%08x"}\n' % (head, crc32(head, self._salt))
+        where = self._segment << 40 | self._offset
+        size = len(line)
+        self._offset += size
+        group.lines.append(line)
+        group.nbytes += size
+        if len(group.lines) > self._options.group_entries or group.nbytes >= GROUP_BYTES:
+            self._commit()
+        return where
+
+    async def flushed(self) -> None:
+        """Returns when everything appended so far is on the disk. Raises StorageError if that failed.
+
+        May be cancelled; the commit goes on.
+        """
+        if self.fatal is not None:
+            raise self._refusal()
+        group = self._pending or self._in_flight
+        if group is None:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        group.waiters.append(waiter)
+        await waiter
+
+    def _begin_group(self) -> _Group:
+        """A new pending group with its mark, in a new segment if this one is full; starts its timer."""
+        if self.fatal is not None:
+            raise self._refusal()
+        loop = self._loop = asyncio.get_running_loop()
+        header: bytes | None = None
+        if self._offset >= self._options.segment_bytes:
+            self._segment += 1
+            self._salt = secrets.randbits(32)
+            self._reader.salts[self._segment] = self._salt
+            header = header_line(Header(self.run_id, self._segment, self._salt, self._seq))
+            self._seq += 1
+            self._offset = len(header)
+        group = self._pending = _Group(self._segment, self._offset, header)
+        self._add_mark(group)
+        self._timer = loop.call_later(self._options.group_delay_s, self._commit)
+        return group
+
+    def _add_mark(self, group: _Group) -> None:
+        """Groups are written in turn, each synced before the next: all before this is durable by then."""
+        mark = mark_line(self._seq, self._salt)
+        self._seq += 1
+        self._offset += len(mark)
+        group.lines.append(mark)
+        group.nbytes += len(mark)
+
+    def _commit(self) -> None:
+        """Hands the pending group to the writer thread, or notes that it is due when the thread is busy."""
+        group = self._pending
+        if self._in_flight is not None:
+            self._due = True
+            return
+        if group is None or self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = False
+        self._pending, self._in_flight = None, group
+        work = self._loop.run_in_executor(self._thread, self._write, group)
+        work.add_done_callback(self._written)
+
+    def _write(self, group: _Group) -> None:
+        """In the writer thread: everything before is durable; makes this group durable or raises."""
+        fs = self._fs
+        path = segment_path(self.directory, group.segment)
+        doing = "create the segment" if group.header is not None else "write the journal"
+        try:
+            if group.header is not None:
+                self._close_fd()
+                self._fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                write_all(fs, self._fd, group.header)
+                fs.fdatasync(self._fd)
+                fs.fsync_dir(self.directory)
+                doing = "write the journal"
+            write_all(fs, self._fd, b"".join(group.lines))
+            doing = "sync the journal"
+            fs.fdatasync(self._fd)
+        except OSError as error:
+            if is_full(error) and self._fd >= 0:
+                self._cut_back(group)
+            raise storage_error(error, path, doing) from error
+
+    def _cut_back(self, group: _Group) -> None:
+        """On a full disk: gives back the half-written group, so that the file ends with a good line."""
+        try:
+            self._fs.ftruncate(self._fd, group.at if group.header is None else 0)
+        except OSError:
+            return  # recovery will cut it
+
+    def _written(self, work: asyncio.Future[None]) -> None:
+        """In the event loop, when the thread is done: acknowledges or latches."""
+        group, self._in_flight = self._in_flight, None
+        assert group is not None
+        error = (
+            work.exception() if not work.cancelled() else StorageError("the journal's write was cancelled")
+        )
+        if error is not None:
+            self._fail(error, group)
+            return
+        for waiter in group.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        pending = self._pending
+        if pending is not None and (self._due or len(pending.lines) > self._options.group_entries):
+            self._commit()
+
+    def _fail(self, error: BaseException, group: _Group) -> None:
+        if isinstance(error, StorageError):
+            self.fatal = error
+        else:
+            self.fatal = StorageError(f"{self.directory}: writing the journal failed: {error!r}")
+            self.fatal.__cause__ = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiters = group.waiters + (self._pending.waiters if self._pending else [])
+        self._pending = None
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(self._refusal())
+        if self._options.on_fatal is not None:
+            self._options.on_fatal(self.fatal)
+
+    def _refusal(self) -> StorageError:
+        """A fresh error for each caller: one instance raised in many tasks would pile up tracebacks."""
+        assert self.fatal is not None
+        error = type(self.fatal)(self.fatal.message, hint=self.fatal.hint)
+        error.__cause__ = self.fatal.__cause__
+        return error
+
+    # --- reading and closing -------------------------------------------------------------------
+
+    def read(self, where: int) -> dict[str, Any]:
+        """The entry at a location, checked; also one that is not written yet. Raises CorruptJournal."""
+        line = self._unwritten(*split_location(where))
+        return self._reader.parse(where, line) if line is not None else self._reader.read(where)
+
+    def _unwritten(self, segment: int, offset: int) -> bytes | None:
+        for group in (self._in_flight, self._pending):
+            if group is None or group.segment != segment or not group.at <= offset < group.at + group.nbytes:
+                continue
+            at = group.at
+            for line in group.lines:
+                if at == offset:
+                    return line
+                at += len(line)
+        return None
+
+    async def close(self) -> None:
+        """Makes everything durable, writes a last mark, lets go of the lock. Safe to call twice.
+
+        Raises StorageError when writing has failed, now or before: what was acknowledged is still safe.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.fatal is None and self._loop is not None:
+                self._commit()
+                await self.flushed()
+                # The last mark says that all before it was synced: from now on a bad line is corruption.
+                self._begin_group()
+                self._commit()
+                await self.flushed()
+        finally:
+            self._release()
+        if self.fatal is not None:
+            raise self._refusal()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pending is not None and self.fatal is None:
+            self._fail(
+                StorageError(f"{self.directory}: the journal was closed before its last write"), self._pending
+            )
+        self._thread.shutdown(wait=True)
+        self._close_fd()
+        self._reader.close()
+        self._lock.release()
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._fs.close(fd)
+
+    async def __aenter__(self) -> Journal:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _Options:
+    """Sizes and times of the writer; tests make them small."""
+
+    def __init__(
+        self,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        group_entries: int = GROUP_ENTRIES,
+        group_delay_s: float = GROUP_DELAY_S,
+        on_fatal: Callable[[StorageError], None] | None = None,
+    ) -> None:
+        self.segment_bytes = segment_bytes
+        self.group_entries = group_entries
+        self.group_delay_s = group_delay_s
+        self.on_fatal = on_fatal
