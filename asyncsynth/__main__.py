@@ -1,0 +1,5 @@
+"""`python -m asyncsynth`."""
+
+from asyncsynth.cli.main import main
+
+main()

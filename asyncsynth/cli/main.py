@@ -1,0 +1,129 @@
+"""The command line: parse, call, show. Heavy imports stand inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncsynth.errors import AsyncsynthError
+
+app = typer.Typer(
+    name="asyncsynth",
+    help="Make instruction-tuning and preference data by prompting models that you serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PipelineFile = Annotated[str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
+
+
+@app.command()
+def run(
+    pipeline: PipelineFile,
+    input: Annotated[Path | None, typer.Option(help="JSONL file to read instead of the pipeline's own source.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory [default: asyncsynth-runs/<name>].")] = None,
+    servers: Annotated[
+        list[str] | None,
+        typer.Option(help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"),
+    ] = None,
+    embedded: Annotated[bool, typer.Option("--embedded", help="Answer every model with a small one on this CPU.")] = False,
+    embedded_model: Annotated[
+        str | None, typer.Option(help="Which embedded model: a known name or a GGUF file. Implies --embedded.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many input records.")] = None,
+    seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
+    window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
+    export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline; the same command resumes it.
+
+    Exit codes: 0 done, 2 bad usage or configuration, 3 done with failed records, 4 stopped and resumable,
+    5 disk or journal failure. Ctrl-C drains; a second one cancels; a third exits at once.
+    """
+    from asyncsynth.cli.run import run_command
+
+    code = run_command(
+        pipeline,
+        input=input,
+        export=export,
+        as_json=as_json,
+        output=output,
+        servers=tuple(servers or ()),
+        embedded=embedded_model or embedded,
+        limit=limit,
+        seed=seed,
+        window=window,
+        retry_failed=retry_failed,
+        update=update,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(directory: RunDir, as_json: AsJson = False) -> None:
+    """Tell how a run stands: also while another process is writing it."""
+    from asyncsynth.cli.inspect import status_command
+
+    status_command(directory, as_json=as_json)
+
+
+@app.command()
+def export(
+    directory: RunDir,
+    to: Annotated[Path, typer.Option("--to", help="File to write; its ending says the format (.jsonl, .csv).")],
+    leaf: Annotated[str, typer.Option(help="Which end of the graph, where it has several.")] = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's rows to a file, in input order."""
+    from asyncsynth.cli.inspect import export_command
+
+    export_command(directory, to, leaf=leaf, as_json=as_json)
+
+
+@app.command()
+def draw(
+    pipeline: PipelineFile,
+    form: Annotated[str, typer.Option("--form", help="text or mermaid")] = "text",
+    to: Annotated[Path | None, typer.Option("--to", help="File to write instead of the terminal.")] = None,
+) -> None:
+    """Draw a pipeline: its steps, columns and mappings."""
+    from asyncsynth.cli.inspect import draw_command
+
+    draw_command(pipeline, form=form, to=to)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from asyncsynth import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The `asyncsynth` command."""
+    try:
+        app()
+    except AsyncsynthError as error:
+        from asyncsynth.cli.show import event
+        from asyncsynth.cli.text import complain
+
+        if "--json" in sys.argv:
+            kind = type(error).__name__
+            event({"event": "error", "error": kind, "message": str(error), "exit_code": error.exit_code})
+        complain(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""`asyncsynth run`: signals, progress, export and exit code around `Pipeline.arun`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.show import ProgressDisplay, event, summary
+from asyncsynth.cli.text import complain
+from asyncsynth.engine.pipeline import Pipeline, run_in_loop
+from asyncsynth.engine.report import RunReport
+from asyncsynth.engine.runner import Runner
+from asyncsynth.errors import EXIT_STOPPED
+from asyncsynth.storage.exports import export as export_rows
+from asyncsynth.storage.exports import leaves
+
+
+def run_command(target: str, *, input: Path | None, export: bool, as_json: bool, **options: Any) -> int:
+    """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
+    pipeline = load_pipeline(target)
+    if input is not None:
+        pipeline.with_input(str(input))
+    report = run_in_loop(lambda: _supervised(pipeline, as_json=as_json, options=options))
+    if report is None:
+        complain("stopped before anything was sent; the same command starts again")
+        return EXIT_STOPPED
+    exported: dict[str, object] = {}
+    if export and report.complete:
+        exported = _export_all(report)
+    if as_json:
+        event({"event": "done", **report.as_json(), "exported": exported})
+    else:
+        summary(report, exported)
+    return report.exit_code
+
+
+async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, Any]) -> RunReport | None:
+    """The run with progress on show and signals in hand; a cancelled run reports what it has done."""
+    display = ProgressDisplay(as_json=as_json)
+    signals = Signals()
+
+    def on_runner(runner: Runner) -> None:
+        signals.runner = runner
+        display.start(runner)
+
+    def on_embedded(text: str) -> None:
+        complain(text)
+
+    with signals.installed():
+        try:
+            result = await pipeline.arun(on_runner=on_runner, on_embedded_progress=on_embedded, **options)
+        except asyncio.CancelledError:
+            if not signals.count:
+                raise
+            current = asyncio.current_task()
+            if current is not None:
+                current.uncancel()
+            return signals.runner.report() if signals.runner is not None else None
+        finally:
+            display.stop()
+    return result.report
+
+
+class Signals:
+    """SIGINT and SIGTERM: the first drains, the second cancels, the third exits at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.runner: Runner | None = None
+        self._main: asyncio.Task[Any] | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes the signals for as long as the block runs."""
+        loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._received, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _received(self, number: int) -> None:
+        self.count += 1
+        name = signal.Signals(number).name
+        if self.count >= 3:
+            os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
+        if self.count == 1 and self.runner is not None:
+            complain(f"{name}: finishing what is in flight; once more cancels it")
+            self.runner.drain(name)
+            return
+        complain(f"{name}: cancelling; once more exits at once")
+        if self.runner is not None:
+            self.runner.drain(name)
+        if self._main is not None:
+            self._main.cancel()
+
+
+def _export_all(report: RunReport) -> dict[str, object]:
+    """Each end of the graph to a JSONL file of its name in the run directory."""
+    exported: dict[str, object] = {}
+    for leaf in leaves(report.directory):
+        to = report.directory / ("result.jsonl" if leaf == "default" else f"result-{leaf}.jsonl")
+        exported[str(to)] = export_rows(report.directory, to, leaf=leaf).rows
+    return exported

@@ -1,0 +1,126 @@
+"""How a run looks: a live line on a terminal, plain lines elsewhere, JSON lines for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+
+import orjson
+
+from asyncsynth.cli.text import complain, duration, number, one_line, safe, say
+from asyncsynth.engine.report import Progress, RunReport
+from asyncsynth.engine.runner import Runner
+
+_TERMINAL_EVERY_S = 0.5
+_PLAIN_EVERY_S = 5.0
+
+
+class ProgressDisplay:
+    """Shows a runner's progress until told to stop. Faults of the display never reach the run."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, runner: Runner) -> None:
+        """Begins to show; call from the run's event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._show(runner))
+
+    def stop(self) -> None:
+        """Ends, leaving the terminal's line clean."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+            if self._terminal:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+
+    async def _show(self, runner: Runner) -> None:
+        every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
+        while True:
+            await asyncio.sleep(every)
+            try:
+                self._draw(runner.progress())
+            except (OSError, ValueError):
+                return  # the reader of our output has gone; the run goes on
+
+    def _draw(self, progress: Progress) -> None:
+        if self._as_json:
+            event({"event": "progress", **progress.as_json()})
+        elif self._terminal:
+            columns = shutil.get_terminal_size().columns
+            sys.stderr.write("\r\x1b[K" + safe(progress_line(progress), columns - 1))
+            sys.stderr.flush()
+        else:
+            complain(progress_line(progress))
+
+
+def progress_line(progress: Progress) -> str:
+    """One line: records, rows, rates, in flight, retries, failures by reason, time left."""
+    counts = progress.counts
+    done = counts.earlier + counts.ok + counts.failed
+    of_total = f"/{number(progress.total)}" if progress.total is not None else ""
+    parts = [
+        f"{number(done)}{of_total} records",
+        f"{number(progress.tokens_per_s)} tok/s",
+        f"{number(progress.requests_in_flight)} in flight",
+    ]
+    if progress.requests_waiting:
+        parts.append(f"{number(progress.requests_waiting)} waiting")
+    if retries := sum(progress.retries.values()):
+        parts.append(f"{number(retries)} retries")
+    if counts.failures:
+        parts.append("failed: " + _by_reason(counts.failures))
+    paused = [server["name"] for server in progress.servers if server["state"] != "closed"]
+    if paused:
+        parts.append("paused: " + ", ".join(paused))
+    parts.append(f"{duration(progress.elapsed_s)}, ETA {duration(progress.eta_s)}")
+    return " · ".join(parts)
+
+
+def event(fields: Mapping[str, object]) -> None:
+    """One JSON line on standard output."""
+    sys.stdout.write(orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    sys.stdout.flush()
+
+
+def summary(report: RunReport, exported: Mapping[str, object]) -> None:
+    """The closing words of a run."""
+    counts = report.counts
+    state = "done" if report.complete else f"stopped ({report.stopped_why or 'before the end'})"
+    say(f"{report.pipeline}: {state} in {duration(report.elapsed_s)}")
+    say(f"  records   {number(counts.read)} read, {number(counts.ok)} ok, {number(counts.failed)} failed"
+        + (f", {number(counts.earlier)} done earlier" if counts.earlier else ""))  # fmt: skip
+    say(f"  rows      {number(counts.rows)} made"
+        + (f", {number(counts.failed_rows)} failed" if counts.failed_rows else ""))  # fmt: skip
+    if counts.reused_steps:
+        say(f"  reused    {number(counts.reused_steps)} step results of earlier runs")
+    if counts.dropped:
+        say(f"  dropped   {_by_reason(counts.dropped)}")
+    if counts.failures:
+        say(f"  failures  {_by_reason(counts.failures)}")
+    if report.requests:
+        rate = report.completion_tokens / max(report.elapsed_s, 1e-9)
+        say(f"  requests  {number(report.requests)}, {number(report.completion_tokens)} tokens "
+            f"({number(rate)} tok/s), p50 {report.latency_p50_s:.2f} s, p99 {report.latency_p99_s:.2f} s")  # fmt: skip
+    if report.retries:
+        say(f"  retries   {_by_reason(report.retries)}")
+    for model, answers in sorted(report.answered_by.items()):
+        say(f"  answered  {one_line(model)}: {number(answers)}")
+    for note in report.notes:
+        say(f"  note      {one_line(note, 400)}")
+    for path, rows in exported.items():
+        say(f"  output    {path} ({rows} rows)")
+    if not report.complete:
+        say("  The same command goes on from here.")
+    elif counts.failed_rows:
+        say(f"  See `asyncsynth status {report.directory}`; --retry-failed tries the failed records again.")
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{one_line(reason, 80)} {number(count)}" for reason, count in ordered)

@@ -1,0 +1,68 @@
+"""How a run is to be done; what is to be done stands in the pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.records import Row
+from asyncsynth.servers.embedded import EmbeddedSpec
+
+#: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
+WINDOW_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of one run.
+
+    Args:
+        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>``.
+        servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
+        embedded: answer every model with an embedded one (True for the default, or its name or GGUF path).
+        limit: stop after this many input records.
+        seed: the run seed; all sampling seeds and random choices come from it.
+        retry_failed: try the records that failed in an earlier run again.
+        update: accept that the pipeline or its input has changed since the directory was made.
+        use_cache: False starts over in the directory's place, keeping the old one aside.
+        window: records in flight at most; None takes twice the servers' slots and some.
+        retry: waits, stops and budgets (`core.retry.RetryPolicy`).
+    """
+
+    output: Path | str | None = None
+    servers: Sequence[str] = ()
+    embedded: bool | str = False
+    limit: int | None = None
+    seed: int = 0
+    retry_failed: bool = False
+    update: bool = False
+    use_cache: bool = True
+    window: int | None = None
+    window_bytes: int = WINDOW_BYTES
+    retry: RetryPolicy | None = None
+    on_embedded_progress: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 0), ("window", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+
+    def directory(self, pipeline_name: str) -> Path:
+        """Where the run lives."""
+        if self.output is not None:
+            return Path(self.output)
+        return Path(os.environ.get("ASYNCSYNTH_RUNS", "asyncsynth-runs")) / pipeline_name
+
+    def embedded_spec(self) -> EmbeddedSpec | None:
+        """Which embedded model is to answer, if one is."""
+        if self.embedded is False:
+            return None
+        return EmbeddedSpec() if self.embedded is True else EmbeddedSpec(model=self.embedded)
+
+
+FinishedRows = dict[str, list[Row]]  #: leaf -> rows of one record

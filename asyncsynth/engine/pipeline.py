@@ -1,0 +1,146 @@
+"""`Pipeline`: the graph that can be run: `run()`, `await arun()`, `async for row in stream()`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+
+from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.result import Result
+from asyncsynth.engine.rundir import RunDirectory
+from asyncsynth.engine.runner import OnRows, Runner
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.pipeline import Graph, Plan
+from asyncsynth.records import Row
+from asyncsynth.servers.binding import answering_models, open_pool
+from asyncsynth.servers.configs import parse_servers, servers_from_environment
+
+
+#: Finished records that wait for a slow reader of `stream()`; beyond, the run waits too.
+_STREAM_BUFFER = 64
+
+
+class Pipeline(Graph):
+    """A graph of steps, joined by ``>>`` inside ``with Pipeline() as pipeline:``, and its runs.
+
+    Running the same pipeline with the same ``output`` again resumes: what is done is not paid again.
+    """
+
+    def run(self, **options: Any) -> Result:
+        """Runs to the end and returns the result. Keyword arguments: see `RunOptions`.
+
+        Not from a running event loop (a notebook's cell, an async function): use ``await arun()`` there.
+        Raises AsyncsynthError: PipelineError, ServerError, StorageError, ...
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigurationError(
+                "pipeline.run() was called inside a running event loop",
+                hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
+            )
+        return run_in_loop(lambda: self.arun(**options))
+
+    async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
+        """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining."""
+        chosen = RunOptions(**options)
+        async with self._runner(chosen, None) as runner:
+            if on_runner is not None:
+                on_runner(runner)
+            report = await runner.run()
+        return Result(report)
+
+    async def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
+        """Yields result rows as their records become durable, in the order in which they finish.
+
+        Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
+        A slow reader is backpressure. Rows that an earlier run finished are yielded too.
+        """
+        chosen = RunOptions(**options)
+        finished: asyncio.Queue[FinishedRows | None] = asyncio.Queue(_STREAM_BUFFER)
+
+        async def run() -> None:
+            try:
+                async with self._runner(chosen, finished.put) as runner:
+                    await runner.run()
+            finally:
+                # Said last; when the reader has left, nobody waits for it.
+                if not _is_cancelling():
+                    await finished.put(None)
+
+        # The run is a task of its own: a task group around a `yield` would break when the reader leaves.
+        task = asyncio.create_task(run(), name=f"asyncsynth {self.name}")
+        try:
+            while (rows := await finished.get()) is not None:
+                for row in rows.get(leaf, ()):
+                    yield row
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    @contextlib.asynccontextmanager
+    async def _runner(self, options: RunOptions, on_rows: OnRows | None) -> AsyncIterator[Runner]:
+        """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
+        plan = self.checked(options)
+        reader = plan.source.open()
+        async with RunDirectory.opened(self.name, plan, reader, options) as directory:
+            servers = parse_servers(options.servers) if options.servers else servers_from_environment()
+            async with open_pool(
+                self.llms(),
+                servers=servers,
+                embedded=options.embedded_spec(),
+                policy=options.retry or RetryPolicy(),
+                rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
+            ) as pool:
+                yield Runner(self.name, plan, reader, pool, directory, options, on_rows=on_rows)
+
+    def checked(self, options: RunOptions | None = None) -> Plan:
+        """The compiled plan. Raises PipelineError; sends nothing."""
+        options = options or RunOptions()
+        return self.plan(
+            run_seed=options.seed, answering=answering_models(self.llms(), options.embedded_spec())
+        )
+
+    def with_input(self, path: str) -> None:
+        """Reads from `path` instead of what the pipeline's source says (``--input``)."""
+        plan_source = next((step for step in self.steps if hasattr(step, "read_from")), None)
+        if plan_source is None:
+            raise ConfigurationError(
+                "--input needs a source that reads a file",
+                hint="Begin the pipeline with LoadJSONL (or LoadDataFromDicts, which it then replaces).",
+            )
+        plan_source.read_from(path)
+
+
+def run_in_loop(main: Callable[[], Any]) -> Any:
+    """Runs a coroutine function in a new event loop, on uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        options: dict[str, Any] = {}
+    else:
+        options = {"use_uvloop": True}
+
+    async def call() -> Any:
+        return await main()
+
+    return anyio.run(call, backend="asyncio", backend_options=options)
+
+
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+__all__ = ["Pipeline", "run_in_loop"]

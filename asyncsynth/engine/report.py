@@ -1,0 +1,90 @@
+"""What a run says of itself: snapshots while it goes on, a report when it ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, EXIT_STOPPED
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts of one run. Always ``read == earlier + ok + failed + in_flight``."""
+
+    read: int = 0  #: records taken from the source
+    earlier: int = 0  #: of these, already done in an earlier run of this directory
+    ok: int = 0  #: done now
+    failed: int = 0  #: ended now without a row
+    in_flight: int = 0
+    rows: int = 0  #: result rows made now
+    failed_rows: int = 0  #: rows lost now, rows of records that did bring others included
+    reused_steps: int = 0  #: step results taken from the journal instead of being paid again
+    failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
+    dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
+
+
+@dataclass(slots=True)
+class Progress:
+    """A snapshot of a run in progress. Times in seconds, rates per second."""
+
+    pipeline: str
+    elapsed_s: float
+    counts: Counts
+    total: int | None  #: records in all, where that is known
+    requests_in_flight: int
+    requests_waiting: int
+    completion_tokens: int
+    tokens_per_s: float
+    records_per_s: float
+    retries: dict[str, int]
+    servers: list[dict[str, Any]]  #: name, in_flight, limit, waiting, state, why
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end at the present rate, where the number of records is known."""
+        if self.total is None or self.records_per_s <= 0:
+            return None
+        done = self.counts.earlier + self.counts.ok + self.counts.failed
+        return max(0, self.total - done) / self.records_per_s
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``: the same facts as plain values."""
+        return {**asdict(self), "eta_s": self.eta_s}
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a run came to.
+
+    `complete` says that the input was read to its end (or to ``limit``); else the run was stopped and
+    the same command goes on.
+    """
+
+    pipeline: str
+    directory: Path
+    complete: bool
+    elapsed_s: float
+    counts: Counts
+    answered_by: dict[str, int]  #: model that really answered -> completions
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    retries: dict[str, int]
+    latency_p50_s: float | None
+    latency_p99_s: float | None
+    stopped_why: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 3 done with failed records, 4 stopped and resumable."""
+        if not self.complete:
+            return EXIT_STOPPED
+        return EXIT_FAILED_RECORDS if self.counts.failed_rows else EXIT_OK
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json`` and for ``report.json`` in the run directory."""
+        return {**asdict(self), "directory": str(self.directory), "exit_code": self.exit_code}

@@ -1,0 +1,55 @@
+"""What `run()` returns: the rows, read lazily from the run directory, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asyncsynth.engine.report import RunReport
+from asyncsynth.storage.exports import RunRows, leaves
+
+#: The one split of a generated dataset, by the name the `datasets` library gives it.
+SPLIT = "train"
+
+
+class Leaf:
+    """The rows that one end of the graph made: ``result["default"]``."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = name
+
+    def __getitem__(self, split: str) -> RunRows:
+        if split != SPLIT:
+            raise KeyError(f"{split!r}: a generated dataset has one split, {SPLIT!r}")
+        return RunRows(self._directory, self._name)
+
+    def keys(self) -> list[str]:
+        """The splits."""
+        return [SPLIT]
+
+    def __repr__(self) -> str:
+        return f"Leaf({self._name!r}, rows={len(self[SPLIT])})"
+
+
+class Result:
+    """The result of a run, by end of the graph and split, as in ``result["default"]["train"][0]``.
+
+    Nothing is loaded until it is asked for; rows come from the journal in input order.
+    """
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        self.directory = report.directory
+
+    def __getitem__(self, leaf: str) -> Leaf:
+        known = self.keys()
+        if leaf not in known:
+            raise KeyError(f"{leaf!r}: this run has {', '.join(map(repr, known)) or 'no rows yet'}")
+        return Leaf(self.directory, leaf)
+
+    def keys(self) -> list[str]:
+        """Names of the graph's ends: ``["default"]`` where there is one."""
+        return leaves(self.directory)
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.directory)!r}, {', '.join(self.keys())})"

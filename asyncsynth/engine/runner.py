@@ -1,0 +1,265 @@
+"""Doing it: feed records into the window, walk each, journal its end, give its credit back.
+
+The run ends when the source does, when `limit` is reached, when it is told to drain, or when something
+stops it (a server that refuses, a disk that fails, an input that cannot be read). In every case the records
+in flight are finished or given back untouched, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
+
+from asyncsynth.client.pool import ServerPool
+from asyncsynth.core.window import Window
+from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.report import Counts, Progress, RunReport
+from asyncsynth.engine.rundir import RunDirectory
+from asyncsynth.engine.walk import Walked, Walker, first_error
+from asyncsynth.errors import AsyncsynthError, InputError, StorageError
+from asyncsynth.pipeline import Plan
+from asyncsynth.records import Record, Row
+from asyncsynth.storage.readers import BadRow, Reader
+
+#: Rows skipped or failed at once before other coroutines get their turn.
+_SKIP_TURN = 256
+#: Seconds over which the rates of `Progress` are smoothed.
+_RATE_WINDOW_S = 10.0
+
+OnRows = Callable[[FinishedRows], Awaitable[None]]
+
+
+class Runner:
+    """One run of one plan over one pool into one directory.
+
+    Args:
+        on_rows: awaited with each record's result rows once they are durable, before its credit is given
+            back, so that a slow reader is backpressure.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        reader: Reader,
+        pool: ServerPool,
+        directory: RunDirectory,
+        options: RunOptions,
+        *,
+        on_rows: OnRows | None = None,
+    ) -> None:
+        self._name = name
+        self._plan = plan
+        self._reader = reader
+        self._pool = pool
+        self._directory = directory
+        self._options = options
+        self._on_rows = on_rows
+        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
+        slots = sum(replica.limit for replica in pool.snapshot().replicas)
+        self._window = Window(options.window or 2 * slots + 256, options.window_bytes)
+        self._room = asyncio.Event()
+        self._draining = False
+        self._exhausted = False
+        self._stopped_why = ""
+        self.counts = Counts()
+        self._answered_by: Counter[str] = Counter()
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._rate_marks: list[tuple[float, int, int]] = []
+
+    # --- running -------------------------------------------------------------------------------
+
+    async def run(self) -> RunReport:
+        """Runs to the end. Raises AsyncsynthError for what stopped it, after all that was done is safe."""
+        problem: AsyncsynthError | None = None
+        try:
+            async with asyncio.TaskGroup() as records:
+                problem = await self._feed(records)
+        except BaseExceptionGroup as errors:
+            error = first_error(errors)
+            if not isinstance(error, AsyncsynthError):
+                raise error from errors
+            problem = error
+        if problem is not None and not isinstance(problem, StorageError):
+            await self._directory.flush()
+        if problem is not None:
+            raise problem
+        if self._exhausted and self._options.limit is None:
+            self._directory.forget_unseen()
+        await self._directory.flush()
+        return self.report()
+
+    def drain(self, why: str) -> None:
+        """Admits nothing more; what is in flight goes on to its end."""
+        self._draining = True
+        self._stopped_why = self._stopped_why or why
+        self._room.set()
+
+    async def _feed(self, records: asyncio.TaskGroup) -> AsyncsynthError | None:
+        """Takes a credit, then pulls the source: never a row in memory that has no place to go.
+
+        An input that cannot be read on is returned, not raised, so that records in flight are not cancelled.
+        """
+        rows = self._rows()
+        since_turn = 0
+        while not self._draining:
+            if not self._window.try_take():
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                record = next(rows, None)
+            except InputError as error:
+                self._window.release(0)
+                return error
+            if record is None:
+                self._window.release(0)
+                self._exhausted = True
+                return None
+            self.counts.read += 1
+            if self._is_done(record):
+                if self._on_rows is not None:
+                    await self._on_rows(self._directory.finished_rows(record))
+                self._window.release(0)
+                since_turn += 1
+                if since_turn >= _SKIP_TURN:
+                    since_turn = 0
+                    await asyncio.sleep(0)
+                continue
+            size = _weight(record.data)
+            self._window.charge(size)
+            self.counts.in_flight += 1
+            records.create_task(self._one(record, size))
+            if self._window.in_flight % _SKIP_TURN == 0:
+                await asyncio.sleep(0)  # ramp up in turns: the first records get going
+        return None
+
+    def _rows(self) -> Iterator[Record]:
+        """Records of the source, up to the limit; a row that is bad on its own ends as failed at once."""
+        numbered = enumerate(self._reader)
+        for position, item in islice(numbered, self._options.limit):
+            if isinstance(item, BadRow):
+                record = Record(str(position), position, {})
+                if not self._is_done(record, bad=True):
+                    self.counts.read += 1
+                    self._directory.bad_row(record, item)
+                    self._count_failure("bad_input")
+                continue
+            yield Record(item.key if item.key is not None else str(position), position, item.row)
+
+    def _is_done(self, record: Record, *, bad: bool = False) -> bool:
+        done = self._directory.claim(record, retry_failed=self._options.retry_failed)
+        if done:
+            self.counts.earlier += 1
+            if bad:
+                self.counts.read += 1
+        return done
+
+    async def _one(self, record: Record, size: int) -> None:
+        """One record from credit to acknowledgement."""
+        try:
+            walked = await self._walker.walk(record, self._directory.recall(record))
+            self._directory.finish(record, walked)
+            await self._directory.flush()  # durable before it counts
+            self._count(walked)
+            if self._on_rows is not None and walked.ok:
+                await self._on_rows(walked.rows)
+        finally:
+            self.counts.in_flight -= 1
+            self._window.release(size)
+            self._room.set()
+
+    # --- counting ------------------------------------------------------------------------------
+
+    def _count(self, walked: Walked) -> None:
+        counts = self.counts
+        if walked.ok:
+            counts.ok += 1
+        else:
+            counts.failed += 1
+        counts.rows += sum(map(len, walked.rows.values()))
+        counts.reused_steps += walked.reused
+        for _, results in walked.unsaved:
+            for result in results:
+                if model := result["m"].get("model"):
+                    self._answered_by[model] += 1
+        for failed in walked.failed:
+            counts.failed_rows += 1
+            counts.failures[failed["reason"]] += 1
+        for step, reasons in walked.dropped.items():
+            for reason, number in reasons.items():
+                counts.dropped[f"{step}: {reason}"] += number
+
+    def _count_failure(self, reason: str) -> None:
+        self.counts.failed += 1
+        self.counts.failed_rows += 1
+        self.counts.failures[reason] += 1
+
+    def progress(self) -> Progress:
+        """A snapshot; cheap enough to take several times a second."""
+        now = self._loop.time()
+        pool = self._pool.snapshot()
+        done = self.counts.ok + self.counts.failed
+        marks = self._rate_marks
+        marks.append((now, done, pool.completion_tokens))
+        while len(marks) > 2 and now - marks[0][0] > _RATE_WINDOW_S:
+            marks.pop(0)
+        since, done_then, tokens_then = marks[0] if len(marks) > 1 else (self._started, 0, 0)
+        span = max(now - since, 1e-9)
+        return Progress(
+            pipeline=self._name,
+            elapsed_s=now - self._started,
+            counts=self.counts,
+            total=self._total(),
+            requests_in_flight=sum(replica.in_flight for replica in pool.replicas),
+            requests_waiting=pool.waiting,
+            completion_tokens=pool.completion_tokens,
+            tokens_per_s=(pool.completion_tokens - tokens_then) / span,
+            records_per_s=(done - done_then) / span,
+            retries=dict(pool.retries),
+            servers=[
+                {
+                    "name": replica.name,
+                    "in_flight": replica.in_flight,
+                    "limit": replica.limit,
+                    "state": replica.state,
+                    "why": replica.why,
+                }
+                for replica in pool.replicas
+            ],
+        )
+
+    def _total(self) -> int | None:
+        known = self._reader.size_hint()
+        limit = self._options.limit
+        if known is None:
+            return limit
+        return known if limit is None else min(known, limit)
+
+    def report(self) -> RunReport:
+        """The run as it stands; final once `run` has returned."""
+        pool = self._pool.snapshot()
+        complete = self._exhausted and not self.counts.in_flight
+        return RunReport(
+            pipeline=self._name,
+            directory=self._directory.path,
+            complete=complete,
+            elapsed_s=self._loop.time() - self._started,
+            counts=self.counts,
+            answered_by=dict(pool.answered_by),
+            requests=pool.ok,
+            prompt_tokens=pool.prompt_tokens,
+            completion_tokens=pool.completion_tokens,
+            retries=dict(pool.retries),
+            latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
+            latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
+            stopped_why="" if complete else self._stopped_why,
+        )
+
+
+def _weight(row: Row) -> int:
+    """About how many bytes a row holds: cheap, since it runs for every record."""
+    return 256 + sum(len(value) if isinstance(value, (str, list, dict)) else 16 for value in row.values())

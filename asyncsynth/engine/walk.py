@@ -1,0 +1,256 @@
+"""One record's way through the graph, in one coroutine; branches of a fan-out side by side.
+
+A record may become several rows on its way (a list of questions expanded, several generations); each row
+has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. Joins match rows by key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncsynth.client.messages import Completion, ModelRequest
+from asyncsynth.client.pool import ServerPool
+from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
+from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline.step import Step
+from asyncsynth.records import Record, Row, content_hash
+from asyncsynth.storage.entries import FailedRow, StepResult
+
+Item = tuple[str, Row]  #: row key, row
+SaveStep = Callable[[Record, str, list[StepResult]], None]
+Recall = Callable[[str], dict[str, StepResult]]
+
+#: Room for record positions below a step's place in a call's priority.
+_DEPTH_SHIFT = 44
+
+
+@dataclass(slots=True)
+class Walked:
+    """What became of a record."""
+
+    rows: dict[str, list[Row]]  #: leaf -> rows, in order
+    failed: list[FailedRow] = field(default_factory=list)
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  #: step -> reason -> rows
+    unsaved: list[tuple[str, list[StepResult]]] = field(default_factory=list)  #: results not yet journaled
+    reused: int = 0  #: step results taken from the journal
+
+    @property
+    def ok(self) -> bool:
+        """False when every row that the record had was lost to failures."""
+        return not self.failed or any(self.rows.values())
+
+
+class Walker:
+    """Walks records through one plan. Holds nothing of a record between calls.
+
+    Args:
+        send: `ServerPool.send`, or anything like it.
+        save: journals a finished step's results while the record goes on.
+    """
+
+    def __init__(self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep) -> None:
+        self._plan = plan
+        self._pool = pool
+        self._run_seed = run_seed
+        self._save = save
+        self._linear = all(len(node.after) <= 1 for node in plan.nodes)
+        self._model_steps = len(plan.model_steps)
+        self._leaf_name = {index: name for name, index in plan.leaves.items()}
+
+    async def walk(self, record: Record, recall: Recall) -> Walked:
+        """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
+        way = _Way(record, recall, [len(node.before) for node in self._plan.nodes], self._model_steps)
+        if self._linear:
+            await self._advance(way, self._plan.nodes[0], None)
+        else:
+            try:
+                async with asyncio.TaskGroup() as branches:
+                    await self._advance(way, self._plan.nodes[0], branches)
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from errors
+        rows = {name: [row for _, row in way.made[index]] for name, index in self._plan.leaves.items()}
+        return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
+
+    async def _advance(self, way: _Way, node: Node, branches: asyncio.TaskGroup | None) -> None:
+        """Runs a node, then what it makes ready: one successor here, the others as branches of their own."""
+        here: Node | None = node
+        while here is not None:
+            way.made[here.index] = await self._run(way, here)
+            ready = []
+            for index in here.after:
+                way.waiting[index] -= 1
+                if way.waiting[index] == 0:
+                    ready.append(self._plan.nodes[index])
+            for other in ready[1:]:
+                if branches is None:
+                    raise AssertionError("a linear plan has no branches")
+                branches.create_task(self._advance(way, other, branches))
+            here = ready[0] if ready else None
+
+    async def _run(self, way: _Way, node: Node) -> list[Item]:
+        step = node.step
+        if not node.before:
+            return [(way.record.key, way.record.data)]
+        if isinstance(step, JoinStep):
+            return way.join(step, [way.made[index] for index in node.before])
+        items = way.made[node.before[0]]
+        if isinstance(step, RowStep):
+            return [made for item in items for made in way.apply(step, item)]
+        if isinstance(step, ModelStep):
+            return await self._ask(way, node, step, items)
+        raise AssertionError(f"{step!r} is no kind of step the engine knows")
+
+    async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
+        known = way.recall(node.fingerprint)
+        asked = [self._ask_row(way, node, step, item, known) for item in items]
+        results = [await asked[0]] if len(asked) == 1 else await side_by_side(asked)
+        done = [result for result in results if result is not None]
+        fresh = [result for result, is_fresh in done if is_fresh]
+        way.models_left -= 1
+        if fresh:
+            kept = [result for result, _ in done]
+            if way.models_left > 0:
+                self._save(way.record, node.fingerprint, kept)
+            else:
+                way.unsaved.append((node.fingerprint, kept))  # rides in the record's last entry
+        by_key = {result["k"]: result for result, _ in done}
+        return [made for item in items if item[0] in by_key for made in merged(step, item, by_key[item[0]]["o"])]
+
+    async def _ask_row(
+        self, way: _Way, node: Node, step: ModelStep, item: Item, known: dict[str, StepResult]
+    ) -> tuple[StepResult, bool] | None:
+        """(result, whether it is new), or None when the row failed, which is noted."""
+        key, row = item
+        try:
+            view = step.view(row)
+            digest = content_hash(view)
+        except KeyError as missing:
+            way.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
+            return None
+        except TypeError as error:
+            way.fail(key, step, RecordError(f"the row is not JSON: {error}", reason="not_json"))
+            return None
+        old = known.get(key)
+        if old is not None and old["h"] == digest:
+            way.reused += 1
+            return old, False
+        # Later steps first, then older records: what is in flight ends before new work begins.
+        priority = (-node.depth << _DEPTH_SHIFT) + way.record.position
+        ctx = Context(
+            key=key,
+            run_seed=self._run_seed,
+            step_id=node.fingerprint,
+            send=_sender(self._pool, priority),
+        )
+        try:
+            outputs = await step.generate(view, ctx)
+        except RecordError as error:
+            way.fail(key, step, error)
+            return None
+        except AsyncsynthError:
+            raise
+        except Exception as error:  # a step's own bug costs its row, and is told as what it is
+            way.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
+            return None
+        return {"k": key, "h": digest, "o": outputs, "m": ctx.provenance()}, True
+
+
+class _Way:
+    """What is known of one record while it walks."""
+
+    __slots__ = ("dropped", "failed", "made", "models_left", "recall", "record", "reused", "unsaved", "waiting")
+
+    def __init__(self, record: Record, recall: Recall, waiting: list[int], model_steps: int) -> None:
+        self.record = record
+        self.recall = recall
+        self.waiting = waiting
+        self.made: list[list[Item]] = [[] for _ in waiting]
+        self.models_left = model_steps
+        self.failed: list[FailedRow] = []
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.unsaved: list[tuple[str, list[StepResult]]] = []
+        self.reused = 0
+
+    def fail(self, key: str, step: Step, error: RecordError) -> None:
+        """Notes a row's end."""
+        failed: FailedRow = {
+            "k": key,
+            "step": step.name,
+            "reason": error.reason,
+            "message": error.message,
+            "attempts": error.attempts,
+        }
+        if error.raw is not None or isinstance(error, ParseFailure):
+            failed["raw"] = error.raw or ""
+        self.failed.append(failed)
+
+    def apply(self, step: RowStep, item: Item) -> list[Item]:
+        """A row step on one row; what it raises ends that row only."""
+        key, row = item
+        try:
+            made = step.apply(row)
+        except Dropped as dropped:
+            reasons = self.dropped.setdefault(step.name, {})
+            reasons[dropped.reason] = reasons.get(dropped.reason, 0) + 1
+            return []
+        except RecordError as error:
+            self.fail(key, step, error)
+            return []
+        except KeyError as missing:
+            self.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
+            return []
+        except Exception as error:
+            self.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
+            return []
+        if isinstance(made, dict):
+            return [(key, made)]
+        return [(f"{key}.{number}", child) for number, child in enumerate(made)]
+
+    def join(self, step: JoinStep, branches: list[list[Item]]) -> list[Item]:
+        """Rows that every branch brought, matched by key, in the first branch's order."""
+        others = [dict(branch) for branch in branches[1:]]
+        joined: list[Item] = []
+        for key, row in branches[0]:
+            if all(key in other for other in others):
+                try:
+                    joined.append((key, step.join([row, *(other[key] for other in others)])))
+                except KeyError as missing:
+                    self.fail(key, step, RecordError(f"a branch has no column {missing}", reason="missing_column"))
+                except RecordError as error:
+                    self.fail(key, step, error)
+        return joined
+
+
+def merged(step: ModelStep, item: Item, outputs: list[Row]) -> list[Item]:
+    """The row with a step's outputs; several outputs make several rows with keys of their own."""
+    key, row = item
+    if len(outputs) == 1:
+        return [(key, step.merge(row, outputs[0]))]
+    return [(f"{key}.{number}", step.merge(row, made)) for number, made in enumerate(outputs)]
+
+
+async def side_by_side(coroutines: list[Any]) -> list[Any]:
+    """Awaits all; the first that raises cancels the rest."""
+    if not coroutines:
+        return []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+    return [task.result() for task in tasks]
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf of an exception group: our callers deal in single errors."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _sender(pool: ServerPool, priority: int) -> Callable[[ModelRequest], Awaitable[Completion]]:
+    return lambda request: pool.send(request, priority=priority)

@@ -1,0 +1,37 @@
+"""Model pooling, then rating, then preference pairs.
+
+    asyncsynth run examples/preference.py --embedded --output runs/preference
+
+Expect one pair per instruction whose two answers were rated differently: `prompt`, `chosen`, `rejected`,
+both scores and both models, in runs/preference/result.jsonl. With --embedded one small model answers for
+both names (and is named as the one that did); with two servers, the pool is the two models named here.
+"""
+
+from pathlib import Path
+
+from asyncsynth import LLM, FormPreference, GroupColumns, LoadJSONL, Pipeline, TextGeneration, UltraFeedback
+
+SMOL = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
+QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
+
+with Pipeline(name="preference") as pipeline:
+    data = LoadJSONL(Path(__file__).with_name("instructions.jsonl"))
+
+    # Two unlike voices: other models, and other settings too, so that the pool differs even on one model.
+    careful = TextGeneration(
+        llm=LLM(model=QWEN, temperature=0.3, max_tokens=96),
+        system_prompt="You are a careful expert. Answer correctly and to the point, in two or three sentences.",
+    )
+    casual = TextGeneration(
+        llm=LLM(model=SMOL, temperature=1.2, max_tokens=64),
+        system_prompt="You are a chatty friend. Answer off the top of your head, in one short sentence.",
+    )
+    group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
+    judge = UltraFeedback(llm=LLM(model=QWEN, temperature=0.0, max_tokens=64), rationales=False)
+    pairs = FormPreference()
+
+    data >> [careful, casual] >> group >> judge >> pairs
+
+if __name__ == "__main__":
+    result = pipeline.run(embedded=True, output="runs/preference")
+    print(result["default"]["train"][0])
