@@ -1,0 +1,198 @@
+"""From a failed attempt to "again after d seconds" or "give up", and the budget that paces retries.
+
+The rules, per kind of outcome (`decide`):
+
+| outcome | again? | charged to the record? |
+| --- | --- | --- |
+| Overloaded | always, after Retry-After (capped) or full jitter | never |
+| Transient, `free` | once per call, at once | no |
+| Transient | until the stop strategy, `max_attempts` or the record's deadline | yes |
+| Permanent, scope "server" | three times (the scheduler halts the run before that, if nothing succeeds) | yes |
+| Permanent, scope "record" | never | - |
+
+Whether a charge stays is the scheduler's matter: it takes charges back when the *server* turns out to be at fault.
+Wait and stop strategies are tenacity's; their objects are built after a failure only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import tenacity
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+
+SERVER_REFUSALS = 3  #: attempts of one call that may meet a server-scope Permanent (401, 403, 404)
+
+
+class Rng(Protocol):
+    """Where chance comes from: `random.Random` fits."""
+
+    def random(self) -> float:
+        """A float in [0, 1)."""
+        ...
+
+
+def _default_wait() -> wait_base:
+    return tenacity.wait_exponential(multiplier=0.5, max=60)
+
+
+def _default_stop() -> stop_base:
+    return tenacity.stop_after_attempt(8)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again. `wait` and `stop` are tenacity strategies over *charged* attempts.
+
+    `wait` gives the upper bound of a full-jitter delay in seconds. `record_deadline_s` counts from the first
+    attempt's start (not from submit) and ends a record only at a charged failure. `outage_limit_s`: a server
+    that gave no answer for so long, with no other replica for one of its models, halts the run.
+    """
+
+    wait: wait_base = field(default_factory=_default_wait)
+    stop: stop_base = field(default_factory=_default_stop)
+    record_deadline_s: float = 3600.0
+    retry_after_cap_s: float = 300.0
+    budget_ratio: float = 0.1  #: retries earned by each first attempt, per server
+    budget_per_s: float = 1.0  #: retries earned by each second, per server
+    outage_limit_s: float = 3600.0
+
+
+@dataclass(slots=True)
+class AttemptState:
+    """What one call has met so far; made at its first failure."""
+
+    first_attempt_at: float
+    charged: int = 0
+    overloads: int = 0  #: since its last charged failure
+    free_used: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAt:
+    """Try again `delay_s` seconds from now."""
+
+    delay_s: float
+    charged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No further attempt. `reason`: "permanent", "attempts" or "deadline"."""
+
+    reason: str
+
+
+Decision = RetryAt | GiveUp
+
+
+class AttemptFailed(Exception):
+    """How a failed outcome looks to a tenacity strategy: `retry_state.outcome.exception().outcome`."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(repr(outcome))
+        self.outcome = outcome
+
+
+def _call_state(
+    policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float
+) -> tenacity.RetryCallState:
+    call = tenacity.RetryCallState(_RETRYING, None, (), {})
+    call.attempt_number = number
+    call.start_time = state.first_attempt_at
+    call.outcome = tenacity.Future.construct(number, AttemptFailed(outcome), True)
+    call.outcome_timestamp = now
+    return call
+
+
+_RETRYING = tenacity.Retrying()  # strategies may look at it; it never runs anything
+
+
+def backoff(
+    policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float, rng: Rng
+) -> float:
+    """Full jitter in seconds: uniform in [0, wait(number)); a server's Retry-After (capped) is the least."""
+    delay = rng.random() * policy.wait(_call_state(policy, outcome, number, state, now))
+    asked = outcome.retry_after if isinstance(outcome, Overloaded | Transient) else None
+    if asked is not None and asked > 0:
+        # Some spread on top, or all those told "5 s" come back in the same instant.
+        return min(asked, policy.retry_after_cap_s) + rng.random()
+    return delay
+
+
+def out_of_attempts(
+    policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float
+) -> bool:
+    """Whether the stop strategy ends a call after `number` attempts that count."""
+    return policy.stop(_call_state(policy, outcome, number, state, now))
+
+
+def decide(policy: RetryPolicy, outcome: Outcome, state: AttemptState, now: float, rng: Rng) -> Decision:
+    """What to do about a failed attempt. `state` holds what came before it and is not changed."""
+    if isinstance(outcome, Ok):
+        raise ValueError("decide() is about failed attempts; this one is Ok")
+    if isinstance(outcome, Overloaded):
+        return RetryAt(backoff(policy, outcome, state.overloads + 1, state, now, rng), charged=False)
+    if isinstance(outcome, Permanent) and outcome.scope != "server":
+        return GiveUp("permanent")
+    if isinstance(outcome, Transient) and outcome.free and not state.free_used:
+        return RetryAt(0.0, charged=False)
+    number = state.charged + 1
+    cap = SERVER_REFUSALS if isinstance(outcome, Permanent) else outcome.max_attempts
+    if cap is not None and number >= cap:
+        return GiveUp("attempts")
+    if policy.stop(_call_state(policy, outcome, number, state, now)):
+        return GiveUp("attempts")
+    delay = backoff(policy, outcome, number, state, now, rng)
+    if now + delay - state.first_attempt_at > policy.record_deadline_s:
+        return GiveUp("deadline")
+    return RetryAt(delay, charged=True)
+
+
+class RetryBudget:
+    """A token bucket per server: `ratio` tokens per first attempt plus `per_s` per second; a charged retry costs one.
+
+    An empty bucket delays retries, it drops none. `burst` bounds what can be saved up.
+    """
+
+    __slots__ = ("_at", "_tokens", "burst", "per_s", "ratio")
+
+    def __init__(
+        self, ratio: float = 0.1, per_s: float = 1.0, *, burst: float = 100.0, start: float = 10.0
+    ) -> None:
+        if per_s <= 0:
+            raise ValueError("budget per_s must be positive, or a retry could wait for ever")
+        self.ratio = ratio
+        self.per_s = per_s
+        self.burst = burst
+        self._tokens = min(start, burst)
+        self._at: float | None = None  # when time was last credited
+
+    def on_first_attempt(self) -> None:
+        """A call's first attempt started: credit `ratio`."""
+        tokens = self._tokens + self.ratio
+        self._tokens = tokens if tokens < self.burst else self.burst
+
+    def try_take(self, now: float) -> bool:
+        """Take one token for a retry, if there is one."""
+        self._credit(now)
+        # The epsilon forgives the rounding of many small credits, so that next_at(t) is kept at t.
+        if self._tokens < 1.0 - 1e-6:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def next_at(self, now: float) -> float:
+        """The time in seconds at which the next token is there, if no first attempt brings it sooner."""
+        self._credit(now)
+        return now + max(0.0, 1.0 - self._tokens) / self.per_s
+
+    def _credit(self, now: float) -> None:
+        if self._at is not None and now > self._at:
+            self._tokens = min(self.burst, self._tokens + (now - self._at) * self.per_s)
+        if self._at is None or now > self._at:
+            self._at = now

@@ -1,0 +1,87 @@
+"""Counts and distributions that can be merged, e.g. of several servers or of the runs of one epoch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+
+class Tally(Counter[str]):
+    """Named counts; merging is addition."""
+
+    def merge(self, other: Tally) -> None:
+        """Add another tally's counts to this one's."""
+        self.update(other)
+
+
+_PER_OCTAVE = 8  # buckets per doubling: a quantile is off by at most 2**(1/16) - 1 = 4.4 %
+_LN_STEP = math.log(2.0) / _PER_OCTAVE
+
+
+class Histogram:
+    """A distribution of positive numbers in logarithmic buckets; quantiles are within 5 %.
+
+    Memory is one integer per bucket used (8 per doubling); zero and below share one bucket.
+    """
+
+    __slots__ = ("buckets", "count", "maximum", "minimum", "total")
+
+    _ZERO = -(1 << 30)
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self.buckets: dict[int, int] = {}
+        self.count = 0
+        self.total = 0.0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        for value in values:
+            self.add(value)
+
+    def add(self, value: float) -> None:
+        """Count one value; NaN and infinity are refused with ValueError."""
+        if not math.isfinite(value):
+            raise ValueError(f"a histogram takes finite numbers, not {value}")
+        index = math.floor(math.log(value) / _LN_STEP) if value > 0 else self._ZERO
+        self.buckets[index] = self.buckets.get(index, 0) + 1
+        self.count += 1
+        self.total += value
+        if value < self.minimum:
+            self.minimum = value
+        if value > self.maximum:
+            self.maximum = value
+
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram's counts to this one's."""
+        for index, n in other.buckets.items():
+            self.buckets[index] = self.buckets.get(index, 0) + n
+        self.count += other.count
+        self.total += other.total
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0.0 when empty."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, q: float) -> float:
+        """The value below which a share `q` (0 to 1) of the values lies; 0.0 when empty."""
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"a quantile is between 0 and 1, not {q}")
+        if not self.count:
+            return 0.0
+        rank = max(1, math.ceil(q * self.count))
+        seen = 0
+        for index in sorted(self.buckets):
+            seen += self.buckets[index]
+            if seen >= rank:
+                middle = math.exp((index + 0.5) * _LN_STEP) if index != self._ZERO else self.minimum
+                return min(max(middle, self.minimum), self.maximum)
+        return self.maximum
+
+    def copy(self) -> Histogram:
+        """An independent copy, for a snapshot."""
+        twin = Histogram()
+        twin.merge(self)
+        return twin

@@ -1,0 +1,442 @@
+"""The scheduler's rules, by simulation in virtual time. A failure names its seed."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+
+from asyncsynth.core.limiter import FixedLimit
+from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
+
+from .simulation import Script, Sim, SimServer, random_script
+
+M = frozenset({"m"})
+
+
+def fleet(n: int, **kwargs: object) -> list[SimServer]:
+    return [SimServer(f"s{i}", M, **kwargs) for i in range(n)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_scripts_keep_the_rules(seed: int) -> None:
+    """Several models, replicas, faults, cancellations: the rules hold after each event and nothing is lost."""
+    rng = random.Random(seed)
+    names = ["a", "b", "c"]
+    servers = [
+        SimServer(
+            f"s{i}",
+            frozenset(rng.sample(names, rng.randint(1, 3))) | ({"a", "b", "c"} if i == 0 else frozenset()),
+            slots=rng.choice([2, 8, 10**9]),
+            latency=(0.01, rng.choice([0.1, 3.0])),
+            script=random_script(rng, rng.choice([0.0, 0.1, 0.4])),
+        )
+        for i in range(rng.randint(1, 5))
+    ]
+    sim = Sim(servers, seed, [FixedLimit(rng.randint(1, 12)) for _ in servers], check_all=True)
+    cancelled = 0
+    for call in range(150):
+        sim.submit(call, rng.choice(names), rng.randint(0, 3), rng.choice([0, 0, 7, 8]))
+        for _ in range(rng.randint(0, 3)):
+            sim.step()
+        if rng.random() < 0.05 and sim.live:
+            cancelled += 1
+            sim.cancel(rng.choice(sorted(sim.live)))
+        if rng.random() < 0.02:
+            sim.act(sim.scheduler.replica_down(servers[-1].name, sim.now))
+        if rng.random() < 0.05:
+            sim.act(sim.scheduler.replica_up(servers[-1].name, sim.now))
+    sim.act(sim.scheduler.replica_up(servers[-1].name, sim.now))
+    sim.run()
+    assert len(sim.finished) == 150 - cancelled, f"seed={seed}"
+    assert not sim.scheduler._calls
+    assert not sim.flying
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_same_seed_same_run(seed: int) -> None:
+    def once() -> list[tuple[int, int]]:
+        sim = Sim(fleet(2, script=random_script(random.Random(seed), 0.3)), seed)
+        sim.keep_window(200, 40)
+        sim.run()
+        return [(f.call_id, f.attempts) for f in sim.finished.values()]
+
+    assert once() == once()
+
+
+def test_lower_priority_value_first_then_in_order() -> None:
+    scheduler = Scheduler([ReplicaSpec("s", M, FixedLimit(1))], RetryPolicy(), random.Random(0))
+    assert scheduler.submit(0, "m", 5, 0.0) == [Start(0, 0, 1)]
+    for call, priority in ((1, 9), (2, 3), (3, 3), (4, 1)):
+        assert scheduler.submit(call, "m", priority, 0.0) == []
+    order = []
+    flying = 0
+    while flying is not None:
+        actions = scheduler.outcome(flying, Ok("x"), 1.0)
+        starts = [a.call_id for a in actions if isinstance(a, Start)]
+        flying = starts[0] if starts else None
+        order += starts
+    assert order == [4, 2, 3, 1]
+
+
+def test_load_is_spread_evenly_and_affinity_kept() -> None:
+    sim = Sim(fleet(4), 1, [FixedLimit(32) for _ in range(4)])
+    for call in range(64):
+        sim.submit(call, "m")
+    assert [s.busy for s in sim.servers] == [16, 16, 16, 16]
+    sim.run()
+    for call in range(100, 106):
+        sim.submit(call, "m", affinity=6)
+    assert [s.busy for s in sim.servers] == [0, 0, 6, 0]  # 6 % 4: one server's cache has the prefix
+
+
+def test_unknown_model_is_an_error() -> None:
+    scheduler = Scheduler([ReplicaSpec("s", M, FixedLimit(1))], RetryPolicy(), random.Random(0))
+    with pytest.raises(KeyError):
+        scheduler.submit(0, "other", 0, 0.0)
+
+
+# --- retries -----------------------------------------------------------------------------------
+
+
+def always(outcome: Outcome, calls: set[int]) -> Script:
+    return lambda call, attempt, now: (outcome, 0.05) if call in calls else None
+
+
+def test_a_failing_record_is_charged_eight_times_and_its_neighbours_go_on() -> None:
+    sim = Sim(fleet(1, script=always(Transient("server_error", "boom", status=500), {7})), 3)
+    sim.keep_window(2000, 16)
+    sim.run()
+    assert sim.finished[7].attempts == 8
+    assert isinstance(sim.finished[7].outcome, Transient)
+    assert sum(isinstance(f.outcome, Ok) for f in sim.finished.values()) == 1999
+
+
+def test_a_lone_failing_record_ends() -> None:
+    """With nobody else to bear witness, a record that fails always is given up, not retried for ever."""
+    sim = Sim(fleet(1, script=always(Transient("server_error", "boom", status=500), {0})), 3)
+    sim.submit(0, "m")
+    sim.run()
+    assert sim.finished[0].attempts == 8
+
+
+def test_a_tail_of_failing_records_ends() -> None:
+    """Four poisonous records alone look like an outage; they take turns as probes and are given up in the end."""
+    sim = Sim(fleet(1, script=always(Transient("server_error", "boom", status=500), {0, 1, 2, 3})), 3)
+    for call in range(4):
+        sim.submit(call, "m")
+    sim.run()
+    assert sim.halt is None
+    assert len(sim.finished) == 4
+    assert sim.now < 3600
+
+
+def test_free_resend_once_then_charged() -> None:
+    outcome = Transient("reset", "idle connection died", free=True)
+    sim = Sim(fleet(1, script=lambda c, a, now: (outcome, 0.0) if a == 1 else None), 3)
+    sim.submit(0, "m")
+    sim.run()
+    assert sim.finished[0].attempts == 2
+    assert sim.now < 2.1  # no sleep in between
+
+
+@pytest.mark.parametrize("reason", ["bad_json", "empty_content"])
+def test_answers_that_repeat_have_their_own_cap(reason: str) -> None:
+    sim = Sim(fleet(1, script=always(Transient(reason, max_attempts=3), {5})), 3)
+    sim.keep_window(100, 10)
+    sim.run()
+    assert sim.finished[5].attempts == 3
+
+
+def test_context_length_is_not_retried() -> None:
+    sim = Sim(fleet(1, script=always(Permanent("context_length", status=400), {5})), 3)
+    sim.keep_window(20, 10)
+    sim.run()
+    assert sim.finished[5].attempts == 1
+
+
+def test_retry_budget_paces_charged_retries() -> None:
+    """With 30 % failures, retries stay within 10 % of first attempts + 1/s + what was saved up; none is dropped."""
+    rng = random.Random(5)
+    fault = (Transient("server_error", "boom", status=500), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: fault if rng.random() < 0.3 else None), 5, [FixedLimit(64)])
+    sim.keep_window(3000, 128)
+    sim.run()
+    firsts, starts = len(sim.starts), sum(sim.starts.values())
+    # Calls freed by a breaker that opened by chance are not charged; there are few.
+    assert starts - firsts <= 0.1 * firsts + sim.now + 10 + 60
+    assert len(sim.finished) == 3000
+    assert sim.scheduler.replicas[0].budget._tokens >= 0
+
+
+# --- overload ----------------------------------------------------------------------------------
+
+
+def test_sustained_429_shrinks_to_the_minimum_and_recovers() -> None:
+    refused = (Overloaded(429, "slow down", retry_after=2.0), 0.02)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused if 60 <= now < 600 else None), 2, [FixedLimit(64)])
+    sim.keep_window(10**9, 256)
+    limiter = sim.limits[0]
+    sim.run(until=59)
+    assert limiter.limit == 64
+    sim.run(until=420)
+    assert limiter.limit == 1, "six minutes of nothing but 429"
+    sim.run(until=660)
+    assert sim.scheduler.replicas[0].breaker.state == "closed"
+    sim.run(until=780)
+    assert limiter.limit >= 58, f"only {limiter.limit} of 64 three minutes after"
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+
+
+@pytest.mark.parametrize("slots", [5, 40])
+def test_limit_settles_near_the_capacity(slots: int) -> None:
+    sim = Sim(fleet(1, slots=slots, latency=(1.0, 1.5)), 4, [FixedLimit(64)])
+    sim.keep_window(10**9, 200)
+    sim.run(until=120)
+    done, at = len(sim.finished), sim.now
+    sim.run(until=420)
+    rate = (len(sim.finished) - done) / (sim.now - at)
+    assert rate >= 0.8 * slots / 1.25
+
+
+def test_no_calls_are_lost_to_429_however_long_the_retry_after() -> None:
+    refused = (Overloaded(503, "busy", retry_after=1e9), 0.02)
+    sim = Sim(fleet(2, script=lambda c, a, now: refused if now < 1000 else None), 6)
+    sim.keep_window(100, 20)
+    sim.run()
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+    assert sim.now < 3600
+
+
+# --- outages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["connect", "server_error", "reset", "mixed"])
+@pytest.mark.parametrize("seed", range(3))
+def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: str) -> None:
+    down = (100.0, 1900.0)
+    rng = random.Random(seed)
+
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        if not down[0] <= now < down[1]:
+            # A request that was in flight at the crash dies with it.
+            return (Transient("reset", "died"), down[0] - now + 0.1) if 99.0 <= now < down[0] else None
+        kind = rng.choice(["connect", "server_error", "reset"]) if reason == "mixed" else reason
+        return Transient(kind, "down"), 0.01
+
+    sim = Sim(fleet(1, script=script), seed, [FixedLimit(256)])
+    sim.keep_window(10**9, 512)
+    sim.run(until=99)
+    before = len(sim.finished) / 99
+    sim.run(until=1899)
+    requests = sim.servers[0].requests
+    assert requests - len(sim.finished) - 256 < 500, "the dead server was hammered"
+    assert sim.scheduler.stats()[0].state in ("open", "half-open")
+    sim.run(until=1960)  # 60 s after the return: full rate
+    done = len(sim.finished)
+    sim.run(until=1990)
+    assert (len(sim.finished) - done) / 30 > 0.9 * before, f"seed={seed}"
+    lost = [f for f in sim.finished.values() if not isinstance(f.outcome, Ok)]
+    assert not lost, f"seed={seed}: {lost[:3]}"
+    charged = [c.retry.charged for c in sim.scheduler._calls.values() if c.retry]
+    assert not any(charged), f"seed={seed}: somebody was charged for the outage"
+
+
+def test_an_outage_takes_no_last_chance() -> None:
+    """A record with seven honest failures behind it meets the outage as its eighth: it is not given up."""
+    boom = Transient("server_error", "boom", status=500)
+
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        if call == 3 and attempt <= 7:
+            return boom, 0.05
+        if call == 3 and attempt == 8:
+            down[0] = now
+            return boom, 0.01
+        return (boom, 0.5) if down[0] <= now < down[0] + 300 else None
+
+    down = [1e9]
+    sim = Sim(fleet(1, script=script), 8, [FixedLimit(64)])
+    sim.keep_window(10**9, 128)
+    while down[0] == 1e9 or sim.now < down[0] + 500:
+        sim.run(until=sim.now + 10)
+    assert isinstance(sim.finished[3].outcome, Ok)
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+
+
+def test_other_replicas_take_over_and_the_lost_one_returns() -> None:
+    dead = (Transient("connect", "refused"), 0.001)
+    servers = fleet(3)
+    servers[1].script = lambda c, a, now: dead if 20 <= now < 200 else None
+    sim = Sim(servers, 9, [FixedLimit(32) for _ in servers])
+    sim.keep_window(10**9, 200)
+    sim.run(until=30)
+    assert sim.scheduler.stats()[1].state == "open"
+    assert [s.busy for s in servers] == [32, 0, 32]
+    sim.run(until=240)
+    assert [s.busy for s in servers] == [32, 32, 32]
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+
+
+def test_a_lone_call_survives_a_refusing_server() -> None:
+    dead = (Transient("connect", "refused"), 0.001)
+    sim = Sim(fleet(1, script=lambda c, a, now: dead if now < 1800 else None), 9)
+    sim.submit(0, "m")
+    sim.run()
+    assert isinstance(sim.finished[0].outcome, Ok)
+
+
+def test_an_endless_outage_halts_the_run_and_fails_no_record() -> None:
+    dead = (Transient("connect", "refused"), 0.001)
+    sim = Sim(fleet(2, script=lambda c, a, now: dead), 9, policy=RetryPolicy(outage_limit_s=600))
+    sim.keep_window(100, 100)
+    sim.run()
+    assert isinstance(sim.halt, Halt)
+    assert "no answer for 10 min" in sim.halt.message
+    assert 600 <= sim.now < 700
+    assert not sim.finished
+
+
+def test_down_and_up_by_a_supervisor() -> None:
+    sim = Sim(fleet(2), 9, [FixedLimit(4), FixedLimit(4)])
+    sim.act(sim.scheduler.replica_down("s0", 0.0, "restarting"))
+    for call in range(6):
+        sim.submit(call, "m")
+    assert [s.busy for s in sim.servers] == [0, 4]
+    assert sim.scheduler.stats()[0].why == "down: restarting"
+    sim.act(sim.scheduler.replica_up("s0", 0.0))
+    assert [s.busy for s in sim.servers] == [2, 4]
+    sim.run()
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("reason", "status"), [("auth", 401), ("auth", 403), ("model_not_found", 404)])
+def test_three_identical_refusals_halt(reason: str, status: int) -> None:
+    refused = (Permanent(reason, "no", status=status, scope="server"), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused), 9)
+    sim.keep_window(100, 100)
+    sim.run()
+    assert sim.halt is not None
+    assert "s0" in sim.halt.message
+    assert str(status) in sim.halt.message
+    assert "'m'" in sim.halt.message
+    # The call whose refusal halted ends with it; the driver reports that as the run's fault, not the record's.
+    assert [f.outcome for f in sim.finished.values()] == [refused[0]]
+    assert sim.scheduler.submit(1000, "m", 0, sim.now) == [sim.halt]
+
+
+def test_a_lone_call_halts_too() -> None:
+    refused = (Permanent("auth", "no", status=401, scope="server"), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused), 9)
+    sim.submit(0, "m")
+    sim.run()
+    assert sim.halt is not None
+    assert sim.starts[0] == 3
+
+
+def test_a_stray_refusal_halts_nothing() -> None:
+    refused = (Permanent("auth", "no", status=401, scope="server"), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused if c % 10 == 0 and a == 1 else None), 9)
+    sim.keep_window(500, 16)
+    sim.run()
+    assert sim.halt is None
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+
+
+def test_results_in_flight_at_a_halt_still_count() -> None:
+    refused = (Permanent("auth", "no", status=401, scope="server"), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused if c < 3 else None), 9)
+    for call in range(10):
+        sim.submit(call, "m")
+    sim.run()
+    assert sim.halt is not None
+    while sim.flying:
+        sim.step()
+    assert {f.call_id for f in sim.finished.values()} >= set(range(3, 10))
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+
+def lines_run(fn: object) -> int:
+    """Python lines executed: a cost that does not depend on the machine."""
+    count = 0
+
+    def trace(frame: object, event: str, arg: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        fn()  # type: ignore[operator]
+    finally:
+        sys.settrace(old)
+    return count
+
+
+def cost_per_call(replicas: int, waiting: int, events: int = 400) -> float:
+    sim = Sim(fleet(replicas), 0, [FixedLimit(4) for _ in range(replicas)])
+    scheduler = sim.scheduler
+    rng = random.Random(0)
+    flying: list[int] = []
+    ids = iter(range(10**9))
+
+    def apply(actions: list[object]) -> None:
+        flying.extend(a.call_id for a in actions if isinstance(a, Start))
+
+    for _ in range(replicas * 4 - (2 if waiting == 0 else 0) + waiting):
+        apply(scheduler.submit(next(ids), "m", rng.randrange(10), 0.0))
+
+    def work() -> None:
+        now = 0.0
+        for _ in range(events):
+            now += 0.1
+            i = rng.randrange(len(flying))
+            flying[i], flying[-1] = flying[-1], flying[i]
+            call = flying.pop()
+            bad = rng.random() < 0.1
+            apply(scheduler.outcome(call, Transient("empty_content") if bad else Ok(None), now))
+            apply(scheduler.submit(next(ids), "m", rng.randrange(10), now))
+            apply(scheduler.tick(now))
+
+    return lines_run(work) / events
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_cost_of_an_event_does_not_grow_with_replicas(waiting: int) -> None:
+    small, large = cost_per_call(4, 10 * waiting), cost_per_call(256, 10 * waiting)
+    assert large < 2.0 * small, f"{small:.0f} lines with 4 replicas, {large:.0f} with 256"
+
+
+def test_cost_of_an_event_does_not_grow_with_waiting_calls() -> None:
+    small, large = cost_per_call(8, 10), cost_per_call(8, 20_000)
+    assert large < 1.5 * small, f"{small:.0f} lines with 10 waiting, {large:.0f} with 20,000"
+
+
+def test_mass_cancellation_is_cheap() -> None:
+    """Cancelling n waiting calls costs O(n) in all, and their entries do not stay behind."""
+
+    def cost(n: int) -> float:
+        scheduler = Scheduler([ReplicaSpec("s", M, FixedLimit(1))], RetryPolicy(), random.Random(0))
+        for call in range(n):
+            scheduler.submit(call, "m", 0, 0.0)
+        total = lines_run(lambda: [scheduler.cancel(call, 0.0) for call in range(n - 1, 0, -1)])
+        assert len(scheduler._queues["m"]._heap) <= 64
+        return total / n
+
+    assert cost(4000) < 2 * cost(500)
+
+
+def test_finish_is_told_with_the_final_outcome() -> None:
+    scheduler = Scheduler([ReplicaSpec("s", M, FixedLimit(1))], RetryPolicy(), random.Random(0))
+    scheduler.submit(0, "m", 0, 0.0)
+    ok = Ok("text")
+    assert scheduler.outcome(0, ok, 1.0) == [Finish(0, ok, 1)]
+    assert scheduler.outcome(0, ok, 1.0) == []
+    assert scheduler.next_tick() is None
