@@ -82,7 +82,7 @@ _SURROGATES = re.compile(
 def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, bytes]:
     """The path (below the base URL) and the JSON body of a request.
 
-    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON cannot hold.
+    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON lacks.
     """
     fields: dict[str, Any] = {"model": request.model}
     if isinstance(request, ChatRequest):

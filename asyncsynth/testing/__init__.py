@@ -3,7 +3,20 @@
 Nothing else in the package imports this one.
 """
 
-from asyncsynth.testing.fault_server import FaultServer
+from typing import TYPE_CHECKING, Any
+
 from asyncsynth.testing.faults import Fault, RequestInfo, random_faults
 
+if TYPE_CHECKING:
+    from asyncsynth.testing.fault_server import FaultServer
+
 __all__ = ["Fault", "FaultServer", "RequestInfo", "random_faults"]
+
+
+def __getattr__(name: str) -> Any:
+    """Late, so that `python -m asyncsynth.testing.fault_server` does not import itself twice."""
+    if name == "FaultServer":
+        from asyncsynth.testing.fault_server import FaultServer
+
+        return FaultServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,8 @@ class FaultServer:
     """The server. Async context manager, or `start()` and `stop()`; may be started again on its port.
 
     `script` is asked per request; without one, `fault_rate` and `seed` make `random_faults`.
-    `delay_s` and `tokens` (words of an answer) hold for every request. `keep_alive_s` closes connections idle that long (vLLM: 5 s).
+    `delay_s` and `tokens` (words of an answer) hold for every request.
+    `keep_alive_s` closes connections idle that long (vLLM: 5 s).
     `max_in_flight` answers 503 above it. With `api_key`, other keys get 401. Models not in `models` get 404.
     """
 
@@ -152,8 +153,7 @@ class _Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
         self.server.connections += 1
         self.number = self.server.connections
         self.server.open.add(self)

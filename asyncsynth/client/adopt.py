@@ -1,0 +1,226 @@
+"""The user's httpx client, taken over or left alone; and our pool underneath a client of the user's.
+
+httpx is the shape users know, and too slow for the hot path (its pool's cost grows with the requests in flight).
+So `adopt` reads a plain client's base URL, headers, TLS settings and timeout once and talks over `Http11Pool`. A
+client that was given behaviour of its own (see `reason_to_keep`) is used as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import httpx
+
+from asyncsynth.client.http11 import Head, Http11Pool
+from asyncsynth.client.transport import (
+    DEFAULT_TIMEOUTS,
+    MAX_RESPONSE_BYTES,
+    Exchange,
+    Timeouts,
+    TransportFailure,
+    WireResponse,
+)
+from asyncsynth.errors import ConfigurationError
+
+_HTTPX_DEFAULT = httpx.Timeout(5.0)  #: what httpx sets when nobody chose; it fails on any queue
+_NOT_COPIED = ("accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding")
+
+
+def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
+    """An exchange for the client's base URL (or `base_url`), as fast as the client's settings allow.
+
+    Closing the exchange leaves the client open. Raises ConfigurationError when neither names a base URL.
+    """
+    url = str(base_url or client.base_url).rstrip("/")
+    if not url:
+        raise ConfigurationError(
+            "the httpx client has no base_url", hint='httpx.AsyncClient(base_url="http://host:8000/v1")'
+        )
+    if reason_to_keep(client, url):
+        return HttpxExchange(client, url)
+    request = client.build_request("POST", url)
+    if request.url != httpx.URL(url):  # e.g. user information or default parameters
+        return HttpxExchange(client, url)
+    headers = {name: value for name, value in request.headers.items() if name not in _NOT_COPIED}
+    return Http11Pool(url, headers, ssl_context=_ssl_context(client), timeouts=_timeouts(client))
+
+
+def reason_to_keep(client: httpx.AsyncClient, url: str) -> str:
+    """Why the client must be used as it is, or "" for a plain one.
+
+    Parts of this look at httpx's private attributes; one that is missing or strange counts as a reason.
+    """
+    parsed = httpx.URL(url)
+    try:
+        pool = client._transport._pool  # type: ignore[attr-defined]
+        checks = {
+            "a subclass": type(client) is not httpx.AsyncClient,
+            "event hooks": any(client.event_hooks.values()),
+            "an auth flow": client.auth is not None or bool(parsed.userinfo),
+            "cookies": len(client.cookies.jar) > 0,
+            "default query parameters": len(client.params) > 0,
+            "redirects to follow": client.follow_redirects,
+            "a Host header": "host" in client.headers,
+            "a proxy or a mount": client._transport_for_url(parsed) is not client._transport,
+            "a transport of its own": type(client._transport) is not httpx.AsyncHTTPTransport
+            or type(pool).__name__ != "AsyncConnectionPool",
+            "HTTP/2": bool(pool._http2) or not pool._http1,
+            "a socket of its own": bool(pool._uds or pool._local_address or pool._socket_options),
+            "retries": bool(pool._retries),
+            "a proxy": getattr(pool, "_proxy", None) is not None,
+        }
+    except AttributeError:
+        return "a transport of its own"
+    return next((name for name, found in checks.items() if found), "")
+
+
+def _ssl_context(client: httpx.AsyncClient) -> ssl.SSLContext | None:
+    """The client's own TLS settings (a private CA, a client certificate, verify=False)."""
+    context = client._transport._pool._ssl_context  # type: ignore[attr-defined]
+    return context if isinstance(context, ssl.SSLContext) else None
+
+
+def _timeouts(client: httpx.AsyncClient) -> Timeouts:
+    """httpx's read timeout spans the wait for the first byte, so it becomes the total as well."""
+    chosen = client.timeout
+    if chosen == _HTTPX_DEFAULT:
+        return DEFAULT_TIMEOUTS
+    never = 1e9
+    return Timeouts(connect=chosen.connect or never, idle=chosen.read or never, total=chosen.read or never)
+
+
+class HttpxExchange:
+    """`transport.Exchange` over a user's client, with its hooks, auth, proxies and transport at work.
+
+    `base_url` is joined to paths here. Deadlines: the client's own where it has any but httpx's default of
+    5 s, which no busy inference server keeps; the total deadline holds in any case.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        base_url: str,
+        *,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.timeouts = DEFAULT_TIMEOUTS if client.timeout == _HTTPX_DEFAULT else _timeouts(client)
+        self._client = client
+        self._max_response_bytes = max_response_bytes
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def __repr__(self) -> str:
+        return f"HttpxExchange({self.base_url!r})"
+
+    async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+        """POST a JSON body; see `transport.Exchange`."""
+        return await self._exchange("POST", self.base_url + path, body, timeout)
+
+    async def get(
+        self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False
+    ) -> WireResponse:
+        """GET; see `transport.Exchange`."""
+        url = str(httpx.URL(self.base_url).join(path)) if at_origin else self.base_url + path
+        return await self._exchange("GET", url, None, timeout)
+
+    async def aclose(self) -> None:
+        """The client is its owner's to close."""
+
+    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: Timeouts) -> WireResponse:
+        headers = {"accept-encoding": "identity"}
+        if body is not None:
+            headers["content-type"] = "application/json"
+        limits = (
+            httpx.Timeout(timeout.total, connect=timeout.connect, pool=None)
+            if self._client.timeout == _HTTPX_DEFAULT
+            else httpx.USE_CLIENT_DEFAULT
+        )
+        try:
+            async with (
+                asyncio.timeout(timeout.total),
+                self._client.stream(method, url, content=body, headers=headers, timeout=limits) as answer,
+            ):
+                return await self._read(answer, timeout)
+        except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+            raise TransportFailure("timeout", f"{url}: {error}") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            raise TransportFailure("connect", f"{url}: {error}") from error
+        except httpx.DecodingError as error:
+            raise TransportFailure("protocol", f"{url}: {error}") from error
+        except httpx.TransportError as error:
+            raise TransportFailure("reset", f"{url}: {error}") from error
+
+    async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
+        encoding = answer.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise TransportFailure(
+                "protocol", f"the answer is {encoding[:20]}-compressed though identity was asked for"
+            )
+        parts: list[bytes] = []
+        size = 0
+        pieces = answer.aiter_bytes()
+        while True:
+            try:
+                async with asyncio.timeout(timeout.idle):
+                    part = await anext(pieces, None)
+            except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+                raise TransportFailure("truncated", f"{error} after {size} bytes of the body") from error
+            if part is None:
+                break
+            size += len(part)
+            if size > self._max_response_bytes:
+                raise TransportFailure("too_large", f"an answer over {self._max_response_bytes} bytes")
+            parts.append(part)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return WireResponse(answer.status_code, headers, b"".join(parts))
+
+
+class Http11Transport(httpx.AsyncBaseTransport):
+    """Our pool under a user's own httpx client: `httpx.AsyncClient(transport=Http11Transport())`.
+
+    For POST and GET with small bodies to inference servers: whole answers, no streaming, identity encoding.
+    """
+
+    def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
+        self._ssl = ssl_context
+        self._pools: dict[str, Http11Pool] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One exchange; failures are httpx's exceptions."""
+        url = request.url
+        origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Http11Pool(origin, ssl_context=self._ssl)
+        body = await request.aread()
+        skipped = (b"content-length", b"transfer-encoding", b"accept-encoding", b"connection")
+        lines = [b"%b: %b\r\n" % (k, v) for k, v in request.headers.raw if k.lower() not in skipped]
+        head = b"%b %b HTTP/1.1\r\n%baccept-encoding: identity\r\ncontent-length: " % (
+            request.method.encode("ascii"),
+            url.raw_path,
+            b"".join(lines),
+        )
+        try:
+            answer = await pool.send(Head(head), body, self._limits(request))
+        except TransportFailure as failure:
+            kinds: dict[str, type[httpx.TransportError]] = {
+                "connect": httpx.ConnectError,
+                "timeout": httpx.ReadTimeout,
+                "reset": httpx.ReadError,
+            }
+            kind = kinds.get(failure.reason, httpx.RemoteProtocolError)
+            raise kind(failure.message, request=request) from failure
+        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
+
+    @staticmethod
+    def _limits(request: httpx.Request) -> Timeouts:
+        chosen = request.extensions.get("timeout", {})
+        never = 1e9
+        read = chosen.get("read") or never
+        return Timeouts(connect=chosen.get("connect") or never, idle=read, total=read)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for pool in self._pools.values():
+            await pool.aclose()

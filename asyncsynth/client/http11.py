@@ -1,0 +1,359 @@
+"""Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write a request.
+
+General clients spend 5 to 100 times the CPU per request; this one does only what talking to an inference
+server needs. In return it keeps none of their promises about redirects, cookies, proxies or HTTP/2: `adopt`
+decides when the user's own client is used instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import ipaddress
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from asyncsynth.client.connection import Connection
+from asyncsynth.client.secret import Secret
+from asyncsynth.client.transport import (
+    DEFAULT_TIMEOUTS,
+    MAX_RESPONSE_BYTES,
+    Timeouts,
+    TransportFailure,
+    WireResponse,
+)
+from asyncsynth.errors import ConfigurationError
+
+KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
+SWEEP_S = 0.5  #: how coarse deadlines are
+MAX_CONNECTING = (
+    64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
+)
+ADDRESS_S = 60.0  #: how long a resolved address is kept
+
+_OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
+
+
+class Head(bytes):
+    """A request head. It may hold a key, so it does not print."""
+
+    def __repr__(self) -> str:
+        return "<request head>"
+
+    __str__ = __repr__
+
+
+@functools.cache
+def shared_ssl_context() -> ssl.SSLContext:
+    """The verifying context of all pools: making one costs 15 ms, and only https needs it."""
+    return ssl.create_default_context()
+
+
+class Http11Pool:
+    """Implements `transport.Exchange` for `base_url` ("http://host:port/v1").
+
+    Connections are as many as there are requests in flight: bounding those is the scheduler's matter.
+    `headers` are sent with every request, `api_key` as a bearer token, to this origin only. `keepalive_s` and
+    `sweep_s` are seconds. Raises ConfigurationError for a base URL or header that cannot be sent.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        api_key: Secret | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        keepalive_s: float = KEEPALIVE_S,
+        sweep_s: float = SWEEP_S,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self.timeouts = timeouts
+        self.max_response_bytes = max_response_bytes
+        self.sweep_s = sweep_s
+        #: Seconds of loop time, advanced by the sweeper, by at most two sweeps at a time: while the loop
+        #: stalls (a long GC, a laptop's sleep) no deadline runs, because answers could not be read either.
+        self.clock = 0.0
+        self.opened = 0  #: connections opened so far
+        self._keepalive_s = keepalive_s
+        self._parse(base_url)
+        self._ssl = ssl_context
+        self._fields = self._header_fields(headers or {}, api_key)
+        self._heads: dict[tuple[str, str, bool], Head] = {}
+        self._addresses: list[str] = []
+        self._resolved_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._swept_at = 0.0
+        self._forget_all()
+
+    def __repr__(self) -> str:
+        return f"Http11Pool({self.base_url!r})"
+
+    # --- Exchange ------------------------------------------------------------------------------
+
+    async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+        """POST a JSON body; see `transport.Exchange`."""
+        return await self.send(self._head("POST", path, False), body, timeout)
+
+    async def get(
+        self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False
+    ) -> WireResponse:
+        """GET; see `transport.Exchange`."""
+        return await self.send(self._head("GET", path, at_origin), b"", timeout)
+
+    async def send(self, head: Head, body: bytes, timeout: Timeouts) -> WireResponse:
+        """One exchange. `head` ends in "content-length: "; the number and the body follow."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._enter(loop)
+        connection = self._take_idle() or await self._acquire(loop, timeout)
+        answer: asyncio.Future[WireResponse] = loop.create_future()
+        connection.start(answer, timeout, b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if connection.answer is answer:  # else it came, and the connection may serve another by now
+                connection.abort()
+            elif answer.done() and not answer.cancelled():
+                answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
+            raise
+
+    async def aclose(self) -> None:
+        """Close all connections; requests in flight fail with reason "reset"."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in list(self._open):
+            connection.fail("reset", "the pool was closed")
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if not ticket.done():
+                ticket.set_result(None)
+        self._idle.clear()
+        await asyncio.sleep(0)  # one turn of the loop, for the transports to close
+
+    # --- connections ---------------------------------------------------------------------------
+
+    @property
+    def idle_connections(self) -> int:
+        """Connections waiting for a request."""
+        return sum(not connection.dead for connection in self._idle)
+
+    def _forget_all(self) -> None:
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []  # the last in is the first out; the oldest are at the front
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._connecting = 0
+        self._sweeper = None
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A new event loop: what belonged to the last one went with it."""
+        self._forget_all()
+        self._loop = loop
+
+    def _take_idle(self) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if not connection.dead and not connection.transport.is_closing():
+                return connection
+        return None
+
+    async def _acquire(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts) -> Connection:
+        """An idle connection, or a new one; connections are opened `MAX_CONNECTING` at a time."""
+        while True:
+            if self._closed:
+                raise TransportFailure("reset", "the pool was closed")
+            connection = self._take_idle()
+            if connection is not None:
+                return connection
+            if self._connecting < MAX_CONNECTING:
+                return await self._connect(loop, timeout)
+            ticket: asyncio.Future[Connection | None] = loop.create_future()
+            self._waiting.append(ticket)
+            try:
+                connection = await ticket
+            except asyncio.CancelledError:
+                if ticket.done() and not ticket.cancelled() and not ticket.exception():
+                    self._pass_on(ticket.result())
+                raise
+            if connection is not None and not connection.dead:
+                return connection
+
+    def _pass_on(self, connection: Connection | None) -> None:
+        """Give a free connection, or (None) the turn to open one, to the longest waiting request."""
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if not ticket.done():
+                ticket.set_result(connection)
+                return
+        if connection is not None and not connection.dead:
+            self._idle.append(connection)
+
+    def released(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        connection.idle_since = self._loop.time()  # type: ignore[union-attr]  # a connection has a loop
+        if self._waiting:
+            self._pass_on(connection)
+        else:
+            self._idle.append(connection)
+
+    def lost(self, connection: Connection, *, unanswered: bool) -> None:
+        """See `connection.Owner`."""
+        self._open.discard(connection)
+        if unanswered:
+            # Its idle neighbours are as old or older: better a few new connections than one lost race each.
+            idle, self._idle = self._idle, []
+            for neighbour in idle:
+                neighbour.abort()
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts) -> Connection:
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(timeout.connect):
+                connection = await self._open_connection(loop, timeout.connect)
+        except TimeoutError:
+            failure = TransportFailure("connect", f"no connection to {self.origin} in {timeout.connect:g} s")
+            for ticket in self._waiting:  # they would only wait the same time in vain, one after another
+                if not ticket.done():
+                    ticket.set_exception(TransportFailure(failure.reason, failure.message))
+            self._waiting.clear()
+            raise failure from None
+        except OSError as error:
+            raise TransportFailure("connect", self._explain(error)) from error
+        finally:
+            self._connecting -= 1
+            self._pass_on(None)
+        if self._closed:
+            connection.abort()
+            raise TransportFailure("reset", "the pool was closed")
+        self.opened += 1
+        if not connection.dead:  # else `start` will say so
+            self._open.add(connection)
+        if self._sweeper is None:
+            self._swept_at = loop.time()
+            self._sweeper = loop.call_later(self.sweep_s, self._sweep)
+        return connection
+
+    async def _open_connection(self, loop: asyncio.AbstractEventLoop, seconds: float) -> Connection:
+        """Connect to the first address that answers and remember it. Resolving each time costs more than the
+        connection itself (35 us for `localhost`)."""
+        now = loop.time()
+        if not self._addresses or now - self._resolved_at > ADDRESS_S:
+            self._addresses = await self._resolve(loop)
+            self._resolved_at = now
+        context = (self._ssl or shared_ssl_context()) if self._secure else None
+        name = self._host if self._secure else None
+        addresses = list(self._addresses)
+        for position, address in enumerate(addresses):
+            try:
+                async with asyncio.timeout(seconds / (len(addresses) - position)):
+                    _, connection = await loop.create_connection(
+                        lambda: Connection(self), address, self._port, ssl=context, server_hostname=name
+                    )
+            except OSError:  # TimeoutError is one
+                self._addresses = []
+                if position == len(addresses) - 1:
+                    raise
+                seconds *= 1 - 1 / (len(addresses) - position)
+            else:
+                self._addresses = [address, *(other for other in addresses if other != address)]
+                return connection
+        raise OSError(f"no address for {self._host}")
+
+    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[str]:
+        try:
+            return [str(ipaddress.ip_address(self._host))]
+        except ValueError:
+            pass
+        found = await loop.getaddrinfo(self._host, self._port, type=1)  # SOCK_STREAM
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if self._host == "localhost":  # most servers listen on IPv4 only
+            addresses.sort(key=lambda address: ":" in address)
+        return addresses
+
+    def _explain(self, error: OSError) -> str:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return "too many open files: raise `ulimit -n` or lower the concurrency"
+        return f"{self.origin}: {error}"
+
+    def _sweep(self) -> None:
+        """Keep all deadlines of all connections, twice a second: a timer per request would cost 1 us each."""
+        loop = self._loop
+        assert loop is not None
+        now = loop.time()
+        self.clock += min(now - self._swept_at, 2 * self.sweep_s)
+        self._swept_at = now
+        for connection in list(self._open):
+            connection.check(self.clock)
+        oldest = now - self._keepalive_s
+        kept = [c for c in self._idle if not c.dead and c.idle_since > oldest]
+        for connection in self._idle:
+            if connection.idle_since <= oldest:
+                connection.close()
+        self._idle = kept
+        self._sweeper = loop.call_later(self.sweep_s, self._sweep) if self._open else None
+
+    # --- what is sent --------------------------------------------------------------------------
+
+    def _parse(self, base_url: str) -> None:
+        parts = urlsplit(base_url)
+        if parts.username is not None or parts.password is not None:
+            raise ConfigurationError(
+                "a base URL must not hold a user name or password",
+                hint="name an environment variable: api_key_env",
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"{base_url!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1"
+            )
+        self._secure = parts.scheme == "https"
+        try:
+            self._host = parts.hostname.encode("idna").decode()
+            self._port = parts.port or (443 if self._secure else 80)
+        except ValueError as error:  # UnicodeError is one
+            raise ConfigurationError(f"{base_url!r} is no base URL: {error}") from error
+        self.base_url = base_url.rstrip("/")
+        self.base_path = parts.path.rstrip("/")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._authority = host if parts.port is None else f"{host}:{parts.port}"
+        self.origin = f"{parts.scheme}://{self._authority}"
+
+    def _header_fields(self, headers: Mapping[str, str], api_key: Secret | None) -> Head:
+        """All header lines but the first and the last, checked; no attribute prints them."""
+        fields = {"host": self._authority, "user-agent": "asyncsynth", "accept": "application/json"}
+        fields["content-type"] = "application/json"
+        if api_key:
+            fields["authorization"] = f"Bearer {api_key.reveal()}"
+        fields |= {k.lower(): v for k, v in headers.items() if k.lower() not in _OURS}
+        fields["accept-encoding"] = "identity"  # no bombs, and loopback needs no compression
+        lines = []
+        for name, value in fields.items():
+            if not name or not name.isascii() or any(c <= " " or c in ':"' for c in name):
+                raise ConfigurationError(f"{name!r} is no header name")
+            if any(c in "\r\n\0" for c in value) or not value.isascii():
+                raise ConfigurationError(
+                    f"the value of header {name!r} holds line breaks or non-ASCII characters"
+                )
+            lines.append(f"{name}: {value}\r\n")
+        return Head("".join(lines).encode("ascii"))
+
+    def _head(self, method: str, path: str, at_origin: bool) -> Head:
+        key = (method, path, at_origin)
+        head = self._heads.get(key)
+        if head is None:
+            target = path if at_origin else self.base_path + path
+            if not path.startswith("/") or not target.isascii() or any(c <= " " for c in target):
+                raise ConfigurationError(f"{path!r} is no path; it begins with / and holds no spaces")
+            if len(self._heads) > 64:
+                self._heads.clear()
+            line = f"{method} {target} HTTP/1.1\r\n".encode()
+            head = self._heads[key] = Head(line + self._fields + b"content-length: ")
+        return head
