@@ -52,7 +52,7 @@ def _open_segment(directory: Path, number: int, fs: FileSystem) -> Segment:
     path = segment_path(directory, number)
     with open_for_reading(fs, path) as fd:
         size = fs.size(fd)
-        line = next((line for _, line, _ in iter_lines(fs, fd, 0, size)), b"")
+        line = next((line for _, line, whole in iter_lines(fs, fd, 0, size) if whole), b"")
     parsed = parse_header(line)
     if parsed is None:
         return Segment(number, path, size, None, 0)
