@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextvars import Token
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
+from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
@@ -19,6 +21,7 @@ from asyncsynth.pipeline.step import (
     nearest,
     snake_case,
 )
+
 
 @dataclass(slots=True)
 class Node:
@@ -89,6 +92,8 @@ class Graph:
         """Takes a step in and names it if it has no name."""
         taken = {other.name for other in self.steps}
         if step._explicit_name:
+            if not step._name or any(char in "/\\" or not char.isprintable() for char in step._name):
+                raise PipelineError(f"{step._name!r} cannot name a step: results are named after it")
             if step.name in taken:
                 raise PipelineError(f"two steps are named {step.name!r}", step=step.name)
         else:
@@ -117,6 +122,31 @@ class Graph:
     def edges(self) -> list[tuple[Step, Step]]:
         """The connections, in the order in which they were written."""
         return list(self._edges)
+
+    def draw(self, path: str | Path | None = None) -> str:
+        """The pipeline as a Mermaid flowchart, which GitHub, VS Code and notebooks show; made offline.
+
+        With a `path` the drawing is written there too: ``.mmd`` Mermaid, ``.md`` Mermaid in a fence,
+        ``.txt`` plain text. Raises PipelineError for another suffix.
+        """
+        drawing = mermaid(self)
+        if path is None:
+            return drawing
+        target = Path(path)
+        match target.suffix:
+            case ".mmd" | ".mermaid":
+                text = drawing
+            case ".md":
+                text = f"```mermaid\n{drawing}```\n"
+            case ".txt":
+                text = drawing = plain_text(self)
+            case suffix:
+                raise PipelineError(
+                    f"draw() does not write {suffix or 'files without a suffix'}",
+                    hint="Use .mmd, .md or .txt.",
+                )
+        target.write_text(text, encoding="utf-8")
+        return drawing
 
     # --- checking ------------------------------------------------------------------------------
 
@@ -162,8 +192,9 @@ class Graph:
         while waiting:
             ready = [step for step in waiting if all(other in order for other in before[step])]
             if not ready:
-                names = " -> ".join(step.name for step in _cycle(waiting, before))
-                raise PipelineError(f"the steps form a cycle: {names}", step=waiting[0].name)
+                cycle = _cycle(waiting, before)
+                names = " -> ".join(step.name for step in cycle)
+                raise PipelineError(f"the steps form a cycle: {names}", step=cycle[0].name)
             order.extend(ready)
             waiting = [step for step in waiting if step not in ready]
         place = {step: index for index, step in enumerate(order)}
@@ -190,13 +221,15 @@ class Graph:
                     raise PipelineError(f"{step.name!r} reads the input: nothing can stand before it")
             elif not node.before:
                 raise PipelineError(
-                    f"step {step.name!r} is not connected: nothing flows into it", step=step.name,
+                    f"step {step.name!r} is not connected: nothing flows into it",
+                    step=step.name,
                     hint="Join it with `>>`, or make it outside the `with` block.",
                 )
             elif len(node.before) > 1 and not isinstance(step, JoinStep):
                 names = ", ".join(repr(nodes[index].step.name) for index in node.before)
                 raise PipelineError(
-                    f"step {step.name!r} gets rows from {names}, but does not join branches", step=step.name,
+                    f"step {step.name!r} gets rows from {names}, but does not join branches",
+                    step=step.name,
                     hint="Put GroupColumns or CombineOutputs between.",
                 )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
-from asyncsynth.pipeline.fingerprint import jsonable
+from asyncsynth.pipeline.fingerprint import jsonable, user_code
 from asyncsynth.records import Row, canonical_json
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ class Step:
         """
         columns = dict(incoming[0]) if incoming else {}
         self.check_mappings()
-        self.require(columns, self.inputs)
+        # An optional input that the user maps by name is meant to be there.
+        self.require(columns, (*self.inputs, *(set(self.optional_inputs) & self.input_mappings.keys())))
         for output in self.outputs:
             self.add_column(columns, output)
         return columns
@@ -193,8 +194,8 @@ class Step:
         """Adds an output's column, refusing to overwrite one silently."""
         column = self.target_of(output)
         explicit = output in self.output_mappings
-        mapped_input = column in [self.source_of(name) for name in (*self.inputs, *self.optional_inputs)]
-        if column in columns and not (explicit or mapped_input or column in PROVENANCE_COLUMNS):
+        rewrites = output in (*self.inputs, *self.optional_inputs)  # in and out by one name: it is meant to
+        if column in columns and not (explicit or rewrites or column in PROVENANCE_COLUMNS):
             raise PipelineError(
                 f"step {self.name!r} would overwrite the column {column!r} made by {columns[column]!r}",
                 step=self.name,
@@ -207,13 +208,22 @@ class Step:
     # --- identity ------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """All that decides this step's results, as JSON; part of the checkpoint fingerprint."""
+        """All that decides this step's results, as JSON; part of the checkpoint fingerprint.
+
+        Raises PipelineError for a setting that has no stable form.
+        """
+        left_out = frozenset[str]().union(
+            *(kind.__dict__.get("not_fingerprinted", ()) for kind in type(self).__mro__)
+        )
         public = {
             key: jsonable(value, where=f"step {self.name!r}, setting {key!r}")
             for key, value in vars(self).items()
-            if not key.startswith("_") and key not in self.not_fingerprinted
+            if not key.startswith("_") and key not in left_out
         }
-        return {"step": type(self).__name__, "version": self.version, **public}
+        settings = {"step": type(self).__name__, "version": self.version, **public}
+        if code := user_code(type(self)):
+            settings["code"] = code
+        return settings
 
     def input_fields(self, row: Row) -> bytes:
         """Canonical bytes of the columns that decide this step's result for a row."""

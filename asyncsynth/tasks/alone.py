@@ -1,26 +1,44 @@
 """A task on its own, outside a pipeline: a thread with its own event loop and pool.
 
-The thread makes `next(task.process(rows))` work in a notebook, where a loop is already running.
+The thread makes `next(task.process(rows))` work in a notebook, where a loop is already running. It is a
+daemon thread: a task that nobody unloads must not keep the interpreter from ending. Its pool is closed
+nevertheless, for an embedded model's process hangs on it: when the task is unloaded, when it is garbage, at
+the latest when the interpreter ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import concurrent.futures.thread  # noqa: F401  # before ours is registered, see the end of this file
+import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
-from asyncsynth.errors import RecordError
+from asyncsynth.errors import ConfigurationError, RecordError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row, content_hash
-from asyncsynth.servers.binding import open_pool
-from asyncsynth.servers.configs import servers_from_environment
 
 if TYPE_CHECKING:
-    from asyncsynth.client.pool import ServerPool
+    from asyncsynth.client.llm import LLM
+    from asyncsynth.client.messages import Completion, ModelRequest
     from asyncsynth.pipeline.step import ModelStep
+
+#: How long `close` waits for the pool (an embedded model's process ends in well under a second).
+_CLOSE_WAIT_S = 15.0
+
+
+class Sender(Protocol):
+    """What a runner needs of a pool."""
+
+    async def send(self, request: ModelRequest, /) -> Completion:
+        """One model call."""
+
+
+Opener = Callable[["list[LLM]"], AbstractAsyncContextManager[Sender]]
 
 
 class Rows(list[Row]):
@@ -29,67 +47,125 @@ class Rows(list[Row]):
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, str):
             if len(self) != 1:
-                raise KeyError(f"{item!r}: {len(self)} rows came back; choose one first, as in rows[0][{item!r}]")
+                raise KeyError(f"{item!r}: {len(self)} rows came back; choose one, as in rows[0][{item!r}]")
             return super().__getitem__(0)[item]
         return super().__getitem__(item)
 
 
-_open_runners: weakref.WeakSet[AloneRunner] = weakref.WeakSet()
+def _bound_pool(llms: list[LLM]) -> AbstractAsyncContextManager[Sender]:
+    """A pool bound as a run's would be. Imported late: building a pipeline needs no servers."""
+    from asyncsynth.servers.binding import open_pool
+
+    return open_pool(llms)
 
 
 class AloneRunner:
-    """Holds the loop's thread and the pool of one loaded task."""
+    """Holds the loop's thread and the pool of one loaded task. It does not hold the task itself, so that a
+    task which is dropped takes its pool along."""
 
-    def __init__(self, task: ModelStep) -> None:
-        self._task = task
+    def __init__(self, task: ModelStep, *, opener: Opener = _bound_pool) -> None:
+        task.check_mappings()
         self._step_id = content_hash(task.settings())
-        self._portal_context = start_blocking_portal("asyncio")
-        self._portal: BlockingPortal = self._portal_context.__enter__()
-        try:
-            self._pool_context = self._portal.wrap_async_context_manager(
-                open_pool(list(task.models()), servers=servers_from_environment())
-            )
-            self._pool: ServerPool = self._pool_context.__enter__()
-        except BaseException as error:
-            self._portal_context.__exit__(type(error), error, error.__traceback__)
-            raise
+        self._llms = list(task.models())
+        self._opener = opener
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._pool: Sender | None = None
+        self._opened: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, name=f"asyncsynth-{task.name}", daemon=True)
         _open_runners.add(self)
+        self._thread.start()
+        try:
+            self._opened.result()
+        except BaseException:
+            self.close()
+            raise
+        weakref.finalize(task, self.close_soon).atexit = False
 
-    def process(self, rows: list[Row]) -> Rows:
-        """All rows side by side, in order."""
-        futures = [self.submit(row, str(number), 0) for number, row in enumerate(rows)]
+    def process(self, task: ModelStep, rows: list[Row]) -> Rows:
+        """All rows side by side, results in their order. The first error stops the others and is raised."""
+        futures = [self.submit(task, row, str(number), 0) for number, row in enumerate(rows)]
         done = Rows()
-        for future in futures:
-            done.extend(future.result())
+        try:
+            for future in futures:
+                done.extend(future.result())
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
         return done
 
-    def submit(self, row: Row, key: str, run_seed: int) -> Future[list[Row]]:
+    def submit(self, task: ModelStep, row: Row, key: str, run_seed: int) -> Future[list[Row]]:
         """One row, in the runner's loop."""
-        return self._portal.start_task_soon(self._run, row, key, run_seed)
+        if self._loop is None or not self._thread.is_alive():
+            raise ConfigurationError(f"{task.name} was unloaded", hint="Call load() again.")
+        return asyncio.run_coroutine_threadsafe(self._run(task, row, key, run_seed), self._loop)
 
-    async def _run(self, row: Row, key: str, run_seed: int) -> list[Row]:
-        ctx = Context(key=key, run_seed=run_seed, step_id=self._step_id, send=self._pool.send)
-        try:
-            view = self._task.view(row)
-        except KeyError as missing:
-            raise RecordError(
-                f"{self._task.name}: the row has no column {missing}; it has {', '.join(row) or 'none'}",
-                reason="missing_column",
-            ) from None
-        return [self._task.merge(row, outputs) for outputs in await self._task.generate(view, ctx)]
+    def close_soon(self) -> None:
+        """Asks the thread to end, without waiting. Safe from any thread, the garbage collector's included."""
+        loop, stopping = self._loop, self._stopping
+        if loop is not None and stopping is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(stopping.set)
+            except RuntimeError:
+                return  # it closed just now
 
     def close(self) -> None:
-        """Closes the pool (an embedded model's process ends) and the thread."""
-        _open_runners.discard(self)
+        """Closes the pool (an embedded model's process ends) and the thread. Rows under way are cancelled."""
+        self.close_soon()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_WAIT_S)
+
+    def _main(self) -> None:
         try:
-            self._pool_context.__exit__(None, None, None)
+            asyncio.run(self._hold())
+        except BaseException as error:
+            if not self._opened.done():
+                self._opened.set_exception(error)
+            # Else the pool did not close cleanly; nobody is left who could act on it.
         finally:
-            self._portal_context.__exit__(None, None, None)
+            _open_runners.discard(self)
+
+    async def _hold(self) -> None:
+        """Opens the pool, keeps it for `submit`, and closes it in the task that opened it (anyio's scopes ask
+        for that)."""
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        async with self._opener(self._llms) as pool:
+            self._pool = pool
+            self._opened.set_result(None)
+            await self._stopping.wait()
+            rows = [task for task in asyncio.all_tasks() if task.get_name() == _ROW_TASK]
+            for task in rows:
+                task.cancel()
+            await asyncio.gather(*rows, return_exceptions=True)
+
+    async def _run(self, task: ModelStep, row: Row, key: str, run_seed: int) -> list[Row]:
+        if (current := asyncio.current_task()) is not None:
+            current.set_name(_ROW_TASK)
+        if self._pool is None:
+            raise AssertionError("rows are submitted only after the pool is open")
+        ctx = Context(key=key, run_seed=run_seed, step_id=self._step_id, send=self._pool.send)
+        try:
+            view = task.view(row)
+        except KeyError as missing:
+            raise RecordError(
+                f"{task.name}: the row has no column {missing}; it has {', '.join(row) or 'none'}",
+                reason="missing_column",
+            ) from None
+        return [task.merge(row, outputs) for outputs in await task.generate(view, ctx)]
 
 
-@atexit.register
+_ROW_TASK = "asyncsynth-row"
+_open_runners: set[AloneRunner] = set()
+
+
 def _close_all() -> None:
     for runner in list(_open_runners):
         runner.close()
 
 
+# atexit's own callbacks come too late: by then no executor takes work and (3.12) no thread can be started, and
+# a pool may need either to close. This hook, which concurrent.futures uses for itself, runs while both still
+# work; hooks run in reverse order, so ours, registered after theirs, comes first.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

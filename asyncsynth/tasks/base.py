@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
-from asyncsynth.errors import ConfigurationError, ParseFailure
+from asyncsynth.errors import ConfigurationError, ParseFailure, RecordError, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import ModelStep
 from asyncsynth.records import Row
@@ -55,13 +56,16 @@ class Task(ModelStep):
                 hint='Write llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct").',
             )
         if num_generations < 1 or max_reasks < 0:
-            raise ConfigurationError(f"{type(self).__name__}: num_generations >= 1 and max_reasks >= 0 needed")
+            raise ConfigurationError(
+                f"{type(self).__name__}: num_generations must be 1 or more and max_reasks 0 or more"
+            )
         self.llm = llm
         self.system_prompt = system_prompt
         self.num_generations = num_generations
         self.group_generations = group_generations
         self.max_reasks = max_reasks
         self._alone: AloneRunner | None = None
+        self._alone_lock = threading.Lock()
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     # --- what a subclass writes ----------------------------------------------------------------
@@ -77,6 +81,10 @@ class Task(ModelStep):
     def schema(self, row: Row) -> dict[str, Any] | None:
         """A JSON schema that constrains the answer, where the server honours one."""
         return None
+
+    def request_fields(self) -> dict[str, Any]:
+        """Request fields of the task's own (``logprobs``), beside the model's sampling fields."""
+        return {}
 
     # --- what the engine calls -----------------------------------------------------------------
 
@@ -104,8 +112,10 @@ class Task(ModelStep):
         """One answer, asked for again with another seed when it cannot be parsed."""
         messages = self.conversation(row, ctx)
         schema = self.schema(row)
+        fields = self.request_fields()
         for reask in range(self.max_reasks + 1):
-            request = self.llm.chat(messages, schema=schema, seed=ctx.seed(number + reask * _REASK_STRIDE))
+            seed = ctx.seed(number + reask * _REASK_STRIDE)
+            request = self.llm.chat(messages, schema=schema, seed=seed, **fields)
             completion = await ctx.send(request)
             try:
                 outputs = self.parse(completion.choices[0], row)
@@ -131,28 +141,42 @@ class Task(ModelStep):
 
     def load(self) -> None:
         """Binds the model to its server (starts it, if it is an embedded one). Idempotent."""
-        if self._alone is None:
-            self._alone = AloneRunner(self)
+        self._runner()
 
     def unload(self) -> None:
         """Gives the server connection back; also done when the interpreter exits."""
-        if self._alone is not None:
-            self._alone.close()
-            self._alone = None
+        with self._alone_lock:
+            runner, self._alone = self._alone, None
+        if runner is not None:
+            runner.close()
 
     def process(self, rows: list[Row]) -> Iterator[Rows]:
-        """Yields one list: the rows with the task's outputs added. Raises RecordError for a row that fails."""
-        self.load()
-        if self._alone is None:
-            raise AssertionError("load() makes the runner")
-        yield self._alone.process(rows)
+        """Yields one list: the rows with the task's outputs added. Raises RecordError when a row fails."""
+        yield self._runner().process(self, rows)
 
     async def __call__(self, row: Row, *, key: str = "0", run_seed: int = 0) -> list[Row]:
         """The row with the outputs added (several rows when they expand), awaited in a running loop."""
-        self.load()
-        if self._alone is None:
-            raise AssertionError("load() makes the runner")
-        return await asyncio.wrap_future(self._alone.submit(row, key, run_seed))
+        # Loading may take seconds (an embedded model starts): the caller's loop goes on meanwhile.
+        runner = self._alone
+        if runner is None:
+            runner = await asyncio.to_thread(self._runner)
+        return await asyncio.wrap_future(runner.submit(self, row, key, run_seed))
+
+    def _runner(self) -> AloneRunner:
+        with self._alone_lock:
+            if self._alone is None:
+                self._alone = AloneRunner(self)
+            return self._alone
+
+
+def text_of(row: Row, name: str) -> str:
+    """A text input of a row. Raises TaskFailure for None, blanks and what is not text: a model that is asked
+    "None" answers something, and nobody would notice."""
+    value = row[name]
+    if isinstance(value, str) and value.strip():
+        return value
+    what = "blank" if isinstance(value, str) else f"{type(value).__name__}, not text"
+    raise TaskFailure(f"the input {name!r} is {what}", reason="bad_input")
 
 
 async def all_or_error(coroutines: list[Any]) -> list[Any]:
@@ -161,5 +185,7 @@ async def all_or_error(coroutines: list[Any]) -> list[Any]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        # What ends the run comes before what ends this row.
+        fatal = [error for error in errors.exceptions if not isinstance(error, RecordError)]
+        raise (fatal or errors.exceptions)[0] from None
     return [task.result() for task in tasks]

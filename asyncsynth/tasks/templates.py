@@ -27,16 +27,17 @@ def _compiled(source: str) -> Any:
         ) from error
 
 
+@lru_cache(maxsize=64)
 def prompt_source(name: str) -> str:
     """The text of `tasks/prompts/<name>.jinja`."""
     return (files("asyncsynth.tasks") / "prompts" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def render(source: str, values: dict[str, Any]) -> str:
-    """Fills a template. Raises TaskFailure when it asks for a value that the row does not have."""
+    """Fills a template. Raises TaskFailure when it asks for what the row does not have."""
     try:
         text: str = _compiled(source).render(values)
-    except TemplateError as error:
+    except Exception as error:  # a template can raise anything: `{{ a + b }}` a TypeError
         raise TaskFailure(f"the prompt template could not be filled: {error}", reason="template") from error
     return text.strip()
 

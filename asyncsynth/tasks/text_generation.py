@@ -10,7 +10,7 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task
+from asyncsynth.tasks.base import Task, text_of
 from asyncsynth.tasks.templates import check_template, environment, render
 
 
@@ -34,13 +34,13 @@ class TextGeneration(Task):
         if template is not None:
             check_template(template)
             named = meta.find_undeclared_variables(environment().parse(template))
-            self.inputs = tuple(sorted(named - {"system_prompt"}))
+            self.inputs = tuple(sorted(named - {"system_prompt"} - set(environment().globals)))
         super().__init__(llm, **settings)
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """One user turn."""
-        text = row["instruction"] if self.template is None else render(self.template, row)
-        return [{"role": "user", "content": str(text)}]
+        text = text_of(row, "instruction") if self.template is None else render(self.template, row)
+        return [{"role": "user", "content": text}]
 
     def parse(self, choice: Choice, row: Row) -> Row:
         """The text as the model wrote it, without surrounding white space."""
