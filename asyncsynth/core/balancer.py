@@ -31,32 +31,65 @@ class ReplicaSpec:
 
 
 class Breaker:
-    """Pauses a server that only fails. The opposite of a record fault: *different* calls fail, and none succeeds.
+    """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
 
-    Closed, it notes who failed since the last success. When there are `threshold` different calls (or as many refused
-    connections, which are never a record's fault), it opens: a pause of 0.5 s, doubling to 30 s, jittered, then one
-    call as a probe. An answer to it closes the breaker, a failure opens it again.
+    Closed, it notes who failed since the last success. When there are `threshold` different calls, or as many
+    refused connections (which are never a record's fault), it opens: a pause of 0.5 s, doubling to 30 s, jittered,
+    then one call as a probe. An answer to the probe closes the breaker, a failure opens it again.
     """
 
-    __slots__ = ("cause", "connects", "opened_at", "probe", "probe_at", "state", "streak", "tries")
+    __slots__ = (
+        "cause",
+        "opened_at",
+        "probe",
+        "probe_at",
+        "refused",
+        "refused_since",
+        "state",
+        "streak",
+        "tries",
+    )
 
     def __init__(self) -> None:
         self.state = CLOSED
         self.streak: dict[int, int] = {}  # call id -> charges since the last success
-        self.connects = 0
+        self.refused: dict[int, int] = {}  # the same for refused connections
+        self.refused_since = 0.0
         self.tries = 0
         self.opened_at: float | None = None  # start of the outage, kept over probes
         self.probe_at: float | None = None
         self.probe: int | None = None  # the call that probes
         self.cause = ""
 
-    def blame(self, call_id: int, *, connect: bool, limit: int) -> bool:
+    def blame(self, call_id: int, now: float, *, connect: bool, limit: int) -> bool:
         """Note a failure while closed; True when the server is to blame and the breaker should open."""
-        self.streak[call_id] = self.streak.get(call_id, 0) + 1
-        self.connects += connect
+        if connect and not self.refused:
+            self.refused_since = now
+        notes = self.refused if connect else self.streak
+        notes[call_id] = notes.get(call_id, 0) + 1
         # With many in flight a few failures in a row are chance; a dead server fails all of them anyway.
         threshold = max(3, min(16, limit // 8))
-        return len(self.streak) >= threshold or self.connects >= max(5, threshold)
+        if len(self.streak) + len(self.refused) >= threshold:
+            return True
+        return connect and sum(self.refused.values()) >= max(5, threshold)
+
+    def settle(self, started_at: float) -> bool:
+        """A call that started then has succeeded: what failed before it was not this server's fault.
+
+        But a server that shuts down refuses new connections while it still answers old requests: only the success
+        of a later call outweighs a refused connection. False when such notes remain.
+        """
+        self.streak.clear()
+        if self.refused and started_at > self.refused_since:
+            self.refused.clear()
+        return not self.refused
+
+    def take_notes(self) -> list[tuple[int, int]]:
+        """Hand over who was charged how much since the last success, and forget it."""
+        notes = [*self.streak.items(), *self.refused.items()]
+        self.streak.clear()
+        self.refused.clear()
+        return notes
 
     def open(self, now: float, cause: str, rng: Rng, at_least: float = 0.0) -> float:
         """Pause, or pause again; returns when to probe."""
@@ -85,13 +118,7 @@ class Breaker:
         self.probe_at = None
         self.opened_at = None
         self.tries = 0
-        self.settle()
         self.cause = ""
-
-    def settle(self) -> None:
-        """A success: what failed since the last one were record faults."""
-        self.streak.clear()
-        self.connects = 0
 
 
 class Replica:

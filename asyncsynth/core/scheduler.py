@@ -65,7 +65,7 @@ class Scheduler:
         self._balancer = Balancer(replicas, budgets)
         self.replicas = self._balancer.replicas
         self._queues = {model: WaitQueue() for model in self._balancer.groups}
-        self._waiting = 0  # in all queues
+        self.waiting = 0  #: calls waiting for a slot
         self._calls: dict[int, Call] = {}
         self._timers = Timers()
         self._seq = 0
@@ -118,7 +118,7 @@ class Scheduler:
         state, call.state = call.state, GONE
         out: list[Action] = []
         if state is WAITING:
-            self._waiting -= 1
+            self.waiting -= 1
             self._queues[call.model].forget_one()
         elif state is IN_FLIGHT:
             replica = call.replica
@@ -179,7 +179,7 @@ class Scheduler:
     # --- starting -----------------------------------------------------------------------------
 
     def _enqueue(self, call: Call) -> None:
-        self._waiting += 1
+        self.waiting += 1
         self._queues[call.model].push(call)
 
     def _place(self, call: Call, now: float, out: list[Action]) -> None:
@@ -210,7 +210,7 @@ class Scheduler:
 
     def _slot_freed(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Give a replica that may have room the best of the calls that wait for it."""
-        if self._waiting and self.halted is None:
+        if self.waiting and self.halted is None:
             while replica.can_take():
                 best = None
                 for model in replica.models:
@@ -221,7 +221,7 @@ class Scheduler:
                     break
                 call = best[3]
                 self._queues[call.model].pop()
-                self._waiting -= 1
+                self.waiting -= 1
                 self._start(call, replica, now, out)
         if replica.held and not replica.in_flight:
             self._release_held(replica, out)  # nobody is left who could bear witness
@@ -263,14 +263,18 @@ class Scheduler:
 
     def _recovered(self, call: Call, replica: Replica, out: list[Action]) -> None:
         """A success: failures since the last one were not this server's fault."""
-        replica.overloads = 0
         replica.refusals.pop(call.model, None)
-        if replica.breaker.state is CLOSED or replica.breaker.state is DOWN:
-            replica.breaker.settle()
-        else:
-            replica.breaker.close()
-        self._release_held(replica, out)
-        replica.troubled = bool(replica.refusals) or replica.breaker.state is not CLOSED
+        breaker = replica.breaker
+        if breaker.state is CLOSED:
+            replica.overloads = 0
+            settled = breaker.settle(call.started_at)
+            if settled:
+                self._release_held(replica, out)
+            replica.troubled = bool(replica.refusals) or not settled
+        elif breaker.probe == call.id:
+            # Only the probe counts: a server that dies may still have answers on the way.
+            replica.overloads = 0
+            breaker.close()
 
     def _release_held(self, replica: Replica, out: list[Action]) -> None:
         held, replica.held = replica.held, []
@@ -335,7 +339,7 @@ class Scheduler:
                         self._finish(call, outcome, out)
                         return
             self._place(call, now, out)
-        elif breaker.blame(call.id, connect=outcome.reason == "connect", limit=replica.limiter.limit):
+        elif breaker.blame(call.id, now, connect=outcome.reason == "connect", limit=replica.limiter.limit):
             # This call's note in the streak is taken back by _open with the others', so charge it first.
             call.failures().charged += 1
             self._open(replica, now, what, out)
@@ -389,13 +393,12 @@ class Scheduler:
         if breaker.state is DOWN:
             return
         self._timers.add(breaker.open(now, cause, self._rng, at_least), replica)
-        for call_id, charges in breaker.streak.items():
+        for call_id, charges in breaker.take_notes():
             call = self._calls.get(call_id)
             if call is not None and call.retry is not None:
                 call.retry.charged = max(0, call.retry.charged - charges)
                 if call.pays is replica:
                     call.pays = None
-        breaker.settle()
         starved, held = [*replica.starved], replica.held
         replica.starved.clear()
         replica.held = []
