@@ -64,20 +64,19 @@ class ServerConfig:
         return Secret(value) if value else None
 
 
-def load_servers(
-    given: Sequence[str] = (), *, environ: Mapping[str, str] | None = None
-) -> list[ServerConfig]:
-    """The servers of the `--servers` options, or, without any, of ASYNCSYNTH_SERVERS (separated by commas).
+def servers_from_environment(environ: Mapping[str, str] | None = None) -> list[ServerConfig]:
+    """The servers of ASYNCSYNTH_SERVERS, separated by commas. Raises as `parse_servers`."""
+    text = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
+    return parse_servers([part.strip() for part in text.split(",") if part.strip()], origin=ENVIRONMENT)
+
+
+def parse_servers(given: Sequence[str], *, origin: str = "--servers") -> list[ServerConfig]:
+    """The servers of the `--servers` options; `origin` is what messages call the place they come from.
 
     Raises:
         ConfigurationError: a value that is no URL, file or folder; a server named twice.
         InputError: a file that does not say what it should, with its line.
     """
-    origin = "--servers"
-    if not given:
-        origin = ENVIRONMENT
-        text = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
-        given = [part.strip() for part in text.split(",") if part.strip()]
     servers = [server for value in given for server in _load_one(value, origin)]
     seen: dict[str, ServerConfig] = {}
     for server in servers:
@@ -148,9 +147,7 @@ def read_file(path: Path) -> list[ServerConfig]:
         raise InputError(f"cannot be read: {error}", path=str(path)) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise InputError(
-            f"not YAML: {error.problem}", path=str(path), line=mark.line + 1 if mark else None
-        ) from None
+        raise InputError(f"not YAML: {error.problem}", path=str(path), line=mark.line + 1 if mark else None) from None
     if node is None:
         raise InputError("the file is empty", path=str(path), hint="It is to hold a vLLM configuration.")
     top = _Mapping(node, path)
@@ -250,18 +247,14 @@ def _vllm(top: _Mapping) -> ServerConfig:
             hint="A vLLM configuration names its `model`; a list of running servers stands under `servers`.",
         )
     if "uds" in top.values:
-        top.fail(
-            "servers on a Unix socket (uds) are not supported", top.values["uds"], hint="Use host and port."
-        )
+        top.fail("servers on a Unix socket (uds) are not supported", top.values["uds"], hint="Use host and port.")
     port = top.get("port", int, 8000)
     if not 0 < port < 65536:
         top.fail(f"port is to be between 1 and 65535, not {port}", top.values["port"])
     keys = top.get("api-key", (str, list))
     key = keys[0] if isinstance(keys, list) and keys else keys
     return ServerConfig(
-        base_url=_base_url(
-            "https" if top.get("ssl-certfile", str) else "http", top.get("host", str, ""), port, "/v1"
-        ),
+        base_url=_base_url("https" if top.get("ssl-certfile", str) else "http", top.get("host", str, ""), port, "/v1"),
         models=served,
         api_key=Secret(str(key)) if key else None,
         limit=top.at_least_one("max-num-seqs"),

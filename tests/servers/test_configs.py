@@ -8,7 +8,7 @@ import pytest
 
 from asyncsynth.client.secret import Secret
 from asyncsynth.errors import ConfigurationError, InputError
-from asyncsynth.servers.configs import ServerConfig, load_servers
+from asyncsynth.servers.configs import ServerConfig, parse_servers, servers_from_environment
 
 
 def write(folder: Path, text: str, name: str = "a.yaml") -> str:
@@ -18,7 +18,7 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> str:
 
 
 def one(folder: Path, text: str) -> ServerConfig:
-    [server] = load_servers([write(folder, text)])
+    [server] = parse_servers([write(folder, text)])
     return server
 
 
@@ -32,7 +32,7 @@ def one(folder: Path, text: str) -> ServerConfig:
     ],
 )
 def test_urls(given: str, base_url: str) -> None:
-    [server] = load_servers([given])
+    [server] = parse_servers([given])
     assert server.base_url == base_url
     assert server.models is None
 
@@ -43,16 +43,17 @@ def test_urls(given: str, base_url: str) -> None:
 )
 def test_urls_that_are_none(given: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        load_servers([given])
+        parse_servers([given])
     assert "s3cret" not in str(caught.value)
     assert "--servers" in str(caught.value)
 
 
-def test_environment_is_used_only_without_options() -> None:
+def test_environment() -> None:
     environ = {"ASYNCSYNTH_SERVERS": "http://a:1/v1, http://b:2/v1"}
-    assert [s.name for s in load_servers(environ=environ)] == ["a:1", "b:2"]
-    assert [s.name for s in load_servers(["http://c:3/v1"], environ=environ)] == ["c:3"]
-    assert load_servers(environ={}) == []
+    assert [s.name for s in servers_from_environment(environ)] == ["a:1", "b:2"]
+    assert servers_from_environment({}) == []
+    with pytest.raises(ConfigurationError, match="ASYNCSYNTH_SERVERS"):
+        servers_from_environment({"ASYNCSYNTH_SERVERS": "nowhere.yaml"})
 
 
 def test_vllm_file(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ servers:
     limit: 32
   - {url: "http://gpu-2:8000", name: second}
 """
-    first, second = load_servers([write(tmp_path, text)])
+    first, second = parse_servers([write(tmp_path, text)])
     assert (first.name, first.models, first.limit) == ("gpu-1:8000", {"a", "b"}, 32)
     assert first.key({"GPU_KEY": "x"}) == Secret("x")
     assert (second.name, second.models, second.limit) == ("second", None, None)
@@ -96,7 +97,7 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     write(tmp_path, "model: b\nport: 2\n", "b.yml")
     write(tmp_path, "model: a\nport: 1\n", "a.yaml")
     write(tmp_path, "not looked at", "README.md")
-    assert [s.models for s in load_servers([str(tmp_path)])] == [{"a"}, {"b"}]
+    assert [s.models for s in parse_servers([str(tmp_path)])] == [{"a"}, {"b"}]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +144,13 @@ def test_empty_file(tmp_path: Path, text: str) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no file or folder"):
-        load_servers([str(tmp_path / "nope")])
+        parse_servers([str(tmp_path / "nope")])
     with pytest.raises(ConfigurationError, match=r"no \.yaml"):
-        load_servers([str(tmp_path)])
+        parse_servers([str(tmp_path)])
 
 
 def test_one_address_twice(tmp_path: Path) -> None:
     write(tmp_path, "model: a\n", "a.yaml")
     write(tmp_path, "model: b\nhost: 127.0.0.1\n", "b.yaml")
     with pytest.raises(ConfigurationError, match=r"a\.yaml:1 and .*b\.yaml:1"):
-        load_servers([str(tmp_path)])
+        parse_servers([str(tmp_path)])

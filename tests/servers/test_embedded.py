@@ -127,9 +127,7 @@ asyncio.run(main())
 def test_child_dies_with_a_killed_parent() -> None:
     async def scenario() -> None:
         root = str(Path(__file__).parents[2])
-        parent = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PARENT, cwd=root, stdout=subprocess.PIPE
-        )
+        parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, cwd=root, stdout=subprocess.PIPE)
         assert parent.stdout is not None
         child = int(await asyncio.wait_for(parent.stdout.readline(), 60))
         assert is_running(child)
