@@ -1,0 +1,57 @@
+"""`Filter`: keeps the rows for which a function of the user's says so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.step import Dropped, RowStep
+from asyncsynth.records import Row
+from asyncsynth.steps.arguments import column_names
+
+
+class Filter(RowStep):
+    """Keeps the rows for which `predicate` is true.
+
+    Args:
+        predicate: takes the row (do not change it) and returns whether it stays. It must depend on the row
+            alone: it is asked again on every resume. A row on which it raises fails, its neighbours go on.
+        columns: the columns it reads, to be checked before the run.
+        reason: what dropped rows are counted under.
+    """
+
+    def __init__(
+        self,
+        predicate: Callable[[Row], bool],
+        *,
+        columns: Sequence[str] | str | None = None,
+        reason: str = "filtered",
+        name: str | None = None,
+    ) -> None:
+        if not callable(predicate):
+            raise PipelineError(
+                f"Filter(predicate={predicate!r:.80}): a function of a row was expected",
+                hint='Write Filter(lambda row: row["score"] >= 4).',
+            )
+        if inspect.iscoroutinefunction(predicate):
+            raise PipelineError(
+                "Filter's predicate is async; a plain function was expected",
+                hint="A filter asks no model and waits for nothing; what does belongs into a task.",
+            )
+        self.predicate = predicate
+        self.inputs = column_names("Filter", "columns", columns) if columns is not None else ()
+        self.reason = reason
+        super().__init__(name=name)
+
+    def apply(self, row: Row) -> Row:
+        """The row itself, or Dropped."""
+        kept: Any = self.predicate(row)
+        if inspect.isawaitable(kept):
+            if inspect.iscoroutine(kept):
+                kept.close()
+            raise RecordError("the predicate returned an awaitable, not a bool", reason="step_error")
+        if not kept:
+            raise Dropped(self.reason)
+        return row

@@ -1,0 +1,101 @@
+"""Where rows come from: Python dicts and JSON Lines files, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from asyncsynth.errors import InputError, PipelineError
+from asyncsynth.pipeline.step import SourceStep, nearest
+from asyncsynth.storage.readers import BadRowPolicy
+from asyncsynth.storage.sources import DictsReader, JsonlReader, Reader
+
+
+class _Loader(SourceStep):
+    """What loaders share.
+
+    Args:
+        id_column: column that holds each row's unique id; None: rows are known by their position.
+        on_bad_row: "stop" the run at a row that cannot be used (InputError says which and why), or "skip" it.
+        output_mappings: column of the input -> column of the rows.
+    """
+
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"data", "path"})
+
+    def __init__(
+        self,
+        *,
+        id_column: str | None = None,
+        on_bad_row: BadRowPolicy = "stop",
+        name: str | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.id_column = id_column
+        self.on_bad_row: BadRowPolicy = on_bad_row
+        super().__init__(name=name, output_mappings=output_mappings)
+
+    def known_columns(self) -> tuple[str, ...] | None:
+        """The columns of the first good row, renamed. Raises InputError when the input is not usable."""
+        columns = self.open().columns()
+        came_from = {new: old for old, new in self.output_mappings.items()}
+        known = tuple(came_from.get(column, column) for column in columns)
+        for old in self.output_mappings:
+            if old not in known:
+                raise PipelineError(
+                    f"step {self.name!r}: output_mappings names the column {old!r}, which the input does not "
+                    f"have{nearest(old, known)}",
+                    step=self.name,
+                    column=old,
+                    hint=f"It has {', '.join(known)}.",
+                )
+        return columns
+
+
+class LoadDataFromDicts(_Loader):
+    """Rows given in Python: a list of dicts, any iterable, or a function that returns a fresh one each time.
+
+    Give a list or a function: an iterator can be read only once.
+    """
+
+    def __init__(
+        self,
+        data: Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]],
+        *,
+        id_column: str | None = None,
+        on_bad_row: BadRowPolicy = "stop",
+        name: str | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        # Made once: the reader keeps what it peeked at of an iterator.
+        self._reader = DictsReader(data, id_column=id_column, on_bad_row=on_bad_row, rename=output_mappings)
+        super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
+
+    def open(self) -> Reader:
+        """The reader of the data."""
+        return self._reader
+
+
+class LoadJSONL(_Loader):
+    """Rows of a JSON Lines file, plain or gzip; one line is in memory at a time."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        id_column: str | None = None,
+        on_bad_row: BadRowPolicy = "stop",
+        name: str | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise InputError(
+                f"LoadJSONL(path={path!r:.80}): the path of a JSON Lines file was expected",
+                hint="Rows in Python are read with LoadDataFromDicts(data=...).",
+            )
+        self.path = Path(path)
+        super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
+
+    def open(self) -> Reader:
+        """A reader from the file's first line; the file is opened when it is iterated."""
+        return JsonlReader(self.path, id_column=self.id_column, on_bad_row=self.on_bad_row, rename=self.output_mappings)

@@ -1,0 +1,184 @@
+"""`FormPreference`: rated answers become a chosen and a rejected one, in TRL's layouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
+from asyncsynth.records import Row, stable_seed
+from asyncsynth.steps.arguments import one_of
+from asyncsynth.steps.conversation import LAYOUTS, Layout, prompt_messages, prompt_text
+from asyncsynth.steps.sft import kept_and_made, require_prompt
+from asyncsynth.steps.similarity import similarity
+
+
+class _Answer(NamedTuple):
+    text: str
+    rating: float
+    model: str | None
+
+
+class FormPreference(RowStep):
+    """The best-rated answer as `chosen`, a worse one as `rejected`; never the same text as both.
+
+    Args:
+        layout: "standard" writes prompt, chosen and rejected as text; "conversational" as lists of messages.
+        rejected: which of the worse answers: the "lowest" rated, or a "random" one (always the same for the
+            same row).
+        min_margin: least difference between the two ratings.
+        ties: with all remaining answers rated as the chosen one: "drop" the row, or take the "first" as
+            chosen and the next different one as rejected.
+        max_similarity: answers more alike than this (0.0 to 1.0; see `steps.similarity`) make no pair.
+        missing_ratings: "skip" answers without a rating, or "drop" the row.
+        keep: other columns to keep; None keeps all.
+
+    Reads `generations`, `ratings`, `instruction` or `messages`, and where they are there `generation_models`
+    and `system_prompt`. Writes `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`,
+    `chosen_model`, `rejected_model`. An answer that is blank has no rating. A row without a pair is dropped
+    for a counted reason: `missing_rating`, `too_few_rated`, `identical`, `tie`, `margin` or `similar`; a row
+    that is malformed fails (`unequal_lists`, `bad_ratings`, `bad_generation`, `bad_prompt`).
+    """
+
+    inputs = ("generations", "ratings")
+    optional_inputs = ("instruction", "messages", "generation_models", "system_prompt")
+    outputs = (
+        "prompt",
+        "chosen",
+        "rejected",
+        "score_chosen",
+        "score_rejected",
+        "chosen_model",
+        "rejected_model",
+    )
+
+    def __init__(
+        self,
+        *,
+        layout: Layout = "standard",
+        rejected: Literal["lowest", "random"] = "lowest",
+        min_margin: float = 0.0,
+        ties: Literal["drop", "first"] = "drop",
+        max_similarity: float = 1.0,
+        missing_ratings: Literal["skip", "drop"] = "skip",
+        keep: Sequence[str] | None = None,
+        name: str | None = None,
+        input_mappings: Mapping[str, str] | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        one_of("FormPreference", "layout", layout, LAYOUTS)
+        one_of("FormPreference", "rejected", rejected, ("lowest", "random"))
+        one_of("FormPreference", "ties", ties, ("drop", "first"))
+        one_of("FormPreference", "missing_ratings", missing_ratings, ("skip", "drop"))
+        if not min_margin >= 0:
+            raise PipelineError(f"FormPreference: min_margin is {min_margin}; 0 or more was expected")
+        if not 0 <= max_similarity <= 1:
+            raise PipelineError(f"FormPreference: max_similarity is {max_similarity}; 0.0 to 1.0 was expected")
+        if ties == "first" and min_margin > 0:
+            raise PipelineError(
+                f'FormPreference: ties="first" keeps ties, min_margin={min_margin} drops them',
+                hint="Leave out one of the two.",
+            )
+        self.layout = layout
+        self.rejected = rejected
+        self.min_margin = min_margin
+        self.ties = ties
+        self.max_similarity = max_similarity
+        self.missing_ratings = missing_ratings
+        self.keep = None if keep is None else tuple(keep)
+        super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
+
+    def apply(self, row: Row) -> Row:
+        """The row with its pair, or Dropped for the reason why there is none."""
+        seen = self.view(row)
+        standard = self.layout == "standard"
+        prompt: Any = prompt_text(seen) if standard else prompt_messages(seen)
+        chosen, rejected = self._pair(self._answers(seen))
+        made: Row = {
+            "prompt": prompt,
+            "chosen": chosen.text if standard else [{"role": "assistant", "content": chosen.text}],
+            "rejected": rejected.text if standard else [{"role": "assistant", "content": rejected.text}],
+            "score_chosen": chosen.rating,
+            "score_rejected": rejected.rating,
+            "chosen_model": chosen.model,
+            "rejected_model": rejected.model,
+        }
+        kept = row if self.keep is None else {column: row[column] for column in self.keep}
+        return self.merge(kept, made)
+
+    def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
+        """The kept columns and the pair's."""
+        self.check_mappings()
+        self.require(incoming[0], self.inputs)
+        require_prompt(self, incoming[0])
+        return kept_and_made(self, incoming[0], self.keep)
+
+    def _answers(self, seen: Row) -> list[_Answer]:
+        """The answers that have text and a rating."""
+        generations, ratings = seen["generations"], seen["ratings"]
+        models = seen.get("generation_models")
+        lists = {"generations": generations, "ratings": ratings}
+        if models is not None:
+            lists["generation_models"] = models
+        for name, value in lists.items():
+            if not isinstance(value, list):
+                raise RecordError(f"{name!r} is {type(value).__name__}; a list was expected", reason="not_a_list")
+        lengths = {name: len(value) for name, value in lists.items()}
+        if len(set(lengths.values())) > 1:
+            raise RecordError(f"lists of unequal length: {lengths}", reason="unequal_lists")
+        answers = []
+        for index, (text, rating) in enumerate(zip(generations, ratings, strict=True)):
+            if text is not None and not isinstance(text, str):
+                raise RecordError(
+                    f"generations[{index}] is {type(text).__name__}; text was expected",
+                    reason="bad_generation",
+                )
+            if _is_rated(index, rating) and text is not None and text.strip():
+                answers.append(_Answer(text, rating, models[index] if models is not None else None))
+        if self.missing_ratings == "drop" and len(answers) < len(generations):
+            raise Dropped("missing_rating")
+        if len(answers) < 2:
+            raise Dropped("too_few_rated")
+        return answers
+
+    def _pair(self, answers: list[_Answer]) -> tuple[_Answer, _Answer]:
+        """(chosen, rejected). Dropped with what stands in the way of the lowest-rated other answer."""
+        chosen = max(answers, key=lambda answer: answer.rating)  # the first of equals
+        others = sorted((answer for answer in answers if answer is not chosen), key=lambda answer: answer.rating)
+        if all(_words(answer.text) == _words(chosen.text) for answer in others):
+            raise Dropped("identical")
+        others = [answer for answer in others if _words(answer.text) != _words(chosen.text)]
+        obstacles = [self._obstacle(chosen, answer) for answer in others]
+        fit = [answer for answer, obstacle in zip(others, obstacles, strict=True) if obstacle is None]
+        if not fit:
+            raise Dropped(next(obstacle for obstacle in obstacles if obstacle is not None))
+        if self.rejected == "lowest" or len(fit) == 1:
+            return chosen, fit[0]
+        return chosen, fit[stable_seed(*(answer.text for answer in answers)) % len(fit)]
+
+    def _obstacle(self, chosen: _Answer, other: _Answer) -> str | None:
+        """Why the two make no pair, or None."""
+        margin = chosen.rating - other.rating
+        if margin == 0 and self.ties == "drop":
+            return "tie"
+        if margin < self.min_margin:
+            return "margin"
+        if self.max_similarity < 1 and similarity(chosen.text, other.text) > self.max_similarity:
+            return "similar"
+        return None
+
+
+def _is_rated(index: int, rating: Any) -> bool:
+    """Whether there is a rating. None and NaN are none; what is no number fails the row."""
+    if rating is None:
+        return False
+    if isinstance(rating, bool) or not isinstance(rating, (int, float)):
+        raise RecordError(f"ratings[{index}] is {rating!r:.60}; a number or None was expected", reason="bad_ratings")
+    return not math.isnan(rating)
+
+
+def _words(text: str) -> list[str]:
+    """The text but for its white space: two answers that differ in nothing else are the same."""
+    return text.split()

@@ -1,0 +1,317 @@
+"""FormPreference and FormSFT: TRL's layouts, and a stated, counted policy for every row that gives no pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline import Dropped
+from asyncsynth.steps import FormPreference, FormSFT
+from asyncsynth.steps.similarity import similarity
+
+ROW: dict[str, Any] = {
+    "instruction": "Why?",
+    "generations": ["bad", "best", "middling"],
+    "ratings": [1, 5, 3.5],
+    "generation_models": ["m1", "m2", "m3"],
+}
+PAIR = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "chosen_model", "rejected_model")
+
+
+def rated(ratings: list[Any], generations: list[Any] | None = None) -> dict[str, Any]:
+    texts = generations or [f"answer {number} of its own" for number in range(len(ratings))]
+    return {"instruction": "Why?", "generations": texts, "ratings": ratings}
+
+
+def pair(step: FormPreference, row: dict[str, Any]) -> tuple[Any, Any]:
+    made = step.apply(row)
+    assert isinstance(made, dict)
+    return made["chosen"], made["rejected"]
+
+
+def reason(step: FormPreference | FormSFT, row: dict[str, Any]) -> str:
+    with pytest.raises((Dropped, RecordError)) as caught:
+        step.apply(row)
+    found: str = caught.value.reason  # type: ignore[attr-defined]
+    return found
+
+
+# --- layouts ---------------------------------------------------------------------------------------
+
+
+def test_standard() -> None:
+    assert FormPreference(keep=()).apply(ROW) == {
+        "prompt": "Why?",
+        "chosen": "best",
+        "rejected": "bad",
+        "score_chosen": 5,
+        "score_rejected": 1,
+        "chosen_model": "m2",
+        "rejected_model": "m1",
+    }
+
+
+def test_conversational() -> None:
+    row = {**ROW, "system_prompt": "Be brief."}
+    made = FormPreference(layout="conversational").apply(row)
+    assert made == {
+        **row,
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
+        "chosen": [{"role": "assistant", "content": "best"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+        "score_chosen": 5,
+        "score_rejected": 1,
+        "chosen_model": "m2",
+        "rejected_model": "m1",
+    }
+
+
+def test_messages_win_over_the_instruction() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Why?"},
+    ]
+    made = FormPreference(layout="conversational").apply({**ROW, "messages": turns})
+    assert isinstance(made, dict)
+    assert made["prompt"] == turns
+    made["prompt"][0]["content"] = "changed"
+    assert turns[0]["content"] == "Hi"
+    assert reason(FormPreference(), {**ROW, "messages": turns}) == "bad_prompt"
+    made = FormPreference().apply({**ROW, "messages": [{"role": "system", "content": "s"}, turns[2]]})
+    assert isinstance(made, dict)
+    assert made["prompt"] == "Why?"
+
+
+def test_columns_can_be_renamed_and_models_left_out() -> None:
+    step = FormPreference(
+        input_mappings={"generations": "grouped_generation", "instruction": "question"},
+        output_mappings={"prompt": "p", "chosen": "w"},
+        keep=["question"],
+    )
+    row = {"question": "Why?", "grouped_generation": ["a", "b"], "ratings": [2, 1]}
+    assert step.apply(row) == {
+        "question": "Why?",
+        "p": "Why?",
+        "w": "a",
+        "rejected": "b",
+        "score_chosen": 2,
+        "score_rejected": 1,
+        "chosen_model": None,
+        "rejected_model": None,
+    }
+    assert set(step.flow([dict.fromkeys(row, "load")])) == set(step.apply(row))
+
+
+# --- which pair ------------------------------------------------------------------------------------
+
+
+def test_the_first_of_the_best_is_chosen_and_the_lowest_rejected() -> None:
+    assert pair(FormPreference(), rated([5, 1, 5, 2])) == ("answer 0 of its own", "answer 1 of its own")
+
+
+def test_a_random_worse_one_is_the_same_each_time() -> None:
+    step = FormPreference(rejected="random")
+    seen = set()
+    for number in range(40):
+        row = rated([5, 4, 3, 5], [f"{letter} {number}" for letter in "abcd"])
+        chosen, rejected = pair(step, row)
+        assert (chosen, rejected) == pair(step, row)
+        assert chosen == f"a {number}"
+        seen.add(rejected[0])
+    assert seen == {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "expected"),
+    [
+        ({}, rated([3, 3, 3]), "tie"),
+        ({"ties": "first"}, rated([3, 3]), ("answer 0 of its own", "answer 1 of its own")),
+        ({"ties": "first"}, rated([3, 3], ["same", " same\n"]), "identical"),
+        ({}, rated([5, 1], ["same  text", "same text"]), "identical"),
+        ({}, rated([5, 1, 2], ["same", "same", "other"]), ("same", "other")),
+        ({"min_margin": 2}, rated([5, 4]), "margin"),
+        ({"min_margin": 2}, rated([5, 3]), ("answer 0 of its own", "answer 1 of its own")),
+        ({"min_margin": 0.5}, rated([5, 5]), "tie"),
+        ({"max_similarity": 0.5}, rated([5, 1], ["one two three four", "one two three four!"]), "similar"),
+        ({"max_similarity": 0.5}, rated([5, 1, 2], ["a b c d e f", "a b c d e f!", "x"]), ("a b c d e f", "x")),
+        ({}, rated([None, 5, 1]), ("answer 1 of its own", "answer 2 of its own")),
+        ({}, rated([float("nan"), 5, 1]), ("answer 1 of its own", "answer 2 of its own")),
+        ({"missing_ratings": "drop"}, rated([None, 5, 1]), "missing_rating"),
+        ({}, rated([None, 5]), "too_few_rated"),
+        ({}, rated([]), "too_few_rated"),
+        ({}, rated([1, 5, 3], ["", None, " "]), "too_few_rated"),
+        ({}, rated([1, 5, 3], ["a", None, "b"]), ("b", "a")),
+        ({}, {**rated([5, 1]), "ratings": [5]}, "unequal_lists"),
+        ({}, {**rated([5, 1]), "generation_models": ["m"]}, "unequal_lists"),
+        ({}, {**rated([5, 1]), "ratings": None}, "not_a_list"),
+        ({}, {**rated([5, 1]), "generations": "text"}, "not_a_list"),
+        ({}, rated([5, "4"]), "bad_ratings"),
+        ({}, rated([5, True]), "bad_ratings"),
+        ({}, rated([5, 4], ["a", ["b"]]), "bad_generation"),
+        ({}, {**rated([5, 1]), "instruction": None}, "bad_prompt"),
+        ({}, {**rated([5, 1]), "instruction": "  "}, "bad_prompt"),
+        ({}, {**rated([5, 1]), "messages": []}, "bad_prompt"),
+        ({}, {**rated([5, 1]), "messages": [{"role": "user"}]}, "bad_prompt"),
+        ({}, {**rated([5, 1]), "messages": [{"role": "assistant", "content": "x"}]}, "bad_prompt"),
+    ],
+)
+def test_policy(settings: dict[str, Any], row: dict[str, Any], expected: Any) -> None:
+    step = FormPreference(**settings)
+    if isinstance(expected, str):
+        assert reason(step, row) == expected
+    else:
+        assert pair(step, row) == expected
+
+
+texts = st.sampled_from(["a", "b", " a ", "a b", "b a", "", "c c c", "c  c c"]) | st.none()
+ratings = st.sampled_from([None, 1, 2, 2.0, 3, 5])
+
+
+@given(
+    st.lists(st.tuples(texts, ratings), max_size=6),
+    st.sampled_from(["lowest", "random"]),
+    st.sampled_from(["drop", "first"]),
+    st.sampled_from([0.3, 0.8, 1.0]),
+)
+def test_a_pair_is_a_pair(
+    answers: list[tuple[str | None, float | None]], rejected: Any, ties: Any, max_similarity: float
+) -> None:
+    step = FormPreference(rejected=rejected, ties=ties, max_similarity=max_similarity)
+    row = rated([rating for _, rating in answers], [text for text, _ in answers])
+    try:
+        made = step.apply(row)
+    except Dropped as dropped:
+        assert dropped.reason in {"too_few_rated", "identical", "tie", "similar"}  # noqa: PT017
+        return
+    assert isinstance(made, dict)
+    assert made["chosen"].split() != made["rejected"].split()
+    assert made["score_chosen"] >= made["score_rejected"]
+    assert made["score_chosen"] > made["score_rejected"] or ties == "first"
+    assert similarity(made["chosen"], made["rejected"]) <= max_similarity
+    assert (made["chosen"], made["score_chosen"]) in answers
+    assert (made["rejected"], made["score_rejected"]) in answers
+
+
+# --- the check before the run ----------------------------------------------------------------------
+
+
+def test_flow() -> None:
+    columns = dict.fromkeys(ROW, "load")
+    assert set(FormPreference().flow([columns])) == {*ROW, *PAIR}
+    assert set(FormPreference(keep=("instruction",)).flow([columns])) == {"instruction", *PAIR}
+    with pytest.raises(PipelineError, match="needs the column 'ratings'"):
+        FormPreference().flow([{"instruction": "x", "generations": "x"}])
+    with pytest.raises(PipelineError, match="needs a prompt"):
+        FormPreference().flow([{"ratings": "x", "generations": "x"}])
+    with pytest.raises(PipelineError, match="is to keep the column 'no'"):
+        FormPreference(keep=["no"]).flow([columns])
+    with pytest.raises(PipelineError, match="would overwrite the column 'chosen'"):
+        FormPreference().flow([{**columns, "chosen": "load"}])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layout": "chat"},
+        {"rejected": "worst"},
+        {"ties": "keep"},
+        {"missing_ratings": "zero"},
+        {"min_margin": -1},
+        {"min_margin": float("nan")},
+        {"max_similarity": 1.5},
+        {"ties": "first", "min_margin": 1},
+    ],
+)
+def test_arguments(settings: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match="FormPreference"):
+        FormPreference(**settings)
+
+
+# --- similarity ------------------------------------------------------------------------------------
+
+
+def test_similarity() -> None:
+    assert similarity("A man, a plan.", "a man, A plan.") == 1.0
+    assert similarity("", "") == 1.0
+    assert similarity("a", "b") == 0.0
+    assert similarity("A beats B", "B beats A") < 0.5
+    long = " ".join(map(str, range(100)))
+    assert 0.9 < similarity(long, long + "!") < 1.0
+    assert 0.3 < similarity("今日は天気がいいです", "今日は天気が悪いです") < 1.0
+
+
+@given(st.text(), st.text())
+def test_similarity_is_symmetric_and_bounded(first: str, second: str) -> None:
+    assert 0.0 <= similarity(first, second) == similarity(second, first) <= 1.0
+    assert similarity(first, first) == 1.0
+
+
+def test_similarity_of_long_texts_is_quick() -> None:
+    # difflib needs minutes for these; the test would not end.
+    first = " ".join(str(number % 977) for number in range(50_000))
+    assert similarity(first, first[::-1]) < 1.0
+
+
+# --- FormSFT ---------------------------------------------------------------------------------------
+
+
+def test_sft_conversational() -> None:
+    row = {"instruction": "Why?", "generation": "So.", "system_prompt": "Be brief."}
+    assert FormSFT(keep=()).apply(row) == {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "So."},
+        ]
+    }
+
+
+def test_sft_standard() -> None:
+    made = FormSFT(layout="standard", input_mappings={"generation": "response"}).apply(
+        {"instruction": "Why?", "response": "So."}
+    )
+    assert made == {"instruction": "Why?", "response": "So.", "prompt": "Why?", "completion": "So."}
+
+
+def test_sft_of_a_conversation() -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert FormSFT(keep=()).apply({"conversation": turns}) == {"messages": turns}
+    assert FormSFT(layout="standard", keep=()).apply({"conversation": turns}) == {
+        "prompt": "Why?",
+        "completion": "So.",
+    }
+    assert reason(FormSFT(), {"conversation": turns[:1]}) == "empty_generation"
+    assert reason(FormSFT(), {"conversation": turns[1:]}) == "bad_prompt"
+    assert reason(FormSFT(), {"conversation": "text"}) == "bad_prompt"
+
+
+def test_sft_of_messages() -> None:
+    turns = [{"role": "user", "content": "Why?"}]
+    made = FormSFT().apply({"messages": turns, "generation": "So."})
+    assert made == {"messages": [*turns, {"role": "assistant", "content": "So."}], "generation": "So."}
+    assert len(turns) == 1
+    assert set(FormSFT().flow([{"messages": "load", "generation": "gen"}])) == {"messages", "generation"}
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [(None, "empty_generation"), ("", "empty_generation"), (" \n", "empty_generation"), (["a"], "bad_generation")],
+)
+def test_sft_without_an_answer(generation: Any, expected: str) -> None:
+    assert reason(FormSFT(), {"instruction": "Why?", "generation": generation}) == expected
+
+
+def test_sft_flow() -> None:
+    assert set(FormSFT(keep=()).flow([{"instruction": "x", "generation": "x"}])) == {"messages"}
+    assert set(FormSFT(keep=()).flow([{"conversation": "magpie"}])) == {"messages"}
+    with pytest.raises(PipelineError, match="needs the column 'generation'"):
+        FormSFT().flow([{"instruction": "x"}])
+    with pytest.raises(PipelineError, match="needs a prompt"):
+        FormSFT().flow([{"generation": "x"}])
+    with pytest.raises(PipelineError, match="layout is 'text'"):
+        FormSFT(layout="text")  # type: ignore[arg-type]
