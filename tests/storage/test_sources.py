@@ -262,6 +262,15 @@ def test_dicts_are_pulled_one_by_one() -> None:
     assert pulled == [0, 1]
 
 
+def test_size_hint(write: Write) -> None:
+    assert JsonlReader(write(GOOD * 3)).size_hint() == 3
+    assert JsonlReader(write(GOOD * 3 + GOOD.strip())).size_hint() == 4
+    assert JsonlReader(write(gzip.compress(GOOD))).size_hint() is None
+    assert JsonlReader("missing.jsonl").size_hint() is None
+    assert DictsReader([{"a": 1}] * 5).size_hint() == 5
+    assert DictsReader(iter([{"a": 1}])).size_hint() is None
+
+
 # --- identity --------------------------------------------------------------------------------------
 
 
