@@ -107,10 +107,6 @@ class Reader:
             )
         return renamed
 
-    def size_hint(self) -> int | None:
-        """About how many rows there are, where that is known without reading them; for progress."""
-        return None
-
     @abstractmethod
     def _numbered(self) -> Iterator[tuple[int, Any]]:
         raise NotImplementedError

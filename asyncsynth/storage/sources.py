@@ -6,16 +6,14 @@ surrogates, integers over 64 bits) are refused here, with the place named.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import itertools
 import json
-import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -36,7 +34,6 @@ _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _ESTIMATE_BYTES = 1 << 20
 _READ_BUFFER = 1 << 18
-_COUNTED_BYTES = 64 << 20
 
 
 class JsonlReader(Reader):
@@ -58,21 +55,7 @@ class JsonlReader(Reader):
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, rename=rename)
         self.path = Path(path)
         self.name = self.path.name
-        self._lines: int | None = None
-
-    def size_hint(self) -> int | None:
-        """The number of lines of a plain file of at most 64 MiB (counted once, in some 20 ms); else None."""
-        if self._lines is None:
-            self._lines = -1
-            with contextlib.suppress(OSError, InputError), self._open() as file:
-                if isinstance(file, io.BufferedReader) and os.fstat(file.fileno()).st_size <= _COUNTED_BYTES:
-                    last = b"\n"
-                    self._lines = 0
-                    while chunk := file.read(_READ_BUFFER):
-                        self._lines += chunk.count(b"\n")
-                        last = chunk[-1:]
-                    self._lines += last != b"\n"
-        return self._lines if self._lines >= 0 else None
+        self._estimate: int | None = None
 
     def _open(self) -> IO[bytes]:
         try:
@@ -100,11 +83,19 @@ class JsonlReader(Reader):
 
     def size_hint(self) -> int | None:
         """The number of lines, estimated from the file's first MiB where it is longer; None for gzip."""
-        with self._open() as file:
-            if isinstance(file, _GzipFile):
-                return None
-            head = file.read(_ESTIMATE_BYTES)
-        size = self.path.stat().st_size
+        if self._estimate is None:
+            self._estimate = self._count()
+        return self._estimate if self._estimate >= 0 else None
+
+    def _count(self) -> int:
+        try:
+            with self._open() as file:
+                if isinstance(file, _GzipFile):
+                    return -1
+                head = file.read(_ESTIMATE_BYTES)
+                size = self.path.stat().st_size
+        except (OSError, InputError):
+            return -1  # told when the rows are read
         lines = sum(1 for line in head.splitlines() if line.strip())
         return lines if size <= len(head) else max(1, round(lines * size / len(head)))
 
@@ -243,10 +234,6 @@ class DictsReader(Reader):
 
     def size_hint(self) -> int | None:
         """The number of rows of what has a length."""
-        return len(self._data) if isinstance(self._data, Sized) else None
-
-    def size_hint(self) -> int | None:
-        """The length of the data, where it has one."""
         return len(self._data) if isinstance(self._data, Sized) else None
 
     def _numbered(self) -> Iterator[tuple[int, Any]]:
