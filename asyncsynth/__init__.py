@@ -48,7 +48,35 @@ _HOME = {
     "RetryPolicy": "core.retry",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the keys are strings
+__all__ = [
+    "LLM",
+    "AsyncsynthError",
+    "CombineOutputs",
+    "Context",
+    "Dropped",
+    "ExpandColumns",
+    "Filter",
+    "FormPreference",
+    "FormSFT",
+    "GroupColumns",
+    "JoinStep",
+    "KeepColumns",
+    "LoadDataFromDicts",
+    "LoadJSONL",
+    "MergeColumns",
+    "Pipeline",
+    "RenameColumns",
+    "Result",
+    "RetryPolicy",
+    "RowStep",
+    "RunOptions",
+    "RunReport",
+    "Step",
+    "Task",
+    "TextGeneration",
+    "UltraFeedback",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM

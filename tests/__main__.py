@@ -1,8 +1,8 @@
 """All checks, in one command: `python -m tests`. The same here and in CI; ends at the first that fails.
 
-    python -m tests              linters, types, floors, then every test
-    python -m tests --fast       without the embedded model
-    python -m tests -- -k name   what follows `--` goes to pytest
+python -m tests              linters, types, floors, then every test
+python -m tests --fast       without the embedded model
+python -m tests -- -k name   what follows `--` goes to pytest
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import event
 from asyncsynth.cli.text import number, one_line, say
-from asyncsynth.engine.rundir import RunStatus
+from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.storage.exports import export as export_rows
@@ -22,17 +22,21 @@ def status_command(directory: Path, *, as_json: bool) -> None:
     if as_json:
         event(status.as_json())
         return
-    say(f"{status.pipeline} in {directory}" + (f" (process {status.writer_pid} is writing)" if status.writer_pid else ""))
-    say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed, {number(status.partial)} begun"
-        + (f", of {number(status.total)}" if status.total is not None else ""))  # fmt: skip
-    say(f"  rows      {number(status.rows)}")
-    for what, counts in (("dropped", status.dropped), ("failures", status.failures), ("answered", status.answered_by)):
-        for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-            say(f"  {what:<9} {one_line(reason, 100)}: {number(count)}")
+    writing = f" (process {status.writer_pid} is writing)" if status.writer_pid else ""
+    say(f"{status.pipeline} in {directory}{writing}")
+    say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
+    for what, counts in (
+        ("rows", status.rows),
+        ("results", status.steps),
+        ("failures", status.failed_rows),
+        ("dropped", status.dropped_rows),
+    ):
+        for name, count in sorted(counts.items(), key=lambda item: -item[1]):
+            say(f"  {what:<9} {one_line(name, 100)}: {number(count)}")
     for failed in status.examples:
-        say(f"  e.g. record {one_line(str(failed['k']), 60)}, step {failed['step']}: {one_line(failed['message'])}")
-    for note in status.notes:
-        say(f"  note      {one_line(note, 400)}")
+        said = f"; said {one_line(raw, 120)!r}" if (raw := failed.get("raw")) else ""
+        place = f"record {one_line(failed['k'], 60)}, step {failed['step']}"
+        say(f"  e.g. {place}: {failed['reason']}: {one_line(failed['message'])}{said}")
 
 
 def export_command(directory: Path, to: Path, *, leaf: str, as_json: bool) -> None:

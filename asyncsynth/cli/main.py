@@ -19,7 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-PipelineFile = Annotated[str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")]
+PipelineFile = Annotated[
+    str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
 
@@ -31,16 +33,22 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Run directory [default: asyncsynth-runs/<name>].")] = None,
     servers: Annotated[
         list[str] | None,
-        typer.Option(help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"),
+        typer.Option(
+            help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
+        ),
     ] = None,
-    embedded: Annotated[bool, typer.Option("--embedded", help="Answer every model with a small one on this CPU.")] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Answer every model with a small one on this CPU.")
+    ] = False,
     embedded_model: Annotated[
         str | None, typer.Option(help="Which embedded model: a known name or a GGUF file. Implies --embedded.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many input records.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
     window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")
+    ] = False,
     update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,

@@ -49,12 +49,9 @@ async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, A
         signals.runner = runner
         display.start(runner)
 
-    def on_embedded(text: str) -> None:
-        complain(text)
-
     with signals.installed():
         try:
-            result = await pipeline.arun(on_runner=on_runner, on_embedded_progress=on_embedded, **options)
+            result = await pipeline.arun(on_runner=on_runner, on_download=Download(), **options)
         except asyncio.CancelledError:
             if not signals.count:
                 raise
@@ -65,6 +62,19 @@ async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, A
         finally:
             display.stop()
     return result.report
+
+
+class Download:
+    """Tells how far the weights of an embedded model have come, a quarter at a time."""
+
+    def __init__(self) -> None:
+        self._told = -1
+
+    def __call__(self, got: int, total: int) -> None:
+        quarter = 4 * got // total if total else 0
+        if quarter > self._told:
+            self._told = quarter
+            complain(f"fetching the embedded model's weights: {got >> 20} of {total >> 20} MiB")
 
 
 class Signals:

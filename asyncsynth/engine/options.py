@@ -30,6 +30,7 @@ class RunOptions:
         update: accept that the pipeline or its input has changed since the directory was made.
         use_cache: False starts over in the directory's place, keeping the old one aside.
         window: records in flight at most; None takes twice the servers' slots and some.
+        on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
     """
 
@@ -44,7 +45,7 @@ class RunOptions:
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     retry: RetryPolicy | None = None
-    on_embedded_progress: Callable[[str], None] | None = None
+    on_download: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 0), ("window", 1)):

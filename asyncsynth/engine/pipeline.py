@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
@@ -16,11 +17,13 @@ from asyncsynth.engine.result import Result
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.pipeline import Graph, Plan
+from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.configs import parse_servers, servers_from_environment
+from asyncsynth.steps.loaders import LoadJSONL
 
+T = TypeVar("T")
 
 #: Finished records that wait for a slow reader of `stream()`; beyond, the run waits too.
 _STREAM_BUFFER = 64
@@ -47,7 +50,7 @@ class Pipeline(Graph):
                 "pipeline.run() was called inside a running event loop",
                 hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
             )
-        return run_in_loop(lambda: self.arun(**options))
+        return run_in_loop(functools.partial(self.arun, **options))
 
     async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
         """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining."""
@@ -102,28 +105,31 @@ class Pipeline(Graph):
                 embedded=options.embedded_spec(),
                 policy=options.retry or RetryPolicy(),
                 rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
+                progress=options.on_download,
             ) as pool:
                 yield Runner(self.name, plan, reader, pool, directory, options, on_rows=on_rows)
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""
         options = options or RunOptions()
-        return self.plan(
-            run_seed=options.seed, answering=answering_models(self.llms(), options.embedded_spec())
-        )
+        return self.plan(run_seed=options.seed, answering=answering_models(self.llms(), options.embedded_spec()))
 
     def with_input(self, path: str) -> None:
-        """Reads from `path` instead of what the pipeline's source says (``--input``)."""
-        plan_source = next((step for step in self.steps if hasattr(step, "read_from")), None)
-        if plan_source is None:
-            raise ConfigurationError(
-                "--input needs a source that reads a file",
-                hint="Begin the pipeline with LoadJSONL (or LoadDataFromDicts, which it then replaces).",
-            )
-        plan_source.read_from(path)
+        """Reads rows from a JSONL file instead of what the pipeline's source says (``--input``)."""
+        old = next((step for step in self.steps if isinstance(step, SourceStep)), None)
+        if old is None:
+            raise ConfigurationError("--input: the pipeline has no source whose place the file could take")
+        new = LoadJSONL(
+            path,
+            id_column=getattr(old, "id_column", None),
+            on_bad_row=getattr(old, "on_bad_row", "stop"),
+            name=old.name,
+            output_mappings=old.output_mappings,
+        )
+        self.replace(old, new)
 
 
-def run_in_loop(main: Callable[[], Any]) -> Any:
+def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine function in a new event loop, on uvloop where it is installed."""
     try:
         import uvloop  # noqa: F401
@@ -132,10 +138,7 @@ def run_in_loop(main: Callable[[], Any]) -> Any:
     else:
         options = {"use_uvloop": True}
 
-    async def call() -> Any:
-        return await main()
-
-    return anyio.run(call, backend="asyncio", backend_options=options)
+    return anyio.run(main, backend="asyncio", backend_options=options)
 
 
 def _is_cancelling() -> bool:

@@ -7,7 +7,7 @@ has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from asyncsynth.storage.entries import FailedRow, StepResult
 
 Item = tuple[str, Row]  #: row key, row
 SaveStep = Callable[[Record, str, list[StepResult]], None]
-Recall = Callable[[str], dict[str, StepResult]]
+Recall = Callable[[str], Mapping[str, StepResult]]
 
 #: Room for record positions below a step's place in a call's priority.
 _DEPTH_SHIFT = 44
@@ -120,7 +120,7 @@ class Walker:
         return [made for item in items if item[0] in by_key for made in merged(step, item, by_key[item[0]]["o"])]
 
     async def _ask_row(
-        self, way: _Way, node: Node, step: ModelStep, item: Item, known: dict[str, StepResult]
+        self, way: _Way, node: Node, step: ModelStep, item: Item, known: Mapping[str, StepResult]
     ) -> tuple[StepResult, bool] | None:
         """(result, whether it is new), or None when the row failed, which is noted."""
         key, row = item

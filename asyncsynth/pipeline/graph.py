@@ -118,6 +118,12 @@ class Graph:
             raise PipelineError(f"{left.name!r} >> {right.name!r} is written twice", step=right.name)
         self._edges.append((left, right))
 
+    def replace(self, old: Step, new: Step) -> None:
+        """Puts a step in another's place, connections and all."""
+        self.steps[self.steps.index(old)] = new
+        self._edges = [(new if left is old else left, new if right is old else right) for left, right in self._edges]
+        old._graph, new._graph = None, self
+
     @property
     def edges(self) -> list[tuple[Step, Step]]:
         """The connections, in the order in which they were written."""
@@ -179,6 +185,15 @@ class Graph:
         """All models that the pipeline asks, in the order of the steps."""
         return [llm for step in self.steps if isinstance(step, ModelStep) for llm in step.models()]
 
+    def columns(self) -> dict[Step, ColumnOrigins]:
+        """The columns that leave each step, as far as they can be told; nothing for a graph that is not valid."""
+        try:
+            nodes = self._sorted()
+            flows = self._check_columns(nodes)
+        except PipelineError:
+            return {}
+        return {node.step: flow for node, flow in zip(nodes, flows, strict=True) if flow is not None}
+
     def _sorted(self) -> list[Node]:
         if not self.steps:
             raise PipelineError(
@@ -214,12 +229,14 @@ class Graph:
                 f"a pipeline has one source; this one has {len(sources)} ({names})",
                 hint="Begin with LoadDataFromDicts, LoadJSONL or a generator task, joined on by `>>`.",
             )
+        if sources[0].before:
+            name = sources[0].step.name
+            raise PipelineError(f"{name!r} reads the input: nothing can stand before it", step=name)
         for node in nodes:
             step = node.step
             if isinstance(step, SourceStep):
-                if node.before:
-                    raise PipelineError(f"{step.name!r} reads the input: nothing can stand before it")
-            elif not node.before:
+                continue
+            if not node.before:
                 raise PipelineError(
                     f"step {step.name!r} is not connected: nothing flows into it",
                     step=step.name,

@@ -84,10 +84,6 @@ class Reader:
             return False
         return _digest(self._chunks(), wanted) == (wanted, old["head_sha256"])
 
-    def size_hint(self) -> int | None:
-        """About how many rows there are, for progress; None when that cannot be known cheaply."""
-        return None
-
     def columns(self) -> tuple[str, ...]:
         """The columns of the first good row. Raises InputError when there is none."""
         for item in self:
@@ -106,6 +102,10 @@ class Reader:
                 hint="Rename to a column that the rows do not have.",
             )
         return renamed
+
+    def size_hint(self) -> int | None:
+        """About how many rows there are, where that is known cheaply; for progress."""
+        return None
 
     @abstractmethod
     def _numbered(self) -> Iterator[tuple[int, Any]]:

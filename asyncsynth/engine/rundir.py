@@ -1,0 +1,260 @@
+"""A run directory as the engine sees it: opened and checked, records claimed, results journaled.
+
+What changed since the directory was made is found here, before anything is sent: the run goes on only if
+nothing did, or if the user accepts the plan (`--update`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.walk import Recall, Walked
+from asyncsynth.errors import ConfigurationError, InputError, RunChangedError, StorageError
+from asyncsynth.pipeline import Plan
+from asyncsynth.records import Record, content_hash
+from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.index import Claim, RunIndex
+from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.manifest import Epoch, Manifest, diff
+from asyncsynth.storage.readers import BadRow, Reader
+
+
+class RunDirectory:
+    """One open run directory, with its only writer. Made by `opened`."""
+
+    def __init__(self, path: Path, journal: Journal, index: RunIndex, manifest: Manifest, epoch: int) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._journal = journal
+        self._index = index
+        self._manifest = manifest
+        self._epoch = epoch
+        self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        self._hashes: dict[str, str] = {}  #: row hashes of the records in flight
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, name: str, plan: Plan, reader: Reader, options: RunOptions) -> AsyncIterator[RunDirectory]:
+        """Creates or recovers the directory, takes its lock, and checks that it belongs to this plan.
+
+        Raises RunChangedError with the plan of what would be reused and redone, RunLockedError, StorageError.
+        """
+        path = options.directory(name)
+        _check_place(path)
+        if not options.use_cache:
+            _set_aside(path)
+        keys = "id" if reader.id_column else "position"
+        index = RunIndex(keys=keys)
+        manifest = Manifest.load(path)
+        run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
+        journal = Journal.open(path, visitor=index) if manifest else Journal.create(path, run_id=run_id)
+        try:
+            if manifest is None:
+                manifest = _new_manifest(name, run_id, keys, plan, reader, options)
+                manifest.save(path)
+            elif changes := _changes(manifest, plan, reader, keys):
+                if not options.update:
+                    raise _changed(path, changes, _reuse_plan(plan, index, manifest))
+                _add_epoch(manifest, keys, plan, reader)
+                manifest.save(path)
+            directory = cls(path, journal, index, manifest, len(manifest.epochs) - 1)
+            if journal.report.bytes_cut:
+                directory.notes.append(str(journal.report))
+            yield directory
+        finally:
+            await journal.close()
+
+    # --- one record ----------------------------------------------------------------------------
+
+    def claim(self, record: Record, *, retry_failed: bool) -> bool:
+        """True when the record is done already. Raises InputError for a key that came before in this run."""
+        try:
+            digest = content_hash(record.data)
+        except TypeError as error:
+            raise InputError(
+                f"record {record.key}: not JSON: {error}", hint="Integers must fit 64 bits; text must be Unicode."
+            ) from error
+        claim = self._index.claim(record.key, record.position, digest, self._epoch)
+        if claim.done and not (claim.failed and retry_failed):
+            if claim.moved:
+                self._journal.append(pos_entry(record.key, record.position))
+            return True
+        self._hashes[record.key] = digest
+        if claim.steps:
+            self._claims[record.key] = claim
+        return False
+
+    def recall(self, record: Record) -> Recall:
+        """Looks up the record's earlier results of a step, by row key."""
+        claim = self._claims.get(record.key)
+        if claim is None:
+            return _nothing
+        steps = claim.steps
+
+        def look_up(fingerprint: str) -> Mapping[str, StepResult]:
+            where = steps.get(fingerprint)
+            if where is None:
+                return _NO_RESULTS
+            for saved in self._journal.read(where).get("s", ()):
+                if saved["f"] == fingerprint:
+                    return {result["k"]: result for result in saved["r"]}
+            return _NO_RESULTS
+
+        return look_up
+
+    def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
+        """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
+        self._journal.append(
+            rec_entry(
+                key=record.key,
+                position=record.position,
+                row_hash=self._hashes[record.key],
+                steps=[(fingerprint, results)],
+            )
+        )
+
+    def finish(self, record: Record, walked: Walked) -> None:
+        """Journals a record's end: durable after the next `flush`."""
+        digest = self._hashes.pop(record.key)
+        self._claims.pop(record.key, None)
+        fields: dict[str, Any] = {
+            "key": record.key,
+            "position": record.position,
+            "row_hash": digest,
+            "epoch": self._epoch,
+        }
+        try:
+            entry = rec_entry(
+                **fields,
+                steps=walked.unsaved,
+                status="ok" if walked.ok else "failed",
+                rows=walked.rows,
+                failed=walked.failed,
+                dropped=walked.dropped,
+            )
+        except TypeError as error:  # a step of the user's made something that is not JSON
+            failed: FailedRow = {
+                "k": record.key, "step": "", "reason": "not_json", "message": f"not JSON: {error}", "attempts": 0
+            }  # fmt: skip
+            walked.rows.clear()
+            walked.failed.append(failed)
+            entry = rec_entry(**fields, status="failed", rows={}, failed=[failed])
+        self._journal.append(entry)
+
+    def bad_row(self, record: Record, row: BadRow) -> None:
+        """Journals an input row that could not be read, under ``on_bad_row="skip"``."""
+        failed: FailedRow = {
+            "k": record.key, "step": "input", "reason": "bad_input", "message": row.message, "attempts": 0
+        }  # fmt: skip
+        self.finish(record, Walked({}, [failed]))
+
+    def finished_rows(self, record: Record) -> FinishedRows:
+        """The rows of a record that is done."""
+        where = self._index.final_of(record.key)
+        return {} if where is None else self._journal.read(where).get("rows", {})
+
+    def forget_unseen(self) -> None:
+        """The input was read to its end: records it no longer has leave the result, not the journal."""
+        for key in self._index.unclaimed_keys(self._journal.read):
+            self._journal.append(drop_entry(key))
+
+    async def flush(self) -> None:
+        """Returns when all that was journaled so far is durable. Raises StorageError."""
+        await self._journal.flushed()
+
+
+_NO_RESULTS: dict[str, StepResult] = {}
+
+
+def _nothing(_: str) -> Mapping[str, StepResult]:
+    return _NO_RESULTS
+
+
+def _check_place(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
+    if path.is_dir() and any(path.iterdir()) and not Manifest.exists(path):
+        known = {"LOCK", "result.jsonl"}
+        if not all(entry.name in known or entry.name.startswith("seg-") for entry in path.iterdir()):
+            raise ConfigurationError(
+                f"{path} holds other files and is no run directory",
+                hint="Choose an empty or a new directory for --output.",
+            )
+
+
+def _set_aside(path: Path) -> None:
+    """`use_cache=False`: the old run stays, under another name."""
+    if not Manifest.exists(path):
+        return
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    aside = path.with_name(f"{path.name}.{stamp}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be set aside as {aside}: {error}") from error
+
+
+def _epoch(plan: Plan) -> Epoch:
+    return Epoch(
+        fingerprint=plan.fingerprint,
+        steps={node.step.name: node.fingerprint for node in plan.model_steps},
+        fields=plan.fields,
+        leaves=list(plan.leaves),
+    )
+
+
+def _new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader, options: RunOptions) -> Manifest:
+    return Manifest(
+        run_id=run_id,
+        pipeline=name,
+        run_seed=options.seed,
+        keys=keys,
+        source=reader.identity(),
+        epochs=[_epoch(plan)],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None:
+    """The plan becomes the directory's current one; results under earlier fingerprints stay usable."""
+    if manifest.keys != keys:
+        raise ConfigurationError(
+            f"this run knows its records by {manifest.keys}, the pipeline now by {keys}: none would match",
+            hint="Choose another run directory.",
+        )
+    manifest.source = reader.identity()
+    manifest.epochs.append(_epoch(plan))
+
+
+def _changes(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
+    current = manifest.epochs[-1]
+    changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)
+    if manifest.keys != keys:
+        changes.append(f"keys: {manifest.keys} -> {keys}")
+    if not reader.extends(manifest.source):
+        changes.append(f"input: {manifest.source.get('name')} begins differently or is another one")
+    return changes
+
+
+def _reuse_plan(plan: Plan, index: RunIndex, manifest: Manifest) -> list[str]:
+    """For each model step: how many results there are, or that it will be done."""
+    lines = []
+    for node in plan.model_steps:
+        there = index.step_count(node.fingerprint)
+        lines.append(f"{node.step.name}: {there} results reused" if there else f"{node.step.name}: redone")
+    return lines
+
+
+def _changed(path: Path, changes: list[str], reuse: list[str]) -> RunChangedError:
+    plan = ["changed:", *(f"  {line}" for line in changes), "plan:", *(f"  {line}" for line in reuse)]
+    return RunChangedError(
+        f"{path} was made by another pipeline or from another input",
+        plan=plan,
+        hint="Run again with --update (update=True) to go on like this, or choose another --output.",
+    )

@@ -1,0 +1,90 @@
+"""How a run directory stands: read without its lock, also while another process is writing it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.lock import LOCK_NAME
+from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.reading import JournalView
+
+
+@dataclass(slots=True)
+class RunStatus:
+    """Counts of the current state of the pipeline (the manifest's last epoch)."""
+
+    pipeline: str
+    directory: Path
+    writer_pid: int | None  #: process that is writing the run now
+    ok: int
+    failed: int
+    rows: dict[str, int]  #: end of the graph -> rows
+    failed_rows: dict[str, int]  #: "step: reason" -> rows
+    dropped_rows: dict[str, int]  #: "step: reason" -> rows
+    steps: dict[str, int]  #: step that asks a model -> records that have its results
+    examples: list[FailedRow] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: Path, *, examples: int = 0) -> RunStatus:
+        """Reads the manifest and the journal. Raises ConfigurationError where there is no run."""
+        manifest = Manifest.load(directory)
+        if manifest is None:
+            raise ConfigurationError(
+                f"{directory} is no run directory: it has no MANIFEST.json",
+                hint="Give the directory that `asyncsynth run` printed as its output.",
+            )
+        index = RunIndex(keys=manifest.keys)
+        epoch = len(manifest.epochs) - 1
+        with JournalView(directory) as view:
+            view.walk(index)
+            counts = index.counts(epoch)
+            shown: list[FailedRow] = []
+            if examples and counts.failed_rows:
+                for failed in _failed_rows(view, index, epoch):
+                    shown.append(failed)
+                    if len(shown) == examples:
+                        break
+        return cls(
+            pipeline=manifest.pipeline,
+            directory=directory,
+            writer_pid=writer_pid(directory),
+            ok=counts.ok,
+            failed=counts.failed,
+            rows=dict(counts.rows),
+            failed_rows={f"{step}: {reason}": n for (step, reason), n in counts.failed_rows.items()},
+            dropped_rows={f"{step}: {reason}": n for (step, reason), n in counts.dropped_rows.items()},
+            steps={
+                name: index.step_count(fingerprint)
+                for name, fingerprint in manifest.epochs[-1].steps.items()
+            },
+            examples=shown,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"event": "status", **asdict(self), "directory": str(self.directory)}
+
+
+def _failed_rows(view: JournalView, index: RunIndex, epoch: int) -> Iterator[FailedRow]:
+    for where in index.finals(epoch):
+        yield from view.read(where).get("bad", ())
+
+
+def writer_pid(directory: Path) -> int | None:
+    """The process that holds the run's lock, or None."""
+    with contextlib.suppress(OSError), (directory / LOCK_NAME).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held_by = os.pread(lock.fileno(), 32, 0).strip()
+            return int(held_by) if held_by.isdigit() else None
+    return None

@@ -1,0 +1,313 @@
+"""The command as a user runs it: a process, its exit code, its words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncsynth.testing import Fault, FaultServer
+
+Serve = Callable[..., FaultServer]
+ROOT = Path(__file__).resolve().parents[2]
+
+PIPELINE = """
+from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
+
+with Pipeline(name="cli") as pipeline:
+    load = LoadJSONL({path!r})
+    load >> TextGeneration(llm=LLM(model="model-a", temperature={temperature})) {more}
+"""
+
+
+def environment() -> dict[str, str]:
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("ASYNCSYNTH", "OPENAI"))}
+    return {**keep, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+def asyncsynth(*arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asyncsynth", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
+
+
+def write_job(folder: Path, count: int = 12, *, temperature: float = 0.7, more: str = "") -> Path:
+    data = folder / "in.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"number {n}."}) + "\n" for n in range(count)))
+    job = folder / "job.py"
+    job.write_text(PIPELINE.format(path=str(data), temperature=temperature, more=more))
+    return job
+
+
+def result_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "result.jsonl").read_text().splitlines()]
+
+
+def test_run_resume_status_export(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job, run = write_job(tmp_path), tmp_path / "run"
+    first = asyncsynth("run", job, "--servers", server.base_url, "--output", run)
+    assert first.returncode == 0, first.stderr
+    assert "12 ok" in first.stdout
+    assert "model-a" in first.stdout
+    assert len(result_rows(run)) == 12
+    asked = server.requests
+    second = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--json")
+    assert second.returncode == 0, second.stderr
+    done = json.loads(second.stdout.splitlines()[-1])
+    assert done["event"] == "done"
+    assert done["counts"]["earlier"] == 12
+    assert server.requests - asked <= 1  # a canary at most
+    status = asyncsynth("status", run, "--json")
+    assert status.returncode == 0, status.stderr
+    assert json.loads(status.stdout)["ok"] == 12
+    exported = asyncsynth("export", run, "--to", tmp_path / "out.jsonl")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == (run / "result.jsonl").read_bytes()
+
+
+def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(
+        models=["model-a"], script=lambda info: Fault("status", status=400) if b"number 5." in info.body else None
+    )
+    job, run = write_job(tmp_path), tmp_path / "run"
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run)
+    assert ran.returncode == 3, ran.stderr
+    assert "bad_request 1" in ran.stdout
+    told = asyncsynth("status", run)
+    assert "record 5" in told.stdout
+    server.script = None
+    mended = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--retry-failed")
+    assert mended.returncode == 0, mended.stderr
+    assert len(result_rows(run)) == 12
+
+
+def test_limit_and_input(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job, other = write_job(tmp_path), tmp_path / "other.jsonl"
+    other.write_text('{"instruction": "another"}\n{"instruction": "more"}\n')
+    run = tmp_path / "run"
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--input", other, "--limit", 1)
+    assert ran.returncode == 0, ran.stderr
+    assert [row["instruction"] for row in result_rows(run)] == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"instruction": "ok"}\n{"instruction": \n', ":2: "),
+        (b'{"instruction": "ok"}\n["no object"]\n', ":2: "),
+        (b'{"instruction": "\xff\xfe"}\n', ":1: "),
+        (b"", "holds no rows"),
+        (b'{"instructions": "x"}\n', "did you mean 'instructions'"),
+    ],
+)
+def test_bad_input_names_its_place_and_loses_nothing(
+    tmp_path: Path, fault_server: Serve, content: bytes, words: str
+) -> None:
+    server = fault_server(models=["model-a"])
+    job, run = write_job(tmp_path), tmp_path / "run"
+    (tmp_path / "in.jsonl").write_bytes(content)
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run)
+    assert ran.returncode == 2, (ran.stdout, ran.stderr)
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+    if content.startswith(b'{"instruction": "ok"}'):
+        status = json.loads(asyncsynth("status", run, "--json").stdout)
+        assert status["ok"] == 1
+
+
+def test_bad_servers(tmp_path: Path, fault_server: Serve) -> None:
+    job = write_job(tmp_path)
+    nobody = fault_server()  # serves "test-model" only
+    unknown = asyncsynth("run", job, "--servers", nobody.base_url, "--output", tmp_path / "a")
+    assert unknown.returncode == 2
+    assert "model-a" in unknown.stderr
+    assert "test-model" in unknown.stderr
+    none = asyncsynth("run", job, "--output", tmp_path / "b")
+    assert none.returncode == 2
+    assert "--embedded" in none.stderr
+    locked = fault_server(models=["model-a"], api_key="right")
+    key = asyncsynth("run", job, "--servers", locked.base_url, "--output", tmp_path / "c")
+    assert key.returncode == 2
+    assert "401" in key.stderr
+    for ran in (unknown, none, key):
+        assert "Traceback" not in ran.stderr
+
+
+def test_bad_directories(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job = write_job(tmp_path)
+    (tmp_path / "file").write_text("x")
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "file")
+    assert ran.returncode == 2
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "thesis.txt").write_text("x")
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "busy")
+    assert ran.returncode == 2
+    assert "no run directory" in ran.stderr
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", "/proc/nowhere/run")
+    assert ran.returncode == 5
+    assert "/proc" in ran.stderr
+    ran = asyncsynth("status", tmp_path / "busy")
+    assert ran.returncode == 2
+
+
+def test_a_changed_pipeline_asks_for_update(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    run = tmp_path / "run"
+    asyncsynth("run", write_job(tmp_path), "--servers", server.base_url, "--output", run)
+    changed = write_job(tmp_path, temperature=0.1)
+    refused = asyncsynth("run", changed, "--servers", server.base_url, "--output", run)
+    assert refused.returncode == 2
+    assert "temperature" in refused.stderr
+    assert "--update" in refused.stderr
+    agreed = asyncsynth("run", changed, "--servers", server.base_url, "--output", run, "--update")
+    assert agreed.returncode == 0, agreed.stderr
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "asyncsynth", *map(str, arguments)],
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+class Gate:
+    """Lets the first `count` requests through, then tells the test and holds the others until opened."""
+
+    def __init__(self, count: int, delay_s: float = 0.4) -> None:
+        self.count = count
+        self.delay_s = delay_s
+        self.process: subprocess.Popen[str] | None = None
+        self.signals: list[int] = []
+
+    def __call__(self, info: Any) -> Fault | None:
+        if self.process is not None and self.signals and info.index >= self.count:
+            self.process.send_signal(self.signals.pop(0))
+        return Fault(delay_s=self.delay_s)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_server: Serve, number: int) -> None:
+    gate = Gate(6, delay_s=0.05)
+    server = fault_server(models=["model-a"], script=gate)
+    arguments = (
+        "run",
+        write_job(tmp_path, 60),
+        "--servers",
+        server.base_url,
+        "--output",
+        tmp_path / "run",
+        "--window",
+        4,
+    )
+    gate.signals = [number]
+    gate.process = process = start(*arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert "finishing what is in flight" in err
+    assert "same command" in out
+    gate.process = None
+    before = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)["ok"]
+    assert 0 < before < 60
+    asked = server.requests
+    rest = asyncsynth(*arguments)
+    assert rest.returncode == 0, rest.stderr
+    assert server.requests - asked <= 60 - before + 1  # what was in flight was finished, not thrown away
+    assert len(result_rows(tmp_path / "run")) == 60
+
+
+def test_the_second_signal_cancels(tmp_path: Path, fault_server: Serve) -> None:
+    gate = Gate(6, delay_s=0.05)
+    server = fault_server(models=["model-a"], script=gate)
+    gate.signals = [signal.SIGINT, signal.SIGINT]
+    gate.process = process = start(
+        "run", write_job(tmp_path, 60), "--servers", server.base_url, "--output", tmp_path / "run", "--window", 8
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert "Traceback" not in err
+
+
+def test_kill_9_loses_nothing_acknowledged_and_redoes_at_most_the_window(tmp_path: Path, fault_server: Serve) -> None:
+    gate = Gate(25, delay_s=0.02)
+    server = fault_server(models=["model-a"], script=gate)
+    arguments = (
+        "run",
+        write_job(tmp_path, 80),
+        "--servers",
+        server.base_url,
+        "--output",
+        tmp_path / "run",
+        "--window",
+        8,
+    )
+    gate.signals = [signal.SIGKILL]
+    gate.process = process = start(*arguments)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    gate.process = None
+    acknowledged = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)["ok"]
+    assert acknowledged > 0
+    rest = asyncsynth(*arguments)
+    assert rest.returncode == 0, rest.stderr
+    assert len(result_rows(tmp_path / "run")) == 80
+    assert server.requests <= 80 + 8 + 4  # the window once more, and canaries
+
+
+def test_a_second_process_is_refused(tmp_path: Path, fault_server: Serve) -> None:
+    refusals: list[subprocess.CompletedProcess[str]] = []
+    server = fault_server(models=["model-a"], script=lambda info: Fault(delay_s=0.1))
+    arguments = (
+        "run",
+        write_job(tmp_path, 40),
+        "--servers",
+        server.base_url,
+        "--output",
+        tmp_path / "run",
+        "--window",
+        4,
+    )
+    process = start(*arguments)
+    while not (tmp_path / "run" / "MANIFEST.json").exists() and process.poll() is None:
+        os.sched_yield()
+    refusals.append(asyncsynth(*arguments))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert refusals[0].returncode == 2
+    assert str(process.pid) in refusals[0].stderr
+
+
+def test_help_names_every_command_and_the_reference_names_every_option() -> None:
+    shown = asyncsynth("--help")
+    assert shown.returncode == 0
+    reference = (ROOT / "docs" / "cli.md").read_text()
+    commands = re.findall(r"^\s{2}(\w[\w-]*)\s{2,}", shown.stdout.partition("Commands:")[2], re.M)
+    assert {"run", "status", "export", "draw"} <= set(commands)
+    for command in commands:
+        assert f"## asyncsynth {command}" in reference
+        for option in re.findall(r"--[a-z][a-z-]+", asyncsynth(command, "--help").stdout):
+            assert option == "--help" or f"`{option}" in reference, f"{command} {option} is not in docs/cli.md"
+
+
+def test_draw(tmp_path: Path) -> None:
+    job = write_job(tmp_path, more="")
+    text = asyncsynth("draw", job)
+    assert text.returncode == 0, text.stderr
+    assert "text_generation_0" in text.stdout
+    mermaid = asyncsynth("draw", job, "--form", "mermaid")
+    assert mermaid.stdout.startswith("flowchart")
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    code = "import sys, asyncsynth.cli.main; print([m for m in ('httpx','jinja2','uvloop','yaml') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert ran.stdout.strip() == "[]"

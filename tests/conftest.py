@@ -1,0 +1,40 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from asyncsynth.testing import FaultServer
+
+
+@pytest.fixture
+def fault_server() -> Iterator[Callable[..., FaultServer]]:
+    """Starts fault servers in a thread with its own loop, for tests that run the program as a process."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    started: list[FaultServer] = []
+
+    def start(**options: Any) -> FaultServer:
+        server = FaultServer(**options)
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+        started.append(server)
+        return server
+
+    yield start
+
+    async def stop() -> None:
+        for server in started:
+            await server.stop()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()

@@ -1,0 +1,336 @@
+"""Whole runs through the library, over real sockets to the fault server."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncsynth import LLM, ExpandColumns, LoadDataFromDicts, Pipeline, RowStep, TextGeneration
+from asyncsynth.engine.runner import Runner
+from asyncsynth.errors import (
+    ConfigurationError,
+    InputError,
+    ModelNotServed,
+    PipelineError,
+    RunChangedError,
+    ServerRefused,
+)
+from asyncsynth.testing import Fault, RequestInfo
+from tests.engine.helpers import preference, rows, run_async, server, single
+
+
+def test_the_seeds_pipeline_makes_pairs(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            result = await preference(rows(20)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert result.report.complete
+            assert result.report.exit_code == 0
+            assert result.report.counts.ok == 20
+            assert fake.answered - 0 >= 60
+        train = result["default"]["train"]
+        assert len(train) == 20
+        first = train[0]
+        assert "number 0" in first["prompt"]
+        assert first["chosen"] != first["rejected"]
+        assert {first["chosen_model"], first["rejected_model"]} == {"model-a", "model-b"}
+        assert [row["prompt"] for row in train] == [row["instruction"] for row in rows(20)]  # input order
+
+    run_async(main())
+
+
+def test_a_second_run_pays_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            await preference(rows(10)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            paid = completions(fake)
+            again = await preference(rows(10)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert completions(fake) == paid
+            assert again.report.counts.earlier == 10
+            assert again.report.counts.ok == 0
+            assert len(again["default"]["train"]) == 10
+
+    run_async(main())
+
+
+def completions(fake: Any) -> int:
+    """Completion requests but for the canaries that a run's start sends."""
+    return (
+        sum(1 for info in fake.log or () if info.json.get("max_tokens") != 1)
+        if fake.log is not None
+        else fake.requests - 0
+    )
+
+
+def test_more_rows_extend_the_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            await single(rows(5)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            grown = await single(rows(9)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert completions(fake) == 9
+            assert grown.report.counts.earlier == 5
+            assert len(grown["default"]["train"]) == 9
+
+    run_async(main())
+
+
+def test_a_changed_later_step_shows_a_plan_and_pays_only_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            await preference(rows(6)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert completions(fake) == 18
+            changed = preference(rows(6), judge_prompt="Judge harshly.")
+            with pytest.raises(RunChangedError) as refused:
+                await changed.arun(servers=[fake.base_url], output=tmp_path / "run")
+            told = str(refused.value)
+            assert "text_generation_0: 6 results reused" in told
+            assert "ultra_feedback_0: redone" in told
+            assert "system_prompt" in told
+            assert "--update" in told
+            assert completions(fake) == 18
+            updated = await changed.arun(servers=[fake.base_url], output=tmp_path / "run", update=True)
+            assert completions(fake) == 24
+            assert updated.report.counts.reused_steps == 12
+            assert len(updated["default"]["train"]) == 6
+
+    run_async(main())
+
+
+def test_a_changed_row_is_never_answered_from_an_old_result(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            data = rows(5)
+            await single(data).arun(servers=[fake.base_url], output=tmp_path / "run")
+            data[3] = {"instruction": "Something else."}
+            again = await single(data).arun(servers=[fake.base_url], output=tmp_path / "run", update=True)
+            assert completions(fake) == 6
+            assert again["default"]["train"][3]["instruction"] == "Something else."
+
+    run_async(main())
+
+
+def bad_for(words: str, fault: Fault) -> Any:
+    def script(info: RequestInfo) -> Fault | None:
+        return fault if words.encode() in info.body else None
+
+    return script
+
+
+def test_one_bad_record_never_touches_its_neighbours_and_can_be_retried(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=bad_for("number 3.", Fault("status", status=400)), keep_requests=True) as fake:
+            result = await preference(rows(8)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert result.report.counts.ok == 7
+            assert result.report.counts.failed == 1
+            assert result.report.exit_code == 3
+            assert result.report.counts.failures == {"bad_request": 2}
+            assert len(result["default"]["train"]) == 7
+            fake.script = None
+            still = await preference(rows(8)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert still.report.counts.earlier == 8
+            mended = await preference(rows(8)).arun(servers=[fake.base_url], output=tmp_path / "run", retry_failed=True)
+            assert mended.report.counts.ok == 1
+            assert len(mended["default"]["train"]) == 8
+
+    run_async(main())
+
+
+def test_faults_of_the_server_cost_no_record(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(fault_rate=0.2, seed=7) as fake:
+            result = await preference(rows(40)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert result.report.counts.ok == 40, result.report
+            assert sum(result.report.retries.values()) > 0
+
+    run_async(main())
+
+
+def test_streaming_yields_rows_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
+            seen = []
+            stream = single(rows(40)).stream(**options)
+            async for row in stream:
+                seen.append(row["instruction"])
+                if len(seen) == 5:
+                    break
+            await stream.aclose()
+            everything = [row["instruction"] async for row in single(rows(40)).stream(**options)]
+            assert sorted(everything) == sorted(row["instruction"] for row in rows(40))
+
+    run_async(main())
+
+
+def test_a_stream_tells_its_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            broken = single([{"instruction": "fine"}, ["no row"]])
+            with pytest.raises(InputError):
+                async for _ in broken.stream(servers=[fake.base_url], output=tmp_path / "run"):
+                    pass
+
+    run_async(main())
+
+
+def test_ten_million_lazy_records_start_at_once(tmp_path: Path) -> None:
+    pulled = itertools.count()
+
+    def lazily() -> Any:
+        for number in range(10_000_000):
+            next(pulled)
+            yield {"instruction": f"{number}"}
+
+    async def main() -> None:
+        runners: list[Runner] = []
+        async with server() as fake:
+            pipeline = single(lazily)
+            result = await pipeline.arun(
+                servers=[fake.base_url], output=tmp_path / "run", limit=300, window=16, on_runner=runners.append
+            )
+        assert result.report.counts.ok == 300
+        # The check before the run looks at the first row, the identity at the first MiB; nothing reads all.
+        assert next(pulled) < 200_000
+
+    run_async(main())
+
+
+def test_several_generations_expand_into_rows_with_keys_of_their_own(tmp_path: Path) -> None:
+    with Pipeline(name="expand") as pipeline:
+        load = LoadDataFromDicts(data=rows(3))
+        several = TextGeneration(llm=LLM(model="model-a"), num_generations=3)
+        (
+            load
+            >> several
+            >> TextGeneration(
+                llm=LLM(model="model-b"),
+                input_mappings={"instruction": "generation"},
+                output_mappings={"generation": "answer"},
+            )
+        )
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert len(result["default"]["train"]) == 9
+            assert completions(fake) == 18
+            assert result.report.counts.ok == 3
+            seeds = {info.json["seed"] for info in fake.log or () if "seed" in info.json}
+            assert len(seeds) >= 18
+
+    run_async(main())
+
+
+class Broken(RowStep):
+    """Fails on one row, as user code does."""
+
+    def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+        if "2" in row["instruction"]:
+            raise ZeroDivisionError("my bug")
+        return row
+
+
+def test_a_bug_in_a_step_costs_its_row_and_is_named(tmp_path: Path) -> None:
+    with Pipeline(name="bug") as pipeline:
+        LoadDataFromDicts(data=rows(4)) >> Broken() >> TextGeneration(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        async with server() as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+        assert result.report.counts.failures == {"step_error": 1}
+        assert result.report.counts.ok == 3
+
+    run_async(main())
+
+
+def test_lists_expand(tmp_path: Path) -> None:
+    with Pipeline(name="lists") as pipeline:
+        load = LoadDataFromDicts(data=[{"instruction": ["a", "b"]}, {"instruction": ["c"]}])
+        load >> ExpandColumns(columns=["instruction"]) >> TextGeneration(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        async with server() as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+        assert [row["instruction"] for row in result["default"]["train"]] == ["a", "b", "c"]
+
+    run_async(main())
+
+
+def test_duplicate_ids_are_refused(tmp_path: Path) -> None:
+    with Pipeline(name="ids") as pipeline:
+        load = LoadDataFromDicts(
+            data=[{"id": "x", "instruction": "1"}, {"id": "x", "instruction": "2"}], id_column="id"
+        )
+        load >> TextGeneration(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        async with server() as fake:
+            with pytest.raises(InputError, match="'x'"):
+                await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    run_async(main())
+
+
+def test_rows_with_ids_keep_their_results_when_they_move_and_leave_when_removed(tmp_path: Path) -> None:
+    def pipeline_over(names: str) -> Pipeline:
+        with Pipeline(name="ids") as pipeline:
+            data = [{"id": name, "instruction": f"about {name}"} for name in names]
+            LoadDataFromDicts(data=data, id_column="id") >> TextGeneration(llm=LLM(model="model-a"))
+        return pipeline
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            await pipeline_over("abcd").arun(**options)
+            result = await pipeline_over("zadb").arun(**options, update=True)
+            assert completions(fake) == 5
+            assert [row["id"] for row in result["default"]["train"]] == list("zadb")
+
+    run_async(main())
+
+
+def test_unknown_model_and_wrong_key_and_no_server_end_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with server(api_key="right") as fake:
+            monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+            with pytest.raises(ServerRefused, match="401"):
+                await single(rows(2)).arun(servers=[fake.base_url], output=tmp_path / "a")
+            monkeypatch.setenv("OPENAI_API_KEY", "right")
+            done = await single(rows(2)).arun(servers=[fake.base_url], output=tmp_path / "a")
+            assert done.report.counts.ok == 2
+        async with server() as fake:
+            with Pipeline(name="p") as pipeline:
+                LoadDataFromDicts(data=rows(1)) >> TextGeneration(llm=LLM(model="model-x"))
+            with pytest.raises(ModelNotServed, match="model-a"):
+                await pipeline.arun(servers=[fake.base_url], output=tmp_path / "b")
+            assert fake.answered == 0
+
+    run_async(main())
+
+
+def test_run_inside_a_loop_says_what_to_do() -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigurationError, match="arun"):
+            single(rows(1)).run()
+
+    run_async(main())
+
+
+def test_a_missing_column_is_told_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="did you mean 'instructions'"):
+        single([{"instructions": "x"}]).run(output=tmp_path / "run")
+
+
+def test_use_cache_false_starts_over_and_keeps_the_old_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            for _ in range(2):
+                await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "run", use_cache=False)
+            assert completions(fake) == 6
+        assert len(list(tmp_path.iterdir())) == 2
+
+    run_async(main())
