@@ -89,7 +89,7 @@ class JournalView:
 
     def walk(self, visitor: Visitor) -> int:
         """Shows every entry to the visitor; returns how many. Raises CorruptJournal, StorageError."""
-        walk = Walk(self.segments, self._fs, visitor)
+        walk = Walk(self.segments, self._fs, visitor, settled=False)
         for where, body in walk:
             visitor.entry(where, body)
         if walk.last is not None:
@@ -99,7 +99,7 @@ class JournalView:
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(location, entry) in the order written. Raises CorruptJournal, StorageError."""
-        walk = Walk(self.segments, self._fs, NoVisitor())
+        walk = Walk(self.segments, self._fs, NoVisitor(), settled=False)
         for where, body in walk:
             yield where, orjson.loads(body)
         self.torn = walk.torn

@@ -30,7 +30,7 @@ class Visitor(Protocol):
         """One checked entry: its location and its JSON bytes."""
 
     def end(self, segment: Segment, last_seq: int, entries: int, *, closed: bool) -> None:
-        """The segment was scanned to its end. `closed`: it will never grow; `segment.size` is final."""
+        """The segment was scanned to its end. `closed`: it will not grow, and derived files may be written."""
 
 
 class NoVisitor:
@@ -103,7 +103,8 @@ class Walk:
     segment, which is the caller's to settle.
     """
 
-    def __init__(self, segments: list[Segment], fs: FileSystem, visitor: Visitor) -> None:
+    def __init__(self, segments: list[Segment], fs: FileSystem, visitor: Visitor, *, settled: bool) -> None:
+        self._settled = settled  #: this process holds the lock
         self._segments = segments
         self._fs = fs
         self._visitor = visitor
@@ -153,13 +154,13 @@ class Walk:
         if is_last:
             self.last = scan
         else:
-            self._visitor.end(segment, scan.last_seq, scan.entries, closed=True)
+            self._visitor.end(segment, scan.last_seq, scan.entries, closed=self._settled)
 
 
 def recover(directory: Path, fs: FileSystem, visitor: Visitor) -> Recovered:
     """Verifies the journal, repairs a torn tail and makes the result durable. The caller holds the lock."""
     segments = list_segments(directory, fs)
-    walk = Walk(segments, fs, visitor)
+    walk = Walk(segments, fs, visitor, settled=True)
     for where, body in walk:
         visitor.entry(where, body)
     report = RecoveryReport(entries=walk.entries)

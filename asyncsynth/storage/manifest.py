@@ -1,0 +1,127 @@
+"""MANIFEST.json: what a run directory was made from, and what its records were made by since.
+
+An epoch is one state of the pipeline. A run that is continued with a changed pipeline gets a further epoch;
+results under earlier fingerprints stay usable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
+
+MANIFEST_NAME = "MANIFEST.json"
+FORMAT = 1
+_SHOWN = 60  #: characters of a value shown in a difference
+
+
+@dataclass(slots=True)
+class Epoch:
+    """One state of the pipeline."""
+
+    fingerprint: str
+    steps: dict[str, str]  #: name of a step that asks a model -> its fingerprint
+    fields: dict[str, Any]  #: everything that was fingerprinted, nested, for `diff`
+    leaves: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)  #: those that really answered
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The run directory's description. `keys` is "position" or "id"; `source` is the reader's identity."""
+
+    run_id: str
+    pipeline: str
+    run_seed: int
+    keys: str
+    source: dict[str, Any]
+    epochs: list[Epoch]
+    created: str  #: ISO 8601, UTC
+    version: str = ""  #: of the asyncsynth that made the directory
+    format: int = FORMAT
+
+    @staticmethod
+    def exists(directory: Path) -> bool:
+        return (directory / MANIFEST_NAME).exists()
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest | None:
+        """The directory's manifest, None when there is none. Raises StorageError."""
+        path = directory / MANIFEST_NAME
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, path, "read the manifest") from error
+        try:
+            values = orjson.loads(data)
+            version = values["format"]
+            if version == FORMAT:
+                values["epochs"] = [Epoch(**epoch) for epoch in values["epochs"]]
+                return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptJournal(
+                f"{path}: is not a manifest of asyncsynth: {error}", hint="Restore it from a copy, or start a new run."
+            ) from error
+        raise StorageError(
+            f"{path}: has format {version}; this version of asyncsynth reads format {FORMAT}",
+            hint="Use the asyncsynth version that made the run, or start a new run directory.",
+        )
+
+    def save(self, directory: Path, *, fs: FileSystem = REAL) -> None:
+        """Writes it atomically and durably. Raises StorageError."""
+        self.version = self.version or _own_version()
+        atomic_write(directory / MANIFEST_NAME, orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n", fs=fs)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("asyncsynth")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for each field that differs, by its dotted path: `steps.gen.model: "a" -> "b"`."""
+    lines: list[str] = []
+    _compare("", _as_json(old), _as_json(new), lines)
+    return lines
+
+
+def _as_json(value: Any) -> Any:
+    """As it will be read back: a tuple is a list."""
+    return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+
+
+_ABSENT = object()
+
+
+def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            _compare(f"{path}.{name}" if path else str(name), old.get(name, _ABSENT), new.get(name, _ABSENT), lines)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for at, (one, other) in enumerate(zip(old, new, strict=True)):
+            _compare(f"{path}[{at}]", one, other, lines)
+    elif type(old) is not type(new) or old != new:
+        one, other = _text(old), _text(new)
+        alike = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        lines.append(f"{path}: {_cut(one, alike)} -> {_cut(other, alike)}")
+
+
+def _text(value: Any) -> str:
+    return "(absent)" if value is _ABSENT else orjson.dumps(value).decode()
+
+
+def _cut(text: str, alike: int) -> str:
+    """At most `_SHOWN` characters, among them where two long texts begin to differ."""
+    start = max(0, alike - 10) if len(text) > _SHOWN and alike > _SHOWN // 2 else 0
+    part = text[start : start + _SHOWN]
+    return ("…" if start else "") + part + ("…" if start + _SHOWN < len(text) else "")
