@@ -148,7 +148,7 @@ class ServerPool:
             while True:
                 if step is None:
                     step = await self._wait(call_id)
-                if type(step) is Finish:
+                if isinstance(step, Finish):
                     return self._conclude(step)
                 outcome = await self._attempt(request, step, clock)
                 step = self._apply(scheduler.outcome(call_id, outcome, clock()), call_id)
@@ -279,7 +279,7 @@ class ServerPool:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
         own: Start | Finish | None = None
         for action in actions:
-            if type(action) is Start or type(action) is Finish:
+            if isinstance(action, (Start, Finish)):
                 if action.call_id == mine:
                     own = action
                     continue

@@ -33,13 +33,14 @@ class ReplicaSpec:
 class Breaker:
     """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
 
-    Closed, it notes who failed since the last success. When there are `threshold` different calls, or as many
-    refused connections (which are never a record's fault), it opens: a pause of 0.5 s, doubling to 30 s, jittered,
-    then one call as a probe. An answer to the probe closes the breaker, a failure opens it again.
+    Closed, it notes who failed since the last success. When these are many enough (`blame`), it opens: a pause of
+    0.5 s, doubling to 30 s, jittered, then one call as a probe. An answer to the probe closes the breaker, a
+    failure opens it again.
     """
 
     __slots__ = (
         "cause",
+        "failures",
         "opened_at",
         "probe",
         "probe_at",
@@ -55,23 +56,28 @@ class Breaker:
         self.streak: dict[int, int] = {}  # call id -> charges since the last success
         self.refused: dict[int, int] = {}  # the same for refused connections
         self.refused_since = 0.0
+        self.failures = 0  # the sum of both
         self.tries = 0
         self.opened_at: float | None = None  # start of the outage, kept over probes
         self.probe_at: float | None = None
         self.probe: int | None = None  # the call that probes
         self.cause = ""
 
-    def blame(self, call_id: int, now: float, *, connect: bool, limit: int) -> bool:
-        """Note a failure while closed; True when the server is to blame and the breaker should open."""
+    def blame(self, call_id: int, now: float, *, connect: bool, limit: int, others: int) -> bool:
+        """Note a failure while closed; True when the server is to blame and the breaker should open.
+
+        `others`: calls in flight there. They may yet succeed, so as many different ones must have failed; a dead
+        server fails them all soon. Or else the same few fail over and over, while the others hang.
+        """
         if connect and not self.refused:
             self.refused_since = now
         notes = self.refused if connect else self.streak
         notes[call_id] = notes.get(call_id, 0) + 1
-        # With many in flight a few failures in a row are chance; a dead server fails all of them anyway.
-        threshold = max(3, min(16, limit // 8))
-        if len(self.streak) + len(self.refused) >= threshold:
+        self.failures += 1
+        if connect and sum(self.refused.values()) >= max(5, min(16, limit // 8)):
             return True
-        return connect and sum(self.refused.values()) >= max(5, threshold)
+        different = len(self.streak) + len(self.refused)
+        return different >= max(3, others) or (different >= 3 and self.failures >= 2 * limit)
 
     def settle(self, started_at: float) -> bool:
         """A call that started then has succeeded: what failed before it was not this server's fault.
@@ -82,6 +88,7 @@ class Breaker:
         self.streak.clear()
         if self.refused and started_at > self.refused_since:
             self.refused.clear()
+        self.failures = sum(self.refused.values())
         return not self.refused
 
     def take_notes(self) -> list[tuple[int, int]]:
@@ -89,6 +96,7 @@ class Breaker:
         notes = [*self.streak.items(), *self.refused.items()]
         self.streak.clear()
         self.refused.clear()
+        self.failures = 0
         return notes
 
     def open(self, now: float, cause: str, rng: Rng, at_least: float = 0.0) -> float:
@@ -126,7 +134,7 @@ class Replica:
 
     __slots__ = (
         "breaker", "budget", "budget_at", "group", "held", "in_flight", "index", "limiter", "models", "name",
-        "overloads", "refusals", "starved", "troubled",
+        "overloads", "probers", "refusals", "starved", "troubled",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -141,6 +149,7 @@ class Replica:
         self.in_flight = 0
         self.overloads = 0  # since the last success
         self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
+        self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
         self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
         self.held: list[tuple[Call, Outcome]] = []
         self.troubled = False  # something of the above needs resetting at the next success

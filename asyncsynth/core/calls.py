@@ -55,8 +55,8 @@ class Call:
     """One model call, from submit to finish."""
 
     __slots__ = (
-        "affinity", "attempts", "first_attempt_at", "id", "model", "pays", "priority", "replica", "retry", "seq",
-        "started_at", "state", "strikes", "wake_at",
+        "affinity", "attempts", "entry", "first_attempt_at", "id", "model", "pays", "priority", "replica",
+        "retry", "seq", "started_at", "state", "strikes", "turn", "wake_at",
     )  # fmt: skip
 
     def __init__(self, call_id: int, model: str, priority: int, affinity: int, seq: int) -> None:
@@ -69,7 +69,9 @@ class Call:
         self.attempts = 0
         self.first_attempt_at = 0.0
         self.started_at = 0.0
-        self.strikes = 0  # failed as the one call probing a server; such calls go behind the others
+        self.strikes = 0  # how often it failed as the one call probing a server
+        self.turn = 0  # the same in this outage: such calls go behind the others, to probe in turn
+        self.entry: Entry | None = None  # its place in a WaitQueue
         self.wake_at = 0.0
         self.replica: Replica | None = None
         self.pays: Replica | None = None  # whose retry budget the next attempt takes from
@@ -82,44 +84,49 @@ class Call:
         return self.retry
 
 
+Entry = tuple[int, int, int, Call]  #: turn, priority, order of submit; comparable across queues
+
+
 class WaitQueue:
     """Calls of one model waiting for a slot: lower priority value first, first come first served within.
 
-    A cancelled call's entry stays until it comes up or until such entries are the majority.
+    The entry of a call that left otherwise than by `pop` stays until it comes up or until such are the majority.
     """
 
     __slots__ = ("_heap", "live")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, Call]] = []
+        self._heap: list[Entry] = []
         self.live = 0
 
     def push(self, call: Call) -> None:
         """Let a call wait."""
         call.state = WAITING
+        call.entry = entry = (call.turn, call.priority, call.seq, call)
         self.live += 1
-        heappush(self._heap, (call.strikes, call.priority, call.seq, call))
+        heappush(self._heap, entry)
 
-    def head(self) -> tuple[int, int, int, Call] | None:
-        """The next call's entry (comparable with other queues' heads), or None."""
+    def head(self) -> Entry | None:
+        """The next call's entry, or None."""
         heap = self._heap
         while heap:
             entry = heap[0]
-            if entry[3].state is WAITING:
+            if entry[3].entry is entry:
                 return entry
             heappop(heap)
         return None
 
     def pop(self) -> None:
         """Take away what `head` returned."""
-        heappop(self._heap)
+        heappop(self._heap)[3].entry = None
         self.live -= 1
 
-    def forget_one(self) -> None:
-        """A waiting call has become GONE."""
+    def remove(self, call: Call) -> None:
+        """A waiting call goes away."""
+        call.entry = None
         self.live -= 1
         if len(self._heap) > 2 * self.live + 64:
-            self._heap = [entry for entry in self._heap if entry[3].state is WAITING]
+            self._heap = [entry for entry in self._heap if entry[3].entry is entry]
             heapify(self._heap)
 
 

@@ -119,7 +119,7 @@ class Scheduler:
         out: list[Action] = []
         if state is WAITING:
             self.waiting -= 1
-            self._queues[call.model].forget_one()
+            self._queues[call.model].remove(call)
         elif state is IN_FLIGHT:
             replica = call.replica
             assert replica is not None
@@ -160,7 +160,7 @@ class Scheduler:
     def replica_up(self, name: str, now: float) -> list[Action]:
         """The server is back."""
         replica = self._balancer.by_name[name]
-        replica.breaker.close()
+        self._close(replica)
         out: list[Action] = []
         self._slot_freed(replica, now, out)
         return out
@@ -274,7 +274,7 @@ class Scheduler:
         elif breaker.probe == call.id:
             # Only the probe counts: a server that dies may still have answers on the way.
             replica.overloads = 0
-            breaker.close()
+            self._close(replica)
 
     def _release_held(self, replica: Replica, out: list[Action]) -> None:
         held, replica.held = replica.held, []
@@ -299,7 +299,7 @@ class Scheduler:
             self._server_fault(call, replica, outcome, probing, now, out)
         else:  # the server did answer, though not well
             if probing:
-                breaker.close()
+                self._close(replica)
             if isinstance(outcome, Permanent) and outcome.scope == "server":
                 self._refused(call, replica, outcome, out)
             if self.halted is not None:
@@ -335,11 +335,13 @@ class Scheduler:
                 # calls take turns with all others, and only one that fails alone again and again is given up.
                 if outcome.reason != "connect":
                     call.strikes += 1
+                    call.turn += 1
+                    replica.probers.append(call)
                     if out_of_attempts(self.policy, outcome, call.strikes, call.failures(), now):
                         self._finish(call, outcome, out)
                         return
             self._place(call, now, out)
-        elif breaker.blame(call.id, now, connect=outcome.reason == "connect", limit=replica.limiter.limit):
+        elif breaker.blame(call.id, now, connect=outcome.reason == "connect", limit=replica.limiter.limit, others=replica.in_flight):
             # This call's note in the streak is taken back by _open with the others', so charge it first.
             call.failures().charged += 1
             self._open(replica, now, what, out)
@@ -409,6 +411,16 @@ class Scheduler:
             if call.state is HELD:
                 self._place(call, now, out)
         self._halt_if_hopeless(replica, now, out)
+
+    def _close(self, replica: Replica) -> None:
+        """The server answers again; those that probed in vain get their places in the queue back."""
+        replica.breaker.close()
+        probers, replica.probers = replica.probers, []
+        for call in probers:
+            call.turn = 0
+            if call.entry is not None:
+                self._queues[call.model].remove(call)
+                self._queues[call.model].push(call)
 
     def _halt_if_hopeless(self, replica: Replica, now: float, out: list[Action]) -> None:
         """A model with no answer from any of its servers for too long: stop, to be resumed, and fail no record."""

@@ -27,6 +27,8 @@ class SimServer:
     slots: int = 10**9
     latency: tuple[float, float] = (0.5, 2.0)
     script: Script = lambda call, attempt, now: None
+    #: (outcome, when it ends) -> outcome: what becomes of answers on the way, e.g. at a crash
+    ending: Callable[[Outcome, float], Outcome] = lambda outcome, now: outcome
     busy: int = 0
     most: int = 0
     requests: int = 0
@@ -156,8 +158,9 @@ class Sim:
             return True
         self.now, n, call, outcome = heapq.heappop(self.events)
         if self.attempts.get(call) == n and call in self.flying:
-            self.servers[self.flying.pop(call)].busy -= 1
-            self.act(self.scheduler.outcome(call, outcome, self.now))
+            server = self.servers[self.flying.pop(call)]
+            server.busy -= 1
+            self.act(self.scheduler.outcome(call, server.ending(outcome, self.now), self.now))
         return True
 
     def run(self, until: float = float("inf"), steps: int = 2_000_000) -> None:

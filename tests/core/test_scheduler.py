@@ -9,7 +9,7 @@ import pytest
 
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
-from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
 
 from .simulation import Script, Sim, SimServer, random_script
@@ -158,18 +158,27 @@ def test_context_length_is_not_retried() -> None:
     assert sim.finished[5].attempts == 1
 
 
+class CountingBudget(RetryBudget):
+    taken = 0
+
+    def try_take(self, now: float) -> bool:
+        got = super().try_take(now)
+        self.taken += got
+        return got
+
+
 def test_retry_budget_paces_charged_retries() -> None:
-    """With 30 % failures, retries stay within 10 % of first attempts + 1/s + what was saved up; none is dropped."""
+    """With 30 % failures, charged retries stay within 10 % of first attempts + 1/s + 10; none is dropped."""
     rng = random.Random(5)
     fault = (Transient("server_error", "boom", status=500), 0.05)
     sim = Sim(fleet(1, script=lambda c, a, now: fault if rng.random() < 0.3 else None), 5, [FixedLimit(64)])
+    budget = sim.scheduler.replicas[0].budget = CountingBudget()
     sim.keep_window(3000, 128)
     sim.run()
     firsts, starts = len(sim.starts), sum(sim.starts.values())
-    # Calls freed by a breaker that opened by chance are not charged; there are few.
-    assert starts - firsts <= 0.1 * firsts + sim.now + 10 + 60
+    assert budget.taken <= 0.1 * firsts + sim.now + 10
+    assert budget.taken > 0.5 * (starts - firsts), "most retries were charged"
     assert len(sim.finished) == 3000
-    assert sim.scheduler.replicas[0].budget._tokens >= 0
 
 
 # --- overload ----------------------------------------------------------------------------------
@@ -215,19 +224,22 @@ def test_no_calls_are_lost_to_429_however_long_the_retry_after() -> None:
 
 
 @pytest.mark.parametrize("reason", ["connect", "server_error", "reset", "mixed"])
+@pytest.mark.parametrize("draining", [False, True], ids=["crash", "drain"])
 @pytest.mark.parametrize("seed", range(3))
-def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: str) -> None:
+def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: str, draining: bool) -> None:
     down = (100.0, 1900.0)
     rng = random.Random(seed)
 
     def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
         if not down[0] <= now < down[1]:
-            # A request that was in flight at the crash dies with it.
-            return (Transient("reset", "died"), down[0] - now + 0.1) if 99.0 <= now < down[0] else None
+            return None
         kind = rng.choice(["connect", "server_error", "reset"]) if reason == "mixed" else reason
         return Transient(kind, "down"), 0.01
 
-    sim = Sim(fleet(1, script=script), seed, [FixedLimit(256)])
+    def crash(outcome: Outcome, now: float) -> Outcome:
+        return Transient("reset", "died") if down[0] <= now < down[0] + 3 and not draining else outcome
+
+    sim = Sim(fleet(1, script=script, ending=crash), seed, [FixedLimit(256)])
     sim.keep_window(10**9, 512)
     sim.run(until=99)
     before = len(sim.finished) / 99
@@ -242,7 +254,9 @@ def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: st
     lost = [f for f in sim.finished.values() if not isinstance(f.outcome, Ok)]
     assert not lost, f"seed={seed}: {lost[:3]}"
     charged = [c.retry.charged for c in sim.scheduler._calls.values() if c.retry]
-    assert not any(charged), f"seed={seed}: somebody was charged for the outage"
+    # A server that answers some and fails others looks like one with bad records: a charge or two are right.
+    most = 2 if draining and reason != "connect" else 0
+    assert max(charged, default=0) <= most, f"seed={seed}: somebody was charged for the outage"
 
 
 def test_an_outage_takes_no_last_chance() -> None:
@@ -258,7 +272,11 @@ def test_an_outage_takes_no_last_chance() -> None:
         return (boom, 0.5) if down[0] <= now < down[0] + 300 else None
 
     down = [1e9]
-    sim = Sim(fleet(1, script=script), 8, [FixedLimit(64)])
+
+    def crash(outcome: Outcome, now: float) -> Outcome:
+        return boom if down[0] <= now < down[0] + 3 else outcome
+
+    sim = Sim(fleet(1, script=script, ending=crash), 8, [FixedLimit(64)])
     sim.keep_window(10**9, 128)
     while down[0] == 1e9 or sim.now < down[0] + 500:
         sim.run(until=sim.now + 10)
