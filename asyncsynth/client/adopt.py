@@ -1,7 +1,7 @@
 """The user's httpx client, taken over or left alone; and our pool underneath a client of the user's.
 
-httpx is the shape users know, and too slow for the hot path (its pool's cost grows with the requests in flight).
-So `adopt` reads a plain client's base URL, headers, TLS settings and timeout once and talks over `Http11Pool`. A
+httpx is the shape users know, and too slow for the hot path: its pool's cost grows with requests in flight.
+So `adopt` reads a plain client's base URL, headers, TLS settings and timeout once and uses `Http11Pool`. A
 client that was given behaviour of its own (see `reason_to_keep`) is used as it is.
 """
 
@@ -108,7 +108,6 @@ class HttpxExchange:
         self.timeouts = DEFAULT_TIMEOUTS if client.timeout == _HTTPX_DEFAULT else _timeouts(client)
         self._client = client
         self._max_response_bytes = max_response_bytes
-        self._tasks: set[asyncio.Task[object]] = set()
 
     def __repr__(self) -> str:
         return f"HttpxExchange({self.base_url!r})"
@@ -117,9 +116,7 @@ class HttpxExchange:
         """POST a JSON body; see `transport.Exchange`."""
         return await self._exchange("POST", self.base_url + path, body, timeout)
 
-    async def get(
-        self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False
-    ) -> WireResponse:
+    async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """GET; see `transport.Exchange`."""
         url = str(httpx.URL(self.base_url).join(path)) if at_origin else self.base_url + path
         return await self._exchange("GET", url, None, timeout)

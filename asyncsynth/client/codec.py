@@ -107,9 +107,7 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
         _to_llamacpp(fields, chat=path is CHAT_PATH)
     try:
         return path, orjson.dumps(fields)
-    except (
-        TypeError
-    ) as error:  # orjson.JSONEncodeError: lone surrogates, integers over 64 bits, foreign types
+    except TypeError as error:  # orjson.JSONEncodeError: lone surrogates, integers over 64 bits, foreign types
         raise RequestFailed(f"the request is not JSON: {error}", reason="bad_request") from error
 
 
@@ -146,9 +144,7 @@ def _to_llamacpp(fields: dict[str, Any], *, chat: bool) -> None:
 def _constrain_llamacpp(fields: dict[str, Any], constraint: Mapping[str, Any]) -> None:
     if constraint.get("json") is not None:
         schema = constraint["json"]
-        fields["response_format"] = _response_format(
-            orjson.loads(schema) if isinstance(schema, str) else schema
-        )
+        fields["response_format"] = _response_format(orjson.loads(schema) if isinstance(schema, str) else schema)
     elif constraint.get("choice"):
         # A JSON string literal is also a GBNF literal.
         options = " | ".join(orjson.dumps(str(option)).decode() for option in constraint["choice"])
@@ -205,9 +201,7 @@ def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wa
         return Permanent("model_not_found", message, status, scope="server")
     if 300 <= status < 400:
         where = headers.get("location", "")
-        return Permanent(
-            "redirect", f"redirected to {_sample(where)}: set base_url to it", status, scope="server"
-        )
+        return Permanent("redirect", f"redirected to {_sample(where)}: set base_url to it", status, scope="server")
     return Permanent("too_large" if status == 413 else "bad_request", message, status)
 
 
@@ -276,9 +270,7 @@ def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
     return Transient(reason, text, status, max_attempts=ANSWER_ATTEMPTS)
 
 
-def _read_answer(
-    request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect
-) -> Outcome:
+def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect) -> Outcome:
     if "choices" not in answer and answer.get("error"):
         message = _error_text(orjson.dumps(answer))[0]
         return Transient("server_error", message, status, max_attempts=ANSWER_ATTEMPTS)

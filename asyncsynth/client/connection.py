@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         # The clock may be one sweep behind: deadlines are never early.
         self._deadline = self._pool.clock + self._pool.sweep_s + timeouts.total
         self._heard = False
+        self._head_done = False  # the rest is reset when the answer begins
         if self.dead:
             self.fail("reset", "closed by the server right after connecting")
         else:

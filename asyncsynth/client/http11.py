@@ -29,9 +29,7 @@ from asyncsynth.errors import ConfigurationError
 
 KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
 SWEEP_S = 0.5  #: how coarse deadlines are
-MAX_CONNECTING = (
-    64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
-)
+MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
 ADDRESS_S = 60.0  #: how long a resolved address is kept
 
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
@@ -101,9 +99,7 @@ class Http11Pool:
         """POST a JSON body; see `transport.Exchange`."""
         return await self.send(self._head("POST", path, False), body, timeout)
 
-    async def get(
-        self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False
-    ) -> WireResponse:
+    async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """GET; see `transport.Exchange`."""
         return await self.send(self._head("GET", path, at_origin), b"", timeout)
 
@@ -311,9 +307,7 @@ class Http11Pool:
                 hint="name an environment variable: api_key_env",
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(
-                f"{base_url!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1"
-            )
+            raise ConfigurationError(f"{base_url!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1")
         self._secure = parts.scheme == "https"
         try:
             self._host = parts.hostname.encode("idna").decode()
@@ -339,9 +333,7 @@ class Http11Pool:
             if not name or not name.isascii() or any(c <= " " or c in ':"' for c in name):
                 raise ConfigurationError(f"{name!r} is no header name")
             if any(c in "\r\n\0" for c in value) or not value.isascii():
-                raise ConfigurationError(
-                    f"the value of header {name!r} holds line breaks or non-ASCII characters"
-                )
+                raise ConfigurationError(f"the value of header {name!r} holds line breaks or non-ASCII characters")
             lines.append(f"{name}: {value}\r\n")
         return Head("".join(lines).encode("ascii"))
 

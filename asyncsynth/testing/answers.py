@@ -116,8 +116,8 @@ def _object(schema: Mapping[str, Any], root: Any, bits: Bits, depth: int) -> dic
 
 def _array(schema: Mapping[str, Any], root: Any, bits: Bits, depth: int) -> list[Any]:
     prefix = schema.get("prefixItems", [])
-    low = schema.get("minItems", 0 if depth >= _MAX_DEPTH else 1)
-    high = schema.get("maxItems", max(low, 3))
+    high = schema.get("maxItems", max(schema.get("minItems", 0), 3))
+    low = schema.get("minItems", 0 if depth >= _MAX_DEPTH else min(1, high))
     size = low if depth >= _MAX_DEPTH else low + bits.below(high - low + 1)
     size = max(size, min(len(prefix), high))
     items = schema.get("items", True)
@@ -181,9 +181,7 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
         finish = "length" if limit < tokens and schema is None else "stop"
         choice: dict[str, Any] = {"index": index, "finish_reason": finish}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        choice["logprobs"] = (
-            _logprobs(text, body, chat) if body.get("logprobs") not in (None, False) else None
-        )
+        choice["logprobs"] = _logprobs(text, body, chat) if body.get("logprobs") not in (None, False) else None
         choices.append(choice)
     prompt = body.get("messages", body.get("prompt"))
     prompt_tokens = 1 + len(orjson.dumps(prompt)) // 5
@@ -218,8 +216,7 @@ def _logprobs(text: str, body: Mapping[str, Any], chat: bool) -> dict[str, Any]:
                 "logprob": -0.1,
                 "bytes": None,
                 "top_logprobs": [
-                    {"token": piece if k == 0 else str(k), "logprob": -0.1 - 2.0 * k, "bytes": None}
-                    for k in range(top)
+                    {"token": piece if k == 0 else str(k), "logprob": -0.1 - 2.0 * k, "bytes": None} for k in range(top)
                 ],
             }
             for piece in pieces

@@ -146,7 +146,6 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
         self.pending = False  #: a request waits for its answer
-        self.timers: list[asyncio.TimerHandle] = []
         self.idle: asyncio.TimerHandle | None = None
         self.loop = asyncio.get_running_loop()
 
@@ -167,8 +166,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.open.discard(self)
-        for timer in self.timers:
-            timer.cancel()
         if self.idle is not None:
             self.idle.cancel()
         if self.pending:
@@ -256,8 +253,11 @@ class _Connection(asyncio.Protocol):
 
     def later(self, delay: float, action: Callable[..., object], *args: object) -> None:
         """Do it `delay` seconds from now unless the connection is gone by then."""
-        self.timers = [timer for timer in self.timers if timer.when() > self.loop.time()]
-        self.timers.append(self.loop.call_later(delay, action, *args))
+        self.loop.call_later(delay, self._if_open, action, *args)
+
+    def _if_open(self, action: Callable[..., object], *args: object) -> None:
+        if self in self.server.open:
+            action(*args)
 
     def abort(self) -> None:
         """Reset: lingering for no time makes the kernel send RST rather than FIN."""

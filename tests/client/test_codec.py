@@ -1,0 +1,378 @@
+"""The outcome table, line by line; and what the dialects make of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of, retry_after
+from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
+from asyncsynth.client.transport import TransportFailure
+from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.errors import RequestFailed
+
+CHAT = ChatRequest("m", [{"role": "user", "content": "hi"}])
+RAW = CompletionRequest("m", "hi")
+NOW = 1_700_000_000.0
+
+
+def answered(*texts: Any, finish: str | None = "stop", **fields: Any) -> bytes:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        for i, text in enumerate(texts)
+    ]
+    usage = {"prompt_tokens": 3, "completion_tokens": 5}
+    return orjson.dumps({"model": "served", "choices": choices, "usage": usage, **fields})
+
+
+def outcome(
+    body: bytes, status: int = 200, request: ModelRequest = CHAT, dialect: Dialect = "openai", **headers: str
+) -> Outcome:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return decode(request, status, named, body, NOW, dialect=dialect)
+
+
+def sent(request: ModelRequest, dialect: Dialect = "openai") -> dict[str, Any]:
+    fields: dict[str, Any] = orjson.loads(encode(request, dialect=dialect)[1])
+    return fields
+
+
+# --- requests ----------------------------------------------------------------------------------
+
+
+def test_a_chat_request() -> None:
+    path, body = encode(ChatRequest("m", [{"role": "user", "content": "hi"}], {"temperature": 0.5, "seed": 7}))
+    assert path == "/chat/completions"
+    assert orjson.loads(body) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "seed": 7,
+        "max_tokens": DEFAULT_MAX_TOKENS,
+    }
+
+
+def test_a_raw_completion_request() -> None:
+    path, body = encode(CompletionRequest("m", "hi", {"max_tokens": 5}))
+    assert path == "/completions"
+    assert orjson.loads(body) == {"model": "m", "prompt": "hi", "max_tokens": 5}
+
+
+def test_max_completion_tokens_counts_as_a_limit() -> None:
+    assert "max_tokens" not in sent(ChatRequest("m", [], {"max_completion_tokens": 9}))
+
+
+def test_a_schema_becomes_a_strict_response_format() -> None:
+    schema = {"title": "Rating of a text!", "type": "object"}
+    made = sent(ChatRequest("m", [], schema=schema))["response_format"]
+    assert made == {
+        "type": "json_schema",
+        "json_schema": {"name": "Rating_of_a_text_", "schema": schema, "strict": True},
+    }
+
+
+def test_a_prefilled_answer_is_continued_on_both_dialects() -> None:
+    request = ChatRequest("m", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "1. "}])
+    assert sent(request)["continue_final_message"] is True
+    assert sent(request)["add_generation_prompt"] is False
+    assert "continue_final_message" not in sent(request, "llamacpp")
+    repeated = outcome(answered("1. one"), request=request, dialect="llamacpp")
+    plain = outcome(answered("one"), request=request)
+    assert isinstance(repeated, Ok)
+    assert isinstance(plain, Ok)
+    assert repeated.value.text == plain.value.text == "one"
+
+
+@pytest.mark.parametrize(
+    "params", [{"max_tokens": 0}, {"temperature": -1}, {"echo": True}, {"structured_outputs": {"regex": "a"}}]
+)
+def test_llamacpp_is_not_asked_for_what_it_would_ignore(params: dict[str, Any]) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        encode(CompletionRequest("m", "p", params), dialect="llamacpp")
+    assert caught.value.reason == "bad_request"
+
+
+def test_llamacpp_gets_constraints_by_its_own_names() -> None:
+    schema = {"type": "object"}
+    chat = sent(ChatRequest("m", [], {"structured_outputs": {"json": schema}}), "llamacpp")
+    assert chat["response_format"]["json_schema"]["schema"] == schema
+    assert "structured_outputs" not in chat
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    raw = sent(CompletionRequest("m", "p", {"response_format": wanted}), "llamacpp")
+    assert raw["json_schema"] == schema
+    assert "response_format" not in raw
+    choice = sent(CompletionRequest("m", "p", {"structured_outputs": {"choice": ["yes", 'a "b"']}}), "llamacpp")
+    assert choice["grammar"] == r'root ::= "yes" | "a \"b\""'
+
+
+@pytest.mark.parametrize("value", ["\ud83d", 1 << 70, object()])
+def test_what_json_cannot_hold_is_refused_before_sending(value: Any) -> None:
+    with pytest.raises(RequestFailed, match="not JSON"):
+        encode(ChatRequest("m", [{"role": "user", "content": value}]))
+
+
+def test_streaming_is_refused() -> None:
+    with pytest.raises(RequestFailed, match="stream"):
+        encode(ChatRequest("m", [], {"stream": True}))
+
+
+# --- 2xx ---------------------------------------------------------------------------------------
+
+
+def test_a_completion() -> None:
+    made = outcome(answered("one", "two", finish="length"))
+    assert isinstance(made, Ok)
+    assert made.tokens == 5
+    assert [choice.text for choice in made.value.choices] == ["one", "two"]
+    assert made.value.choices[0].finish_reason == "length"
+    assert (made.value.model, made.value.usage.prompt_tokens, made.value.flags) == ("served", 3, ())
+
+
+def test_a_raw_completion_without_usage() -> None:
+    body = orjson.dumps({"choices": [{"text": "x", "finish_reason": "stop", "logprobs": {"tokens": ["x"]}}]})
+    made = outcome(body, request=RAW)
+    assert isinstance(made, Ok)
+    assert (made.value.text, made.value.model, made.tokens) == ("x", "m", 0)
+    assert made.value.choices[0].logprobs == {"tokens": ["x"]}
+
+
+def test_content_in_parts() -> None:
+    made = outcome(answered([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]))
+    assert isinstance(made, Ok)
+    assert made.value.text == "ab"
+
+
+@pytest.mark.parametrize("text", [None, "", " \n", []])
+def test_empty_content_is_never_a_text(text: Any) -> None:
+    made = outcome(answered("good", text))
+    assert made == Transient("empty_content", "a choice without text (finish_reason stop)", 200, max_attempts=3)
+
+
+def test_a_filtered_answer() -> None:
+    made = outcome(answered(None, finish="content_filter"))
+    assert isinstance(made, Permanent)
+    assert made.reason == "content_filter"
+    assert isinstance(outcome(answered("half", finish="content_filter")), Ok)
+
+
+def test_fewer_choices_than_asked() -> None:
+    made = outcome(answered("one"), request=ChatRequest("m", [], {"n": 2}))
+    assert isinstance(made, Transient)
+    assert (made.reason, made.max_attempts) == ("missing_choices", 3)
+    assert isinstance(outcome(b'{"choices":[]}'), Transient)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"7",
+        b"{}",
+        b'{"choices":null}',
+        b'{"choices":[{}]}',
+        b'{"choices":[{"message":null}]}',
+        b'{"choices":[{"message":{"content":7}}]}',
+        b'{"choices":[{"message":{"content":"x"}}],"usage":[1]}',
+        b'{"choices":[{"message":{"content":NaN}}]}',
+        b"[" * 100_000 + b"]" * 100_000,
+    ],
+)
+def test_other_shapes_are_bad_json_with_a_sample(body: bytes) -> None:
+    made = outcome(body)
+    assert isinstance(made, Transient)
+    assert (made.reason, made.max_attempts, made.status) == ("bad_json", 3, 200)
+    assert len(made.message) < 1000
+
+
+def test_bad_utf8() -> None:
+    made = outcome(answered("@@").replace(b"@@", b"\xff\xfe"))
+    assert isinstance(made, Transient)
+    assert (made.reason, made.max_attempts) == ("bad_utf8", 3)
+
+
+def test_samples_hold_no_control_bytes() -> None:
+    made = outcome(b"\x1b[2J\x07 no json")
+    assert isinstance(made, Transient)
+    assert made.message.isprintable()
+    assert "no json" in made.message
+
+
+def test_an_error_in_a_200() -> None:
+    made = outcome(b'{"error":{"message":"engine died","type":"x","code":500}}')
+    assert isinstance(made, Transient)
+    assert (made.reason, made.message) == ("server_error", "engine died")
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (rb"a\ud83db", "a\ufffdb"),
+        (rb"\uDE00", "\ufffd"),
+        (rb"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\\ud83d \ud83d", "\\ud83d \ufffd"),
+        (rb"\ud83d\\ude00", "\ufffd\\ude00"),
+    ],
+)
+def test_lone_surrogates_are_replaced_and_flagged(escaped: bytes, text: str) -> None:
+    made = outcome(answered("@@").replace(b"@@", escaped))
+    assert isinstance(made, Ok)
+    assert made.value.text == text
+    assert made.value.flags == ("replaced_surrogates",)
+
+
+def test_llamacpp_counts_one_choice() -> None:
+    made = outcome(answered("a", "b"), dialect="llamacpp")
+    assert isinstance(made, Ok)
+    assert made.value.flags == ("usage_of_first_choice",)
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+ERROR = b'{"error":{"message":"no","type":"t","param":null,"code":null}}'
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_overload(status: int) -> None:
+    assert outcome(ERROR, status, retry_after="2") == Overloaded(status, "no", 2.0)
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 500, 501, 502, 504, 599])
+def test_server_errors(status: int) -> None:
+    assert outcome(ERROR, status) == Transient("server_error", "no", status)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "scope"),
+    [
+        (400, "bad_request", "record"),
+        (422, "bad_request", "record"),
+        (418, "bad_request", "record"),
+        (413, "too_large", "record"),
+        (401, "auth", "server"),
+        (403, "auth", "server"),
+        (402, "quota", "server"),
+        (404, "model_not_found", "server"),
+        (405, "model_not_found", "server"),
+    ],
+)
+def test_refusals(status: int, reason: str, scope: str) -> None:
+    assert outcome(ERROR, status) == Permanent(reason, "no", status, scope)
+
+
+def test_a_spent_quota_is_no_overload() -> None:
+    made = outcome(b'{"error":{"message":"pay","type":"insufficient_quota","code":"insufficient_quota"}}', 429)
+    assert made == Permanent("quota", "pay", 429, "server")
+
+
+def test_redirects_are_not_followed() -> None:
+    made = outcome(b"", 307, location="http://other/v1")
+    assert isinstance(made, Permanent)
+    assert (made.reason, made.scope) == ("redirect", "server")
+    assert "http://other/v1" in made.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "This model's maximum context length is 2048 tokens. However, you requested 2100 tokens"},
+        {"message": "The decoder prompt (length 3000) is longer than the maximum model length of 2048."},
+        {"message": "the request exceeds the available context size (512 tokens), try increasing it"},
+        {"message": "too long", "type": "exceed_context_size_error", "n_ctx": 512},
+        {"message": "too long", "code": "context_length_exceeded"},
+    ],
+)
+def test_too_long_prompts_of_every_wording(error: dict[str, Any]) -> None:
+    made = outcome(orjson.dumps({"error": error}), 400)
+    assert isinstance(made, Permanent)
+    assert (made.reason, made.scope) == ("context_length", "record")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error":"Unauthorized"}', "Unauthorized"),
+        (b'{"detail":"Not Found"}', "Not Found"),
+        (b"<html>Bad Gateway\x1b</html>", "<html>Bad Gateway\\x1b</html>"),
+        (b'{"object":"error","message":"old vLLM"}', "old vLLM"),
+        (b"\xff", "\ufffd"),
+        (b"null", "None"),
+    ],
+)
+def test_error_bodies_of_every_server(body: bytes, message: str) -> None:
+    made = outcome(body, 500)
+    assert isinstance(made, Transient)
+    assert made.message == message
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": " 1.5 "}, 1.5),
+        ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:30 GMT"}, 10.0),
+        ({"retry-after": "Tue, 14 Nov 2023 22:00:00 GMT"}, 0.0),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e9"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "\u0663"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, NOW) == seconds
+
+
+# --- failures, and everything at once ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("connect", Transient("connect", "why")),
+        ("timeout", Transient("timeout", "why")),
+        ("truncated", Transient("truncated", "why", max_attempts=3)),
+        ("protocol", Transient("protocol", "why", max_attempts=3)),
+        ("too_large", Permanent("too_large", "why")),
+    ],
+)
+def test_failures(reason: str, expected: Outcome) -> None:
+    assert outcome_of(TransportFailure(reason, "why")) == expected
+
+
+def test_a_free_failure_stays_free() -> None:
+    made = outcome_of(TransportFailure("reset", "why", free=True))
+    assert made == Transient("reset", "why", free=True)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.just("choices"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "error", "usage", "text", "model", "detail"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    body=st.binary(max_size=60) | _JSON.map(orjson.dumps),
+    status=st.integers(200, 599),
+    after=st.text(max_size=30),
+    raw=st.booleans(),
+)
+def test_decode_never_raises(body: bytes, status: int, after: str, raw: bool) -> None:
+    made = outcome(body, status, RAW if raw else CHAT, retry_after=after)
+    assert isinstance(made, Ok | Overloaded | Transient | Permanent)
+    assert not (isinstance(made, Ok) and not made.value.text.strip())
