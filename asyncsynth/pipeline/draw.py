@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncsynth.errors import PipelineError
-from asyncsynth.pipeline.step import JoinStep, ModelStep, SourceStep, Step
+from asyncsynth.pipeline.step import ColumnOrigins, JoinStep, ModelStep, SourceStep, Step
 
 if TYPE_CHECKING:
     from asyncsynth.pipeline.graph import Graph
@@ -28,8 +28,9 @@ def mermaid(graph: Graph) -> str:
     """A Mermaid flowchart: ``flowchart TD`` and one line a step and connection."""
     lines = ["---", f"title: {_title(graph.name)}", "---", "flowchart TD"]
     ids = {step: f"s{number}" for number, step in enumerate(graph.steps)}
+    flows = graph.columns()
     for step in graph.steps:
-        label = "<br/>".join(_escape(line) for line in _label(step))
+        label = "<br/>".join(_escape(line) for line in _label(step, flows.get(step, {})))
         opening, closing = next((left, right) for kind, left, right in _SHAPES if isinstance(step, kind))
         lines.append(f'    {ids[step]}{opening}"{label}"{closing}')
     for left, right in graph.edges:
@@ -42,11 +43,12 @@ def mermaid(graph: Graph) -> str:
 def plain_text(graph: Graph) -> str:
     """One paragraph a step, in the order of the flow."""
     lines = [_clean(graph.name)]
+    flows = graph.columns()
     for step in _ordered(graph):
         before = [left.name for left, right in graph.edges if right is step]
         arrow = f"{' + '.join(before)} → " if before else ""
         lines += ["", f"  {_clean(arrow)}{_clean(step.name)}  ({', '.join(map(_clean, _about(step)))})"]
-        for word, columns in (("reads", _reads(step)), ("writes", _writes(step))):
+        for word, columns in (("reads", _reads(step)), ("writes", _writes(step, flows.get(step, {})))):
             if columns:
                 lines.append(f"      {word:6} {_clean(', '.join(columns))}")
     return "\n".join(lines) + "\n"
@@ -58,27 +60,30 @@ def _about(step: Step) -> list[str]:
     return [type(step).__name__, *dict.fromkeys(models)]
 
 
-def _label(step: Step) -> list[str]:
-    writes = _writes(step)
+def _label(step: Step, flow: ColumnOrigins) -> list[str]:
+    writes = _writes(step, flow)
     return [step.name, *_about(step), *(["writes " + ", ".join(writes)] if writes else [])]
 
 
 def _reads(step: Step) -> list[str]:
     """Columns read, as `column` or `column → input`; optional ones only when they are mapped."""
+    if not step.inputs:  # steps whose columns are an argument
+        return list(getattr(step, "columns", ()))
     names = [*step.inputs, *(name for name in step.optional_inputs if name in step.input_mappings)]
     return [name if step.source_of(name) == name else f"{step.source_of(name)} → {name}" for name in names]
 
 
-def _writes(step: Step) -> list[str]:
-    """Columns written, as `column` or `output → column`."""
+def _writes(step: Step, flow: ColumnOrigins) -> list[str]:
+    """Columns written, as `column` or `output → column`; of a step that does not declare them, those of
+    `flow` that are its own."""
+    if not step.outputs and flow:
+        return [column for column, maker in flow.items() if maker == step.name]
     if isinstance(step, SourceStep):
         try:
             return list(step.known_columns() or ())
         except (OSError, PipelineError):  # the file is not there yet
             return []
-    return [
-        name if step.target_of(name) == name else f"{name} → {step.target_of(name)}" for name in step.outputs
-    ]
+    return [name if step.target_of(name) == name else f"{name} → {step.target_of(name)}" for name in step.outputs]
 
 
 def _ordered(graph: Graph) -> list[Step]:

@@ -242,7 +242,7 @@ class Graph:
                     step=step.name,
                     hint="Join it with `>>`, or make it outside the `with` block.",
                 )
-            elif len(node.before) > 1 and not isinstance(step, JoinStep):
+            if len(node.before) > 1 and not isinstance(step, JoinStep):
                 names = ", ".join(repr(nodes[index].step.name) for index in node.before)
                 raise PipelineError(
                     f"step {step.name!r} gets rows from {names}, but does not join branches",

@@ -212,9 +212,7 @@ class Step:
 
         Raises PipelineError for a setting that has no stable form.
         """
-        left_out = frozenset[str]().union(
-            *(kind.__dict__.get("not_fingerprinted", ()) for kind in type(self).__mro__)
-        )
+        left_out = frozenset[str]().union(*(kind.__dict__.get("not_fingerprinted", ()) for kind in type(self).__mro__))
         public = {
             key: jsonable(value, where=f"step {self.name!r}, setting {key!r}")
             for key, value in vars(self).items()

@@ -110,8 +110,7 @@ def test_one_answer(text: str, rating: int) -> None:
 def test_any_text_gives_as_many_valid_ratings_as_answers_or_a_parse_failure(text: str, count: int) -> None:
     try:
         found = read_ratings(text, count)
-    except ParseFailure as failure:
-        assert failure.raw == text
-    else:
-        assert len(found) == count
-        assert all(evaluation.rating in (None, 1, 2, 3, 4, 5) for evaluation in found)
+    except ParseFailure:
+        return
+    assert len(found) == count
+    assert all(evaluation.rating in (None, 1, 2, 3, 4, 5) for evaluation in found)
