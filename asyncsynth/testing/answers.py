@@ -170,8 +170,8 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
     count = min(tokens, limit)
     schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema") if chat else None
     choices: list[dict[str, Any]] = []
-    for index in range(body.get("n") or 1):
-        seed = request_seed(body, index)
+    seeds = [request_seed(body, index) for index in range(body.get("n") or 1)]
+    for index, seed in enumerate(seeds):
         if schema is not None:
             text = orjson.dumps(schema_instance(schema, seed)).decode()
         elif (body.get("response_format") or {}).get("type") == "json_object":
@@ -187,7 +187,7 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
     prompt_tokens = 1 + len(orjson.dumps(prompt)) // 5
     total = count * len(choices)
     return {
-        "id": "cmpl-" + request_seed(body, 0).hex()[:12],
+        "id": "cmpl-" + seeds[0].hex()[:12],
         "object": "chat.completion" if chat else "text_completion",
         "created": 0,
         "model": served_as,
