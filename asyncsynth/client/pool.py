@@ -195,9 +195,7 @@ class ServerPool:
         if ANY_MODEL in self._models:
             return ANY_MODEL
         offered = ", ".join(sorted(self._models)) or "nothing"
-        raise ModelNotServed(
-            f"no server has model {model!r}", hint=f"the servers of this run have: {offered}"
-        )
+        raise ModelNotServed(f"no server has model {model!r}", hint=f"the servers of this run have: {offered}")
 
     async def _attempt(self, request: ModelRequest, start: Start, clock: Callable[[], float]) -> Outcome:
         server = self._servers[start.replica]
@@ -261,9 +259,7 @@ class ServerPool:
             raise self._halt_error()
         self._totals.failed += 1
         if isinstance(outcome, Transient | Permanent):
-            raise RequestFailed(
-                outcome.message or outcome.reason, reason=outcome.reason, attempts=finish.attempts
-            )
+            raise RequestFailed(outcome.message or outcome.reason, reason=outcome.reason, attempts=finish.attempts)
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
     # --- carrying out what was decided --------------------------------------------------------

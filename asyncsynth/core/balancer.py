@@ -30,6 +30,18 @@ class ReplicaSpec:
     limiter: Limiter
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """One replica, for a person or a progress display. `waiting`: calls that it could serve and that wait."""
+
+    name: str
+    in_flight: int
+    limit: int
+    waiting: int
+    state: str
+    why: str
+
+
 class Breaker:
     """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
 
@@ -63,7 +75,7 @@ class Breaker:
         self.probe: int | None = None  # the call that probes
         self.cause = ""
 
-    def blame(self, call_id: int, now: float, *, connect: bool, limit: int, others: int) -> bool:
+    def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed; True when the server is to blame and the breaker should open.
 
         `others`: calls in flight there. They may yet succeed, so as many different ones must have failed; a dead
@@ -103,9 +115,7 @@ class Breaker:
         """Pause, or pause again; returns when to probe."""
         if self.opened_at is None:
             self.opened_at = now
-        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (
-            0.5 + 0.5 * rng.random()
-        )
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
         self.tries += 1
         self.state = OPEN
         self.probe = None
@@ -165,10 +175,11 @@ class Replica:
         """How busy, as a share of the limit; a replica that wants a probe goes first."""
         return self.in_flight / self.limiter.limit if self.breaker.state is CLOSED else -1.0
 
-    def why(self) -> str:
-        """One line for a person."""
+    def stats(self, waiting: int) -> ReplicaStats:
+        """For a person."""
         state = self.breaker.state
-        return self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
+        why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
+        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state, why)
 
 
 class Group:
@@ -224,9 +235,7 @@ class Balancer:
     """All replicas, and the choice among those of a model."""
 
     def __init__(self, specs: Sequence[ReplicaSpec], budgets: Iterable[RetryBudget]) -> None:
-        self.replicas = [
-            Replica(i, spec, budget) for i, (spec, budget) in enumerate(zip(specs, budgets, strict=True))
-        ]
+        self.replicas = [Replica(i, spec, budget) for i, (spec, budget) in enumerate(zip(specs, budgets, strict=True))]
         self.by_name = {replica.name: replica for replica in self.replicas}
         if len(self.by_name) != len(self.replicas):
             raise ValueError("replicas need different names")
@@ -259,3 +268,12 @@ class Balancer:
             if home.breaker.state is CLOSED and home.can_take() and home.load() <= best.load() + 0.25:
                 return home
         return best
+
+    def hopeless(self, replica: Replica, now: float, limit_s: float) -> bool:
+        """Whether one of its models has had no answer from any of its servers for `limit_s` seconds."""
+
+        def dead(other: Replica) -> bool:
+            opened = other.breaker.opened_at
+            return other.breaker.state is OPEN and opened is not None and now - opened > limit_s
+
+        return dead(replica) and any(all(map(dead, self.of_model[model])) for model in replica.models)

@@ -91,6 +91,4 @@ class FixedLimit:
         """Why the limit is what it is."""
         if not self.cuts:
             return f"fixed at {self.maximum}"
-        return (
-            f"{self._limit} of {self.maximum} after {self.cuts} cuts; the server last refused at {self._knee}"
-        )
+        return f"{self._limit} of {self.maximum} after {self.cuts} cuts; the server last refused at {self._knee}"

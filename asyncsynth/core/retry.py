@@ -25,6 +25,10 @@ from tenacity.wait import wait_base
 
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 
+#: Failures that may be the server's fault. The others (an empty answer) are the model's answer to this record.
+SERVER_FAULTS = frozenset(
+    {"connect", "reset", "timeout", "server_error", "truncated", "protocol", "bad_json", "bad_utf8"}
+)
 SERVER_REFUSALS = 3  #: attempts of one call that may meet a server-scope Permanent (401, 403, 404)
 
 
@@ -112,9 +116,7 @@ def _call_state(
 _RETRYING = tenacity.Retrying()  # strategies may look at it; it never runs anything
 
 
-def backoff(
-    policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float, rng: Rng
-) -> float:
+def backoff(policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float, rng: Rng) -> float:
     """Full jitter in seconds: uniform in [0, wait(number)); a server's Retry-After (capped) is the least."""
     delay = rng.random() * policy.wait(_call_state(policy, outcome, number, state, now))
     asked = outcome.retry_after if isinstance(outcome, Overloaded | Transient) else None
@@ -124,9 +126,7 @@ def backoff(
     return delay
 
 
-def out_of_attempts(
-    policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float
-) -> bool:
+def out_of_attempts(policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptState, now: float) -> bool:
     """Whether the stop strategy ends a call after `number` attempts that count."""
     return policy.stop(_call_state(policy, outcome, number, state, now))
 
@@ -161,9 +161,7 @@ class RetryBudget:
 
     __slots__ = ("_at", "_tokens", "burst", "per_s", "ratio")
 
-    def __init__(
-        self, ratio: float = 0.1, per_s: float = 1.0, *, burst: float = 100.0, start: float = 10.0
-    ) -> None:
+    def __init__(self, ratio: float = 0.1, per_s: float = 1.0, *, burst: float = 100.0, start: float = 10.0) -> None:
         if per_s <= 0:
             raise ValueError("budget per_s must be positive, or a retry could wait for ever")
         self.ratio = ratio

@@ -13,9 +13,8 @@ it is given. Each event costs O(log n) in waiting calls and replicas. Rules that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from asyncsynth.core.balancer import CLOSED, DOWN, HALF_OPEN, OPEN, Balancer, Replica, ReplicaSpec
+from asyncsynth.core.balancer import CLOSED, DOWN, HALF_OPEN, Balancer, Replica, ReplicaSpec, ReplicaStats
 from asyncsynth.core.calls import (
     GONE,
     HELD,
@@ -32,27 +31,11 @@ from asyncsynth.core.calls import (
     WaitQueue,
 )
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
-from asyncsynth.core.retry import GiveUp, RetryBudget, RetryPolicy, Rng, decide, out_of_attempts
+from asyncsynth.core.retry import SERVER_FAULTS, GiveUp, RetryBudget, RetryPolicy, Rng, decide, out_of_attempts
 
 __all__ = ["Action", "Finish", "Halt", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
-#: Failures that may be the server's fault. The others (an empty answer) are the model's answer to this record.
-SERVER_FAULTS = frozenset(
-    {"connect", "reset", "timeout", "server_error", "truncated", "protocol", "bad_json", "bad_utf8"}
-)
 HALT_AFTER = 3  #: identical refusals (401, 403, 404) of one model by one replica, with no success in between
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """One replica, for a person or a progress display. `waiting`: calls that it could serve and that wait."""
-
-    name: str
-    in_flight: int
-    limit: int
-    waiting: int
-    state: str
-    why: str
 
 
 class Scheduler:
@@ -167,14 +150,8 @@ class Scheduler:
 
     def stats(self) -> list[ReplicaStats]:
         """One entry per replica, in the order given."""
-        return [
-            ReplicaStats(
-                replica.name, replica.in_flight, replica.limiter.limit,
-                sum(self._queues[model].live for model in replica.models),
-                replica.breaker.state, replica.why(),
-            )
-            for replica in self.replicas
-        ]  # fmt: skip
+        queues = self._queues
+        return [r.stats(sum(queues[model].live for model in r.models)) for r in self.replicas]
 
     # --- starting -----------------------------------------------------------------------------
 
@@ -327,13 +304,14 @@ class Scheduler:
     ) -> None:
         """Charge the record, unless the server is known, or now turns out, to be the one at fault."""
         breaker = replica.breaker
+        refused = outcome.reason == "connect"
         what = f"{outcome.reason}: {outcome.message}" if outcome.message else outcome.reason
         if breaker.state is not CLOSED:
             if probing:
                 self._open(replica, now, what, out)
                 # A refused connection says nothing about the call. Another failure, alone on the server, may: such
                 # calls take turns with all others, and only one that fails alone again and again is given up.
-                if outcome.reason != "connect":
+                if not refused:
                     call.strikes += 1
                     call.turn += 1
                     replica.probers.append(call)
@@ -341,7 +319,7 @@ class Scheduler:
                         self._finish(call, outcome, out)
                         return
             self._place(call, now, out)
-        elif breaker.blame(call.id, now, connect=outcome.reason == "connect", limit=replica.limiter.limit, others=replica.in_flight):
+        elif breaker.blame(call.id, now, refused, replica.limiter.limit, others=replica.in_flight):
             # This call's note in the streak is taken back by _open with the others', so charge it first.
             call.failures().charged += 1
             self._open(replica, now, what, out)
@@ -349,9 +327,7 @@ class Scheduler:
         else:
             self._charge(call, replica, outcome, now, out)
 
-    def _charge(
-        self, call: Call, blamed: Replica | None, outcome: Outcome, now: float, out: list[Action]
-    ) -> None:
+    def _charge(self, call: Call, blamed: Replica | None, outcome: Outcome, now: float, out: list[Action]) -> None:
         """One attempt on the record's account. `blamed`: the replica whose streak has this failure, if any."""
         state = call.failures()
         decision = decide(self.policy, outcome, state, now, self._rng)
@@ -378,17 +354,13 @@ class Scheduler:
         replica.refusals[call.model] = (outcome.reason, outcome.status, times)
         if times >= HALT_AFTER:
             code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
-            self._halt(
-                replica, f"{replica.name} refuses model {call.model!r} ({code}): {outcome.message}", out
-            )
+            self._halt(replica, f"{replica.name} refuses model {call.model!r} ({code}): {outcome.message}", out)
 
     def _halt(self, replica: Replica, message: str, out: list[Action]) -> None:
         self.halted = Halt(message, replica.name)
         out.append(self.halted)
 
-    def _open(
-        self, replica: Replica, now: float, cause: str, out: list[Action], at_least: float = 0.0
-    ) -> None:
+    def _open(self, replica: Replica, now: float, cause: str, out: list[Action], at_least: float = 0.0) -> None:
         """Pause a replica; take back what its failures had charged; let everyone go elsewhere."""
         breaker = replica.breaker
         replica.troubled = True
@@ -410,7 +382,10 @@ class Scheduler:
         for call, _ in held:
             if call.state is HELD:
                 self._place(call, now, out)
-        self._halt_if_hopeless(replica, now, out)
+        limit = self.policy.outage_limit_s
+        if self._balancer.hopeless(replica, now, limit):
+            # Stop, to be resumed, and fail no record.
+            self._halt(replica, f"{replica.name} gave no answer for {limit / 60:.0f} min ({breaker.cause})", out)
 
     def _close(self, replica: Replica) -> None:
         """The server answers again; those that probed in vain get their places in the queue back."""
@@ -421,18 +396,3 @@ class Scheduler:
             if call.entry is not None:
                 self._queues[call.model].remove(call)
                 self._queues[call.model].push(call)
-
-    def _halt_if_hopeless(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """A model with no answer from any of its servers for too long: stop, to be resumed, and fail no record."""
-        limit = self.policy.outage_limit_s
-
-        def dead(other: Replica) -> bool:
-            opened = other.breaker.opened_at
-            return other.breaker.state is OPEN and opened is not None and now - opened > limit
-
-        if dead(replica) and any(all(map(dead, self._balancer.of_model[model])) for model in replica.models):
-            self._halt(
-                replica,
-                f"{replica.name} gave no answer for {limit / 60:.0f} min ({replica.breaker.cause})",
-                out,
-            )
