@@ -231,8 +231,19 @@ class RunIndex:
 
     def finals(self, epoch: int | None = None) -> Iterator[int]:
         """Locations of the final entries in the order of the input; of one epoch, or each record's last."""
+        return (self._final_at[slot] for slot in self._in_order(epoch))
+
+    def final_rows(self, leaf: str, epoch: int | None = None) -> Iterator[tuple[int, int]]:
+        """As `finals`, (location, rows of the leaf) of those that have any."""
+        rows = [next((n for name, n in ending.rows if name == leaf), 0) for ending in self._endings]
+        for slot in self._in_order(epoch):
+            if count := rows[self._ending[slot]]:
+                yield self._final_at[slot], count
+
+    def _in_order(self, epoch: int | None) -> Iterator[int]:
+        """The slots of the final entries, in the order of the input."""
         if self.by_position:
-            yield from (self._final_at[slot] for slot in range(self._slots) if self._counts(slot, epoch))
+            yield from (slot for slot in range(self._slots) if self._counts(slot, epoch))
             return
         chosen = array("Q", (slot for slot in range(self._slots) if self._counts(slot, epoch)))
         position = self._position
@@ -240,10 +251,10 @@ class RunIndex:
         for slot in chosen:
             if by_place[position[slot]]:
                 # Two records with one position: a run that stopped before it had seen how its input was reordered.
-                yield from (self._final_at[slot] for slot in sorted(chosen, key=lambda slot: (position[slot], slot)))
+                yield from sorted(chosen, key=lambda slot: (position[slot], slot))
                 return
             by_place[position[slot]] = slot + 1
-        yield from (self._final_at[slot - 1] for slot in by_place if slot)
+        yield from (slot - 1 for slot in by_place if slot)
 
     def _counts(self, slot: int, epoch: int | None) -> bool:
         flags = self._flags[slot]

@@ -1,0 +1,241 @@
+"""Files derived from the journal: JSON Lines, CSV, Parquet. They can be made again at any time.
+
+A file appears whole or not at all: it is written beside its place, synced, then renamed. Rows stand in input
+order, so the same run gives the same bytes however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.records import Row
+from asyncsynth.storage.files import REAL, FileSystem, make_directory, storage_error, write_all
+from asyncsynth.storage.manifest import MANIFEST_NAME
+from asyncsynth.storage.rows import RunColumn, RunRows, leaves
+
+__all__ = ["Exported", "RunColumn", "RunRows", "export", "leaves"]
+
+_BUFFER = 1 << 20  #: bytes collected before they are written
+_PARQUET_BATCH = 1024  #: rows turned into columns at a time
+
+#: What a spreadsheet takes for a formula, their full-width forms, and what may hide one.
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+#: C0 but tab and line ends, DEL, C1: nothing that a table or a terminal should get to see.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote."""
+
+    path: Path
+    rows: int
+
+
+def export(
+    directory: Path | str,
+    to: Path | str,
+    *,
+    leaf: str = "default",
+    epoch: int | None = None,
+    fs: FileSystem = REAL,
+) -> Exported:
+    """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
+
+    `epoch` as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
+    JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front.
+    Raises ConfigurationError, StorageError, CorruptJournal.
+    """
+    to = Path(to)
+    writer = _WRITERS.get(to.suffix.lower())
+    if writer is None:
+        raise ConfigurationError(
+            f"{to}: cannot export to {to.suffix or 'a file without a suffix'}",
+            hint=f"Name a file that ends with {', '.join(_WRITERS)}.",
+        )
+    directory = Path(directory)
+    if to.is_dir():
+        raise ConfigurationError(f"{to} is a directory", hint="Name a file, e.g. rows.jsonl in it.")
+    if to.resolve().parent == directory.resolve() and (
+        to.name.startswith("seg-") or to.name in (MANIFEST_NAME, "LOCK")
+    ):
+        raise ConfigurationError(f"{to} is a name of the run's own files", hint="Choose another name.")
+    rows = RunRows(directory, leaf, epoch=epoch)
+    make_directory(fs, to.resolve().parent)
+    with _NewFile(to, fs) as file:
+        writer(rows, file)
+    return Exported(to, len(rows))
+
+
+def _write_jsonl(rows: RunRows, file: _NewFile) -> None:
+    for row in rows:
+        file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _write_csv(rows: RunRows, file: _NewFile) -> None:
+    columns = _all_columns(rows)
+    line = io.StringIO(newline="")
+    writer = csv.writer(line)
+
+    def put(cells: list[str]) -> None:
+        writer.writerow(cells)
+        file.write(line.getvalue().encode())
+        line.seek(0)
+        line.truncate()
+
+    put([_cell(column) for column in columns])
+    for row in rows:
+        put([_cell(row.get(column)) for column in columns])
+
+
+def _all_columns(rows: RunRows) -> list[str]:
+    """Every column of every row, in the order in which they are met: one reading of all rows."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= columns.keys():
+            columns.update(dict.fromkeys(row))
+    return list(columns)
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell. Text that could be run is defused; numbers stay numbers."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return orjson.dumps(value).decode()
+    text = _CONTROL.sub("\ufffd", value)
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _write_parquet(rows: RunRows, file: _NewFile) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError(
+            f"{file.path}: Parquet needs the package pyarrow, which is not installed",
+            hint="Install it with `pip install 'asyncsynth[datasets]'`, or export to .jsonl.",
+        ) from None
+    columns = dict.fromkeys(_all_columns(rows))
+    # Read twice: the first time finds the types, which a column's first rows may not show (nulls, empty lists).
+    schema = pyarrow.schema([])
+    try:
+        for batch in _batches(rows, columns):
+            found = pyarrow.Table.from_pylist(batch).schema
+            schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
+        with pyarrow.parquet.ParquetWriter(file.sink(), schema) as writer:
+            for batch in _batches(rows, columns):
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+    except pyarrow.ArrowException as error:
+        raise ConfigurationError(
+            f"{file.path}: the rows do not fit into Parquet's typed columns ({error})",
+            hint="Export to .jsonl, or make the column's values of one type.",
+        ) from error
+
+
+def _batches(rows: RunRows, columns: Row) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append({**columns, **row})  # from_pylist looks for columns in a batch's first row only
+        if len(batch) == _PARQUET_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+_WRITERS: dict[str, Callable[[RunRows, _NewFile], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
+
+
+class _NewFile:
+    """A file that takes its name only when it is complete and on the disk. Context manager."""
+
+    def __init__(self, path: Path, fs: FileSystem) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._fs = fs
+        self._buffer = bytearray()
+
+    def __enter__(self) -> Self:
+        try:
+            self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        except OSError as error:
+            raise storage_error(error, self.path, "write the file") from error
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes. Raises StorageError."""
+        self._buffer += data
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+
+    def sink(self) -> io.RawIOBase:
+        """As a file object, for libraries that want one."""
+        return _Sink(self)
+
+    def _flush(self) -> None:
+        try:
+            write_all(self._fs, self._fd, bytes(self._buffer))
+        except OSError as error:
+            raise storage_error(error, self.path, "write the file") from error
+        self._buffer.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            try:
+                if error is None:
+                    self._flush()
+                    self._fs.fdatasync(self._fd)
+            finally:
+                self._fs.close(self._fd)
+            if error is None:
+                self._fs.rename(self._temporary, self.path)
+                self._fs.fsync_dir(self.path.parent)
+        except OSError as failure:
+            error = failure
+            raise storage_error(failure, self.path, "write the file") from failure
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            if error is not None:
+                with contextlib.suppress(OSError):
+                    self._fs.unlink(self._temporary)
+
+
+class _Sink(io.RawIOBase):
+    """Write-only view of a `_NewFile`; closing it does not close that."""
+
+    def __init__(self, file: _NewFile) -> None:
+        self._file = file
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data)
+        self._file.write(part)
+        self._written += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self._written

@@ -1,0 +1,205 @@
+"""A run's rows, read lazily from the journal in input order: what `result["default"]["train"]` is.
+
+In memory are only the places of the rows, 8 bytes a record (16 where records have other than one row).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.records import Row
+from asyncsynth.storage.files import REAL
+from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.reading import JournalView
+from asyncsynth.storage.segments import list_segments
+
+#: Maps kept, so that `result["default"]["train"][0]` in a loop does not read the journal each time.
+_KEPT_MAPS = 4
+
+
+class RunRows(Sequence[Row]):
+    """The rows of one end of a run's graph, as they stood when this was made.
+
+    Takes an index, a slice (lazy) or a column's name (lazy): ``rows[0]``, ``rows[:10]``, ``rows["chosen"]``.
+
+    Args:
+        directory: the run directory.
+        leaf: name of the end of the graph.
+        epoch: which state of the pipeline (see `storage.manifest`); None: the last.
+
+    Raises ConfigurationError for a directory or leaf that is not there, CorruptJournal, StorageError.
+    """
+
+    def __init__(self, directory: Path | str, leaf: str = "default", *, epoch: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.leaf = leaf
+        manifest = _manifest(self.directory)
+        chosen = _epoch(self.directory, manifest, epoch)
+        known = manifest.epochs[chosen].leaves
+        if leaf not in known:
+            raise ConfigurationError(
+                f"{self.directory}: the run has no rows named {leaf!r}",
+                hint=f"It has {', '.join(map(repr, known)) or 'none'}.",
+            )
+        self._map = _row_map(self.directory, leaf, chosen, manifest.keys)
+        self._range = range(len(self._map))
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> RunRows: ...
+    @overload
+    def __getitem__(self, at: str) -> RunColumn: ...
+    def __getitem__(self, at: int | slice | str) -> Row | RunRows | RunColumn:
+        if isinstance(at, str):
+            return RunColumn(self, at)
+        if isinstance(at, slice):
+            part = object.__new__(RunRows)
+            part.directory, part.leaf, part._map = self.directory, self.leaf, self._map
+            part._range = self._range[at]
+            return part
+        try:
+            return self._map.row(self._range[at])
+        except IndexError:
+            raise IndexError(f"row {at} of {len(self)}") from None
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._map.rows(self._range)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns of the first row."""
+        return list(self[0]) if self else []
+
+    def __repr__(self) -> str:
+        return f"RunRows({str(self.directory)!r}, {self.leaf!r}, rows={len(self)})"
+
+
+class RunColumn(Sequence[Any]):
+    """One column of the rows, read lazily. A row without it raises KeyError when it is read."""
+
+    def __init__(self, rows: RunRows, name: str) -> None:
+        if rows and name not in rows[0]:
+            raise KeyError(f"{name!r}: the rows have {', '.join(rows.column_names)}")
+        self._rows = rows
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Any: ...
+    @overload
+    def __getitem__(self, at: slice) -> RunColumn: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        return RunColumn(self._rows[at], self.name) if isinstance(at, slice) else self._rows[at][self.name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row[self.name] for row in self._rows)
+
+    def __repr__(self) -> str:
+        return f"RunColumn({self.name!r}, rows={len(self)})"
+
+
+def leaves(directory: Path | str) -> list[str]:
+    """Names of the ends of the run's graph. Raises ConfigurationError where there is no run."""
+    return list(_manifest(Path(directory)).epochs[-1].leaves)
+
+
+class _RowMap:
+    """Where the n-th row is: the location of its record's last entry, and its place among the record's rows."""
+
+    def __init__(self, directory: Path, leaf: str, epoch: int, keys: str) -> None:
+        index = RunIndex(keys=keys)
+        self._view = view = JournalView(directory)
+        weakref.finalize(self, view.close)
+        view.walk(index)
+        self._leaf = leaf
+        self._where = array("Q")
+        self._starts: array[int] | None = None  #: number of the record's first row; None: one row each
+        starts = array("Q")
+        self._rows = 0
+        for where, count in index.final_rows(leaf, epoch):
+            self._where.append(where)
+            starts.append(self._rows)
+            self._rows += count
+        if self._rows != len(self._where):
+            self._starts = starts
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def row(self, number: int) -> Row:
+        """The row, 0 <= number < len. Read anew each time: a caller may change it."""
+        where, at = self._place(number)
+        return self._record(where)[at]
+
+    def rows(self, numbers: range) -> Iterator[Row]:
+        """The rows, each once; neighbours of one record are read together."""
+        last = 0
+        rows: list[Row] = []
+        for number in numbers:
+            where, at = self._place(number)
+            if where != last:
+                last, rows = where, self._record(where)
+            yield rows[at]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if self._starts is None:
+            return self._where[number], 0
+        record = bisect_right(self._starts, number) - 1
+        return self._where[record], number - self._starts[record]
+
+    def _record(self, where: int) -> list[Row]:
+        rows: list[Row] = self._view.read(where)["rows"][self._leaf]
+        return rows
+
+
+_maps: OrderedDict[tuple[object, ...], _RowMap] = OrderedDict()
+_maps_lock = threading.Lock()
+
+
+def _row_map(directory: Path, leaf: str, epoch: int, keys: str) -> _RowMap:
+    """The map of the journal as it stands now; the same one as long as the journal does not change."""
+    segments = [(segment.path, segment.size, segment.header) for segment in list_segments(directory, REAL)]
+    state = (directory.resolve(), leaf, epoch, *segments)
+    with _maps_lock:
+        found = _maps.pop(state, None)
+    if found is None:
+        found = _RowMap(directory, leaf, epoch, keys)
+    with _maps_lock:
+        _maps[state] = found
+        while len(_maps) > _KEPT_MAPS:
+            _maps.popitem(last=False)
+    return found
+
+
+def _manifest(directory: Path) -> Manifest:
+    manifest = Manifest.load(directory)
+    if manifest is None:
+        raise ConfigurationError(
+            f"{directory} is no run directory: there is no MANIFEST.json in it",
+            hint="Name the directory that the run printed (`--output`).",
+        )
+    return manifest
+
+
+def _epoch(directory: Path, manifest: Manifest, epoch: int | None) -> int:
+    last = len(manifest.epochs) - 1
+    if epoch is None:
+        return last
+    if not 0 <= epoch <= last:
+        raise ConfigurationError(f"{directory}: there is no epoch {epoch}", hint=f"There are 0 to {last}.")
+    return epoch
