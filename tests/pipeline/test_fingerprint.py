@@ -16,7 +16,7 @@ from asyncsynth.pipeline import Context, Graph, Plan, RowStep
 from asyncsynth.pipeline.fingerprint import jsonable
 from asyncsynth.records import Row
 from asyncsynth.steps.loaders import LoadDataFromDicts
-from asyncsynth.tasks import aspects, base
+from asyncsynth.tasks import aspects, base, templates
 from asyncsynth.tasks.text_generation import TextGeneration
 from asyncsynth.tasks.ultra_feedback import UltraFeedback
 
@@ -96,7 +96,7 @@ def test_prompt_text_and_aspect_text_change_it(monkeypatch: pytest.MonkeyPatch) 
     keys = {before, key(judge(rationales=False)), key(judge(aspect="helpfulness")), key(judge(one_call=False))}
     keys.add(key(judge(expected_rating=True)))
     assert len(keys) == 5
-    text = base.prompt_source("ultra_feedback")
+    text = templates.prompt_source("ultra_feedback")
     with monkeypatch.context() as patch:
         patch.setattr(base, "prompt_source", lambda name: text + " Think twice.")
         assert key(judge()) not in keys

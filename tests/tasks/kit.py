@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, ModelRequest, Usage
 from asyncsynth.pipeline import Context
@@ -38,8 +37,4 @@ class Model:
 
 def generate(task: Task, row: Row, model: Model, ctx: Context | None = None) -> list[Row]:
     """The task's outputs for a row."""
-    return run(task.generate(row, ctx or model.ctx()))
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+    return asyncio.run(task.generate(row, ctx or model.ctx()))

@@ -149,6 +149,7 @@ def test_settings_that_cannot_work_are_refused_when_the_task_is_made() -> None:
         TextGeneration(M, template="{{ x")
     with pytest.raises(ConfigurationError, match="wants an LLM, got str"):
         TextGeneration("Qwen/Qwen2.5-1.5B-Instruct")  # type: ignore[arg-type]
-    for wrong in ({"num_generations": 0}, {"max_reasks": -1}):
-        with pytest.raises(ConfigurationError):
-            TextGeneration(M, **wrong)
+    with pytest.raises(ConfigurationError, match="num_generations"):
+        TextGeneration(M, num_generations=0)
+    with pytest.raises(ConfigurationError, match="max_reasks"):
+        TextGeneration(M, max_reasks=-1)

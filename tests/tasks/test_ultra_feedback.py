@@ -32,7 +32,7 @@ def test_ratings_and_rationales() -> None:
         {"ratings": [4, 5], "rationales": ["vague", "right"], "model_name": "model-that-answered"}
     ]
     [prompt] = model.prompts()
-    for text in (ROW["instruction"], *ROW["generations"], ASPECTS["overall-rating"].question, "2 entries"):
+    for text in (ROW["instruction"], *ROW["generations"], ASPECTS["overall-rating"].question, "2 objects"):
         assert text in prompt
     entry = model.requests[0].schema["properties"]["evaluations"]  # type: ignore[index]
     assert entry["minItems"] == entry["maxItems"] == 2
