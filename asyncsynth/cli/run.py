@@ -18,7 +18,7 @@ from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.errors import EXIT_STOPPED
 from asyncsynth.storage.exports import export as export_rows
-from asyncsynth.storage.exports import leaves
+from asyncsynth.storage.rows import leaves
 
 
 def run_command(target: str, *, input: Path | None, export: bool, as_json: bool, **options: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asyncsynth.engine.report import RunReport
-from asyncsynth.storage.exports import RunRows, leaves
+from asyncsynth.storage.rows import RunRows, leaves
 
 #: The one split of a generated dataset, by the name the `datasets` library gives it.
 SPLIT = "train"

@@ -24,8 +24,9 @@ from asyncsynth.client.secret import Secret
 from asyncsynth.errors import ConfigurationError, InputError
 
 ENVIRONMENT = "ASYNCSYNTH_SERVERS"
-#: vLLM reads its own key from this variable, so one export serves both sides.
-DEFAULT_KEY_ENV = "VLLM_API_KEY"
+DEFAULT_KEY_ENV = "OPENAI_API_KEY"
+#: vLLM reads its own key from this variable, so one export serves both sides; it wins over the default.
+_VLLM_KEY_ENV = "VLLM_API_KEY"
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104  # others listen there, not we
 _FLEET_KEYS = ("url", "models", "api_key_env", "limit", "name")
 
@@ -60,7 +61,10 @@ class ServerConfig:
         """The API key to send, if there is one."""
         if self.api_key is not None:
             return self.api_key
-        value = (os.environ if environ is None else environ).get(self.api_key_env, "").strip()
+        variables = os.environ if environ is None else environ
+        value = variables.get(self.api_key_env, "").strip()
+        if self.api_key_env == DEFAULT_KEY_ENV:
+            value = variables.get(_VLLM_KEY_ENV, "").strip() or value
         return Secret(value) if value else None
 
 

@@ -304,7 +304,7 @@ def test_draw(tmp_path: Path) -> None:
     assert text.returncode == 0, text.stderr
     assert "text_generation_0" in text.stdout
     mermaid = asyncsynth("draw", job, "--form", "mermaid")
-    assert mermaid.stdout.startswith("flowchart")
+    assert "flowchart" in mermaid.stdout
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
