@@ -10,7 +10,6 @@ import gzip
 import io
 import itertools
 import json
-import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -28,8 +27,10 @@ __all__ = ["MAX_LINE_BYTES", "BadRow", "DictsReader", "JsonlReader", "Reader", "
 
 MAX_LINE_BYTES = 64 << 20  #: a longer line is taken for a file that is not JSON Lines
 
-#: Integers of 19 digits or more may not fit into 64 bits; orjson would round them to floats.
-_LONG_NUMBER = re.compile(rb"\d{19}")
+#: Integers of 19 digits or more may not fit into 64 bits; orjson would round them to floats. They are looked for
+#: in the line with all digits made 0 and all brackets [ (a regular expression takes 12 times as long).
+_LONG_NUMBER = b"0" * 19
+_SHAPE = bytes.maketrans(b"123456789{", b"000000000[")
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _ESTIMATE_BYTES = 1 << 20
@@ -145,7 +146,8 @@ class JsonlReader(Reader):
             if isinstance(row, list) or content.lstrip()[:1] == b"[":
                 hint = "Convert a JSON array with `jq -c '.[]' file.json > file.jsonl`."
             raise self._error(f"is {_json_type(row)}; a JSON object was expected", number, hint=hint)
-        if _LONG_NUMBER.search(content) or content.count(b"{") + content.count(b"[") > MAX_DEPTH:
+        shape = content.translate(_SHAPE)
+        if _LONG_NUMBER in shape or shape.count(b"[") > MAX_DEPTH:
             self._look_closely(number, content)
         return row
 
