@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -41,6 +42,7 @@ class Ending:
 
 
 NOTHING = Ending()
+_NONE: dict[str, Any] = {}
 
 #: kind, status, epoch, key, position, row hash, offset, ending (id), steps (id)
 Fact = tuple[int, int, int, int, int, int, int, int, int]
@@ -58,9 +60,10 @@ class SegmentFacts:
     def __init__(self, *, by_position: bool) -> None:
         self.by_position = by_position
         self.columns = [array(code) for code in _TYPES]
+        self._appends = [column.append for column in self.columns]
         self.endings: list[Ending] = [NOTHING]
         self.step_sets: list[tuple[str, ...]] = [()]
-        self._ending_ids: dict[Ending, int] = {NOTHING: 0}
+        self._ending_ids: dict[tuple[object, ...], int] = {((), (), ()): 0}
         self._step_ids: dict[tuple[str, ...], int] = {(): 0}
 
     def __len__(self) -> int:
@@ -87,23 +90,23 @@ class SegmentFacts:
             self._ending_id(entry) if status else 0,
             self._steps_id(entry),
         )
-        for column, value in zip(self.columns, fact, strict=True):
-            column.append(value)
+        for append, value in zip(self._appends, fact, strict=False):
+            append(value)
 
     def _ending_id(self, entry: dict[str, Any]) -> int:
-        failed: dict[tuple[str, str], int] = {}
-        for row in entry.get("bad", ()):
-            place = (row["step"], row["reason"])
-            failed[place] = failed.get(place, 0) + 1
-        ending = Ending(
-            tuple((leaf, len(rows)) for leaf, rows in entry.get("rows", {}).items()),
-            tuple((step, reason, n) for (step, reason), n in failed.items()),
-            tuple((step, why, n) for step, whys in entry.get("drop", {}).items() for why, n in whys.items()),
-        )
-        found = self._ending_ids.get(ending)
+        rows = tuple([(leaf, len(rows)) for leaf, rows in entry.get("rows", _NONE).items()])
+        failed: tuple[tuple[str, str, int], ...] = ()
+        dropped: tuple[tuple[str, str, int], ...] = ()
+        if "bad" in entry:
+            tally = Counter((row["step"], row["reason"]) for row in entry["bad"])
+            failed = tuple([(step, reason, n) for (step, reason), n in tally.items()])
+        if "drop" in entry:
+            dropped = tuple([(step, why, n) for step, whys in entry["drop"].items() for why, n in whys.items()])
+        parts = (rows, failed, dropped)
+        found = self._ending_ids.get(parts)
         if found is None:
-            found = self._ending_ids[ending] = len(self.endings)
-            self.endings.append(ending)
+            found = self._ending_ids[parts] = len(self.endings)
+            self.endings.append(Ending(*parts))
         return found
 
     def _steps_id(self, entry: dict[str, Any]) -> int:

@@ -15,7 +15,6 @@ import orjson
 FORMAT = 1
 HEADER_START = b'{"t":"seg",'
 MARK_START = b'{"t":"mark",'
-_CRC_FIELD = b',"_c":"'
 _TRAILER = 17  #: bytes of `,"_c":"xxxxxxxx"}`
 _OFFSET_BITS = 40
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
@@ -49,15 +48,23 @@ def frame(body: bytes, seq: int, salt: int) -> bytes:
 
 def check(line: bytes, salt: int) -> tuple[int, int]:
     """(seq, where `,"_q"` starts) of a line without its newline; (-1, -1) when it does not check."""
-    if line[-2:] != b'"}' or line[-_TRAILER:-10] != _CRC_FIELD:
+    head = line[:-_TRAILER]
+    if not line.endswith(b',"_c":"%08x"}' % crc32(head, salt)):
         return -1, -1
-    if b"%08x" % crc32(memoryview(line)[:-_TRAILER], salt) != line[-10:-2]:
-        return -1, -1
-    at = line.rfind(b',"_q":', 0, -_TRAILER)
-    digits = line[at + 6 : -_TRAILER]
+    at = head.rfind(b',"_q":')
+    digits = head[at + 6 :]
     if at < 0 or not digits.isdigit():
         return -1, -1
     return int(digits), at
+
+
+def check_next(line: bytes, seq: int, salt: int) -> int:
+    """As `check`, where the seq is known: where `,"_q"` starts, -1 when the line is not that one."""
+    head = line[:-_TRAILER]
+    field = b',"_q":%d' % seq
+    if not head.endswith(field) or not line.endswith(b',"_c":"%08x"}' % crc32(head, salt)):
+        return -1
+    return len(head) - len(field)
 
 
 def header_line(header: Header) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asyncsynth.errors import CorruptJournal, StorageError
 from asyncsynth.storage.files import FileSystem, storage_error
-from asyncsynth.storage.framing import FORMAT, MARK_START, Header, check, mark_durable_upto, parse_header
+from asyncsynth.storage.framing import FORMAT, MARK_START, Header, check_next, mark_durable_upto, parse_header
 
 _NAME = re.compile(r"seg-(\d{6,})\.jsonl\Z")
 _CHUNK = 1 << 20
@@ -133,11 +133,11 @@ class Scan:
         """(offset, JSON bytes of the entry without its frame); marks are checked but not yielded."""
         salt = self._salt
         for offset, line, whole in iter_lines(self._fs, self._fd, self.end, self._stop):
-            seq, at = check(line, salt)
-            if not whole or seq != self.last_seq + 1:
+            at = check_next(line, self.last_seq + 1, salt)
+            if at < 0 or not whole:
                 self.bad = True
                 return
-            self.last_seq = seq
+            self.last_seq += 1
             self.end = offset + len(line) + 1
             if line.startswith(MARK_START):
                 self.group_at = offset

@@ -17,7 +17,7 @@ SMALL = {"group_delay_s": 0.0005}
 
 
 def body(n: int, size: int = 0) -> bytes:
-    return b'{"t":"rec","k":"%d","x":"%b"}' % (n, b"y" * size)
+    return b'{"t":"rec","k":"%d","i":%d,"h":"0","x":"%b"}' % (n, n, b"y" * size)
 
 
 async def write(

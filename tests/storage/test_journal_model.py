@@ -1,0 +1,116 @@
+"""The journal against a model: any order of appending, flushing, closing, crashing and cutting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.reading import JournalView
+
+from .journal_kit import FailingFS, body
+
+FULL = bool(os.environ.get("ASYNCSYNTH_FULL_MATRIX"))
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """`written` entries were appended, `acknowledged` of them are durable; a crash keeps some number between."""
+
+    @initialize(segment_bytes=st.sampled_from([1, 400, 1 << 20]), group_entries=st.integers(1, 5))
+    def start(self, segment_bytes: int, group_entries: int) -> None:
+        self.place = tempfile.TemporaryDirectory()
+        self.run = Path(self.place.name) / "run"
+        self.options = {"segment_bytes": segment_bytes, "group_entries": group_entries, "group_delay_s": 0.0}
+        self.runner = asyncio.Runner()
+        self.written = self.acknowledged = 0
+        self.places: list[int] = []
+        self.synced: tuple[Path, int] | None = None  #: last segment and its durable size
+        self.journal = Journal.create(self.run, fs=FailingFS(), **self.options)
+
+    @rule(count=st.integers(1, 7), size=st.integers(0, 200))
+    def append(self, count: int, size: int) -> None:
+        async def scene() -> None:
+            for _ in range(count):
+                self.places.append(self.journal.append(body(self.written, size)))
+                self.written += 1
+
+        self.runner.run(scene())
+
+    @rule()
+    def flush(self) -> None:
+        self.runner.run(self.journal.flushed())
+        self.acknowledged = self.written
+        self.remember_size()
+
+    def remember_size(self) -> None:
+        segments = sorted(self.run.glob("seg-*.jsonl"))
+        self.synced = (segments[-1], segments[-1].stat().st_size) if segments else None
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        if self.places:
+            n = data.draw(st.integers(0, len(self.places) - 1))
+            assert self.journal.read(self.places[n])["k"] == str(n)
+
+    @rule()
+    def close_and_open(self) -> None:
+        self.runner.run(self.journal.close())
+        self.acknowledged = self.written
+        self.open()
+        assert self.journal.report.bytes_cut == 0
+        assert self.journal.report.entries == self.written
+
+    @rule(keep=st.integers(0, 1000), junk=st.binary(max_size=40))
+    def crash(self, keep: int, junk: bytes) -> None:
+        """Nothing more is written; of the bytes that were not synced, a prefix and some junk stay."""
+        self.journal._release()
+        segments = sorted(self.run.glob("seg-*.jsonl"))
+        if segments:
+            last = segments[-1]
+            durable = self.synced[1] if self.synced is not None and self.synced[0] == last else None
+            if durable is not None:
+                data = last.read_bytes()
+                last.write_bytes(data[: durable + keep] + junk)
+        self.open()
+        kept = self.journal.report.entries
+        assert self.acknowledged <= kept <= self.written
+        self.written = self.acknowledged = kept
+        del self.places[kept:]
+
+    def open(self) -> None:
+        self.journal = Journal.open(
+            self.run, fs=FailingFS(), visitor=RunIndex(keys="position", sidecar_min_bytes=300), **self.options
+        )
+        self.remember_size()
+
+    @invariant()
+    def a_reader_sees_an_exact_prefix(self) -> None:
+        if not hasattr(self, "run"):
+            return
+        with JournalView(self.run) as view:
+            seen = [entry["k"] for _, entry in view.entries()]
+        assert seen == [str(n) for n in range(len(seen))]
+        assert self.acknowledged <= len(seen) <= self.written
+
+    def teardown(self) -> None:
+        if hasattr(self, "run"):
+            self.runner.run(self.journal.close())
+            self.runner.close()
+            self.place.cleanup()
+
+
+TestJournalModel = JournalMachine.TestCase
+TestJournalModel.settings = settings(
+    max_examples=2_000 if FULL else 25,
+    stateful_step_count=50 if FULL else 25,
+    deadline=None,
+    derandomize=not FULL,
+    suppress_health_check=list(HealthCheck),
+)
