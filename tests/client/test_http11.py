@@ -6,16 +6,14 @@ import asyncio
 import resource
 import socket
 import sys
-import traceback
+from collections.abc import Callable
 
 import orjson
 import pytest
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.http11 import MAX_CONNECTING, Head, Http11Pool
-from asyncsynth.client.secret import Secret
-from asyncsynth.client.transport import Timeouts, TransportFailure
-from asyncsynth.errors import ConfigurationError
+from asyncsynth.client.http11 import MAX_CONNECTING, Http11Pool
+from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
 from asyncsynth.testing import Fault, FaultServer
 from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops, until
 
@@ -118,6 +116,7 @@ async def test_a_reused_connection_that_dies_unanswered_is_free_and_takes_its_ne
             await pool.post(CHAT, chat_body())
         assert (caught.value.reason, caught.value.free) == ("reset", True)
         assert pool.idle_connections == 0
+        await until(lambda: not server.open)
         await pool.aclose()
 
 
@@ -181,6 +180,7 @@ async def test_oversize_answers_are_refused_early() -> None:
     for kind in ("huge", "huge_chunked"):
         failure = await failure_of(Fault(kind, size=10_000_000_000))
         assert failure.reason == "too_large"
+        assert ("10000000000 bytes announced" in failure.message) == (kind == "huge")
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 32 << 20
 
@@ -232,6 +232,55 @@ async def test_cancellations_at_any_moment_leave_a_working_pool() -> None:
         assert not pool._waiting
         await pool.aclose()
         await until(lambda: not server.open)
+
+
+class _Meddling(Http11Pool):
+    """Does something at the very moment a connection becomes free."""
+
+    meddle: Callable[[], object] | None = None
+
+    def released(self, connection: Connection) -> None:
+        super().released(connection)
+        meddle, self.meddle = self.meddle, None
+        if meddle is not None:
+            meddle()
+
+
+@on_both_loops
+async def test_a_request_cancelled_as_its_answer_comes_does_not_hurt_the_next_on_its_connection() -> None:
+    async with FaultServer() as server:
+        pool = _Meddling(server.base_url)
+        tasks: list[asyncio.Task[WireResponse]] = []
+
+        def next_one_and_cancel() -> None:
+            tasks.append(asyncio.create_task(pool.post(CHAT, chat_body("second"))))
+            tasks[0].cancel()
+
+        pool.meddle = next_one_and_cancel
+        tasks.append(asyncio.create_task(pool.post(CHAT, chat_body("first"))))
+        await until(lambda: len(tasks) == 2)
+        assert (await tasks[1]).status == 200
+        assert tasks[0].cancelled()
+        assert pool.opened == 1
+        await pool.aclose()
+
+
+@on_both_loops
+async def test_a_waiter_cancelled_as_it_gets_a_connection_hands_it_back() -> None:
+    async with FaultServer(delay_s=0.005) as server:
+        pool = _Meddling(server.base_url)
+        await pool.post(CHAT, chat_body())
+        first = asyncio.create_task(pool.post(CHAT, chat_body()))
+        await until(lambda: server.in_flight == 1)
+        pool._connecting = MAX_CONNECTING  # nobody else may connect
+        waiter = asyncio.create_task(pool.post(CHAT, chat_body()))
+        await until(lambda: len(pool._waiting) == 1)
+        pool.meddle = waiter.cancel
+        await asyncio.wait([first, waiter])
+        assert waiter.cancelled()
+        assert pool.idle_connections == 1
+        assert (await pool.post(CHAT, chat_body())).status == 200
+        await pool.aclose()
 
 
 @on_both_loops
@@ -301,141 +350,7 @@ def test_a_pool_outlives_its_loop() -> None:
                 server.port = server_port
                 await server.start()
             assert (await pool.post(CHAT, chat_body())).status == 200
+            assert pool._loop is asyncio.get_running_loop()
 
     asyncio.run(scene())
     asyncio.run(scene())
-
-
-@on_both_loops
-async def test_paths_keys_and_headers_reach_the_server() -> None:
-    async with FaultServer(api_key="canary-key-1", keep_requests=True) as server:
-        pool = Http11Pool(server.base_url, {"X-Team": "a", "Connection": "close"}, api_key=Secret("canary-key-1"))
-        assert (await pool.post(CHAT, chat_body())).status == 200
-        assert (await pool.get("/health", at_origin=True)).status == 200
-        models = orjson.loads((await pool.get("/models")).body)
-        assert models["data"][0]["id"] == "test-model"
-        assert server.log is not None
-        headers = server.log[0].headers
-        assert headers["x-team"] == "a"
-        assert headers["accept-encoding"] == "identity"
-        assert headers["host"] == f"127.0.0.1:{server.port}"
-        assert pool.opened == 1
-        wrong = Http11Pool(server.base_url, api_key=Secret("canary-key-2"))
-        assert (await wrong.post(CHAT, chat_body())).status == 401
-        await wrong.aclose()
-        await pool.aclose()
-
-
-@on_both_loops
-async def test_keys_print_nowhere() -> None:
-    pool = Http11Pool("http://127.0.0.1:9/v1", api_key=Secret("canary-key-3"))
-    printed = repr(pool) + str(vars(pool)) + repr(Secret("canary-key-3"))
-    try:
-        await pool.post(CHAT, b"{}")
-    except TransportFailure as failure:
-        lines = traceback.TracebackException.from_exception(failure, capture_locals=True).format()
-        printed += "".join(lines)
-    assert "connect" in printed
-    assert "canary-key-3" not in printed
-    await pool.aclose()
-
-
-@pytest.mark.parametrize(
-    "url", ["", "ftp://x/v1", "http:///v1", "http://x:y/v1", "http://u:canary@x/v1", "http://x/v1?a=b", "x:80"]
-)
-def test_bad_base_urls_are_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        Http11Pool(url)
-    assert "canary" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("name", "value"), [("a", "b\r\nc: d"), ("a\n", "b"), ("", "b"), ("a", "\u2028")])
-def test_headers_cannot_smuggle(name: str, value: str) -> None:
-    with pytest.raises(ConfigurationError):
-        Http11Pool("http://x/v1", {name: value})
-
-
-def test_paths_cannot_smuggle() -> None:
-    async def scene() -> None:
-        pool = Http11Pool("http://127.0.0.1:9/v1")
-        for path in ("models", "/a b", "/a\r\nx: y", "/\u00e9"):
-            with pytest.raises(ConfigurationError):
-                await pool.get(path)
-
-    asyncio.run(scene())
-
-
-class _Raw(asyncio.Protocol):
-    """A server that answers each request with fixed bytes."""
-
-    reply = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(self.reply)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok"),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", b"ok"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"ok"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", "protocol"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "protocol"),
-        (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "protocol"),
-        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000, "protocol"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "protocol"),
-    ],
-)
-def test_odd_answers(reply: bytes, expected: bytes | str) -> None:
-    async def scene() -> None:
-        kind = type("Kind", (_Raw,), {"reply": reply})
-        server = await asyncio.get_running_loop().create_server(kind, "127.0.0.1", 0)
-        pool = Http11Pool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", sweep_s=0.01)
-        for _ in range(3):
-            try:
-                got: bytes | str = (await pool.post(CHAT, b"{}", Timeouts(total=1))).body
-            except TransportFailure as failure:
-                got = failure.reason
-            assert got == expected
-        await pool.aclose()
-        server.close()
-        await server.wait_closed()
-
-    asyncio.run(scene())
-
-
-def test_a_request_is_one_write() -> None:
-    """Header and body in two sends cost 44 ms where Nagle's algorithm meets delayed acknowledgements."""
-
-    class Recorder:
-        writes: list[bytes] = []  # noqa: RUF012
-
-        def write(self, data: bytes) -> None:
-            self.writes.append(data)
-
-    async def scene() -> None:
-        connection = Connection(Http11Pool("http://x/v1"))
-        connection.transport = Recorder()  # type: ignore[assignment]
-        connection.start(asyncio.get_running_loop().create_future(), Timeouts(), b"head and body")
-        assert Recorder.writes == [b"head and body"]
-
-    asyncio.run(scene())
-
-
-@on_both_loops
-async def test_nagle_is_off() -> None:
-    async with FaultServer() as server:
-        pool = Http11Pool(server.base_url)
-        await pool.post(CHAT, chat_body())
-        sock = pool._idle[0].transport.get_extra_info("socket")
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        await pool.aclose()
-
-
-def test_a_head_does_not_print() -> None:
-    assert "key" not in f"{Head(b'key')!r} {Head(b'key')}"
