@@ -12,6 +12,8 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,17 @@ from .journal_kit import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, writ
 
 FULL = bool(os.environ.get("ASYNCSYNTH_FULL_MATRIX"))
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "20"))
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one, for tests that make thousands of files and need no disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
 
 
 def crashed(tmp_path: Path, entries: int, size: int = 60, groups: int = 7) -> tuple[Path, bytes]:
@@ -58,12 +71,12 @@ class Bodies(NoVisitor):
         self.found.append(body)
 
 
-def test_cut_at_every_byte_recovers_the_exact_prefix(tmp_path: Path) -> None:
-    run, data = crashed(tmp_path, 700 if FULL else 190, size=20)
+def test_cut_at_every_byte_recovers_the_exact_prefix(quick: Path) -> None:
+    run, data = crashed(quick, 480 if FULL else 120, size=80)
     assert len(data) > (60_000 if FULL else 17_000)
     segment = run / "seg-000001.jsonl"
     fs = FailingFS()  # does not sync, which would only take time here
-    everything = [body(n, 20) for n in range(700)]
+    everything = [body(n, 80) for n in range(480)]
     end = entries = 0  # of the whole lines before the cut
     for cut in range(len(data)):
         if cut and data[cut - 1] == ord("\n"):
@@ -94,9 +107,9 @@ def test_a_recovered_journal_goes_on_and_is_whole(tmp_path: Path) -> None:
     assert reopen(run).report.bytes_cut == 0
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_noticed(quick: Path) -> None:
     """Refused as corruption, or cut and reported; never read as if it were good."""
-    run, data = crashed(tmp_path, 140)
+    run, data = crashed(quick, 140)
     rng = random.Random(SEED)
     want = whole_entries(data)
     refused = 0
@@ -117,8 +130,8 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert refused > 1_000
 
 
-def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(quick: Path) -> None:
+    run = quick / "run"
     asyncio.run(write(run, 0, 20))
     data = (run / "seg-000001.jsonl").read_bytes()
     last_line = data.rfind(b"\n", 0, -1)
@@ -133,8 +146,8 @@ def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(tmp
 
 
 @pytest.mark.parametrize("junk", ["zeros", "garbage", "newlines"])
-def test_cut_and_then_junk(tmp_path: Path, junk: str) -> None:
-    run, data = crashed(tmp_path, 60)
+def test_cut_and_then_junk(quick: Path, junk: str) -> None:
+    run, data = crashed(quick, 60)
     rng = random.Random(f"{SEED}{junk}")
     for _ in range(1_000 if FULL else 60):
         cut, size = rng.randrange(len(data)), rng.randrange(1, 5000)
@@ -175,10 +188,10 @@ async def append_until_failure(directory: Path, fs: FailingFS, acknowledged: lis
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_a_failure_of_any_call_stops_writing_and_acknowledges_nothing_false(tmp_path: Path, error: int) -> None:
+def test_a_failure_of_any_call_stops_writing_and_acknowledges_nothing_false(quick: Path, error: int) -> None:
     seen: set[str] = set()
     for at in itertools.count():
-        run = tmp_path / f"run{at}"
+        run = quick / f"run{at}"
         fs, acknowledged = FailingFS(at, error), []
         try:
             asyncio.run(append_until_failure(run, fs, acknowledged))
@@ -253,8 +266,8 @@ def test_a_full_disk_is_cut_back_to_the_last_good_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_start", [True, False])
-def test_recovery_that_fails_anywhere_can_be_done_again(tmp_path: Path, at_start: bool) -> None:
-    run, data = crashed(tmp_path, 30)
+def test_recovery_that_fails_anywhere_can_be_done_again(quick: Path, at_start: bool) -> None:
+    run, data = crashed(quick, 30)
     torn = data[:20] if at_start else data[:-15]
     put(run, torn)
     probe = FailingFS()
@@ -281,10 +294,10 @@ def test_recovery_writes_the_last_group_again(tmp_path: Path) -> None:
     assert (run / "seg-000001.jsonl").read_bytes() == data
 
 
-def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(tmp_path: Path) -> None:
+def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(quick: Path) -> None:
     rng = random.Random(SEED)
     for round_ in range(2_000 if FULL else 80):
-        run = tmp_path / f"run{round_}"
+        run = quick / f"run{round_}"
         fs = ForgetfulFS()
         acknowledged: list[int] = []
         asyncio.run(power_cut_scene(run, fs, rng, acknowledged))
