@@ -213,7 +213,7 @@ async def _connect(
     else:
         exchange = Http11Pool(config.base_url, api_key=key)
     stack.push_async_callback(exchange.aclose)
-    key_env = "" if config.api_key is not None else config.api_key_env
+    key_env = "" if config.api_key is not None else config.key_variable(environ)
     probe = Probe(exchange, key_env=key_env, has_key=key is not None, policy=ready)
     await probe.wait_ready()
     listed = await probe.models()

@@ -39,7 +39,8 @@ class ServerConfig:
         base_url: with its path, normally ``/v1``; no trailing slash.
         name: how reports call it; by default ``host:port``.
         models: the names it answers to, or None to ask it.
-        api_key_env: the environment variable that holds its key; used only when it is set.
+        api_key_env: the environment variable that holds its key; used only when it is set. In place of the
+            default, VLLM_API_KEY is taken where that is set.
         api_key: a key that stands in a vLLM file itself; wins over `api_key_env`.
         limit: most requests in flight there, or None for the pool's default.
         origin: where this was written, ``file:line`` or the option, for messages.
@@ -61,11 +62,15 @@ class ServerConfig:
         """The API key to send, if there is one."""
         if self.api_key is not None:
             return self.api_key
-        variables = os.environ if environ is None else environ
-        value = variables.get(self.api_key_env, "").strip()
-        if self.api_key_env == DEFAULT_KEY_ENV:
-            value = variables.get(_VLLM_KEY_ENV, "").strip() or value
+        value = (os.environ if environ is None else environ).get(self.key_variable(environ), "").strip()
         return Secret(value) if value else None
+
+    def key_variable(self, environ: Mapping[str, str] | None = None) -> str:
+        """The variable that the key is taken from, or, where none is set, the one to set."""
+        variables = os.environ if environ is None else environ
+        if self.api_key_env == DEFAULT_KEY_ENV and variables.get(_VLLM_KEY_ENV, "").strip():
+            return _VLLM_KEY_ENV
+        return self.api_key_env
 
 
 def servers_from_environment(environ: Mapping[str, str] | None = None) -> list[ServerConfig]:

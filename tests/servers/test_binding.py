@@ -162,7 +162,7 @@ def test_users_httpx_client_is_adopted() -> None:
 def test_key_comes_from_the_named_variable() -> None:
     server = FaultServer(models=["m"], api_key="s3cret")
     assert ask([LLM(model="m")], server, environ={"VLLM_API_KEY": "s3cret"})[0].model == "m"
-    with pytest.raises(ServerRefused, match="export VLLM_API_KEY="):
+    with pytest.raises(ServerRefused, match="export OPENAI_API_KEY="):
         ask([LLM(model="m")], server)
     with pytest.raises(ServerRefused, match="Check the key in VLLM_API_KEY") as caught:
         ask([LLM(model="m")], server, environ={"VLLM_API_KEY": "canary-key"})
@@ -227,7 +227,7 @@ def test_a_server_that_comes_up_late_is_waited_for() -> None:
 def test_embedded_answers_for_any_model_under_its_own_name() -> None:
     async def scenario() -> None:
         schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
-        llm = LLM(model="Qwen/Qwen2.5-72B-Instruct", max_tokens=16)
+        llm = LLM(model="Qwen/Qwen2.5-72B-Instruct", max_tokens=64, temperature=0.0)
         async with open_pool([llm], servers=[], embedded=EmbeddedSpec(slots=2, context=512)) as pool:
             chat = llm.chat([{"role": "user", "content": "A number"}], schema=schema)
             raw = llm.complete("<|im_start|>user\n")

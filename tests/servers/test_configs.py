@@ -74,6 +74,8 @@ def test_vllm_file_with_underscores_names_and_tls(tmp_path: Path) -> None:
     assert server.base_url == "https://127.0.0.1:8000/v1"
     assert server.models == {"a", "b"}
     assert server.key({"VLLM_API_KEY": " x "}) == Secret("x")
+    assert server.key({"OPENAI_API_KEY": "y"}) == Secret("y")
+    assert server.key({"OPENAI_API_KEY": "y", "VLLM_API_KEY": "x"}) == Secret("x")
     assert server.key({}) is None
 
 
@@ -88,7 +90,8 @@ servers:
 """
     first, second = parse_servers([write(tmp_path, text)])
     assert (first.name, first.models, first.limit) == ("gpu-1:8000", {"a", "b"}, 32)
-    assert first.key({"GPU_KEY": "x"}) == Secret("x")
+    assert first.key({"GPU_KEY": "x", "VLLM_API_KEY": "y"}) == Secret("x")
+    assert first.key({"VLLM_API_KEY": "y"}) is None
     assert (second.name, second.models, second.limit) == ("second", None, None)
     assert second.origin.endswith("a.yaml:6")
 

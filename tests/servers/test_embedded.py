@@ -72,7 +72,7 @@ def test_chat_schema_raw_completion_and_stop() -> None:
             }
             chat = {
                 "messages": [{"role": "user", "content": "A color?"}],
-                "max_tokens": 32,
+                "max_tokens": 64,
                 "response_format": {"type": "json_schema", "json_schema": {"name": "c", "schema": schema}},
             }
             answer = await post(client, server, "/chat/completions", chat)
