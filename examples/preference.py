@@ -9,7 +9,16 @@ both names (and is named as the one that did); with two servers, the pool is the
 
 from pathlib import Path
 
-from asyncsynth import LLM, FormPreference, GroupColumns, LoadJSONL, Pipeline, TextGeneration, UltraFeedback
+from asyncsynth import (
+    LLM,
+    FormPreference,
+    GroupColumns,
+    KeepColumns,
+    LoadJSONL,
+    Pipeline,
+    TextGeneration,
+    UltraFeedback,
+)
 
 SMOL = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -27,10 +36,17 @@ with Pipeline(name="preference") as pipeline:
         system_prompt="You are a chatty friend. Answer off the top of your head, in one short sentence.",
     )
     group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
-    judge = UltraFeedback(llm=LLM(model=QWEN, temperature=0.0, max_tokens=64), rationales=False)
-    pairs = FormPreference()
+    # Each answer is rated alone (no place is the better place), by the rating to be expected from the judge's
+    # token probabilities: finer than whole numbers, so there are hardly any ties.
+    judge = UltraFeedback(
+        llm=LLM(model=QWEN, temperature=0.0, max_tokens=64), rationales=False, one_call=False, expected_rating=True
+    )
+    pairs = FormPreference(input_mappings={"ratings": "expected_ratings"})
+    keep = KeepColumns(
+        columns=["prompt", "chosen", "rejected", "score_chosen", "score_rejected", "chosen_model", "rejected_model"]
+    )
 
-    data >> [careful, casual] >> group >> judge >> pairs
+    data >> [careful, casual] >> group >> judge >> pairs >> keep
 
 if __name__ == "__main__":
     result = pipeline.run(embedded=True, output="runs/preference")

@@ -224,7 +224,7 @@ class ServerPool:
         return outcome
 
     def _timeouts_for(self, server: Server, request: ModelRequest) -> Timeouts:
-        """The server's own, with a total that grows with what may be generated (and is never under its own)."""
+        """The server's own, but for the total: it grows with what may be generated."""
         params = request.params
         tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
         key = (id(server), tokens)
