@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import Choice, Message
+from asyncsynth.client.messages import Choice, Completion, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure, RecordError, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import ModelStep
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
 from asyncsynth.tasks.templates import prompt_source
+
+T = TypeVar("T")
 
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 _REASK_STRIDE = 1_000_000
@@ -109,32 +111,58 @@ class Task(ModelStep):
         return [{name: [answer[name] for answer in answers] for name in self.outputs}]
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """One answer, asked for again with another seed when it cannot be parsed."""
-        messages = self.conversation(row, ctx)
-        schema = self.schema(row)
+        """One set of outputs. A task that needs several calls for it overrides this."""
+        return await self.answer(row, ctx, number)
+
+    async def answer(self, row: Row, ctx: Context, number: int, *, llm: LLM | None = None) -> Row:
+        """The outputs in one answer to `messages`."""
+        outputs, completion = await self.ask(
+            ctx,
+            self.conversation(row, ctx),
+            lambda choice: self.parse(choice, row),
+            number=number,
+            schema=self.schema(row),
+            llm=llm,
+        )
+        if "model_name" in self.outputs:
+            outputs["model_name"] = completion.model
+        return outputs
+
+    async def ask(
+        self,
+        ctx: Context,
+        messages: list[Message],
+        read: Callable[[Choice], T],
+        *,
+        number: int,
+        schema: dict[str, Any] | None = None,
+        llm: LLM | None = None,
+    ) -> tuple[T, Completion]:
+        """One answer as `read` understands it, asked for again with another seed when it cannot be parsed.
+
+        `number` tells a row's requests apart (their seeds); `llm` is another model than the task's own.
+        """
         fields = self.request_fields()
         for reask in range(self.max_reasks + 1):
             seed = ctx.seed(number + reask * _REASK_STRIDE)
-            request = self.llm.chat(messages, schema=schema, seed=seed, **fields)
-            completion = await ctx.send(request)
+            completion = await ctx.send((llm or self.llm).chat(messages, schema=schema, seed=seed, **fields))
             try:
-                outputs = self.parse(completion.choices[0], row)
+                return read(completion.choices[0]), completion
             except ParseFailure as failure:
                 if reask == self.max_reasks:
                     failure.attempts = reask + 1
                     failure.raw = failure.raw if failure.raw is not None else completion.text
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
-                continue
-            if "model_name" in self.outputs:
-                outputs["model_name"] = completion.model
-            return outputs
         raise AssertionError("unreachable: the loop returns or raises")
 
     def conversation(self, row: Row, ctx: Context) -> list[Message]:
         """`messages` with the system prompt before them."""
+        return self.with_system(row, self.messages(row, ctx))
+
+    def with_system(self, row: Row, messages: list[Message]) -> list[Message]:
+        """A conversation with the row's or the task's system prompt before it, where there is one."""
         system = row.get("system_prompt") or self.system_prompt
-        messages = self.messages(row, ctx)
         return [{"role": "system", "content": system}, *messages] if system else messages
 
     # --- alone ---------------------------------------------------------------------------------
