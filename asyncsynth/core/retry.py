@@ -61,9 +61,9 @@ class RetryPolicy:
     stop: stop_base = field(default_factory=_default_stop)
     record_deadline_s: float = 3600.0
     retry_after_cap_s: float = 300.0
-    #: Retries earned by each first attempt, per server. 0.5 carries a third of all attempts failing at full rate;
-    #: at 0.1, one in five failing would cut the rate to a sixth (an empty budget delays, it never drops).
-    budget_ratio: float = 0.5
+    #: Retries earned by each first attempt, per server. 0.25 carries one in five attempts failing at full rate;
+    #: at 0.1 that would cut the rate to a sixth (an empty budget delays a retry, it never drops it).
+    budget_ratio: float = 0.25
     budget_per_s: float = 1.0  #: retries earned by each second, per server
     outage_limit_s: float = 3600.0
 

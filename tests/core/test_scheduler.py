@@ -248,7 +248,8 @@ def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: st
     before = len(sim.finished) / 99
     sim.run(until=1899)
     requests = sim.servers[0].requests
-    assert requests - len(sim.finished) - 256 < 500, "the dead server was hammered"
+    # Half an hour: probes, and what the drain earned in retries (25 % of its answers), under one in three seconds.
+    assert requests - len(sim.finished) - 256 < 600, "the dead server was hammered"
     assert sim.scheduler.stats()[0].state in ("open", "half-open")
     charged = [c.retry.charged for c in sim.scheduler._calls.values() if c.retry]
     assert len(charged) >= 16
