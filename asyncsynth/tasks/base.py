@@ -19,7 +19,7 @@ from asyncsynth.tasks.templates import prompt_source
 T = TypeVar("T")
 
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
-_REASK_STRIDE = 1_000_000
+REASK_STRIDE = 1_000_000
 
 
 class Task(ModelStep):
@@ -144,7 +144,7 @@ class Task(ModelStep):
         """
         fields = self.request_fields()
         for reask in range(self.max_reasks + 1):
-            seed = ctx.seed(number + reask * _REASK_STRIDE)
+            seed = ctx.seed(number + reask * REASK_STRIDE)
             completion = await ctx.send((llm or self.llm).chat(messages, schema=schema, seed=seed, **fields))
             try:
                 return read(completion.choices[0]), completion
