@@ -311,3 +311,45 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     code = "import sys, asyncsynth.cli.main; print([m for m in ('httpx','jinja2','uvloop','yaml') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_third_signal_exits_at_once(tmp_path: Path, fault_server: Serve) -> None:
+    gate = Gate(6, delay_s=0.05)
+    server = fault_server(models=["model-a"], script=gate)
+    gate.signals = [signal.SIGINT] * 3
+    gate.process = process = start(
+        "run", write_job(tmp_path, 60), "--servers", server.base_url, "--output", tmp_path / "run", "--window", 8
+    )
+    process.communicate(timeout=60)
+    assert process.returncode == 4
+    gate.process = None
+    status = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)
+    assert status["writer_pid"] is None
+
+
+def test_a_disk_that_takes_no_more_is_5_and_loses_nothing(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job, run = write_job(tmp_path, 200), tmp_path / "run"
+    # The kernel refuses to let any file of this process grow past 32 KiB: a real failing write, mid-run.
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768));"
+        "sys.argv = ['asyncsynth', *sys.argv[1:]]; from asyncsynth.cli.main import main; main()"
+    )
+    arguments = ["run", str(job), "--servers", server.base_url, "--output", str(run)]
+    full = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=False,
+    )
+    assert full.returncode == 5, (full.stdout, full.stderr)
+    assert str(run) in full.stderr
+    assert "Traceback" not in full.stderr
+    kept = json.loads(asyncsynth("status", run, "--json").stdout)["ok"]
+    rest = asyncsynth(*arguments, "--json")
+    assert rest.returncode == 0, rest.stderr
+    assert json.loads(rest.stdout.splitlines()[-1])["counts"]["earlier"] >= kept
+    assert len(result_rows(run)) == 200
