@@ -33,6 +33,25 @@ _HOME = {
     "Task": "tasks.base",
     "TextGeneration": "tasks.text_generation",
     "UltraFeedback": "tasks.ultra_feedback",
+    "SelfInstruct": "tasks.self_instruct",
+    "EvolInstruct": "tasks.evol_instruct",
+    "EvolComplexity": "tasks.evol_complexity",
+    "EvolQuality": "tasks.evol_quality",
+    "InstructionBacktranslation": "tasks.instruction_backtranslation",
+    "Revision": "tasks.revision",
+    "ComplexityScorer": "tasks.complexity_scorer",
+    "QualityScorer": "tasks.quality_scorer",
+    "Jury": "tasks.jury",
+    "ChatGeneration": "tasks.chat_generation",
+    "Magpie": "tasks.magpie",
+    "MagpieGenerator": "tasks.magpie_generator",
+    "PairwiseJudge": "tasks.pairwise_judge",
+    "StructuredGeneration": "tasks.structured_generation",
+    "TextClassification": "tasks.text_classification",
+    "GenerateSentencePair": "tasks.sentence_pair",
+    "task": "tasks.decorators",
+    "TaskContext": "tasks.decorators",
+    "step": "steps.decorators",
     "LoadDataFromDicts": "steps.loaders",
     "LoadJSONL": "steps.loaders",
     "GroupColumns": "steps.group",
@@ -51,31 +70,50 @@ _HOME = {
 __all__ = [
     "LLM",
     "AsyncsynthError",
+    "ChatGeneration",
     "CombineOutputs",
+    "ComplexityScorer",
     "Context",
     "Dropped",
+    "EvolComplexity",
+    "EvolInstruct",
+    "EvolQuality",
     "ExpandColumns",
     "Filter",
     "FormPreference",
     "FormSFT",
+    "GenerateSentencePair",
     "GroupColumns",
+    "InstructionBacktranslation",
     "JoinStep",
+    "Jury",
     "KeepColumns",
     "LoadDataFromDicts",
     "LoadJSONL",
+    "Magpie",
+    "MagpieGenerator",
     "MergeColumns",
+    "PairwiseJudge",
     "Pipeline",
+    "QualityScorer",
     "RenameColumns",
     "Result",
     "RetryPolicy",
+    "Revision",
     "RowStep",
     "RunOptions",
     "RunReport",
+    "SelfInstruct",
     "Step",
+    "StructuredGeneration",
     "Task",
+    "TaskContext",
+    "TextClassification",
     "TextGeneration",
     "UltraFeedback",
     "__version__",
+    "step",
+    "task",
 ]
 
 if TYPE_CHECKING:
@@ -89,12 +127,30 @@ if TYPE_CHECKING:
     from asyncsynth.pipeline.context import Context
     from asyncsynth.pipeline.step import Dropped, JoinStep, RowStep, Step
     from asyncsynth.steps.columns import ExpandColumns, KeepColumns, MergeColumns, RenameColumns
+    from asyncsynth.steps.decorators import step
     from asyncsynth.steps.filter import Filter
     from asyncsynth.steps.group import CombineOutputs, GroupColumns
     from asyncsynth.steps.loaders import LoadDataFromDicts, LoadJSONL
     from asyncsynth.steps.preference import FormPreference
     from asyncsynth.steps.sft import FormSFT
     from asyncsynth.tasks.base import Task
+    from asyncsynth.tasks.chat_generation import ChatGeneration
+    from asyncsynth.tasks.complexity_scorer import ComplexityScorer
+    from asyncsynth.tasks.decorators import TaskContext, task
+    from asyncsynth.tasks.evol_complexity import EvolComplexity
+    from asyncsynth.tasks.evol_instruct import EvolInstruct
+    from asyncsynth.tasks.evol_quality import EvolQuality
+    from asyncsynth.tasks.instruction_backtranslation import InstructionBacktranslation
+    from asyncsynth.tasks.jury import Jury
+    from asyncsynth.tasks.magpie import Magpie
+    from asyncsynth.tasks.magpie_generator import MagpieGenerator
+    from asyncsynth.tasks.pairwise_judge import PairwiseJudge
+    from asyncsynth.tasks.quality_scorer import QualityScorer
+    from asyncsynth.tasks.revision import Revision
+    from asyncsynth.tasks.self_instruct import SelfInstruct
+    from asyncsynth.tasks.sentence_pair import GenerateSentencePair
+    from asyncsynth.tasks.structured_generation import StructuredGeneration
+    from asyncsynth.tasks.text_classification import TextClassification
     from asyncsynth.tasks.text_generation import TextGeneration
     from asyncsynth.tasks.ultra_feedback import UltraFeedback
 

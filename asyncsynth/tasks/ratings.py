@@ -4,13 +4,12 @@ lets a model write instead. What cannot be read without guessing is a ParseFailu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from asyncsynth.errors import ParseFailure
+from asyncsynth.tasks.parsing import json_values, string_of, without_markdown
 
 LOWEST, HIGHEST = 1, 5
 
@@ -29,7 +28,9 @@ class _Unreadable(Exception):
 
 _NUMBER = r"(?P<value>[-+]?\d+(?:\.\d+)?|n\s*/\s*a\b|none\b|null\b)"
 _SCALE = r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d+(?:\.0+)?))?"
-_ANSWER = r"(?:response|output|completion|answer|generation|text|candidate|assistant)"
+_ANSWER = (
+    r"(?:response|output|completion|answer|generation|text|candidate|assistant|instruction|question|prompt|query|item)"
+)
 _LABEL = re.compile(
     rf"\b(?P<overall>overall\s+)?(?:quality\s+)?(?:rating|score|grade)s?\b"
     rf"(?:\s+(?:for|of)\b)?(?:\s+(?:the\s+)?{_ANSWER})?(?:\s*\#?(?P<number>\d+))?"
@@ -55,11 +56,11 @@ _RATIONALE_LABEL = re.compile(
 )
 
 
-def read_ratings(text: str, count: int) -> list[Evaluation]:
-    """`count` evaluations. Raises ParseFailure, with `text` kept, for everything else."""
+def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evaluation]:
+    """`count` evaluations on a scale from 1 to `highest`. Raises ParseFailure, with `text` kept, for all else."""
     why = f"no {count} ratings can be told in the answer"
-    plain = _without_markdown(text)
-    readings: tuple[Callable[[str, int], list[Evaluation] | None], ...] = (
+    plain = without_markdown(text)
+    readings: tuple[Callable[[str, int, int], list[Evaluation] | None], ...] = (
         _from_json,
         _from_sections,
         _from_labels,
@@ -68,7 +69,7 @@ def read_ratings(text: str, count: int) -> list[Evaluation]:
     )
     for reading in readings:
         try:
-            found = reading(text if reading is _from_json else plain, count)
+            found = reading(text if reading is _from_json else plain, count, highest)
         except _Unreadable as error:
             why = str(error)
             break
@@ -77,8 +78,8 @@ def read_ratings(text: str, count: int) -> list[Evaluation]:
     raise ParseFailure(f"ratings: {why}", raw=text)
 
 
-def valid_rating(value: Any, scale: Any = None) -> int | None:
-    """1 to 5, or None for a declined one."""
+def valid_rating(value: Any, scale: Any = None, *, highest: int = HIGHEST) -> int | None:
+    """1 to `highest`, or None for a declined one."""
     if isinstance(value, str):
         text = re.sub(r"\s", "", value).lower()
         if text in ("n/a", "na", "none", "null"):
@@ -91,23 +92,23 @@ def valid_rating(value: Any, scale: Any = None) -> int | None:
             raise _Unreadable(f"{value!r} is no rating") from None
     if value is None:
         return None
-    if scale is not None and str(scale).rstrip("0").rstrip(".") != str(HIGHEST):
-        raise _Unreadable(f"{value} is on a scale to {scale}, not to {HIGHEST}")
+    if scale is not None and str(scale).rstrip("0").rstrip(".") != str(highest):
+        raise _Unreadable(f"{value} is on a scale to {scale}, not to {highest}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
         raise _Unreadable(f"{value!r} is no whole rating")
-    if not LOWEST <= value <= HIGHEST:
-        raise _Unreadable(f"{value:g} is outside {LOWEST} to {HIGHEST}")
+    if not LOWEST <= value <= highest:
+        raise _Unreadable(f"{value:g} is outside {LOWEST} to {highest}")
     return int(value)
 
 
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def _from_json(text: str, count: int) -> list[Evaluation] | None:
+def _from_json(text: str, count: int, highest: int) -> list[Evaluation] | None:
     wrong: _Unreadable | None = None
-    for value in _json_values(text):
+    for value in json_values(text):
         try:
-            items = _json_items(value, count)
+            items = _json_items(value, count, highest)
         except _Unreadable as error:
             wrong = error
             continue
@@ -120,77 +121,52 @@ def _from_json(text: str, count: int) -> list[Evaluation] | None:
     return None
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """JSON values in a text: the whole, or objects and arrays between prose and code fences."""
-    try:
-        yield orjson.loads(text.strip())
-    except orjson.JSONDecodeError:
-        pass
-    else:
-        return
-    closing = {"{": "}", "[": "]"}
-    start = 0
-    while (found := re.compile(r"[\[{]").search(text, start)) is not None:
-        end = text.rfind(closing[found[0]])
-        tries = 0
-        while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
-            try:
-                yield orjson.loads(text[found.start() : end + 1])
-                break
-            except orjson.JSONDecodeError:
-                end = text.rfind(closing[found[0]], found.start(), end)
-                tries += 1
-        else:
-            start = found.end()
-            if start > 4096:
-                return
-            continue
-        start = end + 1
-
-
-def _json_items(value: Any, count: int) -> list[Evaluation] | None:
+def _json_items(value: Any, count: int, highest: int) -> list[Evaluation] | None:
     """The evaluations in a JSON value of one of the shapes that models write; None if it is of another."""
     if isinstance(value, dict):
         lowered = {str(key).lower(): item for key, item in value.items()}
         if isinstance(ratings := lowered.get("ratings", lowered.get("scores")), list):
             if all(isinstance(item, dict) for item in ratings):
-                return _json_items(ratings, count)
+                return _json_items(ratings, count, highest)
             given = lowered.get("rationales", lowered.get("reasons"))
             reasons = given if isinstance(given, list) and len(given) == len(ratings) else [""] * len(ratings)
-            return [Evaluation(valid_rating(rating), _text(why)) for rating, why in zip(ratings, reasons, strict=True)]
-        if (one := _one(lowered)) is not None:
+            return [
+                Evaluation(valid_rating(rating, highest=highest), string_of(why))
+                for rating, why in zip(ratings, reasons, strict=True)
+            ]
+        if (one := _one(lowered, highest)) is not None:
             return [one] if count == 1 else None
         inner = list(value.values())
         if len(inner) == 1:
-            return _json_items(inner[0], count)
+            return _json_items(inner[0], count, highest)
         if inner and len(inner) == count:  # {"answer 1": {...}, "answer 2": {...}}
-            return _json_items(inner, count)
+            return _json_items(inner, count, highest)
         return None
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(item, dict) for item in value):
-        ones = [_one({str(key).lower(): part for key, part in item.items()}) for item in value]
+        ones = [_one({str(key).lower(): part for key, part in item.items()}, highest) for item in value]
         return [one for one in ones if one is not None] if None not in ones else None
     if all(item is None or isinstance(item, (int, float, str)) for item in value):
         if any(isinstance(item, str) and not _BARE.fullmatch(item.strip()) for item in value):
             return None
-        return [Evaluation(valid_rating(item)) for item in value]
+        return [Evaluation(valid_rating(item, highest=highest)) for item in value]
     return None
 
 
-def _one(item: dict[str, Any]) -> Evaluation | None:
+def _one(item: dict[str, Any], highest: int) -> Evaluation | None:
     for name in ("rating", "score", "overall_rating", "overall-rating", "overall", "grade"):
         if name in item:
             reasons = ("rationale", "reason", "explanation", "justification", "critique", "feedback")
             why = next((item[key] for key in reasons if key in item), "")
-            return Evaluation(valid_rating(item[name]), _text(why))
+            return Evaluation(valid_rating(item[name], highest=highest), string_of(why))
     return None
 
 
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _from_sections(text: str, count: int) -> list[Evaluation] | None:
+def _from_sections(text: str, count: int, highest: int) -> list[Evaluation] | None:
     """One section an answer, each under its header: "Response 2: ..."."""
     headers = list(_HEADER.finditer(text))
     numbers = [int(header["number"]) for header in headers]
@@ -201,21 +177,23 @@ def _from_sections(text: str, count: int) -> list[Evaluation] | None:
     done = []
     for number in range(1, count + 1):
         section = sections[number]
-        found = _from_labels(section, 1) or _from_lines(section, 1) or _from_numbers(section, 1)
+        found = (
+            _from_labels(section, 1, highest) or _from_lines(section, 1, highest) or _from_numbers(section, 1, highest)
+        )
         if found is None:
             return None
         done += found
     return done
 
 
-def _from_labels(text: str, count: int) -> list[Evaluation] | None:
+def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None:
     """ "Rating: 4/5" with its rationale after it, or before it."""
     marks = list(_LABEL.finditer(text))
     if len(marks) > count and sum(mark["overall"] is not None for mark in marks) == count:
         marks = [mark for mark in marks if mark["overall"] is not None]
     if not marks:
         return None
-    ratings = [valid_rating(mark["value"], mark["scale"]) for mark in marks]
+    ratings = [valid_rating(mark["value"], mark["scale"], highest=highest) for mark in marks]
     if len(marks) != count:
         if count == 1 and len(set(ratings)) == 1:  # said twice
             marks, ratings = marks[:1], ratings[:1]
@@ -231,7 +209,7 @@ def _from_labels(text: str, count: int) -> list[Evaluation] | None:
     return done
 
 
-def _from_lines(text: str, count: int) -> list[Evaluation] | None:
+def _from_lines(text: str, count: int, highest: int) -> list[Evaluation] | None:
     """ "4 - rationale", one an answer; further lines belong to the rationale above them."""
     marks = list(_LINE.finditer(text))
     if len(marks) != count:
@@ -239,19 +217,19 @@ def _from_lines(text: str, count: int) -> list[Evaluation] | None:
     ends = _ends(marks, text)
     done = []
     for mark, end in zip(marks, ends, strict=True):
-        rating = valid_rating(mark["value"], mark["scale"])
+        rating = valid_rating(mark["value"], mark["scale"], highest=highest)
         done.append(Evaluation(rating, _rationale((mark["rest"] or "") + text[mark.end() : end])))
     return done
 
 
-def _from_numbers(text: str, count: int) -> list[Evaluation] | None:
+def _from_numbers(text: str, count: int, highest: int) -> list[Evaluation] | None:
     """Nothing but the numbers: "4, 5"."""
     if re.sub(r"[\s,;|.()\[\]]|\band\b", "", _BARE.sub("", text)):
         return None
     marks = list(_BARE.finditer(text))
     if len(marks) != count:
         return None
-    return [Evaluation(valid_rating(mark["value"], mark["scale"])) for mark in marks]
+    return [Evaluation(valid_rating(mark["value"], mark["scale"], highest=highest)) for mark in marks]
 
 
 def _starts(marks: list[re.Match[str]]) -> list[int]:
@@ -272,13 +250,3 @@ def _rationale(text: str) -> str:
     text = text[label.end() :] if label is not None else text
     text = re.sub(r"\n\s*(?:\d+[.)]|[-\u2022])\s*$", "", text.rstrip())
     return text.strip(" \t\n\r-\u2013\u2014:,;|\"'").lstrip(".)] ").strip()
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else "" if value is None else str(value)
-
-
-def _without_markdown(text: str) -> str:
-    """Without emphasis, headings, quotes and code marks: `**Rating:** 4` is `Rating: 4`."""
-    text = re.sub(r"^\s*(?:#+|>+)\s*", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
-    return re.sub(r"\*+|`+|(?<!\w)_+|_+(?!\w)", "", text)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
-from asyncsynth.errors import ConfigurationError, TaskFailure
+from asyncsynth.errors import ConfigurationError, ParseFailure, RecordError, RequestFailed, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.fingerprint import jsonable
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.aspects import ASPECTS
 from asyncsynth.tasks.base import Task, all_or_error, text_of
+from asyncsynth.tasks.jury import Jury, as_jury, merge_verdicts
 from asyncsynth.tasks.ratings import HIGHEST, LOWEST, Evaluation, read_ratings
+from asyncsynth.tasks.schemas import array_of, object_of, text_up_to, whole_number
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: Keeps the seeds of a row's calls apart where every answer is judged in a call of its own.
 _ANSWER_STRIDE = 10_000
-#: Bounds a rationale under a schema: an endless one would run into max_tokens and leave broken JSON.
+#: Keeps the seeds of a jury's judges apart: one model may sit twice. Odd, so as to meet no other number of a row.
+_JUDGE_STRIDE = 7_000_003
 _MAX_RATIONALE_CHARS = 600
 #: What OpenAI and vLLM allow at most.
 _TOP_LOGPROBS = 20
@@ -35,7 +39,15 @@ class UltraFeedback(Task):
 
     An overall rating without rationales is the cheapest: a few tokens a row instead of some sentences.
 
+    Several models may judge: ``llm=[LLM(...), LLM(...)]`` or ``llm=Jury([...], how="median")``. ``ratings`` are
+    then the jury's (with ``mean`` and ``median`` floats), ``rationales`` those of the judge whose rating is
+    nearest to it, and these columns come with them: ``rating_spreads`` (highest rating minus lowest, one an
+    answer), ``jury_ratings`` (one list of ratings a judge) and ``jury_models``. ``model_name`` names all judges.
+    A judge whose verdict cannot be had (a parse failure, a failed request) abstains, which is noted as
+    ``abstained`` in the row's provenance; the row fails where fewer than `Jury.quorum` are left.
+
     Args:
+        llm: one model, several, or a `Jury`.
         aspect: what is judged: ``overall-rating`` (default), ``helpfulness``, ``relevance``, ``deepening``,
             ``creativity``, ``honesty``, ``instruction-following`` or ``truthfulness``.
         rationales: ask for a reason before each rating; without, ``rationales`` holds empty texts.
@@ -44,6 +56,12 @@ class UltraFeedback(Task):
         expected_rating: also the mean rating under the judge's token probabilities (needs a server that
             returns ``logprobs``): finer than whole numbers, so fewer ties.
         Others: see `Task`.
+
+    Example:
+        ``{"instruction": "Who wrote Emma?", "generations": ["Jane Austen.", "I like books."]}`` ->
+        ``{"ratings": [5, 1], "rationales": ["Right and brief.", "It does not answer."], "model_name": "..."}``
+
+    Paper: UltraFeedback, arXiv 2310.01377.
     """
 
     inputs = ("instruction", "generations")
@@ -52,7 +70,7 @@ class UltraFeedback(Task):
 
     def __init__(
         self,
-        llm: LLM,
+        llm: LLM | Sequence[LLM] | Jury,
         *,
         aspect: str = "overall-rating",
         rationales: bool = True,
@@ -68,20 +86,58 @@ class UltraFeedback(Task):
         self.rationales = rationales
         self.one_call = one_call
         self.expected_rating = expected_rating
-        if expected_rating:
-            self.outputs = ("ratings", "rationales", "expected_ratings", "model_name")
-        super().__init__(llm, **settings)
+        self._jury = as_jury(llm)
+        self.outputs = (
+            "ratings",
+            "rationales",
+            *(("expected_ratings",) if expected_rating else ()),
+            *(("rating_spreads", "jury_ratings", "jury_models") if self._jury is not None else ()),
+            "model_name",
+        )
+        one = self._jury.judges[0] if self._jury is not None else llm
+        super().__init__(cast(LLM, one), **settings)  # what is no model either is refused there
 
     def settings(self) -> dict[str, Any]:
         """The task's settings, the prompt's text and the aspect's."""
-        return {**super().settings(), "aspect_text": jsonable(ASPECTS[self.aspect], where="aspect")}
+        settings = {**super().settings(), "aspect_text": jsonable(ASPECTS[self.aspect], where="aspect")}
+        if self._jury is not None:
+            settings["jury"] = jsonable(self._jury, where="jury")
+        return settings
+
+    def models(self) -> tuple[LLM, ...]:
+        """The judges."""
+        return tuple(self._jury.judges) if self._jury is not None else super().models()
 
     def request_fields(self) -> dict[str, Any]:
         """Token probabilities, where they are wanted."""
         return {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self.expected_rating else {}
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """One judgement of all answers of a row. Blank answers are not sent; their rating is None."""
+        """One judgement of all answers of a row, by the model or by the jury."""
+        if (jury := self._jury) is None:
+            return await self._judge(row, ctx, number, self.llm)
+        votes = await all_or_error(
+            [self._vote(row, ctx, number + place * _JUDGE_STRIDE, judge) for place, judge in enumerate(jury.judges)]
+        )
+        verdicts = [vote for vote in votes if not isinstance(vote, RecordError)]
+        failures = {place: vote for place, vote in enumerate(votes) if isinstance(vote, RecordError)}
+        if len(verdicts) < jury.least:
+            raise next(iter(failures.values()))
+        for place, failure in failures.items():
+            absent = {"judge": place, "model": jury.judges[place].model, "reason": failure.reason}
+            ctx.notes.setdefault("abstained", []).append(absent)
+        merged = merge_verdicts(jury, verdicts, len(row["generations"]))
+        return {name: merged[name] for name in self.outputs}
+
+    async def _vote(self, row: Row, ctx: Context, number: int, judge: LLM) -> Row | RecordError:
+        """A judge's verdict, or why there is none."""
+        try:
+            return await self._judge(row, ctx, number, judge)
+        except (ParseFailure, RequestFailed) as failure:
+            return failure
+
+    async def _judge(self, row: Row, ctx: Context, number: int, llm: LLM) -> Row:
+        """One model's ratings of all answers. Blank answers are not sent; their rating is None."""
         generations = row["generations"]
         if not isinstance(generations, list) or any(not isinstance(g, str | None) for g in generations):
             raise TaskFailure("the input 'generations' is not a list of texts", reason="bad_input")
@@ -89,23 +145,24 @@ class UltraFeedback(Task):
         groups = [places] if self.one_call else [[place] for place in places]
         answers = await all_or_error(
             [
-                super(UltraFeedback, self).sample(
+                self.answer(
                     {**row, "generations": [generations[place] for place in group]},
                     ctx,
                     number + index * _ANSWER_STRIDE,
+                    llm=llm,
                 )
                 for index, group in enumerate(groups)
                 if group
             ]
         )
-        merged: Row = {name: [None] * len(generations) for name in self.outputs if name != "model_name"}
-        merged["rationales"] = [""] * len(generations)
-        merged["model_name"] = answers[-1]["model_name"] if answers else self.llm.model
+        lists: dict[str, list[Any]] = {"ratings": [None] * len(generations), "rationales": [""] * len(generations)}
+        if self.expected_rating:
+            lists["expected_ratings"] = [None] * len(generations)
         for group, answer in zip(groups, answers, strict=False):
             for index, place in enumerate(group):
-                for name in merged.keys() - {"model_name"}:
-                    merged[name][place] = answer[name][index]
-        return {name: merged[name] for name in self.outputs}
+                for name, values in lists.items():
+                    values[place] = answer[name][index]
+        return {**lists, "model_name": answers[-1]["model_name"] if answers else llm.model}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The rubric first (servers cache a common prefix), then the instruction and the answers."""
@@ -120,11 +177,11 @@ class UltraFeedback(Task):
     def schema(self, row: Row) -> dict[str, Any]:
         """As many ratings as there are answers, each 1 to 5; the rationale before its rating."""
         count = len(row["generations"])
-        rating = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
+        rating = whole_number(LOWEST, HIGHEST)
         if not self.rationales:
-            return _object({"ratings": _array(rating, count)})
-        why = {"type": "string", "maxLength": _MAX_RATIONALE_CHARS}
-        return _object({"evaluations": _array(_object({"rationale": why, "rating": rating}), count)})
+            return object_of({"ratings": array_of(rating, count)})
+        why = text_up_to(_MAX_RATIONALE_CHARS)
+        return object_of({"evaluations": array_of(object_of({"rationale": why, "rating": rating}), count)})
 
     def parse(self, choice: Choice, row: Row) -> Row:
         """Ratings from JSON, or from what a server without schemas lets the model write."""
@@ -136,19 +193,6 @@ class UltraFeedback(Task):
         if self.expected_rating:
             outputs["expected_ratings"] = expected_ratings(choice, evaluations)
         return outputs
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _array(items: dict[str, Any], count: int) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
 
 
 def expected_ratings(choice: Choice, evaluations: list[Evaluation]) -> list[float | None]:

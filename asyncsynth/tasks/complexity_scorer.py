@@ -1,0 +1,28 @@
+"""`ComplexityScorer`: how demanding instructions are (arXiv 2312.15685)."""
+
+from __future__ import annotations
+
+from asyncsynth.tasks.scoring import Scorer
+
+
+class ComplexityScorer(Scorer):
+    """Scores instructions by how hard they are to answer well, from 1 (trivial) to 6 (very demanding).
+
+    All instructions of a row are scored in one call, so that the judge compares them: versions of one
+    instruction from `EvolComplexity`, or different ones put together by `GroupColumns`.
+
+    Columns: ``instructions`` (list of str) -> ``scores`` (list of int, as long as ``instructions``; None for one
+    that is blank or that the judge declined), ``model_name``.
+
+    Args: see `Task`.
+
+    Example:
+        ``{"instructions": ["Name a colour.", "Prove that there are infinitely many primes."]}`` ->
+        ``{"scores": [1, 5], "model_name": "..."}``
+
+    Paper: DEITA, arXiv 2312.15685.
+    """
+
+    inputs = ("instructions",)
+    subject = "instructions"
+    prompt = "complexity_scorer"

@@ -1,0 +1,190 @@
+"""What the evolving tasks share: rewriting a text step by step, and the elimination of failed rewrites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.step import nearest
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.parsing import is_looping, is_refusal, rewritten_text, words
+from asyncsynth.tasks.templates import prompt_source, render
+
+#: Keeps the seeds of one chain's calls apart from those of `num_generations`.
+_CALL_STRIDE = 10_000
+MAX_EVOLUTIONS = 30
+#: Words in a row that a rewrite shares with our prompt, and not with the text: it copied the prompt.
+_COPIED_RUN = 7
+_PROMPT_WORDS = re.compile(
+    r"</?(?:instruction|response|answer|request)>|\b(?:given|rewritten|re-written|evolved|original|above)\s+"
+    r"(?:prompt|instruction|response)\b|\#+\s*(?:given|rewritten|new|created)\b",
+    re.IGNORECASE,
+)
+#: Words that carry nothing of their own: a rewrite that adds only such has gained nothing.
+_EMPTY = (
+    "a an the and or but if then than that this these those it its is are was were be been being am do does did of"
+    " to in on at by for from with as into about so such also please can could would should will shall may might"
+    " must have has had i you he she we they me my your our their his her them us there here very just which who what"
+)
+EMPTY_WORDS = frozenset(_EMPTY.split())
+
+
+@dataclass(slots=True)
+class Chain:
+    """A text and what became of it."""
+
+    original: str
+    evolved: list[str] = field(default_factory=list)  #: the rewrites that were kept, the last one last
+    model: str = ""  #: that wrote the last one
+    log: list[dict[str, str]] = field(default_factory=list)  #: {"mutation", "result"}, one an evolution
+    _kept: list[dict[str, str]] = field(default_factory=list)  #: of `log`, the entries of `evolved`
+
+    @property
+    def last(self) -> str:
+        """The text as it stands."""
+        return self.evolved[-1] if self.evolved else self.original
+
+    def add(self, mutation: str, text: str, fault: str | None) -> None:
+        """Takes a rewrite in, or only notes its fault."""
+        self.log.append({"mutation": mutation, "result": fault or "kept"})
+        if fault is None:
+            self.evolved.append(text)
+            self._kept.append(self.log[-1])
+
+    def drop(self, place: int, fault: str) -> None:
+        """Takes out a rewrite that was kept at first."""
+        del self.evolved[place]
+        self._kept.pop(place)["result"] = fault
+
+    def stored(self, include_original: bool) -> list[str]:
+        """All versions, in their order; never empty."""
+        return [self.original, *self.evolved] if include_original or not self.evolved else list(self.evolved)
+
+
+class Evolution(Task):
+    """Base of the tasks that rewrite a text `num_evolutions` times, each time in a way chosen by chance.
+
+    The choices come from the run's seed and the row's key, so that they are the same after a resume.
+    """
+
+    #: The column that is rewritten.
+    subject: ClassVar[str]
+    #: The ways in which it can be rewritten, by the names that the prompt knows.
+    mutations_known: ClassVar[tuple[str, ...]]
+    #: A rewrite shorter than this share of the text before it has lost something.
+    least_share: ClassVar[float] = 0.5
+    #: Ways that make a new text, which may be as short as it likes.
+    free_length: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        num_evolutions: int = 1,
+        store_evolutions: bool = False,
+        mutations: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        task = type(self).__name__
+        if not 1 <= num_evolutions <= MAX_EVOLUTIONS:
+            raise ConfigurationError(f"{task}: num_evolutions is {num_evolutions}; it must be 1 to {MAX_EVOLUTIONS}")
+        chosen = tuple(self.mutations_known if mutations is None else mutations)
+        for name in chosen:
+            if name not in self.mutations_known:
+                raise ConfigurationError(
+                    f"{task}: no mutation {name!r}{nearest(name, self.mutations_known)}",
+                    hint=", ".join(self.mutations_known),
+                )
+        if not chosen:
+            raise ConfigurationError(f"{task}: mutations is empty", hint=", ".join(self.mutations_known))
+        self.num_evolutions = num_evolutions
+        self.store_evolutions = store_evolutions
+        self.mutations = chosen
+        super().__init__(llm, **settings)
+
+    async def evolve(self, row: Row, ctx: Context, number: int) -> Chain:
+        """Rewrites the row's text `num_evolutions` times; a failed rewrite leaves the text as it was."""
+        chain = Chain(text_of(row, self.subject))
+        rng = ctx.rng(f"mutations.{number}")
+        chosen = [rng.choice(self.mutations) for _ in range(self.num_evolutions)]
+        for step, mutation in enumerate(chosen):
+            prompt = self.rewrite_prompt(mutation, chain.last, row)
+            messages: list[Message] = self.with_system(row, [{"role": "user", "content": prompt}])
+            choice, completion = await self.ask(ctx, messages, _as_it_is, number=call_number(number, step))
+            text = rewritten_text(choice.text)
+            reason = self.fault(text, chain.last, mutation, choice)
+            if reason is None:
+                reason = await self.judged_fault(text, chain.last, row, ctx, call_number(number, step))
+            chain.add(mutation, text, reason)
+            if reason is None or not chain.model:
+                chain.model = completion.model
+        ctx.notes["evolutions" if self.num_generations == 1 else f"evolutions.{number}"] = chain.log
+        return chain
+
+    def rewrite_prompt(self, mutation: str, text: str, row: Row) -> str:
+        """What the model is asked."""
+        values = {"instruction": row["instruction"], self.subject: text, "mutation": mutation}
+        return render(prompt_source(self.prompt or ""), values)
+
+    def fault(self, text: str, previous: str, mutation: str, choice: Choice) -> str | None:
+        """Why a rewrite is not taken, or None; the elimination step of Evol-Instruct, and what small models add.
+
+        ``cut_short`` (ran into max_tokens), ``too_short``, ``refusal``, ``no_gain`` (nothing new in it),
+        ``copied_prompt`` (words of our prompt in it), ``repetition`` (the model loops).
+        """
+        if choice.finish_reason == "length":
+            return "cut_short"
+        said = words(text)
+        share = 0.0 if mutation in self.free_length else self.least_share
+        if is_refusal(text) and not is_refusal(previous):
+            return "refusal"
+        if len(text) < 4 or (len(said) < 3 and text.isascii()) or len(text) < share * len(previous):
+            return "too_short"
+        if not set(said) - set(words(previous)) - EMPTY_WORDS:
+            return "no_gain"
+        if copies_prompt(text, previous, self.prompt or ""):
+            return "copied_prompt"
+        if is_looping(text) and not is_looping(previous):
+            return "repetition"
+        return None
+
+    async def judged_fault(self, text: str, previous: str, row: Row, ctx: Context, number: int) -> str | None:
+        """A fault that only a model can see; none here."""
+        return None
+
+
+def _as_it_is(choice: Choice) -> Choice:
+    return choice
+
+
+def call_number(number: int, step: int) -> int:
+    """The request number of a chain's `step`-th call for the `number`-th sample."""
+    return number + step * _CALL_STRIDE
+
+
+def copies_prompt(text: str, previous: str, prompt: str) -> bool:
+    """Whether a rewrite holds words of the prompt that the text before it did not hold."""
+    before = {found[0].casefold() for found in _PROMPT_WORDS.finditer(previous)}
+    if any(found[0].casefold() not in before for found in _PROMPT_WORDS.finditer(text)):
+        return True
+    return bool((_runs(text) & _prompt_runs(prompt)) - _runs(previous))
+
+
+@lru_cache(maxsize=16)
+def _prompt_runs(prompt: str) -> frozenset[tuple[str, ...]]:
+    text = re.sub(r"\{%.*?%\}|\{\{.*?\}\}", "\n", prompt_source(prompt), flags=re.DOTALL)
+    quoted = re.findall(r'"([^"\n]{30,})"', prompt_source(prompt))  # texts inside {% set %}
+    return frozenset().union(*(_runs(part) for part in (*text.split("\n"), *quoted)))
+
+
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    said = words(text)
+    return frozenset(tuple(said[place : place + _COPIED_RUN]) for place in range(len(said) - _COPIED_RUN + 1))

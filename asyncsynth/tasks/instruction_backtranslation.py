@@ -1,0 +1,54 @@
+"""`InstructionBacktranslation`: is a text a good answer to an instruction? (arXiv 2308.06259)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ParseFailure
+from asyncsynth.pipeline.context import Context
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.ratings import HIGHEST, LOWEST, read_ratings
+from asyncsynth.tasks.schemas import object_of, text_up_to, whole_number
+from asyncsynth.tasks.templates import prompt_source, render
+
+_MAX_REASON_CHARS = 600
+
+
+class InstructionBacktranslation(Task):
+    """Scores how well a text serves as an AI assistant's answer to an instruction, from 1 to 5, with the reason.
+
+    The curation step of instruction backtranslation: instructions are made for texts that people wrote, and
+    pairs in which the text is no good answer are then filtered out (the paper keeps those with a 5).
+
+    Columns: ``instruction``, ``generation`` -> ``score`` (int), ``reason`` (str), ``model_name``.
+
+    Args: see `Task`.
+
+    Example:
+        ``{"instruction": "How do I boil an egg?", "generation": "Eggs are eaten worldwide. Buy ours!"}`` ->
+        ``{"score": 1, "reason": "It advertises and does not say how.", "model_name": "..."}``
+
+    Paper: Self-Alignment with Instruction Backtranslation, arXiv 2308.06259.
+    """
+
+    inputs = ("instruction", "generation")
+    outputs = ("score", "reason", "model_name")
+    prompt = "instruction_backtranslation"
+
+    def messages(self, row: Row, ctx: Context) -> list[Message]:
+        """The scale first (servers cache a common prefix), then the pair."""
+        values = {name: text_of(row, name) for name in self.inputs}
+        return [{"role": "user", "content": render(prompt_source("instruction_backtranslation"), values)}]
+
+    def schema(self, row: Row) -> dict[str, Any]:
+        """The reason before the score."""
+        return object_of({"reason": text_up_to(_MAX_REASON_CHARS), "score": whole_number(LOWEST, HIGHEST)})
+
+    def parse(self, choice: Choice, row: Row) -> Row:
+        """Score and reason from JSON, or from what a server without schemas lets the model write."""
+        [found] = read_ratings(choice.text, 1)
+        if found.rating is None:
+            raise ParseFailure("score: the judge gave none", raw=choice.text)
+        return {"score": found.rating, "reason": found.rationale}

@@ -1,0 +1,178 @@
+"""What tasks share when they read a model's text: JSON between prose, lists under any numbering, rewritten
+texts without what models say around them, and the signs of an answer that is none (refusals, loops).
+
+All functions are pure and linear in the text, but for the bounded search in `json_values`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+#: A run of this many words which comes back this often is a model that loops.
+_LOOP_WORDS, _LOOP_TIMES = 8, 4
+
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+_BRACKET = re.compile(r"[\[{]")
+_REFUSAL = re.compile(
+    r"^\W*(?:(?:i\s*['\u2019]?\s*a?m\s+)?(?:(?:very|so|really)\s+)?sorry\b(?=[\s,.:;!\u2014-]*(?:but|i\b|as|that|for|$))"
+    r"|i\s+(?:must\s+|have\s+to\s+)?apologi[sz]e\b|(?:my\s+)?apologies\b"
+    r"|as\s+an?\s+(?:ai|(?:large\s+)?language)\b"
+    r"|(?:unfortunately,?\s+)?i\s*(?:can\s*not|can['\u2019]t|won['\u2019]t|will\s+not|['\u2019]?\s*a?m\s+(?:unable|not\s+able)\s+to)"
+    r"\s+(?:help|assist|comply|fulfil|provide|rewrite|create|generate|write|answer|discuss|engage|do\s+that|continue)"
+    r"|申し訳|抱歉|对不起|lo siento\b|je suis désolé)",
+    re.IGNORECASE,
+)
+_THING = (
+    r"(?:instructions?|prompts?|quer(?:y|ies)|questions?|requests?|tasks?|responses?|answers?|texts?|versions?|lists?|"
+    r"rewrit(?:e|ing)|revisions?)"
+)
+_MADE = r"(?:re-?written|revised|improved|evolved|enhanced|new|updated|modified|final|refined|rephrased|better)"
+#: "Sure! Here is the rewritten instruction:" at the start of a line, and it ends the line
+_PREAMBLE = re.compile(
+    rf"^\W*(?:(?:sure|certainly|of\s+course|absolutely|okay|ok|great|gladly)\b[^\n]{{0,200}}?[:!.]"
+    rf"|(?:here\s+(?:is|are)|here['\u2019]s|below\s+(?:is|are)|the\s+following|these\s+are|this\s+is)\b[^\n]{{0,200}}?:"
+    rf"|(?:the\s+|my\s+|your\s+)?{_MADE}\s+{_THING}\s*:)[\s*_]*$",
+    re.IGNORECASE,
+)
+#: the same before the text on one line
+_LABEL = re.compile(
+    rf"^[\s#*_]*(?:(?:sure|certainly|of\s+course|okay|ok)\s*[!,.:]\s*)?"
+    rf"(?:(?:here\s+(?:is|are)|here['\u2019]s)\s+(?:the|an?|your|my)\s+)?(?:(?:the\s+)?{_MADE}\s+{_THING})\s*[*_]*\s*:[\s*_]*",
+    re.IGNORECASE,
+)
+#: a last paragraph about the text instead of the text
+_EPILOGUE = re.compile(
+    rf"^[\s(*_-]*(?:let\s+me\s+know\b|feel\s+free\b|(?:please\s+)?note(?:\s*:|\s+that\s+(?:i|the|this)\b)|"
+    rf"i\s+(?:hope|have\s+(?:added|rewritten|made|revised|changed)|added|rewrote|made\s+the)\b|explanation\s*:|"
+    rf"(?:changes|edits)\s+(?:made|i\s+made)\b|th(?:is|ese)\s+(?:{_MADE}\s+)?{_THING}\b|"
+    rf"would\s+you\s+like\b|the\s+{_MADE}\s+{_THING}\s+(?!:))",
+    re.IGNORECASE,
+)
+_FENCED = re.compile(r"^```[\w+-]*[ \t]*\n(?P<inside>.*?)\n?```\s*$", re.DOTALL)
+_TAGGED = re.compile(r"<(?P<tag>[a-z][\w -]*)>(?P<inside>.*?)</(?P=tag)>", re.DOTALL | re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "\u300c": "\u300d"}
+
+
+def json_values(text: str) -> Iterator[Any]:
+    """JSON values in a text: the whole, or objects and arrays between prose and code fences."""
+    try:
+        yield orjson.loads(text.strip())
+    except orjson.JSONDecodeError:
+        pass
+    else:
+        return
+    closing = {"{": "}", "[": "]"}
+    start = 0
+    while (found := _BRACKET.search(text, start)) is not None:
+        end = text.rfind(closing[found[0]])
+        tries = 0
+        while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
+            try:
+                yield orjson.loads(text[found.start() : end + 1])
+                break
+            except orjson.JSONDecodeError:
+                end = text.rfind(closing[found[0]], found.start(), end)
+                tries += 1
+        else:
+            start = found.end()
+            if start > 4096:
+                return
+            continue
+        start = end + 1
+
+
+def string_of(value: Any) -> str:
+    """A JSON value as text, without surrounding white space; '' for null."""
+    return value.strip() if isinstance(value, str) else "" if value is None else str(value)
+
+
+def without_markdown(text: str) -> str:
+    """Without emphasis, headings, quotes and code marks: `**Rating:** 4` is `Rating: 4`."""
+    text = re.sub(r"^\s*(?:#+|>+)\s*", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    return re.sub(r"\*+|`+|(?<!\w)_+|_+(?!\w)", "", text)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, case folded, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins as models do when they decline ("I'm sorry, but I can't ...")."""
+    return _REFUSAL.match(text) is not None
+
+
+def is_looping(text: str) -> bool:
+    """Whether a run of words or a line comes back over and over, as small models write until max_tokens."""
+    said = words(text)
+    runs = Counter(tuple(said[place : place + _LOOP_WORDS]) for place in range(len(said) - _LOOP_WORDS + 1))
+    if runs and max(runs.values()) >= _LOOP_TIMES:
+        return True
+    lines = Counter(" ".join(words(line)) for line in text.splitlines())
+    return any(times >= _LOOP_TIMES and len(line) >= 15 for line, times in lines.items())
+
+
+def is_chatter(line: str) -> bool:
+    """Whether a line is said around a list or a text, and is not part of it."""
+    return _PREAMBLE.match(line) is not None or _EPILOGUE.match(line) is not None
+
+
+def unquoted(text: str) -> str:
+    """Without a pair of quotes or of emphasis marks around the whole of it."""
+    text = text.strip()
+    for _ in range(3):
+        if len(text) > 2 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+            text = text[1:-1].strip()
+        elif found := re.fullmatch(r"(\*\*|__|\*|_)(?P<inside>[^*_].*?)\1", text, re.DOTALL):
+            if found[1] in found["inside"]:
+                break
+            text = found["inside"].strip()
+        else:
+            break
+    return text
+
+
+def rewritten_text(text: str) -> str:
+    """A text that a model was asked to rewrite, without what it says before and after it, tags, a fence
+    around the whole, labels and quotes. May be ''."""
+    text = text.replace("\r\n", "\n").strip()
+    if (one := _only_string(text)) is not None:
+        return one
+    text = _without_preamble(text)
+    tagged = _TAGGED.search(text)
+    if tagged is not None and len(tagged["inside"]) * 2 > len(text):
+        text = tagged["inside"].strip()
+    else:
+        text = re.sub(
+            r"^</?(?:instruction|response|answer|request|revision)>\s*|\s*</?(?:instruction|response|answer|request|revision)>$",
+            "",
+            text,
+        )
+    if fenced := _FENCED.match(text):
+        text = fenced["inside"].strip()
+    paragraphs = re.split(r"\n\s*\n", text)
+    while len(paragraphs) > 1 and _EPILOGUE.match(paragraphs[-1]):
+        paragraphs.pop()
+    text = "\n\n".join(paragraphs)
+    return unquoted(_LABEL.sub("", text, count=1))
+
+
+def _without_preamble(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    return rest.strip() if rest.strip() and _PREAMBLE.match(first) else text
+
+
+def _only_string(text: str) -> str | None:
+    """The text in a JSON object of one string: some models put everything into JSON."""
+    if not text.startswith(("{", "```")):
+        return None
+    for value in json_values(text):
+        if isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), str):
+            return only.strip()
+        return None
+    return None

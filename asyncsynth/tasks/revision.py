@@ -1,0 +1,109 @@
+"""`Revision`: an answer made better by as few changes as possible (CLAIR, arXiv 2408.06266)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ParseFailure
+from asyncsynth.pipeline.context import Context
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.parsing import is_looping, is_refusal, json_values, rewritten_text
+from asyncsynth.tasks.schemas import object_of, text_up_to
+from asyncsynth.tasks.templates import prompt_source, render
+
+_MAX_RATIONALE_CHARS = 600
+_NAMES = {
+    "rationale": r"(?:rationale|rational|reasons?|reasoning|explanation|changes|teacher\s+reasoning)",
+    "revision": r"(?:(?:corrected|revised|improved|new|final)\s+(?:answer|response|version|revision|text)|revision)",
+}
+_LABEL = re.compile(
+    rf"^[\s#*_-]*(?:(?P<rationale>{_NAMES['rationale']})|(?P<revision>{_NAMES['revision']}))[\s*_]*(?::[\s*_]*|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class Revision(Task):
+    """Revises the response to an instruction, changing only what makes it better, and says why.
+
+    The pair (revision, response) differs in what matters and in little else, which is a clear signal for
+    preference tuning: the revision is the chosen answer, the response the rejected one.
+
+    Columns: ``instruction``, ``response`` -> ``revision`` (str), ``rationale`` (str: what was wrong and is
+    changed), ``model_name``. A response that needs no change comes back as it is.
+
+    Args: see `Task`.
+
+    Example:
+        ``{"instruction": "Who wrote Emma?", "response": "Emma was written by Emily Bronte in 1815."}`` ->
+        ``{"revision": "Emma was written by Jane Austen in 1815.", "rationale": "The author was wrong.",
+        "model_name": "..."}``
+
+    Paper: CLAIR (contrastive learning from AI revisions), arXiv 2408.06266.
+    """
+
+    inputs = ("instruction", "response")
+    outputs = ("revision", "rationale", "model_name")
+    prompt = "revision"
+
+    def messages(self, row: Row, ctx: Context) -> list[Message]:
+        """One user turn."""
+        values = {name: text_of(row, name) for name in self.inputs}
+        return [{"role": "user", "content": render(prompt_source("revision"), values)}]
+
+    def schema(self, row: Row) -> dict[str, Any]:
+        """The rationale first, so that the revision follows from it."""
+        return object_of({"rationale": text_up_to(_MAX_RATIONALE_CHARS), "revision": {"type": "string"}})
+
+    def parse(self, choice: Choice, row: Row) -> Row:
+        """Both parts; a revision that is cut off, declined or looping is a ParseFailure."""
+        rationale, revision = read_revision(choice.text)
+        fault = ""
+        if not revision:
+            fault = "the answer holds none"
+        elif choice.finish_reason == "length":
+            fault = "it is cut off at max_tokens"
+        elif is_refusal(revision) and not is_refusal(str(row["response"])):
+            fault = "the model declined"
+        elif is_looping(revision) and not is_looping(str(row["response"])):
+            fault = "the model repeats itself"
+        if fault:
+            raise ParseFailure(f"revision: {fault}", raw=choice.text)
+        return {"revision": revision, "rationale": rationale}
+
+
+def read_revision(text: str) -> tuple[str, str]:
+    """(rationale, revision) from JSON, tags or labels, in any order; ('', '') where there is no revision."""
+    for value in json_values(text):
+        if isinstance(value, dict):
+            lowered = {str(key).lower().replace("_", " "): item for key, item in value.items()}
+            parts = {
+                name: next((item for key, item in lowered.items() if re.fullmatch(pattern, key)), None)
+                for name, pattern in _NAMES.items()
+            }
+            if isinstance(parts["revision"], str):
+                return str(parts["rationale"] or "").strip(), parts["revision"].strip()
+    tagged = {
+        name: re.search(rf"<{pattern}>(.*?)</{pattern}>", text, re.DOTALL | re.IGNORECASE)
+        for name, pattern in _NAMES.items()
+    }
+    if (revision := tagged["revision"]) is not None:
+        why = tagged["rationale"]
+        return why[1].strip() if why is not None else "", revision[1].strip()
+    return _labelled(text)
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    """The parts under "Rationale:" and "Revision:", each label once."""
+    marks: dict[str, re.Match[str]] = {}
+    for mark in _LABEL.finditer(text):
+        marks.setdefault(str(mark.lastgroup), mark)
+    if "revision" not in marks:
+        return "", ""
+    parts = {"rationale": ""}
+    for name, mark in marks.items():
+        end = min((other.start() for other in marks.values() if other.start() > mark.start()), default=len(text))
+        parts[name] = text[mark.end() : end].strip()
+    return parts["rationale"], rewritten_text(parts["revision"])

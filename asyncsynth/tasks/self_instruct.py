@@ -1,0 +1,115 @@
+"""`SelfInstruct`: instructions made from a text (arXiv 2212.10560)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ConfigurationError, ParseFailure
+from asyncsynth.pipeline.context import Context
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.lists import distinct, read_list
+from asyncsynth.tasks.schemas import array_of, object_of, text_up_to
+from asyncsynth.tasks.templates import prompt_source, render
+
+_MAX_INSTRUCTION_CHARS = 600
+#: Keeps the seeds of the requests for missing instructions apart from those of `num_generations`.
+_ROUND_STRIDE = 10_000
+
+DEFAULT_CRITERIA = (
+    "Begin the instructions with different verbs, and mix questions with requests.\n"
+    "Vary what they are about, how hard they are, and the form of the answer they call for.\n"
+    "Ask only for what can be done in writing: no pictures, no sounds, no actions in the world.\n"
+    "Give each everything needed to answer it, so that it can be understood without the text."
+)
+DEFAULT_APPLICATION = "an AI assistant that answers in writing"
+
+
+class SelfInstruct(Task):
+    """Makes instructions that users could give an assistant, from a text that says what they are to be about.
+
+    Columns: ``input`` -> ``instructions`` (list of str), ``model_name``. The list is clean: no preamble,
+    numbering, bullets, blanks or duplicates. It holds at most `num_instructions`; where a model writes fewer
+    different ones, the missing ones are asked for again (at most `max_reasks` times, showing those that are
+    there), and what is missing in the end is noted as ``missing_instructions`` in the row's provenance. A row
+    for which no instruction comes back fails with ``parse_failure``.
+
+    Args:
+        num_instructions: how many are asked for (5).
+        criteria_for_query_generation: what makes a good instruction; by default variety in verbs, form and
+            difficulty, within what can be answered in writing.
+        application_description: the assistant that the instructions are for.
+        Others: see `Task`.
+
+    Example:
+        ``{"input": "Tides come from the pull of the moon."}`` ->
+        ``{"instructions": ["Explain to a child why the sea rises and falls.", ...], "model_name": "..."}``
+
+    Paper: Self-Instruct, arXiv 2212.10560.
+    """
+
+    inputs = ("input",)
+    outputs = ("instructions", "model_name")
+    prompt = "self_instruct"
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        num_instructions: int = 5,
+        criteria_for_query_generation: str = DEFAULT_CRITERIA,
+        application_description: str = DEFAULT_APPLICATION,
+        **settings: Any,
+    ) -> None:
+        if num_instructions < 1:
+            raise ConfigurationError(f"SelfInstruct: num_instructions is {num_instructions}; it must be 1 or more")
+        self.num_instructions = num_instructions
+        self.criteria_for_query_generation = criteria_for_query_generation
+        self.application_description = application_description
+        super().__init__(llm, **settings)
+
+    async def sample(self, row: Row, ctx: Context, number: int) -> Row:
+        """One list, filled up by further requests where the first brings too few."""
+        done: list[str] = []
+        model = self.llm.model
+        for round_number in range(self.max_reasks + 1):
+            view = {**row, "taken": done}
+            try:
+                found = await self.answer(view, ctx, number + round_number * _ROUND_STRIDE)
+            except ParseFailure:
+                if done:
+                    break  # what is there stays; only the rest could not be had
+                raise
+            done += distinct(found["instructions"], seen=done)
+            model = found["model_name"]
+            if len(done) >= self.num_instructions:
+                break
+        if (missing := self.num_instructions - len(done)) > 0:
+            ctx.notes["missing_instructions"] = ctx.notes.get("missing_instructions", 0) + missing
+        return {"instructions": done[: self.num_instructions], "model_name": model}
+
+    def messages(self, row: Row, ctx: Context) -> list[Message]:
+        """What is wanted first (servers cache a common prefix), then the text."""
+        taken = row.get("taken", [])
+        values = {
+            "input": text_of(row, "input"),
+            "count": self.num_instructions - len(taken),
+            "criteria": self.criteria_for_query_generation,
+            "application": self.application_description,
+            "taken": taken,
+        }
+        return [{"role": "user", "content": render(prompt_source("self_instruct"), values)}]
+
+    def schema(self, row: Row) -> dict[str, Any]:
+        """A list of as many texts as are still wanted."""
+        count = self.num_instructions - len(row.get("taken", []))
+        return object_of({"instructions": array_of(text_up_to(_MAX_INSTRUCTION_CHARS), count)})
+
+    def parse(self, choice: Choice, row: Row) -> Row:
+        """The list, from JSON or from lines under any numbering."""
+        found = read_list(choice.text, cut=choice.finish_reason == "length")
+        if not found:
+            raise ParseFailure("instructions: the answer holds none", raw=choice.text)
+        return {"instructions": found}
