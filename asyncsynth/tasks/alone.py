@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures.thread  # noqa: F401  # before ours is registered, see the end of this file
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -59,51 +60,33 @@ def _bound_pool(llms: list[LLM]) -> AbstractAsyncContextManager[Sender]:
     return open_pool(llms)
 
 
-class AloneRunner:
-    """Holds the loop's thread and the pool of one loaded task. It does not hold the task itself, so that a
-    task which is dropped takes its pool along."""
+class _Held:
+    """A thread whose loop holds one open pool, shared by all loaded tasks that ask the same models."""
 
-    def __init__(self, task: ModelStep, *, opener: Opener = _bound_pool) -> None:
-        task.check_mappings()
-        self._step_id = content_hash(task.settings())
-        self._llms = list(task.models())
+    def __init__(self, key: object, llms: list[LLM], opener: Opener) -> None:
+        self.key = key
+        self.users = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.pool: Sender | None = None
+        self._llms = llms
         self._opener = opener
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
-        self._pool: Sender | None = None
         self._opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._main, name=f"asyncsynth-{task.name}", daemon=True)
-        _open_runners.add(self)
+        self._thread = threading.Thread(target=self._main, name="asyncsynth-alone", daemon=True)
         self._thread.start()
-        try:
-            self._opened.result()
-        except BaseException:
-            self.close()
-            raise
-        weakref.finalize(task, self.close_soon).atexit = False
 
-    def process(self, task: ModelStep, rows: list[Row]) -> Rows:
-        """All rows side by side, results in their order. The first error stops the others and is raised."""
-        futures = [self.submit(task, row, str(number), 0) for number, row in enumerate(rows)]
-        done = Rows()
-        try:
-            for future in futures:
-                done.extend(future.result())
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        return done
+    @property
+    def alive(self) -> bool:
+        """Whether the pool can still be used, or is being opened."""
+        return self._thread.is_alive()
 
-    def submit(self, task: ModelStep, row: Row, key: str, run_seed: int) -> Future[list[Row]]:
-        """One row, in the runner's loop."""
-        if self._loop is None or not self._thread.is_alive():
-            raise ConfigurationError(f"{task.name} was unloaded", hint="Call load() again.")
-        return asyncio.run_coroutine_threadsafe(self._run(task, row, key, run_seed), self._loop)
+    def wait_open(self) -> None:
+        """Returns when the pool is open; raises what kept it from opening."""
+        self._opened.result()
 
     def close_soon(self) -> None:
         """Asks the thread to end, without waiting. Safe from any thread, the garbage collector's included."""
-        loop, stopping = self._loop, self._stopping
+        loop, stopping = self.loop, self._stopping
         if loop is not None and stopping is not None and not loop.is_closed():
             try:
                 loop.call_soon_threadsafe(stopping.set)
@@ -124,15 +107,16 @@ class AloneRunner:
                 self._opened.set_exception(error)
             # Else the pool did not close cleanly; nobody is left who could act on it.
         finally:
-            _open_runners.discard(self)
+            if _held.get(self.key) is self:
+                del _held[self.key]
 
     async def _hold(self) -> None:
         """Opens the pool, keeps it for `submit`, and closes it in the task that opened it (anyio's scopes ask
         for that)."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         async with self._opener(self._llms) as pool:
-            self._pool = pool
+            self.pool = pool
             self._opened.set_result(None)
             await self._stopping.wait()
             rows = [task for task in asyncio.all_tasks() if task.get_name() == _ROW_TASK]
@@ -140,12 +124,69 @@ class AloneRunner:
                 task.cancel()
             await asyncio.gather(*rows, return_exceptions=True)
 
-    async def _run(self, task: ModelStep, row: Row, key: str, run_seed: int) -> list[Row]:
+
+class AloneRunner:
+    """One loaded task's use of a held pool. It does not hold the task itself, so that a task which is dropped
+    gives its pool back."""
+
+    def __init__(self, task: ModelStep, *, opener: Opener = _bound_pool) -> None:
+        task.check_mappings()
+        self._step_id = content_hash(task.settings())
+        self._held: _Held | None = _acquire(list(task.models()), opener)
+        try:
+            self._held.wait_open()
+        except BaseException:
+            self.close()
+            raise
+        weakref.finalize(task, self.close_soon).atexit = False
+
+    def process(self, task: ModelStep, rows: list[Row]) -> Rows:
+        """All rows side by side, results in their order. The first error stops the others and is raised."""
+        futures = [self.submit(task, row, str(number), 0) for number, row in enumerate(rows)]
+        done = Rows()
+        try:
+            for future in futures:
+                done.extend(future.result())
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return done
+
+    def submit(self, task: ModelStep, row: Row, key: str, run_seed: int) -> Future[list[Row]]:
+        """One row, in the holder's loop."""
+        held = self._held
+        if held is None or held.loop is None or held.pool is None or not held.alive:
+            raise ConfigurationError(f"{task.name} was unloaded", hint="Call load() again.")
+        return asyncio.run_coroutine_threadsafe(self._run(task, row, key, run_seed, held.pool), held.loop)
+
+    def close_soon(self) -> None:
+        """Gives the pool back, without waiting; the last user closes it."""
+        if (held := self._release()) is not None:
+            held.close_soon()
+
+    def close(self) -> None:
+        """Gives the pool back; the last user closes it and waits for that."""
+        if (held := self._release()) is not None:
+            held.close()
+
+    def _release(self) -> _Held | None:
+        """The holder, if nobody uses it any more."""
+        held, self._held = self._held, None
+        if held is None:
+            return None
+        with _lock:
+            held.users -= 1
+            if held.users:
+                return None
+            if _held.get(held.key) is held:
+                del _held[held.key]
+        return held
+
+    async def _run(self, task: ModelStep, row: Row, key: str, run_seed: int, pool: Sender) -> list[Row]:
         if (current := asyncio.current_task()) is not None:
             current.set_name(_ROW_TASK)
-        if self._pool is None:
-            raise AssertionError("rows are submitted only after the pool is open")
-        ctx = Context(key=key, run_seed=run_seed, step_id=self._step_id, send=self._pool.send)
+        ctx = Context(key=key, run_seed=run_seed, step_id=self._step_id, send=pool.send)
         try:
             view = task.view(row)
         except KeyError as missing:
@@ -156,13 +197,27 @@ class AloneRunner:
         return [task.merge(row, outputs) for outputs in await task.generate(view, ctx)]
 
 
+def _acquire(llms: list[LLM], opener: Opener) -> _Held:
+    """The open pool for these models, shared with other loaded tasks: an embedded model runs once, not per task."""
+    places = {(llm.model, llm.is_embedded, llm.base_url, llm.api_key_env, id(llm.http_client)) for llm in llms}
+    key = (frozenset(places), opener, os.environ.get("ASYNCSYNTH_SERVERS"))
+    with _lock:
+        held = _held.get(key)
+        if held is None or not held.alive:
+            held = _held[key] = _Held(key, llms, opener)
+        held.users += 1
+    return held
+
+
+# Reentrant: a garbage collection inside the lock may finalize a task, which gives its pool back.
+_lock = threading.RLock()
+_held: dict[object, _Held] = {}
 _ROW_TASK = "asyncsynth-row"
-_open_runners: set[AloneRunner] = set()
 
 
 def _close_all() -> None:
-    for runner in list(_open_runners):
-        runner.close()
+    for held in list(_held.values()):
+        held.close()
 
 
 # atexit's own callbacks come too late: by then no executor takes work and (3.12) no thread can be started, and

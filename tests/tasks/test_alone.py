@@ -64,7 +64,7 @@ def test_it_is_awaited_in_a_running_loop_and_also_called_there_as_in_a_notebook(
 
 def test_a_task_that_is_dropped_takes_its_pool_along() -> None:
     task, log = loaded()
-    thread = next(t for t in threading.enumerate() if t.name == "asyncsynth-text_generation")
+    thread = next(t for t in threading.enumerate() if t.name == "asyncsynth-alone")
     del task
     gc.collect()
     thread.join(10)
@@ -176,3 +176,16 @@ def test_an_unknown_model_is_refused_by_load(fault_server: Started) -> None:
     server = fault_server(models=["m"])
     with pytest.raises(ServerError, match="other"):
         TextGeneration(LLM(model="other", base_url=server.base_url)).load()
+
+
+def test_tasks_that_ask_the_same_model_share_one_pool() -> None:
+    log: list[str] = []
+    opened = opener(Model("one", "two"), log)
+    first, second = TextGeneration(LLM(model="m")), TextGeneration(LLM(model="m", temperature=0.1))
+    first._alone, second._alone = AloneRunner(first, opener=opened), AloneRunner(second, opener=opened)
+    assert log.count("opened") == 1
+    first.unload()
+    assert "closed" not in log
+    assert next(second.process([{"instruction": "x"}]))["generation"]
+    second.unload()
+    assert log.count("closed") == 1
