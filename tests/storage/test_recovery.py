@@ -284,6 +284,16 @@ def test_recovery_that_fails_anywhere_can_be_done_again(quick: Path, at_start: b
         assert journal.report.entries == len(whole_entries(torn))
 
 
+def test_a_tail_is_on_the_disk_before_it_is_cut(tmp_path: Path) -> None:
+    run, data = crashed(tmp_path, 21)
+    put(run, data[:-15])
+    fs = FailingFS()
+    asyncio.run(Journal.open(run, fs=fs).close())
+    before_cut = fs.calls[: fs.calls.index("ftruncate")]
+    assert before_cut[-3:] == ["write", "fdatasync", "fsync_dir"]
+    assert "fdatasync" in fs.calls[len(before_cut) :]
+
+
 def test_recovery_writes_the_last_group_again(tmp_path: Path) -> None:
     """After a failed sync the pages count as clean: a sync alone would acknowledge what is not there."""
     run, data = crashed(tmp_path, 21)
