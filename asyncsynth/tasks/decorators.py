@@ -1,0 +1,190 @@
+"""`@task`: a task made of an async function, with all that tasks have: seeds, re-asks, checkpoints, provenance."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Completion, Message, ModelRequest
+from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
+from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.fingerprint import function_identity
+from asyncsynth.pipeline.functions import checked_outputs, declared_columns, referenced_globals
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import REASK_STRIDE, Task
+
+#: Keeps the seeds of the calls within one sample apart.
+_CALL_STRIDE = 10_000
+
+
+class TaskContext:
+    """What a `@task` function sees beside its row: the model, and what else decides a result.
+
+    Attributes:
+        llm: the task's model.
+        key: the row's key in the run.
+        notes: small JSON that is kept with the result.
+    """
+
+    __slots__ = ("_calls", "_context", "_sample", "key", "llm", "notes")
+
+    def __init__(self, context: Context, llm: LLM, sample: int) -> None:
+        self._context = context
+        self._sample = sample
+        self._calls = 0
+        self.llm = llm
+        self.key = context.key
+        self.notes = context.notes
+
+    async def chat(
+        self,
+        messages: str | list[Message],
+        *,
+        schema: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Asks the task's model: messages, or a text as the user's only one. Each call has a seed of its own,
+        the same after a resume. A row's or the task's system prompt is *not* added.
+
+        `schema` constrains the answer to JSON; `overrides` are request fields (``temperature=0``).
+        Raises RequestFailed when the call ends without a completion; `completion.text` is the answer.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return await self.send(self.llm.chat(messages, schema=schema, **{"seed": self.seed(), **overrides}))
+
+    async def complete(self, prompt: str, **overrides: Any) -> Completion:
+        """Raw completion: the prompt goes out as it is, without a chat template."""
+        return await self.send(self.llm.complete(prompt, **{"seed": self.seed(), **overrides}))
+
+    async def send(self, request: ModelRequest) -> Completion:
+        """A request of your own making, to a model that the task names (its `llm`)."""
+        return await self._context.send(request)
+
+    def seed(self) -> int:
+        """The next sampling seed of this row's."""
+        self._calls += 1
+        return self._context.seed(self._sample + (self._calls - 1) * _CALL_STRIDE)
+
+    def rng(self, purpose: str = "") -> random.Random:
+        """A generator for the row's own choices: the same ones after a resume."""
+        return self._context.rng(f"{purpose}/{self._sample}")
+
+
+TaskFunction = Callable[[Row, TaskContext], Awaitable[Mapping[str, Any]]]
+
+
+class FunctionTask(Task):
+    """A task that calls an async function; what `@task` makes.
+
+    Columns: the decorator's; ``model_name`` is filled in where it is declared and not returned.
+
+    Args:
+        llm: another model than the decorator's.
+        Others: see `Task`. `system_prompt` is the function's own matter.
+    """
+
+    function: ClassVar[Any]
+    default_llm: ClassVar[LLM | None] = None
+
+    def __init__(self, llm: LLM | None = None, **settings: Any) -> None:
+        if "function" not in vars(type(self)):
+            raise PipelineError("FunctionTask is made by @task", hint="@task(llm=..., inputs=[...], outputs=[...])")
+        chosen = llm if llm is not None else self.default_llm
+        if chosen is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} has no model",
+                hint=f"Give @task(llm=...) one, or write {type(self).__name__}(llm=...).",
+            )
+        super().__init__(chosen, **settings)
+
+    def settings(self) -> dict[str, Any]:
+        """The task's settings, the function's source and the module's constants that it uses."""
+        return {
+            **super().settings(),
+            "code": function_identity(self.function, where=f"step {self.name!r}"),
+            "globals": referenced_globals(self.function),
+        }
+
+    async def sample(self, row: Row, ctx: Context, number: int) -> Row:
+        """One call of the function; again, with other seeds, when it raises ParseFailure."""
+        for reask in range(self.max_reasks + 1):
+            context = TaskContext(ctx, self.llm, number + reask * REASK_STRIDE)
+            try:
+                made = await self.function(dict(row), context)
+            except ParseFailure as failure:
+                if reask == self.max_reasks:
+                    failure.attempts = reask + 1
+                    if failure.raw is None and ctx.completions:
+                        failure.raw = ctx.completions[-1].text
+                    raise
+                ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
+                continue
+            outputs = checked_outputs(made, self.outputs, where=self.name, filled=("model_name",))
+            if "model_name" in self.outputs and "model_name" not in outputs:
+                outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model
+            return outputs
+        raise AssertionError("unreachable: the loop returns or raises")
+
+
+def task(
+    *,
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    llm: LLM | None = None,
+    optional_inputs: Iterable[str] = (),
+) -> Callable[[TaskFunction], type[FunctionTask]]:
+    """Makes a task of an async function: ``(row, ctx) -> dict`` of its outputs.
+
+    Args:
+        inputs: columns that the function reads; its row holds these (and `optional_inputs`, where the row has
+            them) and nothing else.
+        outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in.
+        llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
+
+    The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
+    `max_reasks` times, with other seeds. Any other exception fails its row only. Its source, what it closes
+    over, and the constants and functions of its module that it uses belong to the checkpoint fingerprint: an
+    edited function is asked anew.
+
+    Example::
+
+        @task(llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct"), inputs=["text"], outputs=["title", "model_name"])
+        async def make_title(row, ctx):
+            completion = await ctx.chat(f"Write a title for this text: {row['text']}", max_tokens=30)
+            return {"title": completion.text.strip()}
+
+        with Pipeline() as pipeline:
+            LoadJSONL("texts.jsonl") >> make_title()
+
+    ``{"text": "Rain fell for three days ..."}`` becomes ``{"text": ..., "title": "Three Days of Rain",
+    "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
+    """
+    if llm is not None and not isinstance(llm, LLM):
+        raise ConfigurationError(f"@task(llm=...) wants an LLM, got {type(llm).__name__}")
+    columns = {
+        "inputs": declared_columns("@task", "inputs", inputs),
+        "outputs": declared_columns("@task", "outputs", outputs),
+        "optional_inputs": declared_columns("@task", "optional_inputs", optional_inputs),
+    }
+
+    def decorate(function: TaskFunction) -> type[FunctionTask]:
+        if not inspect.iscoroutinefunction(function):
+            raise PipelineError(
+                f"@task: {getattr(function, '__name__', function)!r} is not an async function",
+                hint="Write `async def name(row, ctx):`; what asks no model is a @step.",
+            )
+        members = {
+            **columns,
+            "function": staticmethod(function),
+            "default_llm": llm,
+            "__doc__": function.__doc__,
+        }
+        made = type(function.__name__, (FunctionTask,), members)
+        made.__module__, made.__qualname__ = function.__module__, function.__qualname__
+        return made
+
+    return decorate

@@ -1,0 +1,150 @@
+"""`TextClassification`: one label, or several, for a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Choice, Message
+from asyncsynth.errors import ConfigurationError, ParseFailure
+from asyncsynth.pipeline.context import Context
+from asyncsynth.records import Row
+from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.parsing import json_values, without_markdown
+from asyncsynth.tasks.templates import prompt_source, render
+
+#: The model says that no label applies.
+_NONE = frozenset({"none", "no label", "no labels", "n/a", "none of them", "none of these", "none of the labels"})
+
+
+class TextClassification(Task):
+    """Sorts texts into given categories. The answer is constrained to the labels where the server can do it
+    (an ``enum`` in the JSON schema), and is never anything but one of them.
+
+    Columns: ``text``, optionally ``system_prompt`` -> ``label``, ``model_name``; with `multi_label`
+    ``labels`` (list, in the order of the argument, perhaps empty), ``model_name``.
+
+    Args:
+        labels: the labels, or a dict of label to what it means.
+        multi_label: any number of labels may apply.
+        context: what the texts are, or what to look at, for the prompt ("The texts are reviews of films.").
+        Others: see `Task`.
+
+    Example::
+
+        TextClassification(llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0),
+                           labels={"praise": "the writer liked it", "complaint": "the writer did not"})
+
+    ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "model_name": ...}``.
+    """
+
+    inputs = ("text",)
+    prompt = "text_classification"
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        labels: Sequence[str] | Mapping[str, str],
+        multi_label: bool = False,
+        context: str = "",
+        **settings: Any,
+    ) -> None:
+        meanings = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(_listed(labels), "")
+        if any(not isinstance(text, str) for pair in meanings.items() for text in pair):
+            raise ConfigurationError("TextClassification: labels and their meanings are texts")
+        if len({_plain(label) for label in meanings} - {""}) < max(2, len(_listed(labels))):
+            raise ConfigurationError(
+                "TextClassification: two labels or more were expected, each another word",
+                hint="Labels must differ by more than case, spaces and punctuation at their ends.",
+            )
+        self.labels = [[label, meaning] for label, meaning in meanings.items()]  # their order is in the prompt
+        self.multi_label = multi_label
+        self.context = context
+        self.outputs = ("labels" if multi_label else "label", "model_name")
+        super().__init__(llm, **settings)
+
+    def messages(self, row: Row, ctx: Context) -> list[Message]:
+        """The labels first (servers cache a common prefix), then the text."""
+        values = {
+            "labels": self.labels,
+            "multi_label": self.multi_label,
+            "context": self.context,
+            "text": text_of(row, "text"),
+        }
+        return [{"role": "user", "content": render(prompt_source("text_classification"), values)}]
+
+    def schema(self, row: Row) -> dict[str, Any]:
+        """Only the labels can be said."""
+        one: dict[str, Any] = {"type": "string", "enum": [label for label, _ in self.labels]}
+        name = "labels" if self.multi_label else "label"
+        many = {"type": "array", "items": one, "maxItems": len(self.labels)}
+        return {
+            "type": "object",
+            "properties": {name: many if self.multi_label else one},
+            "required": [name],
+            "additionalProperties": False,
+        }
+
+    def parse(self, choice: Choice, row: Row) -> Row:
+        """Labels from JSON, or from what a server without schemas lets the model write."""
+        names = [label for label, _ in self.labels]
+        found = read_labels(choice.text, names)
+        if self.multi_label:
+            return {"labels": found}
+        if len(found) != 1:
+            raise ParseFailure(f"{len(found)} labels where one was asked for", raw=choice.text)
+        return {"label": found[0]}
+
+
+def read_labels(text: str, labels: Sequence[str]) -> list[str]:
+    """The labels in an answer, in their own order. Raises ParseFailure for what is none of them."""
+    for value in json_values(text):
+        if isinstance(value, dict):
+            lowered = {str(key).lower(): item for key, item in value.items()}
+            if "labels" not in lowered and "label" not in lowered:
+                continue
+            value = lowered.get("labels", lowered.get("label"))
+        said = [value] if isinstance(value, str) else [] if value is None else value
+        if isinstance(said, list) and all(isinstance(item, str) for item in said):
+            return _known(said, labels, text)
+    return _named(without_markdown(text), labels, text)
+
+
+def _known(said: Iterable[str], labels: Sequence[str], text: str) -> list[str]:
+    by_plain = {_plain(label): label for label in labels}
+    plain = [_plain(item) for item in said]
+    unknown = [item for item in plain if item not in by_plain and item not in _NONE]
+    if unknown:
+        raise ParseFailure(f"{unknown[0]!r} is none of the labels", raw=text)
+    chosen = {by_plain[item] for item in plain if item in by_plain}
+    return [label for label in labels if label in chosen]
+
+
+def _named(plain: str, labels: Sequence[str], text: str) -> list[str]:
+    """The labels that prose names; longer ones first, so that "not spam" does not count as "spam"."""
+    after = re.split(r"\b(?:labels?|category|categories|class|classification)\b\s*(?:is|are|:|=)+", plain, flags=re.I)
+    rest = after[-1]
+    if _plain(rest) in _NONE:
+        return []
+    chosen = []
+    for label in sorted(labels, key=len, reverse=True):
+        pattern = re.compile(rf"(?<!\w){re.escape(label.strip())}(?!\w)", re.IGNORECASE)
+        if pattern.search(rest):
+            chosen.append(label)
+            rest = pattern.sub(" ", rest)
+    if not chosen:
+        raise ParseFailure("no label can be told in the answer", raw=text)
+    return [label for label in labels if label in chosen]
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"\s+", " ", label).strip(" \t\n.,;:!\"'`*()[]").casefold()
+
+
+def _listed(labels: Any) -> list[str]:
+    if isinstance(labels, str) or not isinstance(labels, (Sequence, Mapping)):
+        raise ConfigurationError(f"TextClassification(labels={labels!r:.60}): a list or a dict was expected")
+    return list(labels)
