@@ -27,7 +27,8 @@ class ProgressDisplay:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, runner: Runner) -> None:
-        """Begins to show; call from the run's event loop."""
+        """Begins to show this runner, in place of one before; call from the run's event loop."""
+        self.stop()
         self._task = asyncio.get_running_loop().create_task(self._show(runner))
 
     def stop(self) -> None:
@@ -65,6 +66,7 @@ def progress_line(progress: Progress) -> str:
     done = counts.earlier + counts.ok + counts.failed
     of_total = f"/{number(progress.total)}" if progress.total is not None else ""
     parts = [
+        *([f"segment {one_line(progress.segment, 60)}"] if progress.segment else []),
         f"{number(done)}{of_total} records",
         f"{number(progress.tokens_per_s)} tok/s",
         f"{number(progress.requests_in_flight)} in flight",

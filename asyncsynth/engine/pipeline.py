@@ -13,9 +13,10 @@ import anyio
 
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
-from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.runner import OnRows, Runner
+from asyncsynth.engine.segments import open_segments, run_segments
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.records import Row
@@ -53,13 +54,10 @@ class Pipeline(Graph):
         return run_in_loop(functools.partial(self.arun, **options))
 
     async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
-        """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining."""
+        """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one
+        for each segment, where steps over all rows split the pipeline."""
         chosen = RunOptions(**options)
-        async with self._runner(chosen, None) as runner:
-            if on_runner is not None:
-                on_runner(runner)
-            report = await runner.run()
-        return Result(report)
+        return Result(await self._run(chosen, on_runner=on_runner))
 
     async def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
@@ -72,8 +70,7 @@ class Pipeline(Graph):
 
         async def run() -> None:
             try:
-                async with self._runner(chosen, finished.put) as runner:
-                    await runner.run()
+                await self._run(chosen, on_rows=finished.put)
             finally:
                 # Said last; when the reader has left, nobody waits for it.
                 if not _is_cancelling():
@@ -92,12 +89,16 @@ class Pipeline(Graph):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    @contextlib.asynccontextmanager
-    async def _runner(self, options: RunOptions, on_rows: OnRows | None) -> AsyncIterator[Runner]:
+    async def _run(
+        self,
+        options: RunOptions,
+        *,
+        on_rows: OnRows | None = None,
+        on_runner: Callable[[Runner], None] | None = None,
+    ) -> RunReport:
         """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
         plan = self.checked(options)
-        reader = plan.source.open()
-        async with RunDirectory.opened(self.name, plan, reader, options) as directory:
+        async with open_segments(self.name, plan, options) as segments:
             servers = parse_servers(options.servers) if options.servers else servers_from_environment()
             async with open_pool(
                 self.llms(),
@@ -107,7 +108,7 @@ class Pipeline(Graph):
                 rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                 progress=options.on_download,
             ) as pool:
-                yield Runner(self.name, plan, reader, pool, directory, options, on_rows=on_rows)
+                return await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""

@@ -41,6 +41,7 @@ class Progress:
     records_per_s: float
     retries: dict[str, int]
     servers: list[dict[str, Any]]  #: name, in_flight, limit, waiting, state, why
+    segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only
 
     @property
     def eta_s(self) -> float | None:

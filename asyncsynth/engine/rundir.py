@@ -37,6 +37,7 @@ class RunDirectory:
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
         self._hashes: dict[str, str] = {}  #: row hashes of the records in flight
+        self._appended = 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -83,7 +84,7 @@ class RunDirectory:
         claim = self._index.claim(record.key, record.position, digest, self._epoch)
         if claim.done and not (claim.failed and retry_failed):
             if claim.moved:
-                self._journal.append(pos_entry(record.key, record.position))
+                self._append(pos_entry(record.key, record.position))
             return True
         self._hashes[record.key] = digest
         if claim.steps:
@@ -110,7 +111,7 @@ class RunDirectory:
 
     def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
         """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
-        self._journal.append(
+        self._append(
             rec_entry(
                 key=record.key,
                 position=record.position,
@@ -145,7 +146,7 @@ class RunDirectory:
             walked.rows.clear()
             walked.failed.append(failed)
             entry = rec_entry(**fields, status="failed", rows={}, failed=[failed])
-        self._journal.append(entry)
+        self._append(entry)
 
     def bad_row(self, record: Record, row: BadRow) -> None:
         """Journals an input row that could not be read, under ``on_bad_row="skip"``."""
@@ -162,7 +163,16 @@ class RunDirectory:
     def forget_unseen(self) -> None:
         """The input was read to its end: records it no longer has leave the result, not the journal."""
         for key in self._index.unclaimed_keys(self._journal.read):
-            self._journal.append(drop_entry(key))
+            self._append(drop_entry(key))
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """(epoch, entries of the journal): the same state, the same rows; entries are only ever added."""
+        return self._epoch, self._journal.report.entries + self._appended
+
+    def _append(self, entry: bytes) -> None:
+        self._journal.append(entry)
+        self._appended += 1
 
     async def flush(self) -> None:
         """Returns when all that was journaled so far is durable. Raises StorageError."""

@@ -3,11 +3,13 @@
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.current import current_graph
 from asyncsynth.pipeline.graph import Graph, Node, Plan
-from asyncsynth.pipeline.step import Dropped, JoinStep, ModelStep, RowStep, SourceStep, Step
+from asyncsynth.pipeline.step import AllRows, Dropped, GlobalStep, JoinStep, ModelStep, RowStep, SourceStep, Step
 
 __all__ = [
+    "AllRows",
     "Context",
     "Dropped",
+    "GlobalStep",
     "Graph",
     "JoinStep",
     "ModelStep",

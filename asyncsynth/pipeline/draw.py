@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncsynth.errors import PipelineError
-from asyncsynth.pipeline.step import ColumnOrigins, JoinStep, ModelStep, SourceStep, Step
+from asyncsynth.pipeline.step import ColumnOrigins, GlobalStep, JoinStep, ModelStep, SourceStep, Step
 
 if TYPE_CHECKING:
     from asyncsynth.pipeline.graph import Graph
 
-#: Mermaid's shapes: a stadium for the source, a hexagon for a join, a box for a model step, rounded else.
+#: Mermaid's shapes: a stadium for the source, a hexagon for a join, a box for a model step,
+#: a framed box for a step over all rows, rounded else.
 _SHAPES: tuple[tuple[type[Step], str, str], ...] = (
     (SourceStep, "([", "])"),
     (JoinStep, "{{", "}}"),
     (ModelStep, "[", "]"),
+    (GlobalStep, "[[", "]]"),
     (Step, "(", ")"),
 )
 _ESCAPES = str.maketrans({'"': "#quot;", "<": "#lt;", ">": "#gt;", "#": "#35;", "`": "#96;"})

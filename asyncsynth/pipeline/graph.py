@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import short_hash
@@ -249,6 +250,7 @@ class Graph:
                     step=step.name,
                     hint="Put GroupColumns or CombineOutputs between.",
                 )
+        check_barriers(nodes)
 
     def _check_columns(self, nodes: list[Node]) -> list[ColumnOrigins | None]:
         """Follows the columns from the source; where they cannot be known, checking stops there."""

@@ -1,11 +1,12 @@
 """What a step is: the unit that a pipeline is built of.
 
-There are four kinds, told apart by what the engine has to do with them:
+There are five kinds, told apart by what the engine has to do with them:
 
 - `SourceStep` reads rows lazily;
 - `RowStep` changes one row without asking a model (recomputed on resume, never journaled);
 - `JoinStep` merges the rows that its branches made of one record;
-- `ModelStep` asks a model (its results are journaled; see `asyncsynth.tasks.base.Task`).
+- `ModelStep` asks a model (its results are journaled; see `asyncsynth.tasks.base.Task`);
+- `GlobalStep` sees all rows before the first one goes on.
 
 A step is told its columns by `inputs` / `outputs` and by the user's mappings, as in the field:
 ``input_mappings={"instruction": "prompt"}`` reads the step's input `instruction` from the column `prompt`;
@@ -17,8 +18,8 @@ from __future__ import annotations
 import difflib
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
@@ -283,6 +284,30 @@ class ModelStep(Step):
         """Outputs for one row as the step sees it (`view`): a list of one, or of several to expand.
 
         Raises RecordError (ParseFailure, RequestFailed, ...) for a row that cannot be done.
+        """
+        raise NotImplementedError
+
+
+class AllRows(Protocol):
+    """All rows that reach a GlobalStep, in input order. Each iteration begins anew and reads lazily."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def __len__(self) -> int: ...
+
+
+class GlobalStep(Step):
+    """Sees all rows before the first one goes on: a barrier. Asks no model.
+
+    Everything before it must flow into it, everything after must come out of it (`pipeline.barriers`).
+    """
+
+    @abstractmethod
+    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
+        """One decision for each row, in order: outputs to add (``{}`` keeps the row as it is), or `Dropped`.
+
+        `rows` may be iterated twice, and should be read lazily: there may be more than memory holds. Runs in
+        a thread. Must depend on the rows and the step's settings alone: a resumed run decides again.
         """
         raise NotImplementedError
 

@@ -74,17 +74,17 @@ def export(
         raise ConfigurationError(f"{to} is a name of the run's own files", hint="Choose another name.")
     rows = RunRows(directory, leaf, epoch=epoch)
     make_directory(fs, to.resolve().parent)
-    with _NewFile(to, fs) as file:
+    with NewFile(to, fs) as file:
         writer(rows, file)
     return Exported(to, len(rows))
 
 
-def _write_jsonl(rows: RunRows, file: _NewFile) -> None:
+def _write_jsonl(rows: RunRows, file: NewFile) -> None:
     for row in rows:
         file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _write_csv(rows: RunRows, file: _NewFile) -> None:
+def _write_csv(rows: RunRows, file: NewFile) -> None:
     columns = _all_columns(rows)
     line = io.StringIO(newline="")
     writer = csv.writer(line)
@@ -119,7 +119,7 @@ def _cell(value: Any) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _write_parquet(rows: RunRows, file: _NewFile) -> None:
+def _write_parquet(rows: RunRows, file: NewFile) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -156,14 +156,14 @@ def _batches(rows: RunRows, columns: Row) -> Iterator[list[Row]]:
         yield batch
 
 
-_WRITERS: dict[str, Callable[[RunRows, _NewFile], None]] = {
+_WRITERS: dict[str, Callable[[RunRows, NewFile], None]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
 
 
-class _NewFile:
+class NewFile:
     """A file that takes its name only when it is complete and on the disk. Context manager."""
 
     def __init__(self, path: Path, fs: FileSystem) -> None:
@@ -222,9 +222,9 @@ class _NewFile:
 
 
 class _Sink(io.RawIOBase):
-    """Write-only view of a `_NewFile`; closing it does not close that."""
+    """Write-only view of a `NewFile`; closing it does not close that."""
 
-    def __init__(self, file: _NewFile) -> None:
+    def __init__(self, file: NewFile) -> None:
         self._file = file
         self._written = 0
 

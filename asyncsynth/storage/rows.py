@@ -5,6 +5,7 @@ In memory are only the places of the rows, 8 bytes a record (16 where records ha
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from array import array
@@ -24,6 +25,7 @@ from asyncsynth.storage.segments import list_segments
 
 #: Maps kept, so that `result["default"]["train"][0]` in a loop does not read the journal each time.
 _KEPT_MAPS = 4
+_NUMBERED = re.compile(r"\.\d+\Z")
 
 
 class RunRows(Sequence[Row]):
@@ -78,6 +80,10 @@ class RunRows(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return self._map.rows(self._range)
 
+    def keyed(self) -> Iterator[tuple[str, Row]]:
+        """(key, row), in order; see `row_key`. Keys stay the same when other records come and go."""
+        return self._map.keyed(self._range)
+
     @property
     def column_names(self) -> list[str]:
         """The columns of the first row."""
@@ -118,6 +124,14 @@ def leaves(directory: Path | str) -> list[str]:
     return list(_manifest(Path(directory)).epochs[-1].leaves)
 
 
+def row_key(record: str, number: int, count: int) -> str:
+    """A key for the `number`-th of a record's `count` rows: the record's own for an only row, else `17.0`, `17.1`.
+
+    No two rows of a run get the same one: a record's key that ends like a numbered one is always numbered.
+    """
+    return record if count == 1 and not _NUMBERED.search(record) else f"{record}.{number}"
+
+
 class _RowMap:
     """Where the n-th row is: the location of its record's last entry, and its place among the record's rows."""
 
@@ -155,6 +169,18 @@ class _RowMap:
             if where != last:
                 last, rows = where, self._record(where)
             yield rows[at]
+
+    def keyed(self, numbers: range) -> Iterator[tuple[str, Row]]:
+        """As `rows`, each with its key."""
+        last = 0
+        rows: list[Row] = []
+        record = ""
+        for number in numbers:
+            where, at = self._place(number)
+            if where != last:
+                last, entry = where, self._view.read(where)
+                rows, record = entry["rows"][self._leaf], entry["k"]
+            yield row_key(record, at, len(rows)), rows[at]
 
     def _place(self, number: int) -> tuple[int, int]:
         if self._starts is None:

@@ -1,0 +1,178 @@
+"""A step over all rows, done: from the rows of a finished run directory to a file that the next one reads.
+
+The file holds a line a kept row, `{"k": key, "row": {...}}`. Beside it stands what it was made from and what
+it came to; it is written last and taken away first, so where it is, the file is whole and belongs to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError
+from asyncsynth.pipeline import Dropped, GlobalStep
+from asyncsynth.records import Row
+from asyncsynth.storage.exports import NewFile
+from asyncsynth.storage.files import REAL, atomic_write, storage_error
+from asyncsynth.storage.rows import RunRows
+from asyncsynth.storage.sources import BadRow, JsonlReader, SourceRow
+
+OUTPUT_NAME = "barrier.jsonl"
+FACTS_NAME = "barrier.json"
+
+
+class BarrierStopped(Exception):
+    """The barrier was told to stop; it left nothing."""
+
+
+@dataclass(slots=True)
+class BarrierCounts:
+    """What became of the rows. `read == kept + sum of dropped`."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  #: reason -> rows
+
+
+class BarrierReader(JsonlReader):
+    """The rows that a barrier let through, by key. There may be none.
+
+    It is always "the same input": rows that came, went or changed are found by their keys and hashes, and the
+    user is not asked about what the steps before made of an input that was accepted.
+    """
+
+    kind = "segment"
+
+    def __init__(self, directory: Path, step: str) -> None:
+        super().__init__(directory / OUTPUT_NAME, id_column="k")
+        self.name = step
+
+    def __iter__(self) -> Iterator[SourceRow | BadRow]:
+        for number, line in self._numbered():
+            try:
+                item = orjson.loads(line)
+                yield SourceRow(number, item["k"], item["row"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptJournal(
+                    f"{self.path}:{number}: is damaged ({error})",
+                    hint=f"Remove {self.path.with_name(FACTS_NAME)}: the file is then made again.",
+                ) from error
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name, "head_bytes": 0, "head_sha256": ""}
+
+    def extends(self, old: Mapping[str, Any]) -> bool:
+        return bool(old["kind"] == self.kind)
+
+
+def earlier_output(directory: Path, state: Mapping[str, Any]) -> BarrierCounts | None:
+    """What the output that is there came to, when it was made from this very state; else None.
+
+    `state` is JSON: the step and the run that its rows come from.
+    """
+    try:
+        facts = orjson.loads((directory / FACTS_NAME).read_bytes())
+        if facts.pop("made_from") != state or not (directory / OUTPUT_NAME).is_file():
+            return None
+        return BarrierCounts(facts["read"], facts["kept"], Counter(facts["dropped"]))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error(error, directory / FACTS_NAME, "read the file") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # made again
+
+
+def pass_barrier(
+    step: GlobalStep, directory: Path, state: Mapping[str, Any], stopped: Callable[[], bool]
+) -> BarrierCounts:
+    """Decides on every row of the run in `directory` and writes those that are kept. Blocking: call in a thread.
+
+    Raises BarrierStopped soon after `stopped` turns true, PipelineError for a fault of the step, StorageError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (directory / FACTS_NAME).unlink()
+        REAL.fsync_dir(directory)
+    rows = RunRows(directory)
+    counts = BarrierCounts()
+    with NewFile(directory / OUTPUT_NAME, REAL) as file:
+        for key, row in _kept(step, rows, counts, stopped):
+            file.write(_line(step, key, row))
+    facts = {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state}
+    atomic_write(directory / FACTS_NAME, orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
+    return counts
+
+
+def _kept(
+    step: GlobalStep, rows: RunRows, counts: BarrierCounts, stopped: Callable[[], bool]
+) -> Iterator[tuple[str, Row]]:
+    """The rows that the step keeps, with what it adds."""
+    decisions = _decisions(step, _Watched(rows, stopped))
+    for key, row in rows.keyed():
+        if stopped():
+            raise BarrierStopped
+        decision = next(decisions, None)
+        if decision is None:
+            raise _wrong_number(step, f"only {counts.read}", len(rows))
+        counts.read += 1
+        if isinstance(decision, Dropped):
+            counts.dropped[decision.reason] += 1
+        else:
+            counts.kept += 1
+            yield key, step.merge(row, decision) if decision else row
+    if next(decisions, None) is not None:
+        raise _wrong_number(step, "more", len(rows))
+
+
+def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
+    """The step's decisions; a bug of the step comes out under its name."""
+    try:
+        yield from step.decide(rows)
+    except (AsyncsynthError, BarrierStopped):
+        raise
+    except Exception as error:
+        raise PipelineError(
+            f"step {step.name!r} failed over all rows: {type(error).__name__}: {error}",
+            step=step.name,
+            hint="What the steps before it did is kept: mend the step and run the same command again.",
+        ) from error
+
+
+def _line(step: GlobalStep, key: str, row: Row) -> bytes:
+    try:
+        return orjson.dumps({"k": key, "row": row}, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError as error:
+        raise PipelineError(
+            f"step {step.name!r} added what is not JSON to row {key}: {error}", step=step.name
+        ) from error
+
+
+def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:
+    return PipelineError(
+        f"step {step.name!r} decided on {decided} of {rows} rows",
+        step=step.name,
+        hint="decide() must give one decision for each row, in order.",
+    )
+
+
+class _Watched:
+    """Rows that may be read several times, until the run is told to stop."""
+
+    def __init__(self, rows: RunRows, stopped: Callable[[], bool]) -> None:
+        self._rows = rows
+        self._stopped = stopped
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            if self._stopped():
+                raise BarrierStopped
+            yield row

@@ -1,0 +1,278 @@
+"""Pipelines with steps over all rows: split at these barriers into segments, each a run of its own.
+
+The last segment lives in the run's own directory, so that results, exports and status are where they always
+are; segment k before it in `segment-k` inside. Every segment has its own journal, manifest and resume. What
+one hands to the next are rows with keys: a row that did not change is not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import anyio.to_thread
+
+from asyncsynth.client.pool import ServerPool
+from asyncsynth.engine.barrier import (
+    BarrierCounts,
+    BarrierReader,
+    BarrierStopped,
+    earlier_output,
+    pass_barrier,
+)
+from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.report import Counts, Progress, RunReport
+from asyncsynth.engine.rundir import RunDirectory
+from asyncsynth.engine.runner import OnRows, Runner
+from asyncsynth.errors import RunChangedError
+from asyncsynth.pipeline import GlobalStep, Node, Plan
+from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.readers import Reader
+
+_FORMAT = 1  #: of what a barrier writes
+
+
+def split(plan: Plan) -> list[Plan]:
+    """The plan's segments; the plan itself where there is no barrier. A barrier is the next segment's source.
+
+    Fingerprints of model steps are the whole plan's: moving a barrier costs no model result.
+    """
+    starts = [0, *(node.index for node in plan.nodes if isinstance(node.step, GlobalStep))]
+    if len(starts) == 1:
+        return [plan]
+    return [_part(plan, start, end) for start, end in zip(starts, [*starts[1:], len(plan.nodes)], strict=True)]
+
+
+def _part(plan: Plan, start: int, end: int) -> Plan:
+    """Nodes `start` to `end`; a barrier stands between all that is before it and all that is after."""
+    nodes = [
+        Node(
+            index=node.index - start,
+            step=node.step,
+            before=[index - start for index in node.before if index >= start],
+            after=[index - start for index in node.after if index < end],
+            depth=node.depth - plan.nodes[start].depth,
+            fingerprint=node.fingerprint,
+        )
+        for node in plan.nodes[start:end]
+    ]
+    if end < len(plan.nodes):
+        leaves = {"default": plan.nodes[end].before[0] - start}
+    else:
+        leaves = {name: index - start for name, index in plan.leaves.items()}
+    steps = {node.step.name: plan.fields["steps"][node.step.name] for node in nodes}
+    if start:
+        steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
+    part_fields = {**plan.fields, "steps": steps}
+    return Plan(nodes, leaves, part_fields, short_hash(part_fields))
+
+
+@dataclass(slots=True)
+class Segment:
+    """One open segment. `number` counts from 1."""
+
+    number: int
+    plan: Plan
+    reader: Reader
+    options: RunOptions
+    directory: RunDirectory
+
+
+@contextlib.asynccontextmanager
+async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIterator[list[Segment]]:
+    """Opens, locks and checks the directories of all segments, before any of them runs.
+
+    Raises RunChangedError with the changes and the plan of all segments, and what `RunDirectory.opened` raises.
+    """
+    plans = split(plan)
+    count = len(plans)
+    root = options.directory(name)
+    segments: list[Segment] = []
+    changed: dict[int, RunChangedError] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        # The last one first: its directory holds the others', and is set aside with them.
+        for number in (count, *range(1, count)):
+            part = plans[number - 1]
+            reader = part.source.open() if number == 1 else BarrierReader(_place(root, number - 1, count), _name(part))
+            own = options if number == count else replace(options, output=_place(root, number, count), use_cache=True)
+            if number > 1:
+                own = replace(own, limit=None)  # counts records of the input
+            if changed and not Manifest.exists(own.directory(name)):
+                continue  # nothing to say, and nothing to make: the run will not start
+            try:
+                directory = await stack.enter_async_context(RunDirectory.opened(name, part, reader, own))
+            except RunChangedError as error:
+                if count == 1:
+                    raise
+                changed[number] = error
+            else:
+                segments.append(Segment(number, part, reader, own, directory))
+        if changed:
+            raise _all_changes(root, changed)
+        yield sorted(segments, key=lambda segment: segment.number)
+
+
+def _name(plan: Plan) -> str:
+    return plan.nodes[0].step.name
+
+
+def _place(root: Path, number: int, count: int) -> Path:
+    return root if number == count else root / f"segment-{number}"
+
+
+def _all_changes(root: Path, changed: dict[int, RunChangedError]) -> RunChangedError:
+    lines = [
+        line
+        for number, error in sorted(changed.items())
+        for line in (f"segment {number}:", *(f"  {line}" for line in error.plan))
+    ]
+    hint = next(iter(changed.values())).hint
+    return RunChangedError(f"{root} was made by another pipeline or from another input", plan=lines, hint=hint)
+
+
+async def run_segments(
+    name: str,
+    segments: Sequence[Segment],
+    pool: ServerPool,
+    *,
+    on_rows: OnRows | None = None,
+    on_runner: Callable[[Runner], None] | None = None,
+) -> RunReport:
+    """Runs one segment after the other, and the barriers between. `on_rows` gets the rows of the last.
+
+    Stops, resumable, at the first segment that does not come to its end. Raises what `Runner.run` raises.
+    """
+    whole = _Whole(name, segments)
+    for segment, following in zip(segments, [*segments[1:], None], strict=True):
+        runner = whole.runner(segment, pool, on_rows if following is None else None)
+        if on_runner is not None:
+            on_runner(runner)
+        report = await runner.run()
+        if following is None or not isinstance(runner, SegmentRunner):
+            return report
+        if not runner.may_pass or not await whole.between(segment, following, runner):
+            return runner.report()
+    raise AssertionError("a pipeline has segments")
+
+
+@dataclass(slots=True)
+class _Whole:
+    """What is known of the whole run while its segments come and go."""
+
+    name: str
+    segments: Sequence[Segment]
+    started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    earlier: Counts = field(default_factory=Counts)  #: of the segments that are done
+    notes: list[str] = field(default_factory=list)
+
+    def runner(self, segment: Segment, pool: ServerPool, on_rows: OnRows | None) -> Runner:
+        """The segment's runner; a plain one for a pipeline without barriers."""
+        if len(self.segments) > 1:
+            return SegmentRunner(self, segment, pool, on_rows)
+        plan, reader, directory = segment.plan, segment.reader, segment.directory
+        return Runner(self.name, plan, reader, pool, directory, segment.options, on_rows=on_rows)
+
+    async def between(self, segment: Segment, following: Segment, runner: SegmentRunner) -> bool:
+        """Takes the segment's rows through the barrier. False when the run is to stop first."""
+        step = following.plan.nodes[0].step
+        if not isinstance(step, GlobalStep):
+            raise AssertionError(f"{step!r} is no barrier")
+        path = segment.directory.path
+        fingerprint = short_hash(following.plan.fields["steps"][step.name])
+        state = {"format": _FORMAT, "step": fingerprint, "rows": list(segment.directory.state)}
+        counts = earlier_output(path, state)
+        made = counts is None
+        if counts is None:
+            runner.at_barrier = step.name
+            try:
+                counts = await _in_thread(step, path, state, runner)
+            except BarrierStopped:
+                return False
+        _add(self.earlier, runner.counts)
+        if made:
+            for reason, number in counts.dropped.items():
+                self.earlier.dropped[f"{step.name}: {reason}"] += number
+        self.notes.append(_note(segment, runner.counts, step, counts, made=made))
+        return not runner.draining
+
+
+async def _in_thread(step: GlobalStep, path: Path, state: dict[str, object], runner: SegmentRunner) -> BarrierCounts:
+    """`pass_barrier` in a thread that ends at its next row when the run drains or is cancelled."""
+    cancelled = threading.Event()
+
+    def work() -> BarrierCounts:
+        return pass_barrier(step, path, state, lambda: cancelled.is_set() or runner.draining)
+
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+
+
+def _add(total: Counts, counts: Counts) -> None:
+    """Adds a segment's counts to those before it; rows that went on to a next segment are no result rows."""
+    for one in fields(Counts):
+        if one.name != "rows":
+            setattr(total, one.name, getattr(total, one.name) + getattr(counts, one.name))
+
+
+def _note(segment: Segment, counts: Counts, step: GlobalStep, barrier: BarrierCounts, *, made: bool) -> str:
+    dropped = ", ".join(f"{reason} {number}" for reason, number in sorted(barrier.dropped.items()))
+    return (
+        f"segment {segment.number}: {counts.ok} ok, {counts.failed} failed, {counts.earlier} done earlier; "
+        f"{step.name}{'' if made else ' (earlier)'}: {barrier.kept} of {barrier.read} rows kept"
+        + (f", dropped: {dropped}" if dropped else "")
+    )
+
+
+class SegmentRunner(Runner):
+    """A `Runner` that speaks for the whole run: its report counts the segments before, and is complete only
+    at the last one's end; its progress names the segment and counts it alone."""
+
+    def __init__(self, whole: _Whole, segment: Segment, pool: ServerPool, on_rows: OnRows | None) -> None:
+        super().__init__(
+            whole.name, segment.plan, segment.reader, pool, segment.directory, segment.options, on_rows=on_rows
+        )
+        self._whole = whole
+        self._number = segment.number
+        self.at_barrier = ""  #: name of the step over all rows that its rows are going through
+
+    @property
+    def draining(self) -> bool:
+        """Whether the run was told to end early."""
+        return self._draining
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the segment came to its end, and the run is to go on."""
+        return super().report().complete and not self._draining
+
+    def progress(self) -> Progress:
+        progress = super().progress()
+        progress.segment = f"{self._number}/{len(self._whole.segments)}"
+        if self.at_barrier:
+            progress.segment += f", {self.at_barrier}"
+        return progress
+
+    def report(self) -> RunReport:
+        report = super().report()
+        last = self._whole.segments[-1]
+        counts = Counts(rows=report.counts.rows if self._number == last.number else 0)
+        for part in (self._whole.earlier, report.counts):
+            _add(counts, part)
+        complete = report.complete and self._number == last.number
+        return replace(
+            report,
+            directory=last.directory.path,
+            complete=complete,
+            counts=counts,
+            elapsed_s=self._loop.time() - self._whole.started,
+            stopped_why="" if complete else self._stopped_why,
+            notes=[*self._whole.notes, *report.notes],
+        )
