@@ -50,8 +50,9 @@ class Magpie(Task):
         end_with_user: leave the last answer out (`n_turns` of 2 or more).
         include_system_prompt: begin ``conversation`` with the system message.
         only_instruction: the instruction only, no answer.
-        chat_template: "chatml" (Qwen2.5, SmolLM2), the path of another model's tokenizer_config.json or of the
-            folder that holds it, or None: ChatML for models that are named Qwen or SmolLM.
+        chat_template: "chatml", the path of another model's tokenizer_config.json or of the folder that holds
+            it, or None: ChatML for models that are named Qwen or SmolLM. Without a system prompt, Qwen2.5 and
+            SmolLM2 get the one that their own templates put in.
         max_instruction_tokens: the longest instruction, in tokens; the answer's limit is the LLM's.
         Others: see `Task`.
 
@@ -179,7 +180,7 @@ def read_user_turn(choice: Choice, stop: Sequence[str]) -> str:
 
 def _template(given: str | Path | None, llm: LLM) -> ChatTemplate:
     if given == "chatml" or (given is None and _CHATML_MODELS.search(llm.model)):
-        return chatml()
+        return chatml(llm.model)
     if given is None:
         raise ConfigurationError(
             f"Magpie: the chat template of {llm.model!r} is not built in",
