@@ -53,7 +53,7 @@ class Progress:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``: the same facts as plain values."""
-        return {**asdict(self), "eta_s": self.eta_s}
+        return {**_plain(self), "eta_s": self.eta_s}
 
 
 @dataclass(slots=True)
@@ -88,4 +88,11 @@ class RunReport:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and for ``report.json`` in the run directory."""
-        return {**asdict(self), "directory": str(self.directory), "exit_code": self.exit_code}
+        return {**_plain(self), "directory": str(self.directory), "exit_code": self.exit_code}
+
+
+def _plain(report: Progress | RunReport) -> dict[str, Any]:
+    """`asdict`, but for the counters: Python 3.11 makes one whose keys are pairs of them."""
+    counts = asdict(report.counts)
+    counts.update(failures=dict(report.counts.failures), dropped=dict(report.counts.dropped))
+    return {**asdict(report), "counts": counts}

@@ -89,6 +89,21 @@ def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_serv
     assert len(result_rows(run)) == 12
 
 
+def test_json_tells_the_failures_by_reason(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(
+        models=["model-a"], script=lambda info: Fault("status", status=422) if b"number 3." in info.body else None
+    )
+    job, run = write_job(tmp_path), tmp_path / "run"
+    ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--json")
+    assert ran.returncode == 3, ran.stderr
+    done = json.loads(ran.stdout.splitlines()[-1])
+    assert done["event"] == "done"
+    assert sum(done["counts"]["failures"].values()) == 1
+    assert all(isinstance(reason, str) for reason in done["counts"]["failures"])
+    shown = json.loads(asyncsynth("status", run, "--json").stdout)
+    assert sum(shown["failed_rows"].values()) == 1
+
+
 def test_limit_and_input(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"])
     job, other = write_job(tmp_path), tmp_path / "other.jsonl"
