@@ -78,11 +78,34 @@ def run(
 
 
 @app.command()
-def status(directory: RunDir, as_json: AsJson = False) -> None:
+def status(
+    directory: RunDir,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure the data: failures, lengths, duplicates, ratings, ...")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Tell how a run stands: also while another process is writing it."""
+    if quality:
+        from asyncsynth.cli.quality import quality_command
+
+        quality_command(directory, as_json=as_json)
+        return
     from asyncsynth.cli.inspect import status_command
 
     status_command(directory, as_json=as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A", help="A run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the data of two runs: the settings that differ, and each step's measures side by side."""
+    from asyncsynth.cli.quality import compare_command
+
+    compare_command(first, second, as_json=as_json)
 
 
 @app.command()

@@ -21,5 +21,10 @@ def similarity(first: str, second: str) -> float:
     return (ours & theirs).total() / union if union else 1.0
 
 
+def tokens(text: str) -> list[str]:
+    """The words and marks of a text, case folded; in scripts written without spaces, its characters."""
+    return _TOKEN.findall(text.casefold())
+
+
 def _pairs(text: str) -> Counter[tuple[str, str]]:
-    return Counter(pairwise(["", *_TOKEN.findall(text.casefold()), ""]))
+    return Counter(pairwise(["", *tokens(text), ""]))

@@ -229,6 +229,14 @@ class RunIndex:
         slot = self._find(key)
         return (self._final_at[slot] or None) if slot >= 0 else None
 
+    def is_current(self, key: str, where: int, fingerprint: str | None = None) -> bool:
+        """Whether the entry at `where` is the last word on a record in the input: on its end, or on a step."""
+        slot = self._find(key)
+        if slot < 0 or self._flags[slot] & _DROPPED:
+            return False
+        column = self._final_at if fingerprint is None else self._steps.get(fingerprint, ())
+        return slot < len(column) and column[slot] == where
+
     def finals(self, epoch: int | None = None) -> Iterator[int]:
         """Locations of the final entries in the order of the input; of one epoch, or each record's last."""
         return (self._final_at[slot] for slot in self._in_order(epoch))
