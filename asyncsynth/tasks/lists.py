@@ -21,6 +21,7 @@ _NUMBERED = re.compile(
 )
 _BULLET = re.compile(r"^\s*(?:[-+*\u2022\u2023\u25e6\u2013\u2014\u25cf]|\u30fb)\s+(?:\[[ xX]?\]\s+)?")
 _INLINE = re.compile(r"(?<=[.?!\"\u201d\u3002\uff1f])\s+(?=\(?\d{1,2}[.)]\s+\S)")
+_HEADING = re.compile(r"^\s*(?:##+\s+\S|\*\*[^*]+\*\*\s*:?\s*$)")
 _LABEL = re.compile(rf"^[*_]*{_NAME}[*_]*\s*:[\s*_]*(?=\S)", re.IGNORECASE)
 #: "**Story:** Write ...": a title before the instruction itself
 _TITLE = re.compile(
@@ -99,9 +100,9 @@ def _strings(value: Any) -> list[str] | None:
         for key in _KEYS:
             if isinstance(lowered.get(key), (list, dict)):
                 return _strings(lowered[key])
-        lists = [item for item in value.values() if isinstance(item, list)]
-        if len(lists) == 1:
-            return _strings(lists[0])
+        inner = [item for item in value.values() if isinstance(item, (list, dict))]
+        if len(inner) == 1:
+            return _strings(inner[0])
         items = [_string(item) for item in value.values()]
         return [item for item in items if item is not None] or None
     return None
@@ -154,6 +155,8 @@ def _under_marks(lines: list[str], mark: re.Pattern[str]) -> list[str]:
             opened = re.search(r"\*\*|__", found[0])
             items.append(opened[0] + rest if opened and rest.count(opened[0]) % 2 else rest)
             is_open = True
+        elif _HEADING.match(line) and items and items[-1].strip():
+            is_open = False
         elif not line.strip():
             is_open = is_open and not items[-1].strip()  # "Instruction 1:", blank, text
         elif is_open and not is_chatter(line):

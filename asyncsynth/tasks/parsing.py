@@ -36,13 +36,13 @@ _MADE = r"(?:re-?written|revised|improved|evolved|enhanced|new|updated|modified|
 _PREAMBLE = re.compile(
     rf"^\W*(?:(?:sure|certainly|of\s+course|absolutely|okay|ok|great|gladly)\b[^\n]{{0,200}}?[:!.]"
     rf"|(?:here\s+(?:is|are)|here['\u2019]s|below\s+(?:is|are)|the\s+following|these\s+are|this\s+is)\b[^\n]{{0,200}}?:"
-    rf"|(?:the\s+|my\s+|your\s+)?{_MADE}\s+{_THING}\s*:)[\s*_]*$",
+    rf"|(?:the\s+|my\s+|your\s+)?{_MADE}\s+{_THING}\s*\#?\s*:)[\s*_]*$",
     re.IGNORECASE,
 )
 #: the same before the text on one line
 _LABEL = re.compile(
     rf"^[\s#*_]*(?:(?:sure|certainly|of\s+course|okay|ok)\s*[!,.:]\s*)?"
-    rf"(?:(?:here\s+(?:is|are)|here['\u2019]s)\s+(?:the|an?|your|my)\s+)?(?:(?:the\s+)?{_MADE}\s+{_THING})\s*[*_]*\s*:[\s*_]*",
+    rf"(?:(?:here\s+(?:is|are)|here['\u2019]s)\s+(?:the|an?|your|my)\s+)?(?:(?:the\s+)?{_MADE}\s+{_THING})\s*[*_\#]*\s*:[\s*_]*",
     re.IGNORECASE,
 )
 #: a last paragraph about the text instead of the text
@@ -54,7 +54,9 @@ _EPILOGUE = re.compile(
     re.IGNORECASE,
 )
 _FENCED = re.compile(r"^```[\w+-]*[ \t]*\n(?P<inside>.*?)\n?```\s*$", re.DOTALL)
-_TAGGED = re.compile(r"<(?P<tag>[a-z][\w -]*)>(?P<inside>.*?)</(?P=tag)>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(
+    r"<(instruction|response|answer|request|revision|text|prompt|output|rewrit\w*|evolved\w*|new\w*)>", re.IGNORECASE
+)
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "\u300c": "\u300d"}
 
 
@@ -67,7 +69,7 @@ def json_values(text: str) -> Iterator[Any]:
     else:
         return
     closing = {"{": "}", "[": "]"}
-    start = 0
+    start = all_tries = 0
     while (found := _BRACKET.search(text, start)) is not None:
         end = text.rfind(closing[found[0]])
         tries = 0
@@ -78,9 +80,10 @@ def json_values(text: str) -> Iterator[Any]:
             except orjson.JSONDecodeError:
                 end = text.rfind(closing[found[0]], found.start(), end)
                 tries += 1
+                all_tries += 1
         else:
             start = found.end()
-            if start > 4096:
+            if start > 4096 or all_tries > 1000:
                 return
             continue
         start = end + 1
@@ -144,15 +147,7 @@ def rewritten_text(text: str) -> str:
     if (one := _only_string(text)) is not None:
         return one
     text = _without_preamble(text)
-    tagged = _TAGGED.search(text)
-    if tagged is not None and len(tagged["inside"]) * 2 > len(text):
-        text = tagged["inside"].strip()
-    else:
-        text = re.sub(
-            r"^</?(?:instruction|response|answer|request|revision)>\s*|\s*</?(?:instruction|response|answer|request|revision)>$",
-            "",
-            text,
-        )
+    text = _inside_tags(text)
     if fenced := _FENCED.match(text):
         text = fenced["inside"].strip()
     paragraphs = re.split(r"\n\s*\n", text)
@@ -160,6 +155,18 @@ def rewritten_text(text: str) -> str:
         paragraphs.pop()
     text = "\n\n".join(paragraphs)
     return unquoted(_LABEL.sub("", text, count=1))
+
+
+def _inside_tags(text: str) -> str:
+    """What stands in a pair of tags that holds most of the text; else the text without stray tags around it."""
+    opening = _TAG.search(text)
+    if opening is not None:
+        end = text.find(f"</{opening[1]}>", opening.end())
+        if (end - opening.end()) * 2 > len(text):
+            return text[opening.end() : end].strip()
+        if opening.start() == 0:
+            return text[opening.end() :].strip()
+    return re.sub(r"</(?:instruction|response|answer|request|revision)>$", "", text, flags=re.IGNORECASE).strip()
 
 
 def _without_preamble(text: str) -> str:
