@@ -10,6 +10,8 @@ from typing import Any
 from asyncsynth.records import canonical_json
 
 _MAX_DEPTH = 64
+#: Keywords whose values are data, and no schemas.
+_DATA = frozenset({"const", "enum", "default", "examples"})
 
 
 def mismatch(value: Any, schema: Any) -> str:
@@ -42,7 +44,11 @@ def schema_problem(schema: Any) -> str:
                 re.compile(pattern)
             except re.error as error:
                 return f"the pattern {pattern!r} does not compile: {error}"
-        return next((found for item in node.values() if (found := walk(item, depth + 1))), "")
+        names = [node["type"]] if isinstance(node.get("type"), str) else node.get("type")
+        if isinstance(names, list) and (unknown := [name for name in names if name not in _TYPES]):
+            return f"{unknown[0]!r} is no JSON type"
+        parts = [item for key, item in node.items() if key not in _DATA]
+        return next((found for item in parts if (found := walk(item, depth + 1))), "")
 
     if found := walk(schema, 0):
         return found

@@ -94,7 +94,8 @@ class PairwiseJudge(Task):
         first, second = _two_texts(row["generations"])
         if not (first.strip() and second.strip()) or first.strip() == second.strip():
             winner = None if bool(first.strip()) == bool(second.strip()) else int(not first.strip())
-            return {**preference_of(Verdict(winner), Verdict(winner and 1 - winner)), "model_name": self.llm.model}
+            turned = None if winner is None else 1 - winner
+            return {**preference_of(Verdict(winner), Verdict(turned)), "model_name": self.llm.model}
         orders = ((first, second), (second, first))
         answers = await all_or_error(
             [

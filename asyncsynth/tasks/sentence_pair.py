@@ -39,7 +39,9 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
     ),
 }
 _MAX_CHARS = 2000
-_LABEL = re.compile(r"^\W*(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M)
+_LABEL = re.compile(
+    r"^\W*(?:\d+[.)]\s*)?(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M
+)
 
 
 class GenerateSentencePair(Task):
@@ -142,8 +144,8 @@ def read_pair(text: str) -> dict[str, str]:
                 return {name: item.strip() for name, item in found.items()}
     plain = without_markdown(text)
     labels = list(_LABEL.finditer(plain))
-    ends = [*(label.start() for label in labels[1:]), len(plain)]
     sections: dict[str, str] = {}
-    for label, end in zip(labels, ends, strict=True):
+    for number, label in enumerate(labels):
+        end = labels[number + 1].start() if number + 1 < len(labels) else len(plain)
         sections.setdefault(label["name"].lower(), unquoted(plain[label.end() : end]))
     return sections

@@ -210,7 +210,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 
 
 def test_an_unknown_models_template_is_asked_for() -> None:
-    with pytest.raises(ConfigurationError, match="tokenizer_config.json"):
+    with pytest.raises(ConfigurationError, match="tokenizer_config"):
         Magpie(llm=LLM(model="meta-llama/Llama-3.2-1B-Instruct"))
     Magpie(llm=LLM(model="my-tune"), chat_template="chatml")
 
