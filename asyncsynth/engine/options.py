@@ -21,7 +21,8 @@ class RunOptions:
     """Options of one run.
 
     Args:
-        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>``.
+        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>`` (a pipeline without a name:
+            ``asyncsynth-runs/pipeline-<fingerprint>``).
         servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
         embedded: answer every model with an embedded one (True for the default, or its name or GGUF path).
         limit: stop after this many input records.

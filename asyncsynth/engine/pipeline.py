@@ -7,6 +7,7 @@ import contextlib
 import functools
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
@@ -98,6 +99,9 @@ class Pipeline(Graph):
     ) -> RunReport:
         """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
         plan = self.checked(options)
+        if options.output is None and not self.is_named:
+            # Pipelines without a name must not meet in one directory: each has its own, by what it does.
+            options = replace(options, output=options.directory(f"{self.name}-{plan.fingerprint[:8]}"))
         async with open_segments(self.name, plan, options) as segments:
             servers = parse_servers(options.servers) if options.servers else servers_from_environment()
             async with open_pool(

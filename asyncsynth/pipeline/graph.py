@@ -66,7 +66,9 @@ class Graph:
         name: names the default run directory and the drawings.
     """
 
-    def __init__(self, name: str = "pipeline", *, description: str = "") -> None:
+    def __init__(self, name: str | None = None, *, description: str = "") -> None:
+        self.is_named = name is not None
+        name = "pipeline" if name is None else name
         if not name or any(char in name for char in "/\\\0") or name.startswith("."):
             raise PipelineError(f"a pipeline's name is used for a folder; {name!r} cannot be one")
         self.name = name

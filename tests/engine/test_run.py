@@ -332,3 +332,23 @@ def test_use_cache_false_starts_over_and_keeps_the_old_run(tmp_path: Path) -> No
         assert len(list(tmp_path.iterdir())) == 2
 
     run_async(main())
+
+
+def test_pipelines_without_a_name_do_not_meet_in_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless(temperature: float) -> Pipeline:
+        with Pipeline() as pipeline:
+            LoadDataFromDicts(data=rows(2)) >> TextGeneration(llm=LLM(model="model-a", temperature=temperature))
+        return pipeline
+
+    async def main() -> None:
+        monkeypatch.setenv("ASYNCSYNTH_RUNS", str(tmp_path))
+        async with server(keep_requests=True) as fake:
+            for temperature in (0.1, 0.9, 0.1):
+                result = await nameless(temperature).arun(servers=[fake.base_url])
+                assert len(result["default"]["train"]) == 2
+            assert completions(fake) == 4  # the third is the first again
+
+    run_async(main())
+    assert len(list(tmp_path.iterdir())) == 2
