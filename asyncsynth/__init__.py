@@ -28,6 +28,7 @@ _HOME = {
     "Step": "pipeline.step",
     "RowStep": "pipeline.step",
     "JoinStep": "pipeline.step",
+    "GlobalStep": "pipeline.step",
     "Dropped": "pipeline.step",
     "Context": "pipeline.context",
     "Task": "tasks.base",
@@ -54,6 +55,9 @@ _HOME = {
     "step": "steps.decorators",
     "LoadDataFromDicts": "steps.loaders",
     "LoadJSONL": "steps.loaders",
+    "LoadParquet": "steps.load_parquet",
+    "LoadDisk": "steps.load_disk",
+    "LoadHub": "steps.load_hub",
     "GroupColumns": "steps.group",
     "CombineOutputs": "steps.group",
     "KeepColumns": "steps.columns",
@@ -61,6 +65,9 @@ _HOME = {
     "ExpandColumns": "steps.columns",
     "MergeColumns": "steps.columns",
     "Filter": "steps.filter",
+    "Deduplicate": "steps.deduplicate",
+    "DiversitySelect": "steps.diversity_select",
+    "DeitaFilter": "steps.deita_filter",
     "FormPreference": "steps.preference",
     "FormSFT": "steps.sft",
     "AsyncsynthError": "errors",
@@ -74,6 +81,9 @@ __all__ = [
     "CombineOutputs",
     "ComplexityScorer",
     "Context",
+    "Deduplicate",
+    "DeitaFilter",
+    "DiversitySelect",
     "Dropped",
     "EvolComplexity",
     "EvolInstruct",
@@ -83,13 +93,17 @@ __all__ = [
     "FormPreference",
     "FormSFT",
     "GenerateSentencePair",
+    "GlobalStep",
     "GroupColumns",
     "InstructionBacktranslation",
     "JoinStep",
     "Jury",
     "KeepColumns",
     "LoadDataFromDicts",
+    "LoadDisk",
+    "LoadHub",
     "LoadJSONL",
+    "LoadParquet",
     "Magpie",
     "MagpieGenerator",
     "MergeColumns",
@@ -125,11 +139,17 @@ if TYPE_CHECKING:
     from asyncsynth.engine.result import Result
     from asyncsynth.errors import AsyncsynthError
     from asyncsynth.pipeline.context import Context
-    from asyncsynth.pipeline.step import Dropped, JoinStep, RowStep, Step
+    from asyncsynth.pipeline.step import Dropped, GlobalStep, JoinStep, RowStep, Step
     from asyncsynth.steps.columns import ExpandColumns, KeepColumns, MergeColumns, RenameColumns
     from asyncsynth.steps.decorators import step
+    from asyncsynth.steps.deduplicate import Deduplicate
+    from asyncsynth.steps.deita_filter import DeitaFilter
+    from asyncsynth.steps.diversity_select import DiversitySelect
     from asyncsynth.steps.filter import Filter
     from asyncsynth.steps.group import CombineOutputs, GroupColumns
+    from asyncsynth.steps.load_disk import LoadDisk
+    from asyncsynth.steps.load_hub import LoadHub
+    from asyncsynth.steps.load_parquet import LoadParquet
     from asyncsynth.steps.loaders import LoadDataFromDicts, LoadJSONL
     from asyncsynth.steps.preference import FormPreference
     from asyncsynth.steps.sft import FormSFT

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from asyncsynth.errors import InputError, PipelineError
+from asyncsynth.errors import ConfigurationError, InputError, PipelineError
 from asyncsynth.pipeline.step import SourceStep, nearest
 from asyncsynth.storage.readers import BadRowPolicy
 from asyncsynth.storage.sources import DictsReader, JsonlReader, Reader
 
 
-class _Loader(SourceStep):
+class Loader(SourceStep):
     """What loaders share.
 
     Args:
@@ -52,7 +53,7 @@ class _Loader(SourceStep):
         return columns
 
 
-class LoadDataFromDicts(_Loader):
+class LoadDataFromDicts(Loader):
     """Rows given in Python: a list of dicts, any iterable, or a function that returns a fresh one each time.
 
     Give a list or a function: an iterator can be read only once.
@@ -76,7 +77,7 @@ class LoadDataFromDicts(_Loader):
         return self._reader
 
 
-class LoadJSONL(_Loader):
+class LoadJSONL(Loader):
     """Rows of a JSON Lines file, plain or gzip; one line is in memory at a time."""
 
     def __init__(
@@ -99,3 +100,14 @@ class LoadJSONL(_Loader):
     def open(self) -> Reader:
         """A reader from the file's first line; the file is opened when it is iterated."""
         return JsonlReader(self.path, id_column=self.id_column, on_bad_row=self.on_bad_row, rename=self.output_mappings)
+
+
+def extra(module: str, step: Loader) -> Any:
+    """A module of the extra `datasets`. Raises ConfigurationError when it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{type(step).__name__} needs the package {module.split('.')[0]}, which is not installed",
+            hint="Install it with `pip install 'asyncsynth[datasets]'`.",
+        ) from error

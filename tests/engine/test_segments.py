@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,16 @@ class Once(GlobalStep):
         seen = [row["instruction"] for row in rows]
         for row in rows:
             yield {"seen": len(seen)} if seen.count(row["instruction"]) == 1 else Dropped("repeated")
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Lets others run until it is so."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def asked(fake: FaultServer, model: str) -> int:
+    return sum(info.json.get("model") == model for info in fake.log or ())
 
 
 def two_models(data: Any, barrier: Callable[[], GlobalStep] = Once, prompt: str | None = None) -> Pipeline:
@@ -193,8 +202,7 @@ def test_a_run_cancelled_in_either_segment_goes_on_where_it_was(tmp_path: Path) 
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
             for model in ("model-a", "model-b"):
                 task = asyncio.create_task(two_models(rows(40), Even).arun(**options))
-                while sum(info.json.get("model") == model for info in fake.log or ()) < 12:
-                    await asyncio.sleep(0.001)
+                await until(lambda model=model: asked(fake, model) >= 12)  # type: ignore[misc]
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -214,9 +222,9 @@ class Slow(GlobalStep):
 
     def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
         type(self).waiting = True
-        for _ in range(10_000):
+        for _ in range(1_000_000):
             for _ in rows:
-                time.sleep(0.001)
+                pass
         yield from ({} for _ in rows)
 
 
@@ -229,8 +237,7 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             pipeline = two_models(rows(4), Slow)
             task = asyncio.create_task(pipeline.arun(**options, on_runner=runners.append))
-            while not Slow.waiting:
-                await asyncio.sleep(0.001)
+            await until(lambda: Slow.waiting)
             assert runners[-1].progress().segment == "1/2, slow_0"
             if end == "drain":
                 runners[-1].drain("SIGINT")
@@ -256,8 +263,7 @@ def test_a_run_drained_in_its_first_segment_stops_there(tmp_path: Path) -> None:
         async with server(delay_s=0.002) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
             task = asyncio.create_task(two_models(rows(40), Even).arun(**options, on_runner=runners.append))
-            while not (runners and runners[0].counts.ok > 3):
-                await asyncio.sleep(0.001)
+            await until(lambda: (runners and runners[0].counts.ok > 3))
             runners[0].drain("SIGINT")
             result = await task
             assert result.report.exit_code == 4
@@ -351,8 +357,7 @@ def test_no_second_process_while_the_first_segment_runs(tmp_path: Path) -> None:
         async with server(delay_s=0.05) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             first = asyncio.create_task(two_models(rows(3), Even).arun(**options))
-            while fake.answered < 3:
-                await asyncio.sleep(0.001)
+            await until(lambda: fake.answered >= 3)
             with pytest.raises(RunLockedError):
                 await two_models(rows(3), Even).arun(**options)
             await first

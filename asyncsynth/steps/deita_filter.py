@@ -1,0 +1,105 @@
+"""`DeitaFilter`: the best rows by complexity and quality that do not repeat one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from asyncsynth.pipeline.step import AllRows, Dropped, GlobalStep
+from asyncsynth.records import Row
+from asyncsynth.steps.arguments import column_names, one_of
+from asyncsynth.steps.diversity_select import repetition_filter
+from asyncsynth.steps.minhash import MinHash, Signature, share, text_of, whole_number
+
+Action = Literal["remove", "flag"]
+
+
+class DeitaFilter(GlobalStep):
+    """Score-first, diversity-aware selection (Liu et al., DEITA, arXiv 2312.15685). Waits for all rows.
+
+    A row's score is complexity × quality; of a dialogue with lists of scores, the sum over its turns. Rows are
+    taken from the highest score down, each only if it is less than `max_similarity` like all taken, until
+    `data_budget` are. The paper compares embeddings by cosine; here texts are compared by their word n-grams (see
+    `steps.minhash`), which finds rewordings less well and needs no model. Rows stay in input order.
+
+    Args:
+        columns: what is compared, together, as text.
+        data_budget: rows to keep at most.
+        complexity, quality: columns with the scores: a number, or a list of numbers.
+        max_similarity: above 0 and at most 1.
+        num_perm, ngram: as in `Deduplicate`.
+        action: "remove" drops the others, counted as `no_score` (missing or None), `too_similar` or `over_budget`;
+            "flag" keeps all rows and adds the column `is_selected`.
+
+    Adds the column `deita_score` (None where there is no score). Memory: 0.5 KB a row, 3 KB more a kept one.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str] | str,
+        *,
+        data_budget: int,
+        complexity: str = "complexity_scores",
+        quality: str = "quality_scores",
+        max_similarity: float = 0.5,
+        num_perm: int = 128,
+        ngram: int = 2,
+        action: Action = "remove",
+        name: str | None = None,
+        output_mappings: Mapping[str, str] | None = None,
+    ) -> None:
+        one_of("DeitaFilter", "action", action, ("remove", "flag"))
+        whole_number("DeitaFilter", "data_budget", data_budget, least=1)
+        share("DeitaFilter", "max_similarity", max_similarity)
+        whole_number("DeitaFilter", "num_perm", num_perm, least=1)
+        whole_number("DeitaFilter", "ngram", ngram, least=1)
+        self.columns = column_names("DeitaFilter", "columns", columns)
+        self.complexity, self.quality = column_names("DeitaFilter", "complexity and quality", (complexity, quality))
+        self.inputs = tuple(dict.fromkeys((*self.columns, complexity, quality)))
+        self.outputs = ("deita_score", "is_selected") if action == "flag" else ("deita_score",)
+        self.data_budget = data_budget
+        self.max_similarity = max_similarity
+        self.num_perm = num_perm
+        self.ngram = ngram
+        self.action = action
+        super().__init__(name=name, output_mappings=output_mappings)
+
+    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
+        """One pass for scores and signatures, then the choice."""
+        minhash = MinHash(self.num_perm, self.ngram)
+        scores: list[float | None] = []
+        signatures: list[Signature[int]] = []
+        for row in rows:
+            score = deita_score(row.get(self.complexity), row.get(self.quality))
+            scores.append(score)
+            # What has no score is never compared.
+            signatures.append(_NONE if score is None else minhash.signature(text_of(row, self.columns)))
+        ranked = sorted(
+            (number for number, score in enumerate(scores) if score is not None),
+            key=lambda number: (-(scores[number] or 0), number),
+        )
+        chosen, similar = repetition_filter(signatures, ranked, self.data_budget, self.max_similarity)
+        for number, score in enumerate(scores):
+            if self.action == "flag":
+                yield {"deita_score": score, "is_selected": number in chosen}
+            elif number in chosen:
+                yield {"deita_score": score}
+            else:
+                yield Dropped("no_score" if score is None else "too_similar" if number in similar else "over_budget")
+
+
+def deita_score(complexity: Any, quality: Any) -> float | None:
+    """The product of two scores, or the sum of the products of two lists; None for what has no score."""
+    if isinstance(complexity, list) and isinstance(quality, list):
+        if not complexity or len(complexity) != len(quality):
+            return None
+        products = [deita_score(one, other) for one, other in zip(complexity, quality, strict=True)]
+        known = [product for product in products if product is not None]
+        return sum(known) if len(known) == len(products) else None
+    numbers = (complexity, quality)
+    if all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+        return float(complexity * quality)
+    return None
+
+
+_NONE: Signature[int] = Signature("I")

@@ -1,0 +1,146 @@
+"""MinHash signatures and an index of near neighbours: how alike texts are, without comparing all pairs.
+
+Two texts are as alike as their sets of word n-grams (Jaccard: shared by all). Broder, "On the resemblance and
+containment of documents" (1997): under a random order of all n-grams, the chance that two sets have the same
+least one is their Jaccard similarity. A signature keeps the least value under `num_perm` orders; the share of
+equal places estimates the similarity with a standard error of sqrt(s (1 - s) / num_perm), 0.035 at most for
+num_perm=200 and 0.044 for 128. The orders are multiply-add hashes modulo 2^64 of a 64-bit BLAKE2b (Dietzfelbinger
+et al. 1997), of which the upper half counts.
+
+Candidates come from banding (locality-sensitive hashing; Leskovec, Rajaraman and Ullman, "Mining of Massive
+Datasets", ch. 3): signatures that agree in all rows of some band. They are then compared in full, so that bands
+can only miss neighbours (less than 1 % at the threshold, fewer above), never invent one.
+
+Pure Python: about 1 ms for each 100 words at 128 permutations, 0.5 KB of memory a signature and some 3 KB
+a text in the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from array import array
+from collections.abc import Iterable, Mapping
+from operator import eq
+from typing import Any
+
+from asyncsynth.errors import PipelineError
+from asyncsynth.records import canonical_json, stable_seed
+from asyncsynth.steps.similarity import tokens
+
+Signature = array  #: of 32-bit unsigned integers
+
+_MASK = (1 << 64) - 1
+_LEAST_RECALL = 0.99
+
+
+class MinHash:
+    """Makes signatures. The same settings and seed give the same ones on every machine.
+
+    Args:
+        num_perm: numbers in a signature, 1 or more.
+        ngram: words in an n-gram; a shorter text is one n-gram as a whole.
+    """
+
+    def __init__(self, num_perm: int = 128, ngram: int = 3, *, seed: int = 0) -> None:
+        whole_number("MinHash", "num_perm", num_perm, least=1)
+        whole_number("MinHash", "ngram", ngram, least=1)
+        self.num_perm = num_perm
+        self.ngram = ngram
+        rng = random.Random(stable_seed("minhash", seed, num_perm))  # noqa: S311
+        self._orders = [(rng.getrandbits(64) | 1, rng.getrandbits(64)) for _ in range(num_perm)]
+
+    def signature(self, text: str) -> Signature[int]:
+        """The text's signature. Texts without a word are all alike."""
+        hashes = [_hash64(gram) for gram in self.ngrams(text)]
+        return array("I", [min([(a * h + b) & _MASK for h in hashes]) >> 32 for a, b in self._orders])
+
+    def ngrams(self, text: str) -> set[str]:
+        """The set that stands for the text; never empty."""
+        words = tokens(text)
+        count = max(1, len(words) - self.ngram + 1)
+        return {" ".join(words[at : at + self.ngram]) for at in range(count)}
+
+
+def resemblance(first: Signature[int], second: Signature[int]) -> float:
+    """Estimated Jaccard similarity of the texts of two signatures: 0.0 to 1.0."""
+    equal: int = sum(map(eq, first, second))
+    return equal / len(first)
+
+
+class NearIndex:
+    """Signatures, and which of them are at least `threshold` like another one."""
+
+    def __init__(self, num_perm: int, threshold: float) -> None:
+        self.threshold = threshold
+        self._rows = band_rows(num_perm, threshold)
+        self._bands = [range(start, start + self._rows) for start in range(0, num_perm - self._rows + 1, self._rows)]
+        # By band: hash of its part of a signature -> number of the signature, or a list of several.
+        self._tables: list[dict[int, int | list[int]]] = [{} for _ in self._bands]
+        self._signatures: list[Signature[int]] = []
+
+    def __len__(self) -> int:
+        return len(self._signatures)
+
+    def nearest(self, signature: Signature[int]) -> tuple[int, float] | None:
+        """(number, similarity) of the signature that is most like this one, if any is as much as the threshold."""
+        candidates: set[int] = set()
+        for table, part in zip(self._tables, self._parts(signature), strict=True):
+            found = table.get(part)
+            if found is not None:
+                candidates.update(found) if isinstance(found, list) else candidates.add(found)
+        best: tuple[int, float] | None = None
+        for number in sorted(candidates):
+            similarity = resemblance(signature, self._signatures[number])
+            if similarity >= self.threshold and (best is None or similarity > best[1]):
+                best = number, similarity
+        return best
+
+    def add(self, signature: Signature[int]) -> int:
+        """Takes a signature in and numbers it, from 0."""
+        number = len(self._signatures)
+        self._signatures.append(signature)
+        for table, part in zip(self._tables, self._parts(signature), strict=True):
+            found = table.setdefault(part, number)
+            if isinstance(found, list):
+                found.append(number)
+            elif found != number:
+                table[part] = [found, number]
+        return number
+
+    def _parts(self, signature: Signature[int]) -> Iterable[int]:
+        return (hash(signature[band.start : band.stop].tobytes()) for band in self._bands)
+
+
+def band_rows(num_perm: int, threshold: float) -> int:
+    """The widest bands (fewest candidates) that still find 99 % of the pairs that are just alike enough."""
+    for rows in range(num_perm, 1, -1):
+        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= _LEAST_RECALL:
+            return rows
+    return 1
+
+
+def text_of(row: Mapping[str, Any], columns: Iterable[str]) -> str:
+    """The columns as one text: lists and objects as JSON, what is missing or null as nothing."""
+    values = (row.get(column) for column in columns)
+    return "\n".join(
+        value if isinstance(value, str) else "" if value is None else canonical_json(value).decode() for value in values
+    )
+
+
+def whole_number(step: str, argument: str, value: Any, *, least: int) -> None:
+    """Raises PipelineError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise PipelineError(
+            f"{step}: {argument} is {value!r}; a whole number of at least {least} was expected", step=step
+        )
+
+
+def share(step: str, argument: str, value: Any) -> None:
+    """Raises PipelineError unless 0 < `value` <= 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise PipelineError(f"{step}: {argument} is {value!r}; above 0 and at most 1 was expected", step=step)
+
+
+def _hash64(gram: str) -> int:
+    return int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big")
