@@ -35,9 +35,9 @@ class EvolInstruct(Evolution):
     ``constraints`` (one more requirement), ``deepen``, ``concretise``, ``reasoning`` (more steps of thought),
     ``breadth`` (a new instruction of the same field). A rewrite that failed is eliminated: the instruction
     before it stays and goes into the next evolution. It failed if it brings nothing new, refuses, copies words
-    of the prompt, is too short, is cut off at ``max_tokens`` or repeats itself; with `generate_answers` also if
-    the answer to it is a refusal or says nothing. Where every rewrite failed, the outputs hold the original.
-    ``evolutions`` in the row's provenance tells the way and the result of each.
+    of the prompt, is too short, loses the subject (in depth), is cut off at ``max_tokens`` or repeats itself;
+    with `generate_answers` also if the answer to it is a refusal or says nothing. Where every rewrite failed,
+    the outputs hold the original. ``evolutions`` in the row's provenance tells the way and the result of each.
 
     Args:
         num_evolutions: rewrites, one after the other (1).
@@ -144,6 +144,13 @@ class EvolInstruct(Evolution):
         answer, _ = await self.ask(ctx, messages, lambda choice: choice.text.strip(), number=number)
         return answer
 
+    def fault(self, text: str, previous: str, mutation: str, choice: Choice) -> str | None:
+        """The faults of every evolution, and ``off_topic``: in depth, something of the subject must be left."""
+        reason = super().fault(text, previous, mutation, choice)
+        if reason is None and mutation not in self.free_length and not _shares_subject(text, previous):
+            return "off_topic"
+        return reason
+
     async def judged_fault(self, text: str, previous: str, row: Row, ctx: Context, number: int) -> str | None:
         """``no_gain`` where the model finds that both instructions ask for the same."""
         if not self.check_gain:
@@ -154,6 +161,14 @@ class EvolInstruct(Evolution):
         messages: list[Message] = [{"role": "user", "content": prompt}]
         is_same, _ = await self.ask(ctx, messages, read_same, number=number, schema=schema)
         return "no_gain" if is_same else None
+
+
+def _shares_subject(text: str, previous: str) -> bool:
+    """Whether a word that carries meaning came along, in any form of it. Scripts without spaces: always."""
+    if not previous.isascii():
+        return True
+    stems = {word[:4] for word in set(words(previous)) - EMPTY_WORDS}
+    return not stems or bool(stems & {word[:4] for word in words(text)})
 
 
 def is_no_answer(text: str, instruction: str) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from asyncsynth.client.llm import LLM
@@ -15,19 +13,13 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.copied import copies_prompt
 from asyncsynth.tasks.parsing import is_looping, is_refusal, rewritten_text, words
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: Keeps the seeds of one chain's calls apart from those of `num_generations`.
 _CALL_STRIDE = 10_000
 MAX_EVOLUTIONS = 30
-#: Words in a row that a rewrite shares with our prompt, and not with the text: it copied the prompt.
-_COPIED_RUN = 7
-_PROMPT_WORDS = re.compile(
-    r"</?(?:instruction|response|answer|request)>|\b(?:given|rewritten|re-written|evolved|original|above)\s+"
-    r"(?:prompt|instruction|response)\b|\#+\s*(?:given|rewritten|new|created)\b",
-    re.IGNORECASE,
-)
 #: Words that carry nothing of their own: a rewrite that adds only such has gained nothing.
 _EMPTY = (
     "a an the and or but if then than that this these those it its is are was were be been being am do does did of"
@@ -35,6 +27,11 @@ _EMPTY = (
     " must have has had i you he she we they me my your our their his her them us there here very just which who what"
 )
 EMPTY_WORDS = frozenset(_EMPTY.split())
+#: Words about the text: "Here is a new, improved answer" before the old one gains nothing.
+_ABOUT = frozenset(
+    {"new", "answer", "response", "instruction", "prompt", "question", "text", "version", "original", "above", "below"}
+    | {"rewritten", "revised", "improved", "better", "evolved", "harder", "complex", "following", "more"}
+)
 
 
 @dataclass(slots=True)
@@ -148,7 +145,7 @@ class Evolution(Task):
             return "refusal"
         if len(text) < 4 or (len(said) < 3 and text.isascii()) or len(text) < share * len(previous):
             return "too_short"
-        if not set(said) - set(words(previous)) - EMPTY_WORDS:
+        if not set(said) - set(words(previous)) - EMPTY_WORDS - _ABOUT:
             return "no_gain"
         if copies_prompt(text, previous, self.prompt or ""):
             return "copied_prompt"
@@ -168,23 +165,3 @@ def _as_it_is(choice: Choice) -> Choice:
 def call_number(number: int, step: int) -> int:
     """The request number of a chain's `step`-th call for the `number`-th sample."""
     return number + step * _CALL_STRIDE
-
-
-def copies_prompt(text: str, previous: str, prompt: str) -> bool:
-    """Whether a rewrite holds words of the prompt that the text before it did not hold."""
-    before = {found[0].casefold() for found in _PROMPT_WORDS.finditer(previous)}
-    if any(found[0].casefold() not in before for found in _PROMPT_WORDS.finditer(text)):
-        return True
-    return bool((_runs(text) & _prompt_runs(prompt)) - _runs(previous))
-
-
-@lru_cache(maxsize=16)
-def _prompt_runs(prompt: str) -> frozenset[tuple[str, ...]]:
-    text = re.sub(r"\{%.*?%\}|\{\{.*?\}\}", "\n", prompt_source(prompt), flags=re.DOTALL)
-    quoted = re.findall(r'"([^"\n]{30,})"', prompt_source(prompt))  # texts inside {% set %}
-    return frozenset().union(*(_runs(part) for part in (*text.split("\n"), *quoted)))
-
-
-def _runs(text: str) -> frozenset[tuple[str, ...]]:
-    said = words(text)
-    return frozenset(tuple(said[place : place + _COPIED_RUN]) for place in range(len(said) - _COPIED_RUN + 1))

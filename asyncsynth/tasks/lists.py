@@ -185,4 +185,4 @@ def _is_item(item: str) -> bool:
     if len(said) < _LEAST_WORDS and (item.isascii() or len(item) < _LEAST_CHARS):
         return False
     is_heading = item.endswith(":") and len(said) <= 4
-    return not (is_heading or is_refusal(item) or is_looping(item))
+    return not (is_heading or is_refusal(item) or is_looping(item, times=2))

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 #: A run of this many words which comes back this often is a model that loops.
-_LOOP_WORDS, _LOOP_TIMES = 8, 4
+_LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
@@ -110,14 +110,15 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.match(text) is not None
 
 
-def is_looping(text: str) -> bool:
-    """Whether a run of words or a line comes back over and over, as small models write until max_tokens."""
+def is_looping(text: str, times: int = _LOOP_TIMES) -> bool:
+    """Whether a run of words comes back `times` times, or a line one time more, as small models write them until
+    max_tokens."""
     said = words(text)
     runs = Counter(tuple(said[place : place + _LOOP_WORDS]) for place in range(len(said) - _LOOP_WORDS + 1))
-    if runs and max(runs.values()) >= _LOOP_TIMES:
+    if runs and max(runs.values()) >= times:
         return True
     lines = Counter(" ".join(words(line)) for line in text.splitlines())
-    return any(times >= _LOOP_TIMES and len(line) >= 15 for line, times in lines.items())
+    return any(count > times and len(line) >= 15 for line, count in lines.items())
 
 
 def is_chatter(line: str) -> bool:

@@ -48,6 +48,7 @@ _LINE = re.compile(
     r"(?:\s*(?:stars?|points?))?\s*(?:$|(?:[:\u2013\u2014-]|,|\.(?=\s))\s*(?P<rest>.*)$)",
     re.IGNORECASE | re.MULTILINE,
 )
+_MARK = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(?=[^\W\d])", re.MULTILINE)
 _BARE = re.compile(rf"{_NUMBER}{_SCALE}", re.IGNORECASE)
 _RATIONALE_LABEL = re.compile(
     r"^\W*(?:rationale|reason(?:ing)?|explanation|justification|critique|feedback|comment)s?\b\s*"
@@ -58,7 +59,9 @@ _RATIONALE_LABEL = re.compile(
 
 def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evaluation]:
     """`count` evaluations on a scale from 1 to `highest`. Raises ParseFailure, with `text` kept, for all else."""
+    raw = text
     why = f"no {count} ratings can be told in the answer"
+    text = _numbers_as_headers(text, count)
     plain = without_markdown(text)
     readings: tuple[Callable[[str, int, int], list[Evaluation] | None], ...] = (
         _from_json,
@@ -75,7 +78,14 @@ def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evalu
             break
         if found is not None:
             return found
-    raise ParseFailure(f"ratings: {why}", raw=text)
+    raise ParseFailure(f"ratings: {why}", raw=raw)
+
+
+def _numbers_as_headers(text: str, count: int) -> str:
+    """ "[2] Score: 4" is the second answer's, not a JSON list with a 2."""
+    if sorted(int(found[1]) for found in _MARK.finditer(text)) != list(range(1, count + 1)):
+        return text
+    return _MARK.sub(r"Answer \1: ", text)
 
 
 def valid_rating(value: Any, scale: Any = None, *, highest: int = HIGHEST) -> int | None:

@@ -10,7 +10,9 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.copied import copies_prompt
 from asyncsynth.tasks.lists import distinct, read_list
+from asyncsynth.tasks.parsing import words
 from asyncsynth.tasks.schemas import array_of, object_of, text_up_to
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -19,10 +21,9 @@ _MAX_INSTRUCTION_CHARS = 600
 _ROUND_STRIDE = 10_000
 
 DEFAULT_CRITERIA = (
-    "Begin the instructions with different verbs, and mix questions with requests.\n"
-    "Vary what they are about, how hard they are, and the form of the answer they call for.\n"
-    "Ask only for what can be done in writing: no pictures, no sounds, no actions in the world.\n"
-    "Give each everything needed to answer it, so that it can be understood without the text."
+    "Begin each with another verb or question word. Mix questions with requests, easy ones with hard ones, and call"
+    " for answers of different forms. Each must be possible to answer in writing, and must be understood without"
+    " the text."
 )
 DEFAULT_APPLICATION = "an AI assistant that answers in writing"
 
@@ -31,10 +32,11 @@ class SelfInstruct(Task):
     """Makes instructions that users could give an assistant, from a text that says what they are to be about.
 
     Columns: ``input`` -> ``instructions`` (list of str), ``model_name``. The list is clean: no preamble,
-    numbering, bullets, blanks or duplicates. It holds at most `num_instructions`; where a model writes fewer
-    different ones, the missing ones are asked for again (at most `max_reasks` times, showing those that are
-    there), and what is missing in the end is noted as ``missing_instructions`` in the row's provenance. A row
-    for which no instruction comes back fails with ``parse_failure``.
+    numbering, bullets, blanks, duplicates, or sentences copied from the text or the prompt. It holds at most
+    `num_instructions`; where a model writes fewer different ones, the missing ones are asked for again (at most
+    `max_reasks` times, showing those that are there), and what is missing in the end is noted as
+    ``missing_instructions`` in the row's provenance. A row for which no instruction comes back fails with
+    ``parse_failure``.
 
     Args:
         num_instructions: how many are asked for (5).
@@ -109,7 +111,17 @@ class SelfInstruct(Task):
 
     def parse(self, choice: Choice, row: Row) -> Row:
         """The list, from JSON or from lines under any numbering."""
-        found = read_list(choice.text, cut=choice.finish_reason == "length")
+        found = [
+            item
+            for item in read_list(choice.text, cut=choice.finish_reason == "length")
+            if not is_copied(item, row["input"])
+        ]
         if not found:
             raise ParseFailure("instructions: the answer holds none", raw=choice.text)
         return {"instructions": found}
+
+
+def is_copied(item: str, text: str) -> bool:
+    """Whether an item only says the text again, or the prompt: small models do."""
+    said = " ".join(words(item))
+    return said in " ".join(words(text)) or copies_prompt(item, text, "self_instruct")

@@ -53,6 +53,7 @@ ELIMINATED: dict[str, list[str]] = {
     "no_gain": [
         FIRST,
         FIRST.upper() + "!!",
+        f"Here is a new, improved version of the instruction. {FIRST}",
         "How do the tides of the sea come about? Explain.",
         "Please explain to me how the tides of the sea come about, and do so.",
     ],
@@ -70,6 +71,7 @@ ELIMINATED: dict[str, list[str]] = {
         f"<instruction>Tides</instruction> {BEST}",
     ],
     "too_short": ["", "...", "Tides.", "Why tides, sailor?", "```\n```"],
+    "off_topic": ["Name three European cities with good museums, and say why."],
     "repetition": ["Explain the tides to a sailor who has never seen the open sea before. " * 8],
 }
 
@@ -78,7 +80,7 @@ ELIMINATED: dict[str, list[str]] = {
 def test_a_failed_rewrite_leaves_what_was_there(reason: str, text: str) -> None:
     task = EvolInstruct(M, num_evolutions=3, store_evolutions=True, mutations=["constraints"])
     row, log = results(task, ROW, BETTER, text, BEST)
-    assert log == ["kept", "no_gain" if reason == "no_gain" else reason, "kept"]
+    assert log == ["kept", reason, "kept"]
     assert row["evolved_instructions"] == [BETTER, BEST]
     row, log = results(EvolInstruct(M, mutations=["deepen"]), ROW, text)
     assert (row["evolved_instruction"], log) == (FIRST, [reason])
