@@ -31,7 +31,7 @@ class FunctionStep(RowStep):
         input_mappings: Mapping[str, str] | None = None,
         output_mappings: Mapping[str, str] | None = None,
     ) -> None:
-        if "function" not in vars(type(self)):
+        if not hasattr(type(self), "function"):
             raise PipelineError("FunctionStep is made by @step", hint="@step(inputs=[...], outputs=[...])")
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,6 +68,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
 _ENVIRONMENT = _environment()
 
 
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> Any:
+    return _ENVIRONMENT.from_string(source)
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A chat template and what it needs.
@@ -92,7 +98,7 @@ class ChatTemplate:
         turn: Message = {"role": "user", "content": _PLACEHOLDER}
         values = {"messages": [*messages, turn], "add_generation_prompt": False, **self.special_tokens}
         try:
-            text: str = _ENVIRONMENT.from_string(self.source).render(values)
+            text: str = _compiled(self.source).render(values)
         except Exception as error:  # a template can raise anything
             raise TaskFailure(f"the chat template could not be filled: {error}", reason="template") from error
         before, found, after = text.rpartition(_PLACEHOLDER)

@@ -91,7 +91,7 @@ class FunctionTask(Task):
     default_llm: ClassVar[LLM | None] = None
 
     def __init__(self, llm: LLM | None = None, **settings: Any) -> None:
-        if "function" not in vars(type(self)):
+        if not hasattr(type(self), "function"):
             raise PipelineError("FunctionTask is made by @task", hint="@task(llm=..., inputs=[...], outputs=[...])")
         chosen = llm if llm is not None else self.default_llm
         if chosen is None:

@@ -16,6 +16,7 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task
 from asyncsynth.tasks.chat_templates import ChatTemplate, chatml, read_template
+from asyncsynth.tasks.parsing import is_looping
 
 #: One system prompt, several, or several by name, each a text or a pair (text, weight).
 SystemPrompts = str | Sequence[str] | Mapping[str, str | tuple[str, float]]
@@ -38,7 +39,7 @@ class Magpie(Task):
     ``instruction``, ``model_name``; with `n_turns` over 1 ``conversation``, ``model_name``. With named system
     prompts also ``system_prompt_key``, the name of the one that was chosen (None: the row's own).
 
-    An instruction that is blank, or that runs on to `max_instruction_tokens`, is asked for again with
+    An instruction that is blank, that loops or runs on to `max_instruction_tokens`, is asked for again with
     another seed, `max_reasks` times; then the row fails (`empty_instruction`, `runaway_instruction`).
 
     Args:
@@ -173,7 +174,7 @@ def read_user_turn(choice: Choice, stop: Sequence[str]) -> str:
     text, ended = parts[0].strip(), ended or len(parts) > 1
     if not any(char.isalnum() for char in text):
         raise ParseFailure("the instruction is blank", reason="empty_instruction", raw=choice.text)
-    if not ended:
+    if not ended or is_looping(text):
         raise ParseFailure("the instruction has no end", reason="runaway_instruction", raw=choice.text)
     return text
 

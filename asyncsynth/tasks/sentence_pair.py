@@ -12,7 +12,7 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.parsing import json_values, unquoted, without_markdown, words
+from asyncsynth.tasks.parsing import is_looping, json_values, unquoted, without_markdown, words
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: action -> what the positive is, what the negative is, what a hard negative is
@@ -38,7 +38,9 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
         "reads like an answer to the anchor and is on its matter, but does not answer it.",
     ),
 }
-_MAX_CHARS = 2000
+_MAX_CHARS = 1000
+#: What weak models write where a text was asked for.
+_NOTHING = [["positive"], ["negative"], ["true"], ["false"], ["null"], ["none"]]
 _LABEL = re.compile(
     r"^\W*(?:\d+[.)]\s*)?(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M
 )
@@ -51,7 +53,8 @@ class GenerateSentencePair(Task):
     Columns: ``anchor``, optionally ``system_prompt`` -> ``positive``, ``negative``, ``model_name``; without
     `triplet` no ``negative``.
 
-    An answer whose positive repeats the anchor, or whose two texts are the same, is asked for again.
+    An answer whose positive repeats the anchor, whose two texts are the same, or whose texts loop, is asked for
+    again.
 
     Args:
         action: what the positive is to the anchor: "paraphrase" (default), "similar", "query" (the anchor
@@ -127,6 +130,8 @@ class GenerateSentencePair(Task):
         for name in names:
             if not words(made.get(name, "")):
                 raise ParseFailure(f"the answer has no {name}", raw=choice.text)
+            if words(made[name]) in _NOTHING or is_looping(made[name]):
+                raise ParseFailure(f"the {name} says nothing", raw=choice.text)
         if words(made["positive"]) == words(row["anchor"]):
             raise ParseFailure("the positive repeats the anchor", raw=choice.text)
         if self.triplet and words(made["negative"]) in (words(made["positive"]), words(row["anchor"])):

@@ -106,6 +106,8 @@ def test_without_a_negative() -> None:
         ({"positive": "x", "negative": "There was much rain"}, "negative repeats"),
         ({"positive": "x", "negative": " "}, "no negative"),
         ({"negative": "x"}, "no positive"),
+        ({"positive": "Positive.", "negative": "Negative."}, "says nothing"),
+        ({"positive": "It rained all week and all day long. " * 9, "negative": "x"}, "says nothing"),
     ],
 )
 def test_pairs_that_teach_nothing(answer: dict[str, str], message: str) -> None:

@@ -156,6 +156,7 @@ def test_the_users_turn(said: str | Choice, turn: str) -> None:
     ("choice", "reason"),
     [
         (Choice("Write on and on", "length"), "runaway_instruction"),
+        (Choice("What is a river, and what is a lake? " * 9, "stop"), "runaway_instruction"),
         (Choice("<|im_end|>What?", "stop"), "empty_instruction"),
         (Choice("\nassistant\nThis.", "stop"), "empty_instruction"),
         (Choice(" ... \n", "stop"), "empty_instruction"),
