@@ -30,6 +30,11 @@ def load_pipeline(target: str) -> Pipeline:
         # The same error with its place before it: type, hint and exit code stay.
         error.message = f"{_place(path, error)}{error.message}"
         raise
+    except SystemExit as error:
+        raise ConfigurationError(
+            f"{_place(path, error)}the pipeline file ends the process with exit({error.code!r})",
+            hint="Put what is not the pipeline's definition under `if __name__ == \"__main__\":`.",
+        ) from error
     except Exception as error:
         raise ConfigurationError(
             f"{_place(path, error)}{type(error).__name__}: {error}", hint="The pipeline file could not be run."
@@ -58,6 +63,6 @@ def _place(path: Path, error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).resolve() == path.resolve()
     ]
-    if isinstance(error, SyntaxError) and error.lineno:
+    if isinstance(error, SyntaxError) and error.lineno and Path(error.filename or "").resolve() == path.resolve():
         lines.append(error.lineno)
     return f"{path}:{lines[-1]}: " if lines else f"{path}: "

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from asyncsynth.errors import AsyncsynthError
+from asyncsynth.cli.signals import Stopped, stop_on_signals
+from asyncsynth.errors import EXIT_STOPPED, AsyncsynthError
 
 app = typer.Typer(
     name="asyncsynth",
@@ -143,8 +144,14 @@ def version() -> None:
 
 def main() -> None:
     """The `asyncsynth` command."""
+    stop_on_signals()
     try:
         app()
+    except Stopped as stopped:
+        from asyncsynth.cli.text import complain
+
+        complain(f"{stopped}: stopped; the same command goes on")
+        sys.exit(EXIT_STOPPED)
     except AsyncsynthError as error:
         from asyncsynth.cli.show import event
         from asyncsynth.cli.text import complain

@@ -12,6 +12,7 @@ from typing import Any
 
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import ProgressDisplay, event, summary
+from asyncsynth.cli.signals import STOPPING
 from asyncsynth.cli.text import complain
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
 from asyncsynth.engine.report import RunReport
@@ -90,14 +91,15 @@ class Signals:
         """Takes the signals for as long as the block runs."""
         loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        for number in STOPPING:
             loop.add_signal_handler(number, self._received, number)
         try:
             yield
         finally:
-            for number in numbers:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)  # the loop would leave the system's defaults
 
     def _received(self, number: int) -> None:
         self.count += 1

@@ -368,3 +368,56 @@ def test_a_disk_that_takes_no_more_is_5_and_loses_nothing(tmp_path: Path, fault_
     assert rest.returncode == 0, rest.stderr
     assert json.loads(rest.stdout.splitlines()[-1])["counts"]["earlier"] >= kept
     assert len(result_rows(run)) == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number: int) -> None:
+    job = write_job(tmp_path)
+    job.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n" + job.read_text())
+    for command in ("run", "draw"):
+        stopped = asyncsynth(command, job)
+        assert stopped.returncode == 4, stopped.stderr
+        assert stopped.stderr.count("\n") == 1
+        assert "stopped" in stopped.stderr
+
+
+def test_a_signal_after_the_run_takes_the_half_written_export_away(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job, run = write_job(tmp_path), tmp_path / "run"
+    # The signal comes when the export has written its first row.
+    code = (
+        "import os, signal, sys; from asyncsynth.storage.exports import NewFile; write = NewFile.write\n"
+        "def then_signal(self, data):\n    write(self, data)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "NewFile.write = then_signal\n"
+        "sys.argv = ['asyncsynth', *sys.argv[1:]]; from asyncsynth.cli.main import main; main()"
+    )
+    arguments = ["run", str(job), "--servers", server.base_url, "--output", str(run)]
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=False,
+    )
+    assert stopped.returncode == 4, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert sorted(path.name for path in run.iterdir()) == ["LOCK", "MANIFEST.json", "seg-000001.jsonl"]
+    asked = server.requests
+    assert asyncsynth(*arguments).returncode == 0
+    assert server.requests - asked <= 1  # a canary
+    assert len(result_rows(run)) == 12
+
+
+def test_pipeline_files_that_end_the_process_or_import_what_is_broken(tmp_path: Path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text("import sys\n\nsys.exit(3)\n")
+    ended = asyncsynth("run", job)
+    assert ended.returncode == 2
+    assert f"{job}:3: " in ended.stderr
+    (tmp_path / "broken_neighbour.py").write_text("\n" * 7 + "def f(:\n")
+    job.write_text("\nimport broken_neighbour\n")
+    broken = asyncsynth("run", job)
+    assert broken.returncode == 2
+    assert f"{job}:2: SyntaxError" in broken.stderr
+    assert "broken_neighbour.py, line 8" in broken.stderr
