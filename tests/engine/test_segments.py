@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth import LLM, Deduplicate, GroupColumns, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.engine.runner import Runner
 from asyncsynth.errors import PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
@@ -335,6 +335,25 @@ def test_several_rows_a_record_and_several_barriers_at_either_end(tmp_path: Path
         assert sorted(path.name for path in (tmp_path / "run").glob("segment-*")) == [
             "segment-1", "segment-2", "segment-3",
         ]  # fmt: skip
+
+    run_async(main())
+
+
+def test_branches_before_and_after_a_barrier(tmp_path: Path) -> None:
+    with Pipeline(name="branches") as pipeline:
+        before = [TextGeneration(llm=LLM(model=model)) for model in ("model-a", "model-b")]
+        group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "models"])
+        after = [TextGeneration(llm=LLM(model=model), name=model) for model in ("model-a", "model-b")]
+        LoadDataFromDicts(data=repeated(5)) >> before >> group >> Deduplicate("instruction") >> after
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert completions(fake) == 10 + 8
+        assert result.keys() == ["model-a", "model-b"]
+        assert result.report.counts.dropped == {"deduplicate_0: duplicate": 1}
+        assert [len(result[leaf]["train"]) for leaf in result.keys()] == [4, 4]  # noqa: SIM118
+        assert result["model-b"]["train"][0]["model_name"] == "model-b"
 
     run_async(main())
 
