@@ -25,6 +25,7 @@ from asyncsynth.tasks.parsing import is_refusal
 #: A column of more different numbers or labels than this is told by its mean and quantiles alone.
 _MAX_VALUES = 20
 _MAX_LABEL_CHARS = 40
+_MAX_NOTES = 100
 #: Characters kept of a sampled text.
 _SAMPLED_CHARS = 8000
 #: `PairwiseJudge` says here when it chose one place in both orders.
@@ -134,8 +135,8 @@ class StepMeasures:
             self.prompt_tokens.add(meta.get("prompt_tokens", 0))
             self.completion_tokens.add(meta.get("completion_tokens", 0))
         for name, note in meta.items():
-            if name not in _PROVENANCE and isinstance(note, int):
-                self.notes[name] += note
+            if name not in _PROVENANCE:
+                self._note(name, note)
         # A row's key says where in its record it is; with the record's own it is unique in the run.
         for number, outputs in enumerate(result["o"]):
             if calls and _BIAS in outputs:
@@ -143,6 +144,17 @@ class StepMeasures:
             for name, value in outputs.items():
                 if name not in PROVENANCE_COLUMNS and name != _BIAS:
                     self.columns.setdefault(name, ColumnMeasures()).add(f"{record}/{result['k']}/{number}", value)
+
+    def _note(self, name: str, note: Any) -> None:
+        """A task's own note: a number, or a list, of whose objects the values are counted."""
+        if isinstance(note, list):
+            for item in note:
+                for key, value in item.items() if isinstance(item, dict) else ():
+                    if isinstance(value, str) and len(value) <= _MAX_LABEL_CHARS:
+                        self._note(f"{name} {key} {value}", 1)
+            note = len(note)
+        if isinstance(note, int) and (name in self.notes or len(self.notes) < _MAX_NOTES):
+            self.notes[name] += note
 
     def add_failed(self, failed: FailedRow) -> None:
         """Counts a row that ended at the step."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 from asyncsynth.engine.measures import StepMeasures
@@ -80,10 +81,10 @@ class RunQuality:
             step = self.step(name)
             for result in made["r"]:
                 step.add(record, result)
-                if numbers := ratings_of(result):
+                for judge, numbers in ratings_of(result).items():
                     bag = judged.take(record, dict)
                     if bag is not None:
-                        bag[name, result["k"]] = (result["h"], numbers)
+                        bag[f"{name}{judge}", result["k"]] = (result["h"], numbers)
         if entry.get("e") == epoch and index.is_current(record, where):
             for failed in entry.get("bad", ()):
                 self.step(failed["step"]).add_failed(failed)
@@ -97,13 +98,13 @@ class RunQuality:
     def agreements(self) -> list[dict[str, Any]]:
         """For each two steps that rated the same rows: how far they agree."""
         pairs: dict[tuple[str, str, str], Agreement] = {}
-        order = list(self.steps)
+        order = {name: number for number, name in enumerate(self.steps)}
         for sample in self.judged:
             for bag in sample.items():
                 for (one, first), (other, second) in combinations(bag.items(), 2):
                     if one[0] == other[0] or one[1] != other[1] or first[0] != second[0]:
                         continue  # not two judges of one row, shown the same
-                    if order.index(one[0]) > order.index(other[0]):
+                    if [order.get(one[0], -1), one[0]] > [order.get(other[0], -1), other[0]]:
                         (one, first), (other, second) = (other, second), (one, first)
                     for column in first[1].keys() & second[1].keys():
                         pair = pairs.setdefault((one[0], other[0], column), Agreement())
@@ -143,17 +144,31 @@ def _segments(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manif
         number += 1
 
 
-def ratings_of(result: StepResult) -> dict[str, list[float | None]]:
-    """The numbers in a judge's result by column: of a list one for each answer, else one."""
-    ratings: dict[str, list[float | None]] = {}
-    if len(result["o"]) == 1:
-        for name, value in result["o"][0].items():
-            values: Ratings = value if isinstance(value, list) else [value]
-            if any(item is not None for item in values) and all(
-                item is None or isinstance(item, (int, float)) for item in values
-            ):
-                ratings[name] = list(values)
-    return ratings
+def ratings_of(result: StepResult) -> dict[str, dict[str, list[float | None]]]:
+    """The ratings in a judge's result, by judge and column: of a list one for each answer, else one.
+
+    The judge is "" for the step as a whole, and for the members of a jury " (model)".
+    """
+    judges: dict[str, dict[str, list[float | None]]] = {}
+    if len(result["o"]) != 1:
+        return judges
+    outputs = result["o"][0]
+    if numbers := {name: values for name, value in outputs.items() if (values := _numbers(value)) is not None}:
+        judges[""] = numbers
+    models, verdicts = outputs.get("jury_models"), outputs.get("jury_ratings")
+    if isinstance(models, list) and isinstance(verdicts, list):
+        for place, (model, verdict) in enumerate(zip(models, verdicts, strict=False)):
+            if (values := _numbers(verdict)) is not None:
+                before = models[:place].count(model)
+                judges[f" ({model}){f' #{before + 1}' if before else ''}"] = {"jury_ratings": values}
+    return judges
+
+
+def _numbers(value: Any) -> list[float | None] | None:
+    values: Ratings = value if isinstance(value, list) else [value]
+    if all(item is None for item in values) or not all(isinstance(item, (int, float, NoneType)) for item in values):
+        return None
+    return list(values)
 
 
 def flat_measures(measures: Mapping[str, Any]) -> dict[str, float]:

@@ -119,6 +119,26 @@ def test_ratings_and_the_agreement_of_judges(tmp_path: Path) -> None:
     assert 0 < pair["kappa"] < 1
 
 
+def test_the_members_of_a_jury_and_what_tasks_note(tmp_path: Path) -> None:
+    def voted(first: list[int | None], second: list[int | None]) -> dict[str, Any]:
+        return {"ratings": [3.5, 2.0], "jury_ratings": [first, second], "jury_models": ["m", "m"]}
+
+    absent = [{"judge": 1, "model": "n", "reason": "timeout"}]
+    run = write_run(
+        tmp_path / "run",
+        [
+            made(0, ("judge_a", result("0", voted([5, 1], [4, 2])))),
+            made(1, ("judge_a", result("1", voted([3, None], [3, 4]), abstained=absent))),
+            made(2, ("judge_a", result("2", {**voted([2, 2], []), "jury_models": ["m"]}))),
+        ],
+    )
+    measures = table(run)
+    pair = measures["judge_a (m) / judge_a (m) #2: jury_ratings"]
+    assert (pair["sampled_rows"], pair["exact_share"], pair["order_share"]) == (2, round(1 / 3, 4), 1.0)
+    assert measures["judge_a"]["notes abstained"] == measures["judge_a"]["notes abstained reason timeout"] == 1
+    assert len(measures) == 2  # the jury is not compared with its members
+
+
 def test_pairwise_orders_lists_and_conversations(tmp_path: Path) -> None:
     def judged(bias: str | None) -> dict[str, Any]:
         return {"preference": None if bias else 0, "position_bias": bias}
