@@ -29,7 +29,7 @@ class Deduplicate(GlobalStep):
 
     A row is compared with the rows that were kept: of a chain of texts that each differ a little from the one
     before, those stay that are far enough from all that stay. Memory: about 0.1 KB a kept row when exact,
-    4 KB with the defaults of MinHash.
+    2 KB with the defaults of MinHash.
     """
 
     def __init__(
