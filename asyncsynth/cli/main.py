@@ -44,6 +44,12 @@ def run(
     embedded_model: Annotated[
         str | None, typer.Option(help="Which embedded model: a known name or a GGUF file. Implies --embedded.")
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="STEP.SETTING=VALUE", help="Change a step's setting for this run; may be given again."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many input records.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
     window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
@@ -64,6 +70,7 @@ def run(
     code = run_command(
         pipeline,
         input=input,
+        settings=tuple(setting or ()),
         export=export,
         as_json=as_json,
         output=output,

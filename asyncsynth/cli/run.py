@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import STOPPING
 from asyncsynth.cli.text import complain
+from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.runner import Runner
@@ -22,9 +23,12 @@ from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.rows import leaves
 
 
-def run_command(target: str, *, input: Path | None, export: bool, as_json: bool, **options: Any) -> int:
+def run_command(
+    target: str, *, input: Path | None, settings: Sequence[str], export: bool, as_json: bool, **options: Any
+) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
     pipeline = load_pipeline(target)
+    apply_settings(pipeline, settings)
     if input is not None:
         pipeline.with_input(str(input))
     report = run_in_loop(lambda: _supervised(pipeline, as_json=as_json, options=options))
