@@ -32,6 +32,11 @@ SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
 ADDRESS_S = 60.0  #: how long a resolved address is kept
 
+#: Headers whose values a server must not bring into our journal by repeating them, from this length on: "EMPTY"
+#: and the like, which people give to servers without keys, are words.
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+_SECRET_CHARS = 8
+
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -80,6 +85,7 @@ class Http11Pool:
         self._keepalive_s = keepalive_s
         self._parse(base_url)
         self._ssl = ssl_context
+        self._secrets: list[bytes] = []  #: of the headers; taken out of answers that repeat them
         self._fields = self._header_fields(headers or {}, api_key)
         self._heads: dict[tuple[str, str, bool], Head] = {}
         self._addresses: list[str] = []
@@ -112,13 +118,17 @@ class Http11Pool:
         answer: asyncio.Future[WireResponse] = loop.create_future()
         connection.start(answer, timeout, b"%b%d\r\n\r\n%b" % (head, len(body), body))
         try:
-            return await answer
+            response = await answer
         except asyncio.CancelledError:
             if connection.answer is answer:  # else it came, and the connection may serve another by now
                 connection.abort()
             elif answer.done() and not answer.cancelled():
                 answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
             raise
+        for secret in self._secrets:
+            if secret in response.body:
+                response.body = response.body.replace(secret, b"***")
+        return response
 
     async def aclose(self) -> None:
         """Close all connections; requests in flight fail with reason "reset"."""
@@ -335,6 +345,8 @@ class Http11Pool:
             if any(c in "\r\n\0" for c in value) or not value.isascii():
                 raise ConfigurationError(f"the value of header {name!r} holds line breaks or non-ASCII characters")
             lines.append(f"{name}: {value}\r\n")
+            if name in _SECRET_HEADERS and len(secret := value.removeprefix("Bearer ")) >= _SECRET_CHARS:
+                self._secrets.append(Head(secret.encode("ascii")))
         return Head("".join(lines).encode("ascii"))
 
     def _head(self, method: str, path: str, at_origin: bool) -> Head:

@@ -13,8 +13,9 @@ import pytest
 
 from asyncsynth.client.connection import Connection
 from asyncsynth.client.http11 import MAX_CONNECTING, Http11Pool
+from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
-from asyncsynth.testing import Fault, FaultServer
+from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops, until
 
 
@@ -354,3 +355,24 @@ def test_a_pool_outlives_its_loop() -> None:
 
     asyncio.run(scene())
     asyncio.run(scene())
+
+
+async def echoed(key: str) -> bytes:
+    """What a server that repeats the request's key in its error leaves us to see."""
+
+    def script(info: RequestInfo) -> Fault:
+        return Fault("status", status=400, message=f"you sent {info.headers['authorization']}")
+
+    async with FaultServer(script=script) as server:
+        pool = Http11Pool(server.base_url, api_key=Secret(key))
+        try:
+            return (await pool.post("/chat/completions", b'{"model":"test-model","messages":[]}')).body
+        finally:
+            await pool.aclose()
+
+
+def test_a_key_that_the_server_repeats_is_taken_out() -> None:
+    body = asyncio.run(echoed("sk-canary-0123"))
+    assert b"canary" not in body
+    assert b"you sent Bearer ***" in body
+    assert b"you sent Bearer EMPTY" in asyncio.run(echoed("EMPTY"))  # a word, no secret
