@@ -61,7 +61,7 @@ class PoolSnapshot:
     waiting: int  #: requests waiting for a slot anywhere
     ok: int  #: requests answered
     failed: int  #: requests given up, each a record's failure
-    retries: dict[str, int]  #: attempts that did not answer, by reason; 429/503/529 as "overloaded"
+    retries: dict[str, int]  #: attempts that were followed by another, by reason; 429/503/529 as "overloaded"
     overloads: int
     prompt_tokens: int
     completion_tokens: int
@@ -152,6 +152,8 @@ class ServerPool:
                     return self._conclude(step)
                 outcome = await self._attempt(request, step, clock)
                 step = self._apply(scheduler.outcome(call_id, outcome, clock()), call_id)
+                if not isinstance(step, Finish) and not isinstance(outcome, Ok):
+                    self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
         except BaseException:
             # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
             self._waiters.pop(call_id, None)
@@ -216,11 +218,6 @@ class ServerPool:
             )
             if type(outcome) is Ok:
                 self._count_answer(server, outcome.value, clock() - began, start.attempt)
-                return outcome
-        if isinstance(outcome, Overloaded):
-            self._totals.retries["overloaded"] += 1
-        elif not isinstance(outcome, Ok):
-            self._totals.retries[outcome.reason] += 1
         return outcome
 
     def _timeouts_for(self, server: Server, request: ModelRequest) -> Timeouts:

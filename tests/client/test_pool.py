@@ -156,6 +156,17 @@ def test_retries_until_it_works_and_counts_them() -> None:
     run(main())
 
 
+def test_an_attempt_that_nothing_follows_is_no_retry() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange(lambda n, body: refusal(400)))
+        with pytest.raises(RequestFailed):
+            await pool.send(ask())
+        assert pool.snapshot().retries == {}
+        assert pool.snapshot().failed == 1
+
+    run(main())
+
+
 def test_a_record_fault_is_told_with_its_reason() -> None:
     async def main() -> None:
         pool = make(FakeExchange(lambda n, body: refusal(400, "bad thing")))
