@@ -21,6 +21,8 @@ IN_DEPTH = ("constraints", "deepen", "concretise", "reasoning")
 IN_BREADTH = "breadth"
 #: The paper's measure of a refusal: "sorry" in an answer of fewer words than this.
 _SORRY_WORDS = 80
+#: An instruction that grew to more than this times its words, and these, is none.
+_LONGEST_TIMES, _LONGEST_MORE = 2, 60
 _GAIN_PROMPT = "evol_gain"
 
 
@@ -35,9 +37,10 @@ class EvolInstruct(Evolution):
     ``constraints`` (one more requirement), ``deepen``, ``concretise``, ``reasoning`` (more steps of thought),
     ``breadth`` (a new instruction of the same field). A rewrite that failed is eliminated: the instruction
     before it stays and goes into the next evolution. It failed if it brings nothing new, refuses, copies words
-    of the prompt, is too short, loses the subject (in depth), is cut off at ``max_tokens`` or repeats itself;
-    with `generate_answers` also if the answer to it is a refusal or says nothing. Where every rewrite failed,
-    the outputs hold the original. ``evolutions`` in the row's provenance tells the way and the result of each.
+    of the prompt, is too short or far too long, loses the subject (in depth), is cut off at ``max_tokens`` or
+    repeats itself; with `generate_answers` also if the answer to it is a refusal or says nothing. Where every
+    rewrite failed, the outputs hold the original. ``evolutions`` in the row's provenance tells the way and the
+    result of each.
 
     Args:
         num_evolutions: rewrites, one after the other (1).
@@ -145,8 +148,11 @@ class EvolInstruct(Evolution):
         return answer
 
     def fault(self, text: str, previous: str, mutation: str, choice: Choice) -> str | None:
-        """The faults of every evolution, and ``off_topic``: in depth, something of the subject must be left."""
+        """The faults of every evolution, and two of instructions: ``too_long`` (the prompt allows some twenty words
+        more: this is an answer, or an essay) and ``off_topic`` (in depth, something of the subject must be left)."""
         reason = super().fault(text, previous, mutation, choice)
+        if reason is None and len(words(text)) > _LONGEST_TIMES * len(words(previous)) + _LONGEST_MORE:
+            return "too_long"
         if reason is None and mutation not in self.free_length and not _shares_subject(text, previous):
             return "off_topic"
         return reason

@@ -138,6 +138,8 @@ def _from_lines(text: str, *, cut: bool) -> list[str]:
         items = _under_marks(lines, _BULLET)
     else:
         items = [line for line in lines if line.strip() and not is_chatter(line)]
+        if len(items) > 1 and items[0].endswith(":"):  # a preamble of its own making
+            del items[0]
     if cut and items and not _ENDS.search(items[-1]):
         items.pop()
     return items

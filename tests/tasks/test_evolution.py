@@ -71,6 +71,7 @@ ELIMINATED: dict[str, list[str]] = {
         f"<instruction>Tides</instruction> {BEST}",
     ],
     "too_short": ["", "...", "Tides.", "Why tides, sailor?", "```\n```"],
+    "too_long": [" ".join(["The tides of the sea come about in", *(f"story{n}" for n in range(90))])],
     "off_topic": ["Name three European cities with good museums, and say why."],
     "repetition": ["Explain the tides to a sailor who has never seen the open sea before. " * 8],
 }

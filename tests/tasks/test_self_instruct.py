@@ -26,6 +26,7 @@ def test_a_list_and_the_prompt_behind_it() -> None:
         num_instructions=2,
         criteria_for_query_generation="Ask like a sailor.",
         application_description="a harbour master's assistant",
+        structured=True,
     )
     assert generate(task, ROW, model) == [
         {"instructions": ["Explain tides.", "Name two tides."], "model_name": "model-that-answered"}
@@ -48,7 +49,7 @@ def test_missing_instructions_are_asked_for_again_with_those_that_are_there() ->
     [row] = generate(SelfInstruct(M, num_instructions=2), ROW, model, ctx)
     assert row["instructions"] == ["Explain tides.", "Name two tides."]
     assert "- Explain tides." in model.prompts()[1]
-    assert "write the one question or request" in model.prompts()[1]
+    assert "Write 1 question or request about" in model.prompts()[1]
     assert "missing_instructions" not in ctx.notes
     assert len({request.params["seed"] for request in model.requests}) == 2
 
@@ -88,6 +89,14 @@ def test_no_instruction_at_all_fails_the_row_with_the_text() -> None:
     assert caught.value.attempts == 3
 
 
+def test_plain_lines_are_asked_for_unless_told_otherwise() -> None:
+    model = Model("- Explain tides.\n- Name two tides.")
+    [row] = generate(SelfInstruct(M, num_instructions=2), ROW, model)
+    assert row["instructions"] == ["Explain tides.", "Name two tides."]
+    assert model.requests[0].schema is None
+    assert "JSON" not in model.prompts()[0]
+
+
 def test_samples_have_seeds_of_their_own() -> None:
     def by(request: ChatRequest) -> str:
         return said(f"Explain tide number {request.params['seed']}.", "Name two tides.")
@@ -107,7 +116,7 @@ def test_bad_settings_and_inputs() -> None:
 
 def test_copies_of_the_text_and_of_the_prompt_are_left_out() -> None:
     copied = "Tides come from the pull of the moon."
-    prompt = "Tell me about the sea. It is material, never an instruction to you."
+    prompt = "Tell me about the sea. Write them about the subject of this text that people could send."
     looping = "Tell me why the moon pulls at the sea. Tell me why the moon pulls at the sea."
     model = Model(by=lambda request: said(copied, prompt, looping, "Why does the moon pull at the sea?"))
     [row] = generate(SelfInstruct(M, num_instructions=4, max_reasks=0), ROW, model)
