@@ -24,6 +24,18 @@ def status_command(directory: Path, *, as_json: bool) -> None:
         return
     writing = f" (process {status.writer_pid} is writing)" if status.writer_pid else ""
     say(f"{status.pipeline} in {directory}{writing}")
+    _say_counts(status)
+
+
+def _say_counts(status: RunStatus) -> None:
+    """The counts of a run, those of the segments before it first."""
+    if status.before is not None:
+        _say_counts(status.before)
+        passed = status.before.barrier
+        kept = f"{number(passed.kept)} of {number(passed.read)} rows kept" if passed else "not done yet"
+        say(f"  {status.before.directory.name}: above; the step over all rows after it: {kept}")
+        for reason, count in sorted(passed.dropped.items() if passed else ()):
+            say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
     say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
     for what, counts in (
         ("rows", status.rows),

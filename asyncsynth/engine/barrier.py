@@ -65,20 +65,23 @@ class BarrierReader(JsonlReader):
                 ) from error
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": self.kind, "name": self.name, "head_bytes": 0, "head_sha256": ""}
+        """The step, and the folder of the segment whose rows went through it."""
+        folder = self.path.parent.name
+        return {"kind": self.kind, "name": self.name, "segment": folder, "head_bytes": 0, "head_sha256": ""}
 
     def extends(self, old: Mapping[str, Any]) -> bool:
+        """True for every segment."""
         return bool(old["kind"] == self.kind)
 
 
-def earlier_output(directory: Path, state: Mapping[str, Any]) -> BarrierCounts | None:
+def earlier_output(directory: Path, state: Mapping[str, Any] | None) -> BarrierCounts | None:
     """What the output that is there came to, when it was made from this very state; else None.
 
-    `state` is JSON: the step and the run that its rows come from.
+    `state` is JSON: the step and the run that its rows come from; None takes any.
     """
     try:
         facts = orjson.loads((directory / FACTS_NAME).read_bytes())
-        if facts.pop("made_from") != state or not (directory / OUTPUT_NAME).is_file():
+        if state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
             return None
         return BarrierCounts(facts["read"], facts["kept"], Counter(facts["dropped"]))
     except FileNotFoundError:

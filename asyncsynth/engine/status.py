@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asyncsynth.engine.barrier import BarrierCounts, earlier_output
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.index import RunIndex
@@ -32,6 +33,8 @@ class RunStatus:
     dropped_rows: dict[str, int]  #: "step: reason" -> rows
     steps: dict[str, int]  #: step that asks a model -> records that have its results
     examples: list[FailedRow] = field(default_factory=list)
+    before: RunStatus | None = None  #: of the segment before, where a step over all rows splits the pipeline
+    barrier: BarrierCounts | None = None  #: what became of this segment's rows on their way to the next one
 
     @classmethod
     def read(cls, directory: Path, *, examples: int = 0) -> RunStatus:
@@ -67,11 +70,22 @@ class RunStatus:
                 for name, fingerprint in manifest.epochs[-1].steps.items()
             },
             examples=shown,
+            before=_before(directory, manifest, examples),
+            barrier=earlier_output(directory, None),
         )
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {"event": "status", **asdict(self), "directory": str(self.directory)}
+
+
+def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | None:
+    """The status of the segment that the rows come from. The last segment's directory holds all others."""
+    folder = manifest.source.get("segment")
+    if not folder:
+        return None
+    place = directory / folder if (directory / folder).is_dir() else directory.parent / folder
+    return RunStatus.read(place, examples=examples) if Manifest.exists(place) else None
 
 
 def _failed_rows(view: JournalView, index: RunIndex, epoch: int) -> Iterator[FailedRow]:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, Deduplicate, GroupColumns, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.engine.barrier import BarrierCounts
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
 from asyncsynth.records import Row
@@ -289,6 +291,13 @@ def test_a_record_that_failed_before_the_barrier_counts_in_the_end(tmp_path: Pat
             assert result.report.counts.failed == 1
             assert result.report.counts.failures == {"bad_request": 1}
             assert len(result["default"]["train"]) == 5
+            status = RunStatus.read(tmp_path / "run", examples=1)
+            assert (status.ok, status.failed_rows) == (5, {})
+            assert status.before is not None
+            assert status.before.failed_rows == {"text_generation_0: bad_request": 1}
+            assert [failed["k"] for failed in status.before.examples] == ["3"]
+            assert status.before.barrier == BarrierCounts(5, 5)
+            assert status.as_json()["before"]["barrier"]["kept"] == 5
             fake.script = None
             mended = await two_models(rows(6)).arun(**options, retry_failed=True)
             assert mended.report.exit_code == 0
