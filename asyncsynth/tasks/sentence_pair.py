@@ -19,22 +19,22 @@ from asyncsynth.tasks.templates import prompt_source, render
 ACTIONS: dict[str, tuple[str, str, str]] = {
     "paraphrase": (
         "says the same as the anchor in other words and another sentence structure.",
-        "a text of the same kind that says something else than the anchor.",
+        "is a text of the same kind that says something else than the anchor.",
         "keeps most of the anchor's words and its form, but says something else.",
     ),
     "similar": (
         "says something close to the anchor, on the same matter, without repeating it.",
-        "a text of the same kind on another matter.",
+        "is a text of the same kind on another matter.",
         "is on the anchor's matter and uses its words, but means something clearly different.",
     ),
     "query": (
-        "a query, as someone would type it into a search engine, that the anchor answers.",
-        "a query that the anchor does not answer.",
-        "a query on the anchor's matter and in its words, that the anchor does not answer.",
+        "is a query, as someone would type it into a search engine, that the anchor answers.",
+        "is a query that the anchor does not answer.",
+        "is a query on the anchor's matter and in its words, that the anchor does not answer.",
     ),
     "answer": (
         "answers the anchor, which is a question or a query.",
-        "a text of the same kind that does not answer the anchor.",
+        "is a text of the same kind that does not answer the anchor.",
         "reads like an answer to the anchor and is on its matter, but does not answer it.",
     ),
 }
