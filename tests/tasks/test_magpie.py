@@ -288,7 +288,7 @@ def test_a_generator_made_before_its_pipeline_or_alone_in_it() -> None:
         MagpieGenerator(QWEN, num_rows=0)
 
 
-def test_the_seeds_block(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seeds_block() -> None:
     """With a loop of its own, as at a prompt; the server's loop runs in another thread."""
 
     async def main() -> list[Row]:
@@ -307,3 +307,16 @@ def test_the_seeds_block(capsys: pytest.CaptureFixture[str]) -> None:
 
     [row] = run_async(main())
     assert [message["role"] for message in row["conversation"]] == ["user", "assistant"]
+
+
+@pytest.mark.embedded
+def test_the_seeds_block_on_a_real_model() -> None:
+    pytest.importorskip("xllamacpp")
+    magpie = Magpie(llm=LLM.embedded(max_tokens=32))
+    magpie.load()
+    try:
+        [row] = next(magpie.process([{"system_prompt": "You are a helpful assistant."}]))
+    finally:
+        magpie.unload()
+    assert [message["role"] for message in row["conversation"]] == ["user", "assistant"]
+    assert row["model_name"] == "SmolLM2-135M-Instruct-Q4_1 (embedded)"
