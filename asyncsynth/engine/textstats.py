@@ -7,12 +7,13 @@ readings of one run, and two runs over one input, look at the same records.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from typing import Generic, TypeVar
 
+from asyncsynth.steps.minhash import MinHash, NearIndex, Signature
 from asyncsynth.steps.similarity import tokens
 
 T = TypeVar("T")
@@ -20,16 +21,15 @@ T = TypeVar("T")
 #: Texts of a column that distinct-n and self-similarity look at, and rows on which judges are compared.
 SAMPLE_SIZE = 1000
 #: Of a sampled text so much is looked at.
-SAMPLE_TOKENS = 1000
+SAMPLE_TOKENS = 500
 #: Distinct texts are counted one by one up to so many, and estimated (within 1 %) beyond.
 DISTINCT_EXACT = 1 << 16
 #: Two texts that share so much of their runs of three words are near duplicates.
 NEAR_DUPLICATE = 0.7
 
-_BINS = 64  #: of a MinHash signature
-_BAND = 4  #: bins that near duplicates must share for a comparison
-_SHINGLE = 3  #: words
-_COMPARED = 50  #: texts of a band that one more is compared with at most
+_PLACES = 64  #: of a signature
+_MINHASH = MinHash(_PLACES)
+_BY_CHANCE = 1 / 256  #: of the places of unlike texts, a byte each, are equal
 _SPACE = 1 << 64
 
 
@@ -117,52 +117,35 @@ def words_of(text: str) -> list[str]:
     return tokens(text)[:SAMPLE_TOKENS]
 
 
-def signature(text: Sequence[str]) -> tuple[int, ...]:
-    """MinHash of the text's runs of three words: one permutation in 64 bins, empty ones filled from the next.
-
-    The share of bins in which two signatures are equal estimates the Jaccard similarity of the two sets.
-    """
-    lowest: list[int | None] = [None] * _BINS
-    for place in range(max(1, len(text) - _SHINGLE + 1)):
-        digest = hash64(" ".join(text[place : place + _SHINGLE]))
-        place_in, value = digest % _BINS, digest // _BINS
-        if (there := lowest[place_in]) is None or value < there:
-            lowest[place_in] = value
-    filled: list[int] = []
-    for place in range(_BINS):
-        away = next(away for away in range(_BINS) if lowest[(place + away) % _BINS] is not None)
-        filled.append((lowest[(place + away) % _BINS] or 0) + away * _SPACE)
-    return tuple(filled)
+def signature(words: Sequence[str]) -> Signature:
+    """The MinHash signature of a text's runs of three words."""
+    return _MINHASH.signature(" ".join(words))
 
 
-def self_similarity(signatures: Sequence[tuple[int, ...]]) -> float | None:
+def self_similarity(signatures: Sequence[Signature]) -> float | None:
     """The mean similarity of two texts of the sample (0: nothing in common, 1: all alike). None below two."""
     count = len(signatures)
     if count < 2:
         return None
     equal = sum(n * (n - 1) // 2 for column in zip(*signatures, strict=True) for n in Counter(column).values())
-    return equal / (_BINS * (count * (count - 1) // 2))
+    share = equal / (_PLACES * (count * (count - 1) // 2))
+    return max(0.0, (share - _BY_CHANCE) / (1 - _BY_CHANCE))
 
 
-def near_duplicate_share(signatures: Sequence[tuple[int, ...]]) -> float | None:
+def near_duplicate_share(signatures: Sequence[Signature]) -> float | None:
     """The share of texts of the sample that have another one much like them in it. None below two."""
     if len(signatures) < 2:
         return None
-    alike: set[int] = set()
-    for start in range(0, _BINS, _BAND):
-        bands: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, one in enumerate(signatures):
-            before = bands[one[start : start + _BAND]]
-            for other in before:
-                if (number not in alike or other not in alike) and _share_equal(one, signatures[other]):
-                    alike |= {number, other}
-            if len(before) < _COMPARED:
-                before.append(number)
-    return len(alike) / len(signatures)
-
-
-def _share_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return sum(a == b for a, b in zip(one, other, strict=True)) >= NEAR_DUPLICATE * _BINS
+    times = Counter(signatures)
+    alike = {one for one, n in times.items() if n > 1}
+    # An index finds what came before: there and back, each text is asked about all others.
+    for order in (list(times), list(times)[::-1]):
+        index = NearIndex(_PLACES, NEAR_DUPLICATE)
+        for one in order:
+            if index.nearest(one) is not None:
+                alike.add(one)
+            index.add(one)
+    return sum(times[one] for one in alike) / len(signatures)
 
 
 Ratings = Sequence[float | None]

@@ -23,6 +23,9 @@ def test_a_sweep_over_a_setting(tmp_path: Path, fault_server: Callable[..., Faul
     assert len(found["settings"]) == 1
     assert "max_tokens: 4 -> 512" in found["settings"][0]
     assert found["steps"]["text_generation_0"]["truncated_share"] == [1.0, 0.0, -1.0]
+    measured = asyncsynth("status", tmp_path / "4", "--quality")
+    assert measured.returncode == 0, measured.stderr
+    assert "truncated" in measured.stdout
     wrong = asyncsynth("run", job, "--output", tmp_path / "x", "--set", "text_generation_0.llm.temprature=1")
     assert wrong.returncode == 2
     assert "did you mean 'temperature'" in wrong.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.cli.quality import compare_command, quality_command
 from asyncsynth.engine.quality import Comparison, RunQuality, measure_table
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, rec_entry
@@ -211,23 +210,22 @@ def test_a_directory_without_a_run(tmp_path: Path) -> None:
         RunQuality.read(tmp_path)
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", [made(0, ("gen", result("0", {"generation": "\x1b[31mred"})))])
     other = write_run(tmp_path / "other", [])
 
-    def say(*arguments: object) -> str:
-        command = [sys.executable, "-m", "asyncsynth", *map(str, arguments)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
-
-    shown = say("status", run, "--quality")
+    quality_command(run, as_json=False)
+    shown = capsys.readouterr().out
     assert "gen (TextGeneration)" in shown
     assert "generation duplicate" in shown
     assert "\x1b" not in shown
-    assert json.loads(say("status", run, "--quality", "--json"))["steps"][0]["results"] == 1
-    assert "nothing is journaled yet" in say("status", other, "--quality")
-    compared = say("compare", run, other)
+    quality_command(run, as_json=True)
+    assert json.loads(capsys.readouterr().out)["steps"][0]["results"] == 1
+    quality_command(other, as_json=False)
+    assert "nothing is journaled yet" in capsys.readouterr().out
+    compare_command(run, other, as_json=False)
+    compared = capsys.readouterr().out
     assert "the settings are equal" in compared
     assert "B - A" in compared
-    assert json.loads(say("compare", run, other, "--json"))["steps"]["gen"]["results"] == [1, None, None]
+    compare_command(run, other, as_json=True)
+    assert json.loads(capsys.readouterr().out)["steps"]["gen"]["results"] == [1, None, None]

@@ -63,8 +63,8 @@ def test_distinct_n() -> None:
 
 def test_minhash_estimates_the_jaccard_similarity_of_word_runs() -> None:
     rng = random.Random(5)
-    first = [f"w{rng.randrange(5000)}" for _ in range(600)]
-    second = first[:400] + [f"v{number}" for number in range(200)]
+    first = [f"w{rng.randrange(5000)}" for _ in range(400)]
+    second = first[:280] + [f"v{number}" for number in range(120)]
     runs = [{tuple(text[at : at + 3]) for at in range(len(text) - 2)} for text in (first, second)]
     jaccard = len(runs[0] & runs[1]) / len(runs[0] | runs[1])
     assert self_similarity([signature(first), signature(second)]) == pytest.approx(jaccard, abs=0.15)
@@ -90,7 +90,7 @@ def test_near_duplicates_are_found_among_others() -> None:
 
 
 def test_words_of_is_bounded_and_knows_scripts_without_spaces() -> None:
-    assert len(words_of("word " * 5000)) == 1000
+    assert len(words_of("word " * 5000)) == 500
     assert words_of("\u6f22\u5b57") == ["\u6f22", "\u5b57"]
 
 
