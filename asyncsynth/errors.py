@@ -7,6 +7,7 @@ exits with `exit_code`; the codes are documented in docs/cli.md.
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_FAULT = 1  #: a fault that nobody foresaw
 EXIT_USAGE = 2  #: bad usage, configuration or input
 EXIT_FAILED_RECORDS = 3  #: the run is done, some records failed
 EXIT_STOPPED = 4  #: stopped before the end; the same command resumes

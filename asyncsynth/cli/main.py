@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from asyncsynth.cli.signals import Stopped, stop_on_signals
-from asyncsynth.errors import EXIT_STOPPED, AsyncsynthError
+from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 
 app = typer.Typer(
     name="asyncsynth",
@@ -168,6 +169,28 @@ def main() -> None:
             event({"event": "error", "error": kind, "message": str(error), "exit_code": error.exit_code})
         complain(f"error: {error}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        _tell_fault(error)
+        sys.exit(EXIT_FAULT)
+
+
+def _tell_fault(error: Exception) -> None:
+    """A fault that nobody foresaw: where it is, and how to see more of it."""
+    import traceback
+
+    from asyncsynth.cli.show import event
+    from asyncsynth.cli.text import complain
+
+    if os.environ.get("ASYNCSYNTH_TRACEBACK"):
+        complain("".join(traceback.format_exception(error)))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    if "--json" in sys.argv:
+        event({"event": "error", "error": type(error).__name__, "message": message, "exit_code": EXIT_FAULT})
+    complain(
+        f"error: unforeseen: {message}\n"
+        "  What was acknowledged is safe. With ASYNCSYNTH_TRACEBACK=1 the same command shows the traceback."
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import stat
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO, Any, cast
 
 import orjson
 
-from asyncsynth.errors import InputError
+from asyncsynth.errors import AsyncsynthError, InputError
 from asyncsynth.records import Row
 from asyncsynth.storage.readers import BadRow, BadRowPolicy, Reader, SourceRow
 from asyncsynth.storage.values import MAX_DEPTH, explain_unjsonable, to_json_row
@@ -239,7 +240,23 @@ class DictsReader(Reader):
         return len(self._data) if isinstance(self._data, Sized) else None
 
     def _numbered(self) -> Iterator[tuple[int, Any]]:
-        yield from enumerate(self._fresh())
+        return self._pulled(self._fresh)
+
+    def _pulled(self, rows: Callable[[], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
+        """The rows with their numbers; what the code that makes them raises is told with its place."""
+        number = -1
+        try:
+            for number, content in enumerate(rows()):
+                yield number, content
+        except AsyncsynthError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise self._error(
+                f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",
+                number + 1,
+                hint="The code that makes the rows failed. Mend it, then run the same again.",
+            ) from error
 
     def _fresh(self) -> Iterable[Any]:
         if callable(self._data):
@@ -259,7 +276,8 @@ class DictsReader(Reader):
         if not isinstance(self._data, Iterator) or callable(self._data) or self._spent:
             return super().columns()
         if not self._held:
-            self._held.extend(itertools.islice(self._data, 1))
+            data = self._data
+            self._held.extend(row for _, row in self._pulled(lambda: itertools.islice(data, 1)))
         if not self._held:
             raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
         return tuple(self._renamed(0, self._row(0, self._held[0])))

@@ -421,3 +421,31 @@ def test_pipeline_files_that_end_the_process_or_import_what_is_broken(tmp_path: 
     assert broken.returncode == 2
     assert f"{job}:2: SyntaxError" in broken.stderr
     assert "broken_neighbour.py, line 8" in broken.stderr
+
+
+def test_an_unforeseen_fault_is_1_and_shows_its_traceback_when_asked(tmp_path: Path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration\n"
+        "class Broken(LoadDataFromDicts):\n"
+        "    def open(self):\n"
+        "        raise RuntimeError('broken \\x1b[31m')\n"
+        "with Pipeline() as pipeline:\n"
+        "    Broken(data=[{'instruction': 'x'}]) >> TextGeneration(llm=LLM(model='m'))\n"
+    )
+    told = asyncsynth("run", job, "--output", tmp_path / "run", "--json")
+    assert told.returncode == 1
+    assert json.loads(told.stdout)["error"] == "RuntimeError"
+    assert f"{job}:4)" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert "\x1b" not in told.stderr
+    command = [sys.executable, "-m", "asyncsynth", "run", str(job), "--output", str(tmp_path / "run")]
+    shown = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment() | {"ASYNCSYNTH_TRACEBACK": "1"},
+        check=False,
+    )
+    assert "Traceback" in shown.stderr

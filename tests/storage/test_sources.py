@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +362,16 @@ def test_no_dicts() -> None:
         list(DictsReader([]))
     with pytest.raises(InputError, match="data: holds no rows"):
         DictsReader(iter([])).columns()
+
+
+def test_rows_whose_making_fails_are_told_with_the_place() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"x": 1}
+        raise RuntimeError("the well is dry")
+
+    for data in (rows, rows()):
+        with pytest.raises(InputError, match=r"data\[1\]: RuntimeError: the well is dry \(.*test_sources\.py:\d+\)"):
+            list(DictsReader(data))
 
 
 def test_an_iterator_is_read_once() -> None:
