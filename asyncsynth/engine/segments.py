@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import anyio.to_thread
-
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.engine.barrier import (
     BarrierCounts,
@@ -208,10 +206,15 @@ async def _in_thread(step: GlobalStep, path: Path, state: dict[str, object], run
     def work() -> BarrierCounts:
         return pass_barrier(step, path, state, lambda: cancelled.is_set() or runner.draining)
 
+    thread = asyncio.create_task(asyncio.to_thread(work), name=f"asyncsynth {step.name}")
     try:
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+        return await asyncio.shield(thread)
     except asyncio.CancelledError:
         cancelled.set()
+        # Waited for: nothing may be writing there when the directory is let go.
+        await asyncio.wait([thread])
+        if not thread.cancelled():
+            thread.exception()
         raise
 
 
@@ -241,6 +244,8 @@ class SegmentRunner(Runner):
         )
         self._whole = whole
         self._number = segment.number
+        # Rates are this segment's: the pool has counted since the first one's start.
+        self._rate_marks.append((self._started, 0, pool.snapshot().completion_tokens))
         self.at_barrier = ""  #: name of the step over all rows that its rows are going through
 
     @property

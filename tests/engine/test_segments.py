@@ -14,7 +14,7 @@ from asyncsynth import LLM, Deduplicate, GroupColumns, LoadDataFromDicts, Pipeli
 from asyncsynth.engine.barrier import BarrierCounts
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.errors import PipelineError, RunChangedError, RunLockedError
+from asyncsynth.errors import CorruptJournal, PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
 from asyncsynth.records import Row
 from asyncsynth.storage.rows import row_key
@@ -254,7 +254,10 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
             assert report.directory == tmp_path / "run"
             assert report.counts.ok == 4
             assert len(runners) == 1
-        assert not (tmp_path / "run/segment-1/barrier.json").exists()
+            assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
+            done = await two_models(rows(4), Even).arun(**options, update=True)
+            assert done.report.exit_code == 0
+            assert len(done["default"]["train"]) == 2
 
     run_async(main())
 
@@ -442,6 +445,28 @@ def test_a_fault_of_the_step_is_named_and_costs_no_result(tmp_path: Path, step: 
             assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
             await two_models(rows(3), Even).arun(**options, update=True)
             assert completions(fake) == 5
+
+    run_async(main())
+
+
+def test_a_damaged_output_is_told_and_damaged_facts_mean_it_is_made_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            await two_models(rows(4), Even).arun(**options)
+            output = tmp_path / "run/segment-1/barrier.jsonl"
+            output.write_bytes(output.read_bytes().replace(b'"row"', b'"raw"', 1))
+            with pytest.raises(CorruptJournal, match=r"barrier\.jsonl:1: is damaged") as told:
+                await two_models(rows(4), Even).arun(**options)
+            assert "barrier.json" in told.value.hint
+            for facts in (b"", b"[]", b"{}"):
+                output.with_suffix(".json").write_bytes(facts)
+                mended = await two_models(rows(4), Even).arun(**options)
+                assert len(mended["default"]["train"]) == 2
+            output.unlink()
+            mended = await two_models(rows(4), Even).arun(**options)
+            assert mended.report.counts.earlier == 6
+            assert completions(fake) == 6
 
     run_async(main())
 
