@@ -187,4 +187,7 @@ def _is_item(item: str) -> bool:
     if len(said) < _LEAST_WORDS and (item.isascii() or len(item) < _LEAST_CHARS):
         return False
     is_heading = item.endswith(":") and len(said) <= 4
+    is_answer = plain.startswith(("answer ", "the answer is ", "possible answer "))  # asked and answered
+    if is_answer and item.partition(":")[1]:
+        return False
     return not (is_heading or is_refusal(item) or is_looping(item, times=2))

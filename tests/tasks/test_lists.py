@@ -46,6 +46,7 @@ LISTS = {
     "plain lines": f"{A}\n{B}\n{C}",
     "plain lines with talk": f"Here are the instructions:\n\n{A}\n\n{B}\n\n{C}\n\nLet me know if you need more!",
     "plain lines under an odd line": f"\U0001f4d0 Questions about the subject of your text:\n{A}\n{B}\n{C}",
+    "answered as well": f"- {A}\n- The answer is: the moon\n- {B}\n- Answer: many uses\n- {C}",
     "one line": f"1. {A} 2. {B}. 3. {C}",
     "windows lines": f"1. {A}\r\n2. {B}\r\n3. {C}\r\n",
     "doubles": f"1. {A}\n2. {B}\n3. {A}\n4. {C}\n5. {B.lower()}.",
