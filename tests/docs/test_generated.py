@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,9 @@ PAGES = ROOT / "docs" / "tasks"
 
 @pytest.fixture(scope="module")
 def generate() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        return importlib.import_module("docs.generate")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +53,9 @@ def test_prompts_are_shown_in_full_and_as_sent(generate: Any, pages: dict[str, s
 
 
 def test_args_are_read_over_several_lines_and_names(generate: Any) -> None:
+    arguments = importlib.import_module("docs.reading").arguments
     text = "    one: first\n        line: two.\n    two, three: both.\n    Others: see `Task`."
-    assert generate.arguments(text) == {
+    assert arguments(text) == {
         "one": "first line: two.", "two": "both.", "three": "both.", "Others": "see `Task`."
     }  # fmt: skip
-    assert generate.arguments("see `Task`.") == {}
+    assert arguments("see `Task`.") == {}
