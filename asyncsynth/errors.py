@@ -88,8 +88,8 @@ class ServerRefused(ServerError):
     """Authentication, permission or model errors that every request would meet (401, 403, 404)."""
 
 
-class RunStopped(AsyncsynthError):
-    """The run ended before its input did and can be resumed."""
+class RunStopped(ServerRefused):
+    """A server began to refuse every request in the middle of a run; the run can be resumed."""
 
     exit_code = EXIT_STOPPED
 

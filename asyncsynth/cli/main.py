@@ -156,9 +156,13 @@ def main() -> None:
     try:
         app()
     except Stopped as stopped:
+        from asyncsynth.cli.show import event
         from asyncsynth.cli.text import complain
 
-        complain(f"{stopped}: stopped; the same command goes on")
+        message = f"{stopped}: stopped; the same command goes on"
+        if "--json" in sys.argv:
+            event({"event": "error", "error": "Stopped", "message": message, "exit_code": EXIT_STOPPED})
+        complain(message)
         sys.exit(EXIT_STOPPED)
     except AsyncsynthError as error:
         from asyncsynth.cli.show import event

@@ -12,7 +12,7 @@ from typing import Any
 
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import ProgressDisplay, event, summary
-from asyncsynth.cli.signals import STOPPING
+from asyncsynth.cli.signals import STOPPING, Stopped
 from asyncsynth.cli.text import complain
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
@@ -33,8 +33,7 @@ def run_command(
         pipeline.with_input(str(input))
     report = run_in_loop(lambda: _supervised(pipeline, as_json=as_json, options=options))
     if report is None:
-        complain("stopped before anything was sent; the same command starts again")
-        return EXIT_STOPPED
+        raise Stopped("a signal before anything was sent")
     exported: dict[str, object] = {}
     if export and report.complete:
         exported = _export_all(report)

@@ -16,7 +16,7 @@ from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transie
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.core.scheduler import Action, Finish, ReplicaSpec, Scheduler, Start
 from asyncsynth.core.stats import Histogram, Tally
-from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused
+from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped
 
 ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
 BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
@@ -117,7 +117,7 @@ class ServerPool:
         self._timeouts: dict[tuple[int, int], Timeouts] = {}
         self._totals = _Totals()
         self._closed = False
-        self.halted: ServerRefused | None = None  #: why nothing is sent any more, or None
+        self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
 
     async def send(self, request: ModelRequest, *, priority: int = 0, affinity: int = 0) -> Completion:
         """The model's answer, after as many attempts as the policy allows.
@@ -129,7 +129,7 @@ class ServerPool:
 
         Raises:
             RequestFailed: this request failed; `reason` is the last outcome's.
-            ServerRefused: the pool is halted: every request would fail.
+            RunStopped: the pool is halted: every request would fail.
             ModelNotServed: no server has the model.
         """
         if self._closed:
@@ -308,8 +308,8 @@ class ServerPool:
             if not waiter.done():
                 waiter.set_exception(self._halt_error())
 
-    def _halt_error(self) -> ServerRefused:
+    def _halt_error(self) -> RunStopped:
         halt = self._scheduler.halted
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
-        return ServerRefused(halt.message, hint="check the key, the model's name and the server; then resume")
+        return RunStopped(halt.message, hint="check the key, the model's name and the server; then resume")

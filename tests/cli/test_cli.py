@@ -375,8 +375,9 @@ def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number
     job = write_job(tmp_path)
     job.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n" + job.read_text())
     for command in ("run", "draw"):
-        stopped = asyncsynth(command, job)
+        stopped = asyncsynth(command, job, *(["--json"] if command == "run" else []))
         assert stopped.returncode == 4, stopped.stderr
+        assert command == "draw" or json.loads(stopped.stdout)["exit_code"] == 4
         assert stopped.stderr.count("\n") == 1
         assert "stopped" in stopped.stderr
 
@@ -407,6 +408,21 @@ def test_a_signal_after_the_run_takes_the_half_written_export_away(tmp_path: Pat
     assert asyncsynth(*arguments).returncode == 0
     assert server.requests - asked <= 1  # a canary
     assert len(result_rows(run)) == 12
+
+
+def test_a_server_that_begins_to_refuse_is_4_and_the_same_command_goes_on(
+    tmp_path: Path, fault_server: Serve
+) -> None:
+    server = fault_server(
+        models=["model-a"], script=lambda info: Fault("status", status=401) if info.index > 20 else None
+    )
+    arguments = ("run", write_job(tmp_path, 60), "--servers", server.base_url, "--output", tmp_path / "run")
+    refused = asyncsynth(*arguments)
+    assert refused.returncode == 4, refused.stderr
+    assert "HTTP 401" in refused.stderr
+    server.script = None
+    assert asyncsynth(*arguments).returncode == 0
+    assert len(result_rows(tmp_path / "run")) == 60
 
 
 def test_pipeline_files_that_end_the_process_or_import_what_is_broken(tmp_path: Path) -> None:
