@@ -283,7 +283,7 @@ def test_a_second_process_is_refused(tmp_path: Path, fault_server: Serve) -> Non
     server = fault_server(models=["model-a"], script=lambda info: Fault(delay_s=0.1))
     arguments = (
         "run",
-        write_job(tmp_path, 40),
+        write_job(tmp_path, 4000),
         "--servers",
         server.base_url,
         "--output",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from asyncsynth import LLM, ExpandColumns, LoadDataFromDicts, Pipeline, RowStep, TextGeneration
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.status import writer_pid
 from asyncsynth.errors import (
     ConfigurationError,
     InputError,
@@ -19,6 +21,7 @@ from asyncsynth.errors import (
     ServerRefused,
 )
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
+from tests.client.kit import until
 from tests.engine.helpers import preference, rows, run_async, server, single
 
 
@@ -158,6 +161,35 @@ def test_streaming_yields_rows_and_leaves_nothing_behind(tmp_path: Path) -> None
             await stream.aclose()
             everything = [row["instruction"] async for row in single(rows(40)).stream(**options)]
             assert sorted(everything) == sorted(row["instruction"] for row in rows(40))
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("leave", ["break", "error", "cancel"])
+def test_a_stream_left_without_closing_it_lets_go_of_all(tmp_path: Path, leave: str) -> None:
+    async def consume(options: dict[str, Any], seen: list[Any]) -> None:
+        async for row in single(rows(40)).stream(**options):
+            seen.append(row)
+            if len(seen) == 5 and leave == "break":
+                break
+            if len(seen) == 5 and leave == "error":
+                raise ValueError("the reader's own")
+
+    async def main() -> None:
+        async with server(delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
+            seen: list[Any] = []
+            tasks = asyncio.all_tasks()
+            reader = asyncio.create_task(consume(options, seen))
+            if leave == "cancel":
+                await until(lambda: len(seen) >= 5)
+                reader.cancel()
+            await asyncio.wait([reader])
+            assert reader.cancelled() == (leave == "cancel")
+            assert leave != "error" or isinstance(reader.exception(), ValueError)
+            await until(lambda: not (asyncio.all_tasks() - tasks or writer_pid(tmp_path / "run") or fake.open))
+            everything = [row async for row in single(rows(40)).stream(**options)]
+            assert len(everything) == 40
 
     run_async(main())
 
