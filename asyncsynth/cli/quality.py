@@ -51,7 +51,8 @@ def compare_command(first: Path, second: Path, *, as_json: bool) -> None:
 
 
 def _label(name: str) -> str:
-    return one_line(name.removesuffix("_share").replace("_", " "), _NAME_COLUMNS)
+    # Names stay as they are in the JSON: a model name has underscores of its own.
+    return one_line(name.removesuffix("_share"), _NAME_COLUMNS)
 
 
 def _value(name: str, value: float | None, *, sign: str = "") -> str:
