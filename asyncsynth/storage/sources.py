@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import stat
 import traceback
 import zlib
@@ -34,7 +35,8 @@ _LONG_NUMBER = b"0" * 19
 _SHAPE = bytes.maketrans(b"123456789{", b"000000000[")
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _GZIP_MAGIC = b"\x1f\x8b"
-_ESTIMATE_BYTES = 1 << 20
+_COUNTED_BYTES = 256 << 20
+_COUNT_BUFFER = 4 << 20
 _READ_BUFFER = 1 << 18
 
 
@@ -57,7 +59,7 @@ class JsonlReader(Reader):
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, rename=rename)
         self.path = Path(path)
         self.name = self.path.name
-        self._estimate: int | None = None
+        self._lines: int | None = None
 
     def _open(self) -> IO[bytes]:
         try:
@@ -84,22 +86,26 @@ class JsonlReader(Reader):
         return file
 
     def size_hint(self) -> int | None:
-        """The number of lines, estimated from the file's first MiB where it is longer; None for gzip."""
-        if self._estimate is None:
-            self._estimate = self._count()
-        return self._estimate if self._estimate >= 0 else None
+        """The number of lines: counted in the first 256 MiB (some 0.1 s), estimated beyond; None for gzip."""
+        if self._lines is None:
+            self._lines = self._count()
+        return self._lines if self._lines >= 0 else None
 
     def _count(self) -> int:
+        lines = read = 0
+        last = b"\n"
         try:
             with self._open() as file:
                 if isinstance(file, _GzipFile):
                     return -1
-                head = file.read(_ESTIMATE_BYTES)
-                size = self.path.stat().st_size
+                while read < _COUNTED_BYTES and (chunk := file.read(_COUNT_BUFFER)):
+                    read += len(chunk)
+                    lines += chunk.count(b"\n")
+                    last = chunk[-1:]
+                size = os.fstat(file.fileno()).st_size
         except (OSError, InputError):
             return -1  # told when the rows are read
-        lines = sum(1 for line in head.splitlines() if line.strip())
-        return lines if size <= len(head) else max(1, round(lines * size / len(head)))
+        return lines + (last != b"\n") if read >= size else round(lines * size / read)
 
     def _numbered(self) -> Iterator[tuple[int, bytes]]:
         number = 0

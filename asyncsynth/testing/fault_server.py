@@ -299,7 +299,8 @@ def main() -> None:
     parser.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=16, help="words of an answer")
-    parser.add_argument("--model", action="append", help="served model; without any, every name is served")
+    every = "served model; without any, test-model is listed and every name is answered"
+    parser.add_argument("--model", action="append", help=every)
     parser.add_argument("--api-key", default=None)
     options = parser.parse_args()
     run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
