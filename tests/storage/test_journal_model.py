@@ -53,10 +53,11 @@ class JournalMachine(RuleBasedStateMachine):
         segments = sorted(self.run.glob("seg-*.jsonl"))
         self.synced = (segments[-1], segments[-1].stat().st_size) if segments else None
 
-    @rule(data=st.data())
-    def read(self, data: st.DataObject) -> None:
+    # How much a crash leaves is the writer thread's timing: what is drawn must not depend on it.
+    @rule(pick=st.integers(0, 1 << 20))
+    def read(self, pick: int) -> None:
         if self.places:
-            n = data.draw(st.integers(0, len(self.places) - 1))
+            n = pick % len(self.places)
             assert self.journal.read(self.places[n])["k"] == str(n)
 
     @rule()
