@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +37,3 @@ def stable_seed(*parts: object) -> int:
     """A seed in [0, 2**31) that depends on `parts` alone: the same on every machine and after a resume."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
-
-
-def select(row: Mapping[str, Any], columns: tuple[str, ...]) -> Row:
-    """The given columns of a row, those that are present."""
-    return {name: row[name] for name in columns if name in row}

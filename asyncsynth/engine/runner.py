@@ -8,16 +8,16 @@ in flight are finished or given back untouched, and the same command goes on fro
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 
+from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.core.window import Window
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
-from asyncsynth.engine.walk import Walked, Walker, first_error
+from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, Row
@@ -65,7 +65,6 @@ class Runner:
         self._exhausted = False
         self._stopped_why = ""
         self.counts = Counts()
-        self._answered_by: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
@@ -143,19 +142,17 @@ class Runner:
         for position, item in islice(numbered, self._options.limit):
             if isinstance(item, BadRow):
                 record = Record(str(position), position, {})
-                if not self._is_done(record, bad=True):
-                    self.counts.read += 1
+                self.counts.read += 1
+                if not self._is_done(record):
                     self._directory.bad_row(record, item)
                     self._count_failure("bad_input")
                 continue
             yield Record(item.key if item.key is not None else str(position), position, item.row)
 
-    def _is_done(self, record: Record, *, bad: bool = False) -> bool:
+    def _is_done(self, record: Record) -> bool:
         done = self._directory.claim(record, retry_failed=self._options.retry_failed)
         if done:
             self.counts.earlier += 1
-            if bad:
-                self.counts.read += 1
         return done
 
     async def _one(self, record: Record, size: int) -> None:
@@ -182,10 +179,6 @@ class Runner:
             counts.failed += 1
         counts.rows += sum(map(len, walked.rows.values()))
         counts.reused_steps += walked.reused
-        for _, results in walked.unsaved:
-            for result in results:
-                if model := result["m"].get("model"):
-                    self._answered_by[model] += 1
         for failed in walked.failed:
             counts.failed_rows += 1
             counts.failures[failed["reason"]] += 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from asyncsynth.client.concurrency import all_or_error, first_error
 from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
@@ -58,7 +58,6 @@ class Walker:
         self._save = save
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
         self._model_steps = len(plan.model_steps)
-        self._leaf_name = {index: name for name, index in plan.leaves.items()}
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
@@ -106,7 +105,7 @@ class Walker:
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
         asked = [self._ask_row(way, node, step, item, known) for item in items]
-        results = [await asked[0]] if len(asked) == 1 else await side_by_side(asked)
+        results = [await asked[0]] if len(asked) == 1 else await all_or_error(asked)
         done = [result for result in results if result is not None]
         fresh = [result for result, is_fresh in done if is_fresh]
         way.models_left -= 1
@@ -230,26 +229,6 @@ def merged(step: ModelStep, item: Item, outputs: list[Row]) -> list[Item]:
     if len(outputs) == 1:
         return [(key, step.merge(row, outputs[0]))]
     return [(f"{key}.{number}", step.merge(row, made)) for number, made in enumerate(outputs)]
-
-
-async def side_by_side(coroutines: list[Any]) -> list[Any]:
-    """Awaits all; the first that raises cancels the rest."""
-    if not coroutines:
-        return []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from errors
-    return [task.result() for task in tasks]
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first leaf of an exception group: our callers deal in single errors."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _sender(pool: ServerPool, priority: int) -> Callable[[ModelRequest], Awaitable[Completion]]:

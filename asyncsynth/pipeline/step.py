@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import jsonable, user_code
-from asyncsynth.records import Row, canonical_json
+from asyncsynth.records import Row
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
@@ -223,10 +223,6 @@ class Step:
         if code := user_code(type(self)):
             settings["code"] = code
         return settings
-
-    def input_fields(self, row: Row) -> bytes:
-        """Canonical bytes of the columns that decide this step's result for a row."""
-        return canonical_json(self.view(row))
 
 
 class SourceStep(Step):

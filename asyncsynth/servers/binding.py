@@ -7,17 +7,17 @@ A model is answered in one place: its own `LLM(base_url=...)`, an embedded serve
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
 from asyncsynth.client.adopt import adopt
+from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.pool import Server, ServerPool
@@ -159,24 +159,15 @@ async def open_pool(
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
     async with contextlib.AsyncExitStack() as stack:
-        local = await _gather([_start_child(stack, spec, models, progress) for spec, models in plan.embedded.items()])
+        children = [_start_child(stack, spec, models, progress) for spec, models in plan.embedded.items()]
+        local = await all_or_error(children)
         wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
-        remote = await _gather([_connect(stack, t, plan.shared, ready, environ) for t in wanted])
+        remote = await all_or_error([_connect(stack, t, plan.shared, ready, environ) for t in wanted])
         used = [*local, *(server for server, _ in remote if server is not None)]
         _require_all(plan.shared, used, remote, wanted)
         pool = ServerPool(_distinct_names(used), policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
         yield pool
-
-
-async def _gather(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All at once; the first error cancels the rest and comes out as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in work]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def _start_child(
@@ -229,7 +220,7 @@ async def _connect(
     needed = target.own | (shared & offered)
     if not needed:
         return None, served
-    await _gather([probe.canary(model) for model in sorted(needed)])
+    await all_or_error([probe.canary(model) for model in sorted(needed)])
     extra: dict[str, Any] = {} if config.limit is None else {"limit": config.limit}
     server = Server(name=config.name, base_url=config.base_url, models=frozenset(needed), exchange=exchange, **extra)
     return server, served

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message
-from asyncsynth.errors import ConfigurationError, ParseFailure, RecordError, TaskFailure
+from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import ModelStep
 from asyncsynth.records import Row
@@ -205,15 +206,3 @@ def text_of(row: Row, name: str) -> str:
         return value
     what = "blank" if isinstance(value, str) else f"{type(value).__name__}, not text"
     raise TaskFailure(f"the input {name!r} is {what}", reason="bad_input")
-
-
-async def all_or_error(coroutines: list[Any]) -> list[Any]:
-    """Runs them side by side; the first error cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as errors:
-        # What ends the run comes before what ends this row.
-        fatal = [error for error in errors.exceptions if not isinstance(error, RecordError)]
-        raise (fatal or errors.exceptions)[0] from None
-    return [task.result() for task in tasks]

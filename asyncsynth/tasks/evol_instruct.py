@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import all_or_error
 from asyncsynth.tasks.evolution import EMPTY_WORDS, MAX_EVOLUTIONS, Chain, Evolution, call_number
 from asyncsynth.tasks.parsing import is_refusal, json_values, words
 from asyncsynth.tasks.schemas import object_of

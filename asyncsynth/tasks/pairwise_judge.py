@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, all_or_error, text_of
+from asyncsynth.tasks.base import Task, text_of
 from asyncsynth.tasks.parsing import json_values, string_of, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure, RecordError, RequestFailed, TaskFailure
@@ -15,7 +16,7 @@ from asyncsynth.pipeline.fingerprint import jsonable
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.aspects import ASPECTS
-from asyncsynth.tasks.base import Task, all_or_error, text_of
+from asyncsynth.tasks.base import Task, text_of
 from asyncsynth.tasks.jury import Jury, as_jury, merge_verdicts
 from asyncsynth.tasks.ratings import HIGHEST, LOWEST, Evaluation, read_ratings
 from asyncsynth.tasks.schemas import array_of, object_of, text_up_to, whole_number
