@@ -250,6 +250,7 @@ class Runner:
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
             stopped_why="" if complete else self._stopped_why,
+            notes=list(self._directory.notes),
         )
 
 

@@ -384,3 +384,16 @@ def test_pipelines_without_a_name_do_not_meet_in_one_directory(
 
     run_async(main())
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_torn_journal_is_repaired_and_the_report_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            last = sorted((tmp_path / "run").glob("seg-*.jsonl"))[-1]
+            last.write_bytes(last.read_bytes() + b'{"t":"rec","k":"torn')
+            again = await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert again.report.counts.earlier == 3
+            assert any("cut 20 bytes" in note for note in again.report.notes)
+
+    run_async(main())
