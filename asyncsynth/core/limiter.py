@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from asyncsynth.core.load import ServerLoad
+
 
 class Limiter(Protocol):
     """A concurrency limit that learns from what the server answers. Times are seconds, monotonic."""
@@ -23,6 +25,10 @@ class Limiter(Protocol):
 
     def on_overload(self, now: float, started_at: float) -> None:
         """The server refused, as overloaded, a request that had started at `started_at`."""
+        ...
+
+    def on_load(self, load: ServerLoad) -> None:
+        """The server reported its own load."""
         ...
 
     def explain(self) -> str:
@@ -86,6 +92,9 @@ class FixedLimit:
         self._credit = 0
         self._limit = max(1, int(self._limit * self.CUT))
         self.cuts += 1
+
+    def on_load(self, load: ServerLoad) -> None:
+        """Nothing: the limit is the user's."""
 
     def explain(self) -> str:
         """Why the limit is what it is."""
