@@ -2,7 +2,8 @@
 
 - a URL: ``http://127.0.0.1:8000/v1`` (``/v1`` is added where there is no path);
 - a vLLM file, the one given to ``vllm serve --config``: its model, host, port, TLS and api-key are read;
-- a fleet file: ``servers: [{url, models?, api_key_env?, limit?, name?}]``, for servers that run elsewhere;
+- a fleet file: ``servers: [{url, models?, api_key_env?, limit?, name?, ...}]``, for servers that run elsewhere; all
+  keys stand in `ServerConfig`;
 - a folder: every ``*.yaml`` and ``*.yml`` in it.
 
 Keys of a fleet are names of environment variables, never keys.
@@ -28,7 +29,10 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 #: vLLM reads its own key from this variable, so one export serves both sides; it wins over the default.
 _VLLM_KEY_ENV = "VLLM_API_KEY"
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104  # others listen there, not we
-_FLEET_KEYS = ("url", "models", "api_key_env", "limit", "name")
+_FLEET_KEYS = (
+    "url", "models", "api_key_env", "name",
+    "limit", "max_concurrency", "max_num_seqs", "requests_per_minute", "tokens_per_minute", "orca",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,12 @@ class ServerConfig:
         api_key_env: the environment variable that holds its key; used only when it is set. In place of the
             default, VLLM_API_KEY is taken where that is set.
         api_key: a key that stands in a vLLM file itself; wins over `api_key_env`.
-        limit: most requests in flight there, or None for the pool's default.
+        limit: a fixed number of requests in flight there, or None for one that adapts.
+        max_concurrency: the most that one which adapts may grow to, or None for its own bound.
+        slots: requests that the server works on at once (vLLM's max-num-seqs), where that is known.
+        requests_per_minute, tokens_per_minute: what a hosted API allows, or None. Tokens are the prompt's and those
+            that may be generated.
+        orca: ask for the server's load in the headers of every answer. vLLM then logs a line for each of them.
         origin: where this was written, ``file:line`` or the option, for messages.
     """
 
@@ -52,6 +61,11 @@ class ServerConfig:
     api_key_env: str = DEFAULT_KEY_ENV
     api_key: Secret | None = field(default=None, repr=False)
     limit: int | None = None
+    max_concurrency: int | None = None
+    slots: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    orca: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -236,12 +250,23 @@ def _fleet(top: _Mapping) -> Iterator[ServerConfig]:
         url = entry.get("url", str)
         if url is None:
             entry.fail("a server without a url")
+        if "limit" in entry.values and "max-concurrency" in entry.values:
+            entry.fail(
+                "limit and max_concurrency exclude each other",
+                entry.values["max-concurrency"],
+                hint="limit is a fixed number in flight; max_concurrency bounds one that adapts.",
+            )
         yield ServerConfig(
             base_url=parse_url(url, where=origin),
             name=entry.get("name", str, ""),
             models=entry.names("models"),
             api_key_env=entry.get("api_key_env", str, DEFAULT_KEY_ENV),
             limit=entry.at_least_one("limit"),
+            max_concurrency=entry.at_least_one("max_concurrency"),
+            slots=entry.at_least_one("max_num_seqs"),
+            requests_per_minute=entry.at_least_one("requests_per_minute"),
+            tokens_per_minute=entry.at_least_one("tokens_per_minute"),
+            orca=entry.get("orca", bool, False),
             origin=origin,
         )
 
@@ -266,6 +291,12 @@ def _vllm(top: _Mapping) -> ServerConfig:
         base_url=_base_url("https" if top.get("ssl-certfile", str) else "http", top.get("host", str, ""), port, "/v1"),
         models=served,
         api_key=Secret(str(key)) if key else None,
-        limit=top.at_least_one("max-num-seqs"),
+        slots=_slots(top),
         origin=f"{top.path}:{top.line}",
     )
+
+
+def _slots(top: _Mapping) -> int | None:
+    """Requests that all engines of a vLLM server work on at once: each of a data-parallel set has max-num-seqs."""
+    one = top.at_least_one("max-num-seqs")
+    return None if one is None else one * (top.at_least_one("data-parallel-size") or 1)

@@ -64,7 +64,7 @@ def test_vllm_file(tmp_path: Path) -> None:
     )
     assert server.base_url == "http://127.0.0.1:8001/v1"
     assert server.models == {"Qwen/Qwen2.5-1.5B-Instruct"}
-    assert server.limit == 256
+    assert (server.limit, server.slots) == (None, 256)
     assert server.key({}) == Secret("k3y")
     assert "k3y" not in repr(server)
 
@@ -96,6 +96,22 @@ servers:
     assert second.origin.endswith("a.yaml:6")
 
 
+def test_fleet_limits(tmp_path: Path) -> None:
+    text = """\
+servers:
+  - {url: "http://gpu-1:8000", max_concurrency: 300, max_num_seqs: 128, orca: true}
+  - {url: "https://api.example.com/v1", requests_per_minute: 500, tokens-per-minute: 200000}
+"""
+    first, second = parse_servers([write(tmp_path, text)])
+    assert (first.limit, first.max_concurrency, first.slots, first.orca) == (None, 300, 128, True)
+    assert (second.requests_per_minute, second.tokens_per_minute, second.orca) == (500, 200_000, False)
+
+
+def test_slots_of_a_data_parallel_server_are_those_of_all_its_engines(tmp_path: Path) -> None:
+    assert one(tmp_path, "model: m\nmax-num-seqs: 256\ndata-parallel-size: 4\n").slots == 1024
+    assert one(tmp_path, "model: m\n").slots is None
+
+
 def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     write(tmp_path, "model: b\nport: 2\n", "b.yml")
     write(tmp_path, "model: a\nport: 1\n", "a.yaml")
@@ -118,6 +134,10 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
         ("- a\n", 1, "keys and values"),
         ("servers: 3\n", 1, "list"),
         ("servers:\n  - limit: 3\n", 2, "without a url"),
+        ("servers:\n  - url: http://a\n    limit: 3\n    max_concurrency: 4\n", 4, "exclude each other"),
+        ("servers:\n  - url: http://a\n    requests_per_minute: 0\n", 3, "at least 1"),
+        ("servers:\n  - url: http://a\n    tokens_per_minute: many\n", 3, "to be int, not str"),
+        ("servers:\n  - url: http://a\n    orca: 1\n", 3, "to be bool, not int"),
         ("servers:\n  - url: http://a\n    limt: 3\n", 3, "Did you mean limit"),
         ("servers:\n  - url: http://a\n    api_key: k\n", 3, "environment variable"),
     ],
