@@ -2,9 +2,9 @@
 
 - a URL: ``http://127.0.0.1:8000/v1`` (``/v1`` is added where there is no path);
 - a vLLM file, the one given to ``vllm serve --config``: its model, host, port, TLS and api-key are read;
-- a fleet file: ``servers: [{url, models?, api_key_env?, limit?, name?, ...}]``, for servers that run elsewhere; all
-  keys stand in `ServerConfig`;
-- a folder: every ``*.yaml`` and ``*.yml`` in it.
+- a fleet file: ``servers: [...]``, each ``{url, models?, api_key_env?, limit?, name?, ...}`` (it runs elsewhere; all
+  keys stand in `ServerConfig`) or ``{config, gpus?, env?, flags?, ...}``: a vLLM file, and how to start it (`Launch`);
+- a folder: every ``*.yaml`` and ``*.yml`` in it, but for vLLM files that a fleet in it names.
 
 Keys of a fleet are names of environment variables, never keys.
 """
@@ -12,27 +12,29 @@ Keys of a fleet are names of environment variables, never keys.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from asyncsynth.client.secret import Secret
-from asyncsynth.errors import ConfigurationError, InputError
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.servers.launches import LAUNCH_KEYS, Launch, read_launch
+from asyncsynth.servers.yaml_mapping import YamlMapping, read_mapping
 
 ENVIRONMENT = "ASYNCSYNTH_SERVERS"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 #: vLLM reads its own key from this variable, so one export serves both sides; it wins over the default.
 _VLLM_KEY_ENV = "VLLM_API_KEY"
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104  # others listen there, not we
-_FLEET_KEYS = (
-    "url", "models", "api_key_env", "name",
-    "limit", "max_concurrency", "max_num_seqs", "requests_per_minute", "tokens_per_minute", "orca",
-)  # fmt: skip
+_COMMON_KEYS = ("name", "api_key_env", "limit", "max_concurrency", "requests_per_minute", "tokens_per_minute", "orca")
+_URL_KEYS = ("url", "models", "max_num_seqs", *_COMMON_KEYS)
+_CONFIG_KEYS = ("config", *LAUNCH_KEYS, *_COMMON_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class ServerConfig:
             that may be generated.
         orca: ask for the server's load in the headers of every answer. vLLM then logs a line for each of them.
         origin: where this was written, ``file:line`` or the option, for messages.
+        key_required: `api_key_env` was named on purpose: an unset variable is an error (`require_keys`).
+        launch: how to start it here; None for servers that are only known by their URL.
     """
 
     base_url: str
@@ -67,6 +71,8 @@ class ServerConfig:
     tokens_per_minute: int | None = None
     orca: bool = False
     origin: str = ""
+    key_required: bool = False
+    launch: Launch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -121,7 +127,7 @@ def parse_url(url: str, *, where: str) -> str:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{where}: {url!r} is not a URL: {error}") from None
+        raise ConfigurationError(f"{where}: {_shown(url)!r} is not a URL: {error}") from None
     if parts.username or parts.password:  # not quoted: it may be a key
         raise ConfigurationError(
             f"{where}: a URL for {parts.hostname} holds a user or password",
@@ -129,9 +135,16 @@ def parse_url(url: str, *, where: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"{where}: {url!r} is not the base URL of a server", hint="It looks like http://127.0.0.1:8000/v1"
+            f"{where}: {_shown(url)!r} is not the base URL of a server", hint="It looks like http://127.0.0.1:8000/v1"
         )
     return _base_url(parts.scheme, parts.hostname, port, parts.path)
+
+
+def _shown(url: str) -> str:
+    """A URL that was refused, for the message: without what may be a key in it."""
+    scheme, sep, rest = url.strip().partition("://")
+    rest = re.sub(r"^[^/?#]*@", "***@", rest)
+    return scheme + sep + re.sub(r"([?#]).*", r"\1***", rest, flags=re.DOTALL)
 
 
 def _base_url(scheme: str, host: str, port: int | None, path: str) -> str:
@@ -146,10 +159,7 @@ def _load_one(value: str, origin: str) -> list[ServerConfig]:
         return [ServerConfig(base_url=parse_url(value, where=origin), origin=origin)]
     path = Path(value).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
-        if not files:
-            raise ConfigurationError(f"{origin}: the folder {value} holds no .yaml file")
-        return [server for file in files for server in read_file(file)]
+        return _read_folder(path, origin)
     if not path.is_file():
         raise ConfigurationError(
             f"{origin}: there is no file or folder {value}",
@@ -164,114 +174,105 @@ def read_file(path: Path) -> list[ServerConfig]:
     Raises:
         InputError: with the file and the line.
     """
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", path=str(path)) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise InputError(f"not YAML: {error.problem}", path=str(path), line=mark.line + 1 if mark else None) from None
-    if node is None:
-        raise InputError("the file is empty", path=str(path), hint="It is to hold a vLLM configuration.")
-    top = _Mapping(node, path)
-    return list(_fleet(top)) if "servers" in top.values else [_vllm(top)]
+    return _servers(read_mapping(path))
 
 
-class _Mapping:
-    """A YAML mapping that remembers where each of its values was written."""
-
-    def __init__(self, node: yaml.Node, path: Path) -> None:
-        self.path = path
-        self.line = node.start_mark.line + 1
-        if not isinstance(node, yaml.MappingNode):
-            self.fail("expected keys and values, such as `port: 8000`")
-        self.values: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            name = str(key.value).replace("_", "-") if isinstance(key, yaml.ScalarNode) else "?"
-            if name in self.values:
-                self.fail(f"{name} is given twice", key)
-            self.values[name] = value
-
-    def fail(self, message: str, node: yaml.Node | None = None, *, hint: str = "") -> NoReturn:
-        """Raise InputError at `node`, or at this mapping's first line."""
-        line = self.line if node is None else node.start_mark.line + 1
-        raise InputError(message, path=str(self.path), line=line, hint=hint)
-
-    def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The value of `name`, which has to be of `kind`."""
-        name = name.replace("_", "-")
-        if (node := self.values.get(name)) is None:
-            return default
-        try:
-            value = yaml.SafeLoader("").construct_object(node, deep=True)
-        except yaml.YAMLError as error:
-            self.fail(f"{name}: {getattr(error, 'problem', error)}", node)
-        if value is None:
-            return default
-        wanted = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, kind) or (isinstance(value, bool) and bool not in wanted):
-            names = " or ".join(k.__name__ for k in wanted)
-            self.fail(f"{name} is to be {names}, not {type(value).__name__}", node)
-        return value
-
-    def names(self, name: str) -> frozenset[str] | None:
-        """A string or a list of strings; None where it is absent."""
-        value = self.get(name, (str, list))
-        if value is None:
-            return None
-        names = [value] if isinstance(value, str) else value
-        if not names or not all(isinstance(item, str) and item for item in names):
-            self.fail(f"{name} is to be a name or a list of names", self.values[name.replace("_", "-")])
-        return frozenset(names)
-
-    def at_least_one(self, name: str) -> int | None:
-        """A positive integer; None where it is absent."""
-        value: int | None = self.get(name, int)
-        if value is not None and value < 1:
-            self.fail(f"{name} is to be at least 1, not {value}", self.values[name.replace("_", "-")])
-        return value
+def _servers(top: YamlMapping) -> list[ServerConfig]:
+    if "servers" in top.values:
+        return [_entry(entry) for entry in _entries(top)]
+    return [replace(_vllm(top), launch=read_launch(top))]
 
 
-def _fleet(top: _Mapping) -> Iterator[ServerConfig]:
+def _read_folder(folder: Path, origin: str) -> list[ServerConfig]:
+    """Every YAML file in it; a vLLM file that one of its fleets starts is read there, with its placement."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+    if not files:
+        raise ConfigurationError(f"{origin}: the folder {folder} holds no .yaml file")
+    tops = [read_mapping(file) for file in files]
+    entries = [entry for top in tops if "servers" in top.values for entry in _entries(top)]
+    started = {_config_file(entry).resolve() for entry in entries if "config" in entry.values}
+    return [server for top in tops if top.path.resolve() not in started for server in _servers(top)]
+
+
+def _entries(top: YamlMapping) -> list[YamlMapping]:
     listed = top.values["servers"]
     if not isinstance(listed, yaml.SequenceNode) or not listed.value:
-        top.fail("servers is to be a list, each with a url", listed)
-    for node in listed.value:
-        entry = _Mapping(node, top.path)
-        origin = f"{top.path}:{entry.line}"
-        allowed = [key.replace("_", "-") for key in _FLEET_KEYS]
-        for key, value in entry.values.items():
-            if key not in allowed:
-                near = get_close_matches(key, allowed, n=1)
-                meant = f"Did you mean {near[0].replace('-', '_')}? " if near else ""
-                if key == "api-key":
-                    meant = "Keys do not belong into files: name an environment variable as api_key_env. "
-                entry.fail(f"unknown key {key.replace('-', '_')}", value, hint=f"{meant}Known: {_FLEET_KEYS}")
-        url = entry.get("url", str)
-        if url is None:
-            entry.fail("a server without a url")
-        if "limit" in entry.values and "max-concurrency" in entry.values:
-            entry.fail(
-                "limit and max_concurrency exclude each other",
-                entry.values["max-concurrency"],
-                hint="limit is a fixed number in flight; max_concurrency bounds one that adapts.",
-            )
-        yield ServerConfig(
-            base_url=parse_url(url, where=origin),
-            name=entry.get("name", str, ""),
-            models=entry.names("models"),
-            api_key_env=entry.get("api_key_env", str, DEFAULT_KEY_ENV),
-            limit=entry.at_least_one("limit"),
-            max_concurrency=entry.at_least_one("max_concurrency"),
-            slots=entry.at_least_one("max_num_seqs"),
-            requests_per_minute=entry.at_least_one("requests_per_minute"),
-            tokens_per_minute=entry.at_least_one("tokens_per_minute"),
-            orca=entry.get("orca", bool, False),
-            origin=origin,
+        top.fail("servers is to be a list, each with a url or a config", listed)
+    return [YamlMapping(node, top.path) for node in listed.value]
+
+
+def _entry(entry: YamlMapping) -> ServerConfig:
+    """One server of a fleet: it runs somewhere (url), or it can be started here (config)."""
+    starts = "config" in entry.values
+    _check_keys(entry, _CONFIG_KEYS if starts else _URL_KEYS)
+    if "limit" in entry.values and "max-concurrency" in entry.values:
+        entry.fail(
+            "limit and max_concurrency exclude each other",
+            entry.values["max-concurrency"],
+            hint="limit is a fixed number in flight; max_concurrency bounds one that adapts.",
         )
+    common: dict[str, Any] = {
+        "api_key_env": entry.get("api_key_env", str, DEFAULT_KEY_ENV),
+        "key_required": "api-key-env" in entry.values,
+        "limit": entry.at_least_one("limit"),
+        "max_concurrency": entry.at_least_one("max_concurrency"),
+        "requests_per_minute": entry.at_least_one("requests_per_minute"),
+        "tokens_per_minute": entry.at_least_one("tokens_per_minute"),
+        "orca": entry.get("orca", bool, False),
+        "origin": entry.place(),
+    }
+    name = entry.get("name", str, "")
+    if starts:
+        settings = read_mapping(_config_file(entry))
+        launch = read_launch(settings, entry)
+        config = _vllm(settings)
+        return replace(config, name=name or config.name, launch=launch, **common)
+    url = entry.get("url", str)
+    if url is None:
+        entry.fail("a server without a url or a config")
+    return ServerConfig(
+        base_url=parse_url(url, where=entry.place()),
+        name=name,
+        models=entry.names("models"),
+        slots=entry.at_least_one("max_num_seqs"),
+        **common,
+    )
 
 
-def _vllm(top: _Mapping) -> ServerConfig:
+def _config_file(entry: YamlMapping) -> Path:
+    """The vLLM file of an entry: its path is relative to the fleet's folder."""
+    named = entry.get("config", str)
+    file = entry.path.parent / Path(named or "").expanduser()
+    if not file.is_file():
+        entry.fail(f"config: there is no file {file}", entry.values["config"])
+    return file
+
+
+def _check_keys(entry: YamlMapping, known: Sequence[str]) -> None:
+    allowed = [key.replace("_", "-") for key in known]
+    for key, value in entry.values.items():
+        if key in allowed:
+            continue
+        near = get_close_matches(key, allowed, n=1)
+        meant = f"Did you mean {near[0].replace('-', '_')}? " if near else ""
+        if key == "api-key":
+            meant = "Keys do not belong into files: name an environment variable as api_key_env. "
+        elif key in ("url", *LAUNCH_KEYS):
+            meant = "A server has either a url, or a config to start it with. "
+        entry.fail(f"unknown key {key.replace('-', '_')}", value, hint=f"{meant}Known: {', '.join(known)}")
+
+
+def require_keys(servers: Sequence[ServerConfig], environ: Mapping[str, str] | None = None) -> None:
+    """Raises ConfigurationError where a fleet names a key's variable and that is not set."""
+    for server in servers:
+        if server.key_required and server.key(environ) is None:
+            raise ConfigurationError(
+                f"{server.origin}: {server.name} takes its key from {server.api_key_env}, which is not set",
+                hint=f"export {server.api_key_env}=..., or take api_key_env out where the server wants none.",
+            )
+
+
+def _vllm(top: YamlMapping) -> ServerConfig:
     """What a client needs of a `vllm serve --config` file; the other hundred keys are vLLM's own matter."""
     model = top.get("model", str) or top.get("model-tag", str)
     served = top.names("served-model-name") or (frozenset([model]) if model else None)
@@ -296,7 +297,7 @@ def _vllm(top: _Mapping) -> ServerConfig:
     )
 
 
-def _slots(top: _Mapping) -> int | None:
+def _slots(top: YamlMapping) -> int | None:
     """Requests that all engines of a vLLM server work on at once: each of a data-parallel set has max-num-seqs."""
     one = top.at_least_one("max-num-seqs")
     return None if one is None else one * (top.at_least_one("data-parallel-size") or 1)
