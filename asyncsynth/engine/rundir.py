@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,20 @@ from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 from asyncsynth.storage.readers import BadRow, Reader
+from asyncsynth.storage.sidecars import Sidecars
 
 
 class RunDirectory:
     """One open run directory, with its only writer. Made by `opened`."""
 
-    def __init__(self, path: Path, journal: Journal, index: RunIndex, manifest: Manifest, epoch: int) -> None:
+    def __init__(
+        self, path: Path, journal: Journal, index: RunIndex, sidecars: Sidecars, manifest: Manifest, epoch: int
+    ) -> None:
         self.path = path
         self.notes: list[str] = []
         self._journal = journal
         self._index = index
+        self._sidecars = sidecars
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
@@ -54,7 +58,11 @@ class RunDirectory:
         index = RunIndex(keys=keys)
         manifest = Manifest.load(path)
         run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
-        journal = Journal.open(path, visitor=index) if manifest else Journal.create(path, run_id=run_id)
+        sidecars = Sidecars(keys=keys)
+        if manifest is None:
+            journal = Journal.create(path, run_id=run_id, sidecars=sidecars)
+        else:
+            journal = Journal.open(path, visitor=index, sidecars=sidecars)
         try:
             if manifest is None:
                 manifest = _new_manifest(name, run_id, keys, plan, reader, options)
@@ -64,7 +72,7 @@ class RunDirectory:
                     raise _changed(path, changes, _reuse_plan(plan, index, manifest))
                 _add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
-            directory = cls(path, journal, index, manifest, len(manifest.epochs) - 1)
+            directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
             if journal.report.bytes_cut:
                 directory.notes.append(str(journal.report))
             yield directory
@@ -84,7 +92,8 @@ class RunDirectory:
         claim = self._index.claim(record.key, record.position, digest, self._epoch)
         if claim.done and not (claim.failed and retry_failed):
             if claim.moved:
-                self._append(pos_entry(record.key, record.position))
+                where = self._append(pos_entry(record.key, record.position))
+                self._sidecars.facts.results(where, record.key, record.position, ())
             return True
         self._hashes[record.key] = digest
         if claim.steps:
@@ -111,7 +120,7 @@ class RunDirectory:
 
     def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
         """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
-        self._append(
+        where = self._append(
             rec_entry(
                 key=record.key,
                 position=record.position,
@@ -119,6 +128,7 @@ class RunDirectory:
                 steps=[(fingerprint, results)],
             )
         )
+        self._sidecars.facts.results(where, record.key, record.position, (fingerprint,))
 
     def finish(self, record: Record, walked: Walked) -> None:
         """Journals a record's end: durable after the next `flush`."""
@@ -145,8 +155,13 @@ class RunDirectory:
             }  # fmt: skip
             walked.rows.clear()
             walked.failed.append(failed)
+            walked = Walked({}, [failed])
             entry = rec_entry(**fields, status="failed", rows={}, failed=[failed])
-        self._append(entry)
+        where = self._append(entry)
+        self._sidecars.facts.final(
+            where, record.key, record.position, [step for step, _ in walked.unsaved], digest, self._epoch,
+            "ok" if walked.ok else "failed", walked.rows, walked.failed, walked.dropped,
+        )  # fmt: skip
 
     def bad_row(self, record: Record, row: BadRow) -> None:
         """Journals an input row that could not be read, under ``on_bad_row="skip"``."""
@@ -164,15 +179,25 @@ class RunDirectory:
         """The input was read to its end: records it no longer has leave the result, not the journal."""
         for key in self._index.unclaimed_keys(self._journal.read):
             self._append(drop_entry(key))
+            self._sidecars.facts.drop(key)
 
     @property
     def state(self) -> tuple[int, int]:
         """(epoch, entries of the journal): the same state, the same rows; entries are only ever added."""
         return self._epoch, self._journal.report.entries + self._appended
 
-    def _append(self, entry: bytes) -> None:
-        self._journal.append(entry)
+    def _append(self, entry: bytes) -> int:
+        """The entry's location; its facts are to be noted next, before anything else is appended."""
         self._appended += 1
+        return self._journal.append(entry)
+
+    def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
+        """See `Journal.watch`."""
+        self._journal.watch(on_durable, on_fatal)
+
+    def settle(self, token: object) -> None:
+        """Gives `token` to `on_durable` when all that was journaled so far is durable. Raises StorageError."""
+        self._journal.settle(token)
 
     async def flush(self) -> None:
         """Returns when all that was journaled so far is durable. Raises StorageError."""

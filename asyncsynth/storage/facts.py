@@ -1,6 +1,7 @@
-"""What the resume index needs to know of one segment, as columns; kept beside a closed segment in a binary file.
+"""What one segment of the journal says of each record: the last word, as columns, a row a record.
 
-The file (`seg-000001.idx`) is derived: it is made again when it is missing, damaged, or of another segment.
+The resume index takes these columns in whole slices. Beside a closed segment they are kept in a binary file
+(`seg-000001.idx`), which is derived: it is made again when it is missing, damaged, or of another segment.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,16 +21,18 @@ import orjson
 
 from asyncsynth.errors import StorageError
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write
-from asyncsynth.storage.framing import split_location
+from asyncsynth.storage.framing import check
 from asyncsynth.storage.segments import Segment
 
-REC, POS, DROP = 0, 1, 2  #: kinds of entry
 OPEN, OK, FAILED = 0, 1, 2  #: status of a record
+STATUS = 0b0011  #: bits of a row's flags: OPEN, OK or FAILED
+DROPPED = 0b0100  #: the record has left the input
+KNOWN = 0b10000  #: there is an entry of this record
 SIDECAR_MIN_BYTES = 1 << 20  #: a smaller segment is read again faster than its sidecar is worth
 
-_FORMAT = 1
+_FORMAT = 2
 _STATUS = {None: OPEN, "ok": OK, "failed": FAILED}
-_KINDS = {"rec": REC, "pos": POS, "drop": DROP}
+_LAST_LINE = 1 << 14  #: bytes read at first to find a segment's last line
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,6 @@ class Ending:
 NOTHING = Ending()
 _NONE: dict[str, Any] = {}
 
-#: kind, status, epoch, key, position, row hash, offset, ending (id), steps (id)
-Fact = tuple[int, int, int, int, int, int, int, int, int]
-_TYPES = "BBHQIQQII"
-
 
 def key_hash(key: str) -> int:
     """64 bits of a key. Two of a billion keys agree with a chance of 3 %, of a million with 3 in 10^8."""
@@ -55,92 +54,187 @@ def key_hash(key: str) -> int:
 
 
 class SegmentFacts:
-    """Columns of one segment's entries, in order, and the tables their ids point into."""
+    """The columns of one segment. Filled entry by entry, or from a sidecar (then not added to any more)."""
 
     def __init__(self, *, by_position: bool) -> None:
         self.by_position = by_position
-        self.columns = [array(code) for code in _TYPES]
-        self._appends = [column.append for column in self.columns]
+        self.entries = 0  #: taken so far
+        self.keys = array("Q")  #: position, or hash of the key
+        self.flags = bytearray()
+        self.position = array("I")
+        self.final_at = array("Q")  #: location of the final entry, 0: none here
+        self.final_epoch = array("H")
+        self.row_hash = array("Q")  #: of the row that the final entry was made from
+        self.ending = array("I")  #: index into `endings`
+        self.steps: dict[str, array[int]] = {}  #: fingerprint -> location of the entry with the step's results
         self.endings: list[Ending] = [NOTHING]
-        self.step_sets: list[tuple[str, ...]] = [()]
-        self._ending_ids: dict[tuple[object, ...], int] = {((), (), ()): 0}
-        self._step_ids: dict[tuple[str, ...], int] = {(): 0}
+        self._rows: dict[int, int] = {}
+        self._ending_ids: dict[object, int] = {}
 
     def __len__(self) -> int:
-        return len(self.columns[0])
+        return len(self.keys)
 
-    def __iter__(self) -> Iterator[Fact]:
-        return zip(*self.columns, strict=True)
+    # --- taking entries ------------------------------------------------------------------------
 
     def add(self, where: int, entry: dict[str, Any]) -> None:
-        """Takes one entry; kinds that the index does not know are passed over."""
-        kind = _KINDS.get(entry["t"])
-        if kind is None:
-            return
-        key: str = entry["k"]
-        status = _STATUS[entry.get("st")]
-        fact = (
-            kind,
-            status,
-            (entry.get("e") or 0) if status else 0,
-            int(key) if self.by_position else key_hash(key),
-            entry.get("i", 0),
-            int(entry["h"], 16) if kind == REC else 0,
-            split_location(where)[1],
-            self._ending_id(entry) if status else 0,
-            self._steps_id(entry),
+        """Takes one entry as it is read back; kinds that the index does not know are only counted."""
+        kind = entry["t"]
+        if kind == "rec":
+            steps = [step["f"] for step in entry.get("s", ())]
+            status = entry.get("st")
+            if status is None:
+                self.results(where, entry["k"], entry["i"], steps)
+                return
+            self.final(
+                where, entry["k"], entry["i"], steps, entry["h"], entry.get("e") or 0, status,
+                entry.get("rows", _NONE), entry.get("bad", ()), entry.get("drop", _NONE),
+            )  # fmt: skip
+        elif kind == "pos":
+            self.results(where, entry["k"], entry.get("i", 0), ())
+        elif kind == "drop":
+            self.drop(entry["k"])
+        else:
+            self.entries += 1
+
+    def results(self, where: int, key: str, position: int, steps: Iterable[str]) -> int:
+        """Results of a record's steps, or with none of them its new position; the record's row."""
+        self.entries += 1
+        number = int(key) if self.by_position else key_hash(key)
+        row = self._rows.get(number)
+        if row is None:
+            row = self._new_row(number, position)
+            self.flags[row] = KNOWN
+        else:
+            self.position[row] = position
+            self.flags[row] = self.flags[row] & ~DROPPED | KNOWN
+        for step in steps:
+            column = self.steps.get(step)
+            if column is None:
+                column = self.steps[step] = array("Q")
+            if row == len(column):
+                column.append(where)
+            else:
+                grow(column, row + 1)
+                column[row] = where
+        return row
+
+    def final(
+        self,
+        where: int,
+        key: str,
+        position: int,
+        steps: Iterable[str],
+        row_hash: str,
+        epoch: int,
+        status: str,
+        rows: Mapping[str, Sized],
+        failed: Sequence[Mapping[str, Any]],
+        dropped: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        """A record's end, with the results that ride in its entry."""
+        row = self.results(where, key, position, steps)
+        self.flags[row] = self.flags[row] & ~STATUS | _STATUS[status]
+        self.final_at[row] = where
+        self.final_epoch[row] = epoch
+        self.row_hash[row] = int(row_hash, 16)
+        self.ending[row] = self._ending_id(rows, failed, dropped)
+
+    def drop(self, key: str) -> None:
+        """The record has left the input."""
+        self.entries += 1
+        number = int(key) if self.by_position else key_hash(key)
+        row = self._rows.get(number)
+        if row is None:
+            row = self._new_row(number, 0)
+        self.flags[row] |= DROPPED
+
+    def _new_row(self, number: int, position: int) -> int:
+        row = self._rows[number] = len(self.keys)
+        self.keys.append(number)
+        self.flags.append(0)
+        self.position.append(position)
+        self.final_at.append(0)
+        self.final_epoch.append(0)
+        self.row_hash.append(0)
+        self.ending.append(0)
+        return row
+
+    def _ending_id(
+        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+    ) -> int:
+        if not failed and not dropped and len(rows) == 1:
+            for leaf, made in rows.items():  # nearly every record: found without making an Ending
+                found = self._ending_ids.get((leaf, len(made)))
+                if found is not None:
+                    return found
+        return self._new_ending(rows, failed, dropped)
+
+    def _new_ending(
+        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+    ) -> int:
+        tally = Counter((row["step"], row["reason"]) for row in failed)
+        ending = Ending(
+            tuple((leaf, len(made)) for leaf, made in rows.items()),
+            tuple((step, reason, n) for (step, reason), n in tally.items()),
+            tuple((step, why, n) for step, whys in dropped.items() for why, n in whys.items()),
         )
-        for append, value in zip(self._appends, fact, strict=False):
-            append(value)
-
-    def _ending_id(self, entry: dict[str, Any]) -> int:
-        rows = tuple([(leaf, len(rows)) for leaf, rows in entry.get("rows", _NONE).items()])
-        failed: tuple[tuple[str, str, int], ...] = ()
-        dropped: tuple[tuple[str, str, int], ...] = ()
-        if "bad" in entry:
-            tally = Counter((row["step"], row["reason"]) for row in entry["bad"])
-            failed = tuple([(step, reason, n) for (step, reason), n in tally.items()])
-        if "drop" in entry:
-            dropped = tuple([(step, why, n) for step, whys in entry["drop"].items() for why, n in whys.items()])
-        parts = (rows, failed, dropped)
-        found = self._ending_ids.get(parts)
+        found = self._ending_ids.get(ending)
         if found is None:
-            found = self._ending_ids[parts] = len(self.endings)
-            self.endings.append(Ending(*parts))
+            found = self._ending_ids[ending] = len(self.endings)
+            self.endings.append(ending)
+        if len(ending.rows) == 1 and not ending.failed and not ending.dropped:
+            self._ending_ids[ending.rows[0]] = found
         return found
 
-    def _steps_id(self, entry: dict[str, Any]) -> int:
-        saved = entry.get("s")
-        if not saved:
-            return 0
-        steps = tuple([step["f"] for step in saved])
-        found = self._step_ids.get(steps)
-        if found is None:
-            found = self._step_ids[steps] = len(self.step_sets)
-            self.step_sets.append(steps)
-        return found
+    # --- as columns ----------------------------------------------------------------------------
+
+    def columns(self) -> list[array[int]]:
+        """Position, final location, epoch, row hash and ending, in the order the sidecar has them."""
+        return [self.position, self.final_at, self.final_epoch, self.row_hash, self.ending]
+
+    def settle(self) -> None:
+        """Every column as long as the rows; rows by position where that is the key. Nothing is added after it."""
+        for column in self.steps.values():
+            grow(column, len(self))
+        self._rows = {}
+        if not self.by_position or all(map(int.__le__, self.keys, self.keys[1:])):
+            return
+        order = sorted(range(len(self)), key=self.keys.__getitem__)
+        self.flags = bytearray(map(self.flags.__getitem__, order))
+        self.keys, self.position, self.final_at, self.final_epoch, self.row_hash, self.ending = (
+            _ordered(column, order) for column in [self.keys, *self.columns()]
+        )
+        self.steps = {step: _ordered(column, order) for step, column in self.steps.items()}
 
     # --- the sidecar ---------------------------------------------------------------------------
 
     def save(self, segment: Segment, last_seq: int, entries: int, *, fs: FileSystem = REAL) -> None:
         """Writes the sidecar of a closed segment. A failure is passed over: the file only saves time."""
+        self.settle()
         head = orjson.dumps(
             {
                 **_identity(segment, self.by_position),
                 "last_seq": last_seq,
                 "entries": entries,
-                "facts": len(self),
+                "rows": len(self),
                 "endings": [[e.rows, e.failed, e.dropped] for e in self.endings],
-                "steps": self.step_sets,
+                "steps": list(self.steps),
             }
         )
-        body = b"".join([head, b"\n", *(column.tobytes() for column in self.columns)])
+        columns = [self.keys, *self.columns(), *self.steps.values()]
+        body = b"".join([head, b"\n", self.flags, *(column.tobytes() for column in columns)])
         with contextlib.suppress(StorageError):
             atomic_write(sidecar_path(segment.path), body + crc32(body).to_bytes(4, "little"), fs=fs)
 
     @classmethod
-    def load(cls, segment: Segment, *, by_position: bool) -> tuple[SegmentFacts, int, int] | None:
-        """(facts, last seq, entries) from the sidecar; None when it cannot be used, for whatever reason."""
+    def load(
+        cls, segment: Segment, *, by_position: bool, fs: FileSystem = REAL
+    ) -> tuple[SegmentFacts, int, int] | None:
+        """(facts, last seq, entries) from the sidecar; None when it cannot be used, for whatever reason.
+
+        Looked at are the file's CRC, that it belongs to a segment of this size, salt, place and run, and that
+        the segment's last line checks and is the one it was made up to. The other lines are not read.
+        """
         try:
             data = sidecar_path(segment.path).read_bytes()
         except OSError:
@@ -152,15 +246,51 @@ class SegmentFacts:
         head = orjson.loads(body[:at])
         if any(head.get(name) != value for name, value in _identity(segment, by_position).items()):
             return None
+        if last_seq_of(segment, fs) != head["last_seq"]:
+            return None
         facts = cls(by_position=by_position)
-        at += 1
-        for column in facts.columns:
-            size = head["facts"] * column.itemsize
+        facts.entries = head["entries"]
+        facts.steps = {step: array("Q") for step in head["steps"]}
+        rows, at = head["rows"], at + 1
+        facts.flags[:] = body[at : at + rows]
+        at += rows
+        for column in [facts.keys, *facts.columns(), *facts.steps.values()]:
+            size = rows * column.itemsize
             column.frombytes(body[at : at + size])
             at += size
         facts.endings = [Ending(*(tuple(map(tuple, part)) for part in ending)) for ending in head["endings"]]
-        facts.step_sets = [tuple(steps) for steps in head["steps"]]
         return facts, head["last_seq"], head["entries"]
+
+
+def grow(column: array[int], size: int) -> None:
+    """Zeros up to at least `size` items."""
+    if size > len(column):
+        column.frombytes(bytes((size - len(column)) * column.itemsize))
+
+
+def _ordered(column: array[int], order: list[int]) -> array[int]:
+    return array(column.typecode, map(column.__getitem__, order))
+
+
+def last_seq_of(segment: Segment, fs: FileSystem) -> int:
+    """The seq of a segment's last line, -1 when that line does not check or cannot be read."""
+    assert segment.header is not None
+    try:
+        fd = fs.open(segment.path, 0)  # O_RDONLY
+        try:
+            size = _LAST_LINE
+            while True:
+                start = max(0, segment.size - size)
+                tail = fs.pread(fd, segment.size - start, start)
+                newline = tail.rfind(b"\n", 0, -1)
+                if newline >= 0 or start == 0:
+                    break
+                size *= 8
+        finally:
+            fs.close(fd)
+    except OSError:
+        return -1
+    return check(tail[newline + 1 : -1], segment.header.salt)[0] if tail.endswith(b"\n") else -1
 
 
 def sidecar_path(segment_path: Path) -> Path:
@@ -178,5 +308,5 @@ def _identity(segment: Segment, by_position: bool) -> dict[str, Any]:
         "prev": segment.header.prev,
         "size": segment.size,
         "by_position": by_position,
-        "types": [_TYPES, [array(code).itemsize for code in _TYPES], sys.byteorder],
+        "items": [[code, array(code).itemsize] for code in "QIH"] + [sys.byteorder],
     }

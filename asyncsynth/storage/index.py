@@ -1,12 +1,14 @@
 """The resume index: what the journal says of each record, in arrays, about 45 bytes a record and 8 more a step.
 
-It is built while the journal is verified (`Journal.open(directory, visitor=index)`), or for reading only by
-`JournalView(directory).walk(index)`. While the run goes on it is not changed by new entries: it answers what
-was there at the start, once for each record.
+It is built while the journal is opened (`Journal.open(directory, visitor=index)`), or for reading only by
+`JournalView(directory).walk(index)`. A segment's columns come from its sidecar or from its lines, and are copied
+in slices where no earlier segment spoke of the records, which is nearly everywhere. While the run goes on the
+index is not changed by new entries: it answers what was there at the start, once for each record.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +18,24 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import InputError
-from asyncsynth.storage.facts import DROP, FAILED, NOTHING, OK, POS, SIDECAR_MIN_BYTES, Ending, SegmentFacts, key_hash
+from asyncsynth.storage.facts import (
+    DROPPED,
+    FAILED,
+    KNOWN,
+    NOTHING,
+    OK,
+    SIDECAR_MIN_BYTES,
+    STATUS,
+    Ending,
+    SegmentFacts,
+    grow,
+    key_hash,
+)
 from asyncsynth.storage.files import REAL, FileSystem
-from asyncsynth.storage.framing import location
 from asyncsynth.storage.segments import Segment
 
-_STATUS = 0b0011  #: bits of a slot's flags: OPEN, OK or FAILED
-_DROPPED = 0b0100
-_CLAIMED = 0b1000
-_KNOWN = 0b10000  #: the journal has an entry of this record
+_CLAIMED = 0b1000  #: beside the flags of `facts`: the input has brought the record
+_UNTOUCHED = re.compile(rb"\0+")
 
 _NO_STEPS: dict[str, int] = {}
 
@@ -92,47 +103,77 @@ class RunIndex:
 
     def begin(self, segment: Segment) -> tuple[int, int] | None:
         """Takes the segment's sidecar where there is a good one."""
-        loaded = SegmentFacts.load(segment, by_position=self.by_position)
+        loaded = SegmentFacts.load(segment, by_position=self.by_position, fs=self._fs)
         if loaded is None:
             self._facts = SegmentFacts(by_position=self.by_position)
             return None
         facts, last_seq, entries = loaded
-        self._apply(segment.number, facts)
+        self._apply(facts)
         return last_seq, entries
 
     def entry(self, where: int, body: bytes) -> None:
         self._facts.add(where, orjson.loads(body))
 
     def end(self, segment: Segment, last_seq: int, entries: int, *, closed: bool) -> None:
-        self._apply(segment.number, self._facts)
+        self._facts.settle()
         if closed and segment.size >= self._sidecar_min_bytes:
             self._facts.save(segment, last_seq, entries, fs=self._fs)
+        self._apply(self._facts)
         self._facts = SegmentFacts(by_position=self.by_position)
 
-    def _apply(self, segment: int, facts: SegmentFacts) -> None:
-        base = location(segment, 0)
+    def _apply(self, facts: SegmentFacts) -> None:
+        """Takes settled facts of the next segment: in slices where nothing is known yet, else row by row."""
+        rows = len(facts)
+        if not rows:
+            return
+        slots = self._slots_of(facts.keys)
         endings = [self._ending_id(ending) for ending in facts.endings]
-        columns = [[self._step_column(name) for name in names] for names in facts.step_sets]
+        if endings != list(range(len(endings))):
+            facts.ending = array("I", map(endings.__getitem__, facts.ending))
+        pairs = list(zip(self._columns(), facts.columns(), strict=True))
+        pairs += [(self._step_column(step), column) for step, column in facts.steps.items()]
+        for target, _ in pairs:
+            grow(target, self._slots)
         flags = self._flags
-        for kind, status, epoch, key, position, row_hash, offset, ending, steps in facts:
-            slot = self._slot(key)
-            if kind == DROP:
-                flags[slot] |= _DROPPED
-                continue
-            self._position[slot] = position
-            flags[slot] = flags[slot] & ~_DROPPED | _KNOWN
-            if kind == POS:
-                continue
-            for column in columns[steps]:
-                if slot >= len(column):
-                    _grow(column, self._slots)
-                column[slot] = base + offset
-            if status:
-                flags[slot] = flags[slot] & ~_STATUS | status
-                self._final_at[slot] = base + offset
-                self._final_epoch[slot] = epoch
-                self._row_hash[slot] = row_hash
-                self._ending[slot] = endings[ending]
+        start = 0
+        for end in _run_ends(slots, ordered=self.by_position):
+            first, last = slots[start], slots[end - 1] + 1
+            at = first
+            for run in _UNTOUCHED.finditer(bytes(flags[first:last])):
+                self._merge(facts, slots, range(start + at - first, start + run.start()))
+                at, stop = first + run.start(), first + run.end()
+                chosen = slice(start + run.start(), start + run.end())
+                flags[at:stop] = facts.flags[chosen]
+                for target, column in pairs:
+                    target[at:stop] = column[chosen]
+                at = stop
+            self._merge(facts, slots, range(start + at - first, end))
+            start = end
+
+    def _merge(self, facts: SegmentFacts, slots: array[int], rows: range) -> None:
+        """What the segment says of records that earlier ones spoke of too."""
+        flags = self._flags
+        steps = [(self._step_column(step), column) for step, column in facts.steps.items()]
+        for row in rows:
+            slot, said = slots[row], facts.flags[row]
+            if said & KNOWN:
+                self._position[slot] = facts.position[row]
+                flags[slot] = flags[slot] & ~DROPPED | said & (KNOWN | DROPPED)
+            else:
+                flags[slot] |= DROPPED
+            for target, column in steps:
+                if where := column[row]:
+                    target[slot] = where
+            if status := said & STATUS:
+                flags[slot] = flags[slot] & ~STATUS | status
+                self._final_at[slot] = facts.final_at[row]
+                self._final_epoch[slot] = facts.final_epoch[row]
+                self._row_hash[slot] = facts.row_hash[row]
+                self._ending[slot] = facts.ending[row]
+
+    def _columns(self) -> list[array[int]]:
+        """As `SegmentFacts.columns`."""
+        return [self._position, self._final_at, self._final_epoch, self._row_hash, self._ending]
 
     def _ending_id(self, ending: Ending) -> int:
         found = self._ending_ids.get(ending)
@@ -162,9 +203,30 @@ class RunIndex:
         self._extend(slot + 1)
         self._key_hash.append(key)
         self._table[free] = slot + 1
-        if self._slots * 5 > len(self._table) * 3:
-            self._rehash()
+        self._make_room(self._slots)
         return slot
+
+    def _slots_of(self, keys: array[int]) -> array[int]:
+        """The slots of a segment's keys, those of new keys in a row after all others."""
+        if self.by_position:
+            if keys[-1] >= self._slots:
+                self._extend(keys[-1] + 1)
+            return keys
+        self._make_room(self._slots + len(keys))
+        table, hashes, mask = self._table, self._key_hash, len(self._table) - 1
+        slots = array("Q")
+        for key in keys:  # `_probe`, written out: a call for each of a million keys takes a second
+            at = key & mask
+            while found := table[at]:
+                if hashes[found - 1] == key:
+                    break
+                at = (at + 1) & mask
+            else:
+                hashes.append(key)
+                found = table[at] = len(hashes)
+            slots.append(found - 1)
+        self._extend(len(hashes))
+        return slots
 
     def _probe(self, key: int) -> tuple[int, int]:
         """(slot, -) of a key's hash, or (-1, free place in the table)."""
@@ -177,8 +239,14 @@ class RunIndex:
             at = (at + 1) & mask
         return -1, at
 
-    def _rehash(self) -> None:
-        self._table = table = array("I", bytes(4 * len(self._table) * 2))
+    def _make_room(self, slots: int) -> None:
+        """A table that is at most three fifths full with so many slots."""
+        size = len(self._table)
+        while slots * 5 > size * 3:
+            size *= 2
+        if size == len(self._table):
+            return
+        self._table = table = array("I", bytes(4 * size))
         mask = len(table) - 1
         for slot, key in enumerate(self._key_hash, 1):
             at = key & mask
@@ -191,8 +259,8 @@ class RunIndex:
         if slots > len(self._flags):
             size = max(64, slots + (slots >> 3))
             self._flags.extend(bytes(size - len(self._flags)))
-            for column in (self._final_at, self._final_epoch, self._row_hash, self._position, self._ending):
-                _grow(column, size)
+            for column in self._columns():
+                grow(column, size)
 
     def _find(self, key: str) -> int:
         """The slot of a key, -1 when there is none."""
@@ -213,13 +281,13 @@ class RunIndex:
                 f"the key {key!r} comes twice in the input, the second time at row {position}",
                 hint="Keys must be unique: remove the duplicate, choose another id column, or use row positions.",
             )
-        self._flags[slot] = flags & ~_DROPPED | _CLAIMED
-        if not flags & _KNOWN:
+        self._flags[slot] = flags & ~DROPPED | _CLAIMED
+        if not flags & KNOWN:
             self._position[slot] = position
             return Claim()
-        status = flags & _STATUS
+        status = flags & STATUS
         same = self._final_epoch[slot] == epoch and self._row_hash[slot] == int(row_hash, 16)
-        moved = bool(flags & _DROPPED) or self._position[slot] != position
+        moved = bool(flags & DROPPED) or self._position[slot] != position
         self._position[slot] = position
         steps = {name: where for name, column in self._steps.items() if slot < len(column) and (where := column[slot])}
         return Claim(bool(status) and same, status == FAILED, moved, steps or _NO_STEPS)
@@ -232,7 +300,7 @@ class RunIndex:
     def is_current(self, key: str, where: int, fingerprint: str | None = None) -> bool:
         """Whether the entry at `where` is the last word on a record in the input: on its end, or on a step."""
         slot = self._find(key)
-        if slot < 0 or self._flags[slot] & _DROPPED:
+        if slot < 0 or self._flags[slot] & DROPPED:
             return False
         column = self._final_at if fingerprint is None else self._steps.get(fingerprint, ())
         return slot < len(column) and column[slot] == where
@@ -266,17 +334,16 @@ class RunIndex:
 
     def _counts(self, slot: int, epoch: int | None) -> bool:
         flags = self._flags[slot]
-        return bool(flags & _STATUS and not flags & _DROPPED) and epoch in (None, self._final_epoch[slot])
+        return bool(flags & STATUS and not flags & DROPPED) and epoch in (None, self._final_epoch[slot])
 
     def counts(self, epoch: int | None = None) -> Counts:
         """What `finals(epoch)` would show, in numbers."""
-        tally = Counter(
-            (self._flags[slot] & _STATUS, self._ending[slot])
-            for slot in range(self._slots)
-            if self._counts(slot, epoch)
-        )
+        kinds = Counter(zip(memoryview(self._flags)[: self._slots], self._final_epoch, self._ending, strict=False))
         counts = Counts()
-        for (status, number), n in tally.items():
+        for (flags, of_epoch, number), n in kinds.items():
+            status = flags & STATUS
+            if not status or flags & DROPPED or epoch not in (None, of_epoch):
+                continue
             if status == OK:
                 counts.ok += n
             else:
@@ -298,7 +365,7 @@ class RunIndex:
     def unclaimed_keys(self, read: Callable[[int], Mapping[str, Any]]) -> Iterator[str]:
         """Keys of the records that the input did not bring this time and had before. `read`: Journal.read."""
         for slot in range(self._slots):
-            if self._flags[slot] & (_CLAIMED | _DROPPED | _KNOWN) != _KNOWN:
+            if self._flags[slot] & (_CLAIMED | DROPPED | KNOWN) != KNOWN:
                 continue
             if self.by_position:
                 yield str(slot)
@@ -318,7 +385,12 @@ class RunIndex:
         return len(self._flags) + sum(len(column) * column.itemsize for column in columns)
 
 
-def _grow(column: array[int], size: int) -> None:
-    """Zeros up to at least `size` items."""
-    if size > len(column):
-        column.frombytes(bytes((size - len(column)) * column.itemsize))
+def _run_ends(slots: array[int], *, ordered: bool) -> Iterator[int]:
+    """Where runs of consecutive slots end, as indices. No slot comes twice."""
+    if not ordered or slots[-1] - slots[0] != len(slots) - 1:
+        before = slots[0] - 1
+        for at, slot in enumerate(slots):
+            if slot != before + 1:
+                yield at
+            before = slot
+    yield len(slots)

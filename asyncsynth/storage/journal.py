@@ -25,9 +25,12 @@ from asyncsynth.storage.framing import Header, header_line, mark_line, split_loc
 from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.reading import LineReader
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
-from asyncsynth.storage.segments import list_segments, segment_path
+from asyncsynth.storage.segments import Segment, list_segments, segment_path
+from asyncsynth.storage.sidecars import Sidecars
 
-SEGMENT_BYTES = 256 << 20  #: a segment that has reached this is followed by a new one
+#: A segment that has reached this is followed by a new one. After a crash the last one or two are read line by
+#: line, the others from their sidecars: about half a second for this many bytes.
+SEGMENT_BYTES = 64 << 20
 GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
@@ -36,23 +39,23 @@ GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (nev
 class _Group:
     """Lines that will be written and synced together, and who waits for that."""
 
-    __slots__ = ("at", "header", "lines", "nbytes", "segment", "waiters")
+    __slots__ = ("at", "closes", "header", "lines", "nbytes", "segment", "tokens", "waiters")
 
     def __init__(self, segment: int, at: int, header: bytes | None) -> None:
         self.segment = segment
         self.at = at  #: offset of the first line: the segment is durable up to here before the write
         self.header = header  #: not None when this group opens its segment
+        self.closes: Callable[[], None] | None = None  #: saves the sidecar of the segment before
         self.lines: list[bytes] = []
         self.nbytes = 0
         self.waiters: list[asyncio.Future[None]] = []
+        self.tokens: list[Any] = []  #: what `settle` was given
 
 
 class Journal:
     """The writer of one run directory. Use from one event loop; made by `create` or `open`."""
 
-    def __init__(
-        self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: _Options
-    ) -> None:
+    def __init__(self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: _Options) -> None:
         self.directory = directory
         self.run_id = state.run_id or uuid.uuid4().hex
         self.report: RecoveryReport = state.report
@@ -65,6 +68,8 @@ class Journal:
         self._segment = state.last_segment
         self._offset = options.segment_bytes  # as if full: what was there before is never appended to
         self._salt = 0
+        self._prev = 0  #: the last seq before this segment
+        self._marks = 0  #: in this segment
         self._pending: _Group | None = None
         self._in_flight: _Group | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -72,14 +77,15 @@ class Journal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1  # only the writer thread touches it while a group is in flight
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="sidecars")  # no thread until a segment is full
         self._closed = False
+        self._on_durable: Callable[[list[Any]], None] = _ignore
+        self._on_fatal: Callable[[StorageError], None] = options.on_fatal or _ignore
 
     # --- opening -------------------------------------------------------------------------------
 
     @classmethod
-    def create(
-        cls, directory: Path, *, run_id: str | None = None, fs: FileSystem = REAL, **options: Any
-    ) -> Journal:
+    def create(cls, directory: Path, *, run_id: str | None = None, fs: FileSystem = REAL, **options: Any) -> Journal:
         """A journal in a directory that has none (made, mode 0700, if missing); takes the lock.
 
         Raises RunLockedError, and StorageError when there is a journal already or the disk refuses.
@@ -99,9 +105,7 @@ class Journal:
             raise
 
     @classmethod
-    def open(
-        cls, directory: Path, *, visitor: Visitor | None = None, fs: FileSystem = REAL, **options: Any
-    ) -> Journal:
+    def open(cls, directory: Path, *, visitor: Visitor | None = None, fs: FileSystem = REAL, **options: Any) -> Journal:
         """Takes the lock, verifies every line, repairs a torn tail; `report` tells what was found.
 
         `visitor` is shown every entry on the way (see `RunIndex`). No segment: an empty journal.
@@ -156,28 +160,62 @@ class Journal:
         group.waiters.append(waiter)
         await waiter
 
+    def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
+        """Who is told: of each group that became durable, with its tokens (`settle`), and of the failure that ends
+        writing. Both are called in the event loop."""
+        self._on_durable, self._on_fatal = on_durable, on_fatal
+
+    def settle(self, token: object) -> None:
+        """Gives `token` to `on_durable` once everything appended so far is on the disk.
+
+        For many entries in flight this is several times cheaper than `flushed`, which wakes a task for each.
+        Raises StorageError once writing has failed; a token that waits then is never given back.
+        """
+        if self.fatal is not None:
+            raise self._refusal()
+        group = self._pending or self._in_flight
+        if group is None:
+            self._on_durable([token])
+        else:
+            group.tokens.append(token)
+
     def _begin_group(self) -> _Group:
         """A new pending group with its mark, in a new segment if this one is full; starts its timer."""
         if self.fatal is not None:
             raise self._refusal()
         loop = self._loop = asyncio.get_running_loop()
         header: bytes | None = None
+        closes: Callable[[], None] | None = None
         if self._offset >= self._options.segment_bytes:
+            closes = self._roll()
             self._segment += 1
+            self._prev, self._marks = self._seq, 0
             self._salt = secrets.randbits(32)
             self._reader.salts[self._segment] = self._salt
             header = header_line(Header(self.run_id, self._segment, self._salt, self._seq))
             self._seq += 1
             self._offset = len(header)
         group = self._pending = _Group(self._segment, self._offset, header)
+        group.closes = closes
         self._add_mark(group)
         self._timer = loop.call_later(self._options.group_delay_s, self._commit)
         return group
+
+    def _roll(self) -> Callable[[], None] | None:
+        """The segment is full: how its sidecar is saved, once it is on the disk."""
+        sidecars = self._options.sidecars
+        if sidecars is None or self._loop is None or not self._marks:
+            return None
+        path = segment_path(self.directory, self._segment)
+        header = Header(self.run_id, self._segment, self._salt, self._prev)
+        segment = Segment(self._segment, path, self._offset, header, 0)
+        return sidecars.roll(segment, self._seq, self._seq - self._prev - 1 - self._marks)
 
     def _add_mark(self, group: _Group) -> None:
         """Groups are written in turn, each synced before the next: all before this is durable by then."""
         mark = mark_line(self._seq, self._salt)
         self._seq += 1
+        self._marks += 1
         self._offset += len(mark)
         group.lines.append(mark)
         group.nbytes += len(mark)
@@ -230,15 +268,17 @@ class Journal:
         """In the event loop, when the thread is done: acknowledges or latches."""
         group, self._in_flight = self._in_flight, None
         assert group is not None
-        error = (
-            work.exception() if not work.cancelled() else StorageError("the journal's write was cancelled")
-        )
+        error = work.exception() if not work.cancelled() else StorageError("the journal's write was cancelled")
         if error is not None:
             self._fail(error, group)
             return
+        if group.closes is not None:
+            self._helper.submit(group.closes)
         for waiter in group.waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        if group.tokens:
+            self._on_durable(group.tokens)
         pending = self._pending
         if pending is not None and (self._due or len(pending.lines) > self._options.group_entries):
             self._commit()
@@ -257,8 +297,7 @@ class Journal:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(self._refusal())
-        if self._options.on_fatal is not None:
-            self._options.on_fatal(self.fatal)
+        self._on_fatal(self.fatal)
 
     def _refusal(self) -> StorageError:
         """A fresh error for each caller: one instance raised in many tasks would pile up tracebacks."""
@@ -301,6 +340,8 @@ class Journal:
                 self._begin_group()
                 self._commit()
                 await self.flushed()
+                if (save := self._roll()) is not None:
+                    self._helper.submit(save)
         finally:
             self._release()
         if self.fatal is not None:
@@ -310,10 +351,9 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
         if self._pending is not None and self.fatal is None:
-            self._fail(
-                StorageError(f"{self.directory}: the journal was closed before its last write"), self._pending
-            )
+            self._fail(StorageError(f"{self.directory}: the journal was closed before its last write"), self._pending)
         self._thread.shutdown(wait=True)
+        self._helper.shutdown(wait=True)
         self._close_fd()
         self._reader.close()
         self._lock.release()
@@ -330,6 +370,10 @@ class Journal:
         await self.close()
 
 
+def _ignore(_: object) -> None:
+    """Nobody watches."""
+
+
 class _Options:
     """Sizes and times of the writer; tests make them small."""
 
@@ -340,8 +384,10 @@ class _Options:
         group_entries: int = GROUP_ENTRIES,
         group_delay_s: float = GROUP_DELAY_S,
         on_fatal: Callable[[StorageError], None] | None = None,
+        sidecars: Sidecars | None = None,
     ) -> None:
         self.segment_bytes = segment_bytes
         self.group_entries = group_entries
         self.group_delay_s = group_delay_s
         self.on_fatal = on_fatal
+        self.sidecars = sidecars
