@@ -23,7 +23,7 @@ def status_command(directory: Path, *, as_json: bool) -> None:
         event(status.as_json())
         return
     writing = f" (process {status.writer_pid} is writing)" if status.writer_pid else ""
-    say(f"{status.pipeline} in {directory}{writing}")
+    say(one_line(f"{status.pipeline} in {directory}{writing}", 4096))
     _say_counts(status)
 
 
@@ -33,7 +33,7 @@ def _say_counts(status: RunStatus) -> None:
         _say_counts(status.before)
         passed = status.before.barrier
         kept = f"{number(passed.kept)} of {number(passed.read)} rows kept" if passed else "not done yet"
-        say(f"  {status.before.directory.name}: above; the step over all rows after it: {kept}")
+        say(f"  {one_line(status.before.directory.name)}: above; the step over all rows after it: {kept}")
         for reason, count in sorted(passed.dropped.items() if passed else ()):
             say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
     say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
@@ -47,8 +47,8 @@ def _say_counts(status: RunStatus) -> None:
             say(f"  {what:<9} {one_line(name, 100)}: {number(count)}")
     for failed in status.examples:
         said = f"; said {one_line(raw, 120)!r}" if (raw := failed.get("raw")) else ""
-        place = f"record {one_line(failed['k'], 60)}, step {failed['step']}"
-        say(f"  e.g. {place}: {failed['reason']}: {one_line(failed['message'])}{said}")
+        place = f"record {one_line(failed['k'], 60)}, step {one_line(failed['step'], 60)}"
+        say(f"  e.g. {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'])}{said}")
 
 
 def export_command(directory: Path, to: Path, *, leaf: str, as_json: bool) -> None:
@@ -57,7 +57,7 @@ def export_command(directory: Path, to: Path, *, leaf: str, as_json: bool) -> No
     if as_json:
         event({"event": "exported", "path": str(to), "rows": exported.rows})
     else:
-        say(f"{to}: {number(exported.rows)} rows")
+        say(f"{one_line(str(to), 4096)}: {number(exported.rows)} rows")
 
 
 def draw_command(target: str, *, form: str, to: Path | None) -> None:

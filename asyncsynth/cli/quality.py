@@ -19,11 +19,11 @@ def quality_command(directory: Path, *, as_json: bool) -> None:
         event(quality)
         return
     sample = f"diversity and agreement from up to {quality['sample_size']} texts or rows"
-    say(f"{quality['pipeline']} in {directory}; {sample}")
+    say(one_line(f"{quality['pipeline']} in {directory}; {sample}", 4096))
     titles = {step["step"]: step["task"] for step in quality["steps"]}
     for step, measures in measure_table(quality).items():
         say()
-        say(f"{one_line(step, 100)}{f' ({task})' if (task := titles.get(step)) else ''}")
+        say(f"{one_line(step, 100)}{f' ({one_line(task, 60)})' if (task := titles.get(step)) else ''}")
         _table([(_label(name), _value(name, value)) for name, value in measures.items()])
     if not quality["steps"]:
         say("nothing is journaled yet")
@@ -35,8 +35,8 @@ def compare_command(first: Path, second: Path, *, as_json: bool) -> None:
     if as_json:
         event(compared)
         return
-    say(f"A  {first}")
-    say(f"B  {second}")
+    say(one_line(f"A  {first}", 4096))
+    say(one_line(f"B  {second}", 4096))
     for line in compared["settings"]:
         say(f"   {one_line(line)}")
     if not compared["settings"]:

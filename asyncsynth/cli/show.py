@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from asyncsynth.cli.text import complain, duration, number, one_line, safe, say
+from asyncsynth.cli.text import complain, cut, duration, escaped, number, one_line, say, write
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
 
@@ -37,8 +38,7 @@ class ProgressDisplay:
             self._task.cancel()
             self._task = None
             if self._terminal:
-                sys.stderr.write("\r\x1b[K")
-                sys.stderr.flush()
+                write(sys.stderr, "\r\x1b[K")
 
     async def _show(self, runner: Runner) -> None:
         every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
@@ -54,8 +54,7 @@ class ProgressDisplay:
             event({"event": "progress", **progress.as_json()})
         elif self._terminal:
             columns = shutil.get_terminal_size().columns
-            sys.stderr.write("\r\x1b[K" + safe(progress_line(progress), columns - 1))
-            sys.stderr.flush()
+            write(sys.stderr, "\r\x1b[K" + cut(progress_line(progress), columns - 1))
         else:
             complain(progress_line(progress))
 
@@ -77,24 +76,27 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"{number(retries)} retries")
     if counts.failures:
         parts.append("failed: " + _by_reason(counts.failures))
-    paused = [server["name"] for server in progress.servers if server["state"] != "closed"]
+    paused = [one_line(server["name"], 60) for server in progress.servers if server["state"] != "closed"]
     if paused:
         parts.append("paused: " + ", ".join(paused))
     parts.append(f"{duration(progress.elapsed_s)}, ETA {duration(progress.eta_s)}")
-    return " · ".join(parts)
+    return one_line(" · ".join(parts), 1000)
 
 
 def event(fields: Mapping[str, object]) -> None:
-    """One JSON line on standard output."""
-    sys.stdout.write(orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
-    sys.stdout.flush()
+    """One JSON line on standard output, which may be a terminal: control characters are escaped."""
+    try:
+        line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # a file name that is no Unicode, an integer over 64 bits
+        line = json.dumps(fields, default=str, allow_nan=False)
+    write(sys.stdout, escaped(line) + "\n")
 
 
 def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     """The closing words of a run."""
     counts = report.counts
-    state = "done" if report.complete else f"stopped ({report.stopped_why or 'before the end'})"
-    say(f"{report.pipeline}: {state} in {duration(report.elapsed_s)}")
+    state = "done" if report.complete else f"stopped ({one_line(report.stopped_why) or 'before the end'})"
+    say(f"{one_line(report.pipeline)}: {state} in {duration(report.elapsed_s)}")
     say(f"  records   {number(counts.read)} read, {number(counts.ok)} ok, {number(counts.failed)} failed"
         + (f", {number(counts.earlier)} done earlier" if counts.earlier else ""))  # fmt: skip
     say(f"  rows      {number(counts.rows)} made"
@@ -116,11 +118,12 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     for note in report.notes:
         say(f"  note      {one_line(note, 400)}")
     for path, rows in exported.items():
-        say(f"  output    {path} ({rows} rows)")
+        say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
         say("  The same command goes on from here.")
     elif counts.failed_rows:
-        say(f"  See `asyncsynth status {report.directory}`; --retry-failed tries the failed records again.")
+        directory = one_line(str(report.directory), 4096)
+        say(f"  See `asyncsynth status {directory}`; --retry-failed tries the failed records again.")
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:

@@ -1,13 +1,18 @@
-"""Printing text that models and files wrote: control bytes never reach the terminal."""
+"""Printing text that models, servers and files wrote: nothing in it may steer the terminal or deceive its reader."""
 
 from __future__ import annotations
 
 import re
 import sys
 import unicodedata
+from typing import TextIO
 
-#: C0 and C1 controls (ESC among them) but tab and newline, and the marks that turn the writing direction.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: C0 and C1 controls (ESC among them) but tab and newline; what turns the writing direction, breaks lines or is
+#: not seen at all. The joiners U+200C and U+200D stay: scripts and emoji are written with them.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def safe(text: str, limit: int | None = None) -> str:
@@ -23,19 +28,46 @@ def one_line(text: str, limit: int = 200) -> str:
 
 def say(text: str = "") -> None:
     """A line to standard output."""
-    sys.stdout.write(safe(text) + "\n")
-    sys.stdout.flush()
+    write(sys.stdout, safe(text) + "\n")
 
 
 def complain(text: str) -> None:
     """A line to standard error."""
-    sys.stderr.write(safe(text) + "\n")
-    sys.stderr.flush()
+    write(sys.stderr, safe(text) + "\n")
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Writes `text` (checked by the caller); characters that the stream's encoding lacks become escapes."""
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def escaped(text: str) -> str:
+    """JSON `text` with what `safe` would replace as JSON escapes: the same values, nothing that steers."""
+    return _CONTROL.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "".join(f"\\u{unit:04x}" for unit in memoryview(found[0].encode("utf-16-le", "surrogatepass")).cast("H"))
 
 
 def width(text: str) -> int:
     """Columns that `text` takes in a terminal."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def cut(text: str, columns: int) -> str:
+    """`text` in at most so many columns of a terminal."""
+    taken = 0
+    for index, char in enumerate(text):
+        taken += width(char)
+        if taken > columns:
+            return text[:index]
+    return text
 
 
 def number(value: float) -> str:

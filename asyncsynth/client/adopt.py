@@ -12,7 +12,9 @@ import ssl
 
 import httpx
 
-from asyncsynth.client.http11 import Head, Http11Pool
+from asyncsynth.client.connection import KNOWN_ENCODINGS
+from asyncsynth.client.http11 import Head, Http11Pool, redact
+from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
     MAX_RESPONSE_BYTES,
@@ -42,7 +44,7 @@ def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
     request = client.build_request("POST", url)
     if request.url != httpx.URL(url):  # e.g. user information or default parameters
         return HttpxExchange(client, url)
-    headers = {name: value for name, value in request.headers.items() if name not in _NOT_COPIED}
+    headers = PrivateHeaders((k, v) for k, v in request.headers.items() if k not in _NOT_COPIED)
     return Http11Pool(url, headers, ssl_context=_ssl_context(client), timeouts=_timeouts(client))
 
 
@@ -110,7 +112,7 @@ class HttpxExchange:
         self._max_response_bytes = max_response_bytes
 
     def __repr__(self) -> str:
-        return f"HttpxExchange({self.base_url!r})"
+        return f"HttpxExchange({_shown(self.base_url)!r})"
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
         """POST a JSON body; see `transport.Exchange`."""
@@ -138,22 +140,32 @@ class HttpxExchange:
                 asyncio.timeout(timeout.total),
                 self._client.stream(method, url, content=body, headers=headers, timeout=limits) as answer,
             ):
-                return await self._read(answer, timeout)
+                response = await self._read(answer, timeout)
+                # What was sent in the end, an auth flow's additions included.
+                if redactor := _redactor_of(answer.request):
+                    redact(response, redactor)
+                return response
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
-            raise TransportFailure("timeout", f"{url}: {error}") from error
+            reason, words = "timeout", self._redacted(error)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise TransportFailure("connect", f"{url}: {error}") from error
+            reason, words = "connect", self._redacted(error)
         except httpx.DecodingError as error:
-            raise TransportFailure("protocol", f"{url}: {error}") from error
+            reason, words = "protocol", self._redacted(error)
         except httpx.TransportError as error:
-            raise TransportFailure("reset", f"{url}: {error}") from error
+            reason, words = "reset", self._redacted(error)
+        # httpx quotes a header that it cannot send: neither its words nor the error itself may go on as they are.
+        raise TransportFailure(reason, f"{_shown(url)}: {words}")
+
+    def _redacted(self, error: Exception) -> str:
+        sent = getattr(error, "_request", None)
+        known = Redactor(secrets_of(self._client.headers))
+        return (_redactor_of(sent) if sent is not None else known).text(known.text(str(error)))
 
     async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
         encoding = answer.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise TransportFailure(
-                "protocol", f"the answer is {encoding[:20]}-compressed though identity was asked for"
-            )
+            shown = encoding if encoding in KNOWN_ENCODINGS else "somehow"
+            raise TransportFailure("protocol", f"the answer is {shown}-compressed though identity was asked for")
         parts: list[bytes] = []
         size = 0
         pieces = answer.aiter_bytes()
@@ -171,6 +183,19 @@ class HttpxExchange:
             parts.append(part)
         headers = {name.lower(): value for name, value in answer.headers.items()}
         return WireResponse(answer.status_code, headers, b"".join(parts))
+
+
+def _redactor_of(request: httpx.Request) -> Redactor:
+    """For the keys in a request's headers, its query and its URL's user information."""
+    secrets = secrets_of(request.headers) | secrets_of(dict(request.url.params))
+    if len(request.url.password) >= SECRET_CHARS:
+        secrets.add(Secret(request.url.password))
+    return Redactor(secrets)
+
+
+def _shown(url: str) -> str:
+    """A URL for messages: without user information and query, which may be keys."""
+    return str(httpx.URL(url).copy_with(userinfo=b"", query=None))
 
 
 class Http11Transport(httpx.AsyncBaseTransport):
@@ -191,15 +216,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
         if pool is None:
             pool = self._pools[origin] = Http11Pool(origin, ssl_context=self._ssl)
         body = await request.aread()
-        skipped = (b"content-length", b"transfer-encoding", b"accept-encoding", b"connection")
-        lines = [b"%b: %b\r\n" % (k, v) for k, v in request.headers.raw if k.lower() not in skipped]
-        head = b"%b %b HTTP/1.1\r\n%baccept-encoding: identity\r\ncontent-length: " % (
-            request.method.encode("ascii"),
-            url.raw_path,
-            b"".join(lines),
-        )
         try:
-            answer = await pool.send(Head(head), body, self._limits(request))
+            answer = await pool.send(_head_of(request), body, self._limits(request))
         except TransportFailure as failure:
             kinds: dict[str, type[httpx.TransportError]] = {
                 "connect": httpx.ConnectError,
@@ -221,3 +239,12 @@ class Http11Transport(httpx.AsyncBaseTransport):
         """Close all connections."""
         for pool in self._pools.values():
             await pool.aclose()
+
+
+def _head_of(request: httpx.Request) -> Head:
+    skipped = (b"content-length", b"transfer-encoding", b"accept-encoding", b"connection")
+    lines = [b"%b: %b\r\n" % (k, v) for k, v in request.headers.raw if k.lower() not in skipped]
+    return Head(
+        b"%b %b HTTP/1.1\r\n%baccept-encoding: identity\r\ncontent-length: "
+        % (request.method.encode("ascii"), request.url.raw_path, b"".join(lines))
+    )

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.secret import Secret
+from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
     MAX_RESPONSE_BYTES,
@@ -32,11 +32,6 @@ SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
 ADDRESS_S = 60.0  #: how long a resolved address is kept
 
-#: Headers whose values a server must not bring into our journal by repeating them, from this length on: "EMPTY"
-#: and the like, which people give to servers without keys, are words.
-_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
-_SECRET_CHARS = 8
-
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -47,6 +42,14 @@ class Head(bytes):
         return "<request head>"
 
     __str__ = __repr__
+
+
+def redact(response: WireResponse, redactor: Redactor) -> None:
+    """Blanks what the server repeats of the request's keys, in an error's headers (`location`) too."""
+    refused = response.status >= 300
+    response.body = redactor.body(response.body, plain_only=not refused)
+    if refused:
+        response.headers = {name: redactor.text(value) for name, value in response.headers.items()}
 
 
 @functools.cache
@@ -85,7 +88,6 @@ class Http11Pool:
         self._keepalive_s = keepalive_s
         self._parse(base_url)
         self._ssl = ssl_context
-        self._secrets: list[bytes] = []  #: of the headers; taken out of answers that repeat them
         self._fields = self._header_fields(headers or {}, api_key)
         self._heads: dict[tuple[str, str, bool], Head] = {}
         self._addresses: list[str] = []
@@ -116,7 +118,7 @@ class Http11Pool:
             self._enter(loop)
         connection = self._take_idle() or await self._acquire(loop, timeout)
         answer: asyncio.Future[WireResponse] = loop.create_future()
-        connection.start(answer, timeout, b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        connection.start(answer, timeout, head, body)
         try:
             response = await answer
         except asyncio.CancelledError:
@@ -125,9 +127,8 @@ class Http11Pool:
             elif answer.done() and not answer.cancelled():
                 answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
             raise
-        for secret in self._secrets:
-            if secret in response.body:
-                response.body = response.body.replace(secret, b"***")
+        if self._redactor:
+            redact(response, self._redactor)
         return response
 
     async def aclose(self) -> None:
@@ -288,6 +289,11 @@ class Http11Pool:
     def _explain(self, error: OSError) -> str:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return "too many open files: raise `ulimit -n` or lower the concurrency"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"{self.origin}: its TLS certificate is refused: {error.verify_message}. For a private authority "
+                "set SSL_CERT_FILE to its certificate; the host name must be one that the certificate names"
+            )
         return f"{self.origin}: {error}"
 
     def _sweep(self) -> None:
@@ -332,22 +338,20 @@ class Http11Pool:
 
     def _header_fields(self, headers: Mapping[str, str], api_key: Secret | None) -> Head:
         """All header lines but the first and the last, checked; no attribute prints them."""
-        fields = {"host": self._authority, "user-agent": "asyncsynth", "accept": "application/json"}
-        fields["content-type"] = "application/json"
+        # No local variable here holds a key in the open: tools print the locals of a traceback's frames.
+        fields = PrivateHeaders(host=self._authority, accept="application/json")
+        fields |= {"user-agent": "asyncsynth", "content-type": "application/json"}
         if api_key:
             fields["authorization"] = f"Bearer {api_key.reveal()}"
         fields |= {k.lower(): v for k, v in headers.items() if k.lower() not in _OURS}
         fields["accept-encoding"] = "identity"  # no bombs, and loopback needs no compression
-        lines = []
-        for name, value in fields.items():
+        for name in fields:
             if not name or not name.isascii() or any(c <= " " or c in ':"' for c in name):
                 raise ConfigurationError(f"{name!r} is no header name")
-            if any(c in "\r\n\0" for c in value) or not value.isascii():
+            if any(c in "\r\n\0" for c in fields[name]) or not fields[name].isascii():
                 raise ConfigurationError(f"the value of header {name!r} holds line breaks or non-ASCII characters")
-            lines.append(f"{name}: {value}\r\n")
-            if name in _SECRET_HEADERS and len(secret := value.removeprefix("Bearer ")) >= _SECRET_CHARS:
-                self._secrets.append(Head(secret.encode("ascii")))
-        return Head("".join(lines).encode("ascii"))
+        self._redactor = Redactor(secrets_of(fields))
+        return Head("".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("ascii"))
 
     def _head(self, method: str, path: str, at_origin: bool) -> Head:
         key = (method, path, at_origin)

@@ -1,20 +1,33 @@
-"""A string that does not print: API keys on their way from the environment to one header."""
+"""API keys on their way from the environment to one header: they do not print, and what repeats them is blanked."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
+from urllib.parse import quote
 
 from asyncsynth.errors import ConfigurationError
+
+
+class _Unprinted(bytes):
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    __str__ = __repr__
 
 
 class Secret:
     """Holds a string that no repr, str, format, pickle or traceback of ours shows."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "encoded")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        self.encoded = _Unprinted(value.encode("utf-8", "surrogateescape"))  #: in UTF-8
 
     def reveal(self) -> str:
         """The string itself; call it where it is used, and keep the result in no attribute."""
@@ -49,3 +62,89 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is not pickled: pass the name of its environment variable instead")
+
+
+class PrivateHeaders(dict[str, str]):
+    """Headers that may hold a key: an ordinary dict, but for its repr."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} headers>"
+
+    __str__ = __repr__
+
+
+#: Names of headers and query parameters whose values are keys.
+_SECRET_NAME = re.compile("auth|key|token|secret|password|credential|cookie|session", re.I)
+#: Shorter values are not blanked: "EMPTY" and the like, which people give to servers without keys, are words.
+SECRET_CHARS = 8
+_BLANK = "***"
+
+
+def secrets_of(values: Mapping[str, str]) -> set[Secret]:
+    """The keys in headers or query parameters: tokens without their scheme, Basic passwords, cookies' values."""
+    found: set[str] = set()
+    for name, value in values.items():
+        if not _SECRET_NAME.search(name):
+            continue
+        scheme, _, token = value.strip().partition(" ")
+        found.add(token.strip() or scheme)
+        if scheme.lower() == "basic":
+            found.add(_password(token))
+        elif name.lower() == "cookie":
+            found.update(part.partition("=")[2].strip() for part in value.split(";"))
+    return {Secret(one) for one in found if len(one) >= SECRET_CHARS}
+
+
+def _password(token: str) -> str:
+    try:
+        return base64.b64decode(token, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+class Redactor:
+    """Blanks secrets in what a server sends back, so that a key that it repeats reaches no journal and no log.
+
+    Covers a key as it is, percent-encoded, in base64 (at any place in the encoded text) and with JSON's escaped
+    slashes.
+    """
+
+    __slots__ = ("_forms", "_plain")
+
+    def __init__(self, secrets: Iterable[Secret]) -> None:
+        plain = {secret.reveal() for secret in secrets}
+        #: Longest first: a form may be a part of another.
+        self._plain = [Secret(one) for one in sorted(plain, key=len, reverse=True)]
+        forms = {form for one in plain for form in _forms_of(one)}
+        self._forms = [Secret(form) for form in sorted(forms, key=len, reverse=True)]
+
+    def __repr__(self) -> str:
+        return f"Redactor({len(self._plain)} secrets)"
+
+    def __bool__(self) -> bool:
+        return bool(self._plain)
+
+    def body(self, body: bytes, *, plain_only: bool = False) -> bytes:
+        """`body` without them. `plain_only` looks for the keys as they are: for whole answers of a model."""
+        for secret in self._plain if plain_only else self._forms:
+            encoded: bytes = secret.encoded
+            if encoded in body:
+                body = body.replace(encoded, _BLANK.encode())
+        return body
+
+    def text(self, text: str) -> str:
+        """`text` without them."""
+        for secret in self._forms:
+            text = text.replace(secret.reveal(), _BLANK)
+        return text
+
+
+def _forms_of(secret: str) -> set[str]:
+    raw = secret.encode()
+    forms = {secret, quote(secret, safe=""), secret.replace("/", "\\/")}
+    for shift in range(3):  # base64 writes the same bytes in three ways, by their place
+        encoded = base64.b64encode(bytes(shift) + raw).decode()
+        # The characters that hold bits of this secret only.
+        inner = encoded[(0, 2, 3)[shift] : 8 * (shift + len(raw)) // 6]
+        forms |= {inner, inner.translate(str.maketrans("+/", "-_"))}
+    return forms

@@ -30,10 +30,15 @@ __all__ = ["Exported", "RunColumn", "RunRows", "export", "leaves"]
 _BUFFER = 1 << 20  #: bytes collected before they are written
 _PARQUET_BATCH = 1024  #: rows turned into columns at a time
 
-#: What a spreadsheet takes for a formula, their full-width forms, and what may hide one.
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+#: What a spreadsheet takes for a formula, their full-width forms, and what may hide one: space, a byte order mark
+#: (the first cell's is the file's), marks without width.
+_FORMULA = re.compile(
+    "[\\s\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]"
+)
 #: C0 but tab and line ends, DEL, C1: nothing that a table or a terminal should get to see.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+#: DEL and C1 in UTF-8: JSON lets them stand as they are, and a terminal obeys some of them.
+_JSON_CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ def export(
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
 
     `epoch` as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
-    JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front.
+    JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front. JSON Lines
+    and Parquet carry every text as it is, JSON Lines with control characters escaped.
     Raises ConfigurationError, StorageError, CorruptJournal.
     """
     to = Path(to)
@@ -81,7 +87,11 @@ def export(
 
 def _write_jsonl(rows: RunRows, file: NewFile) -> None:
     for row in rows:
-        file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        file.write(_JSON_CONTROL.sub(_escape, orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)))
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
 
 
 def _write_csv(rows: RunRows, file: NewFile) -> None:
@@ -114,7 +124,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        return orjson.dumps(value).decode()
+        return _CONTROL.sub("\ufffd", orjson.dumps(value).decode())
     text = _CONTROL.sub("\ufffd", value)
     return f"'{text}" if _FORMULA.match(text) else text
 

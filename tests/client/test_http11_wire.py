@@ -133,8 +133,8 @@ def test_a_request_is_one_write() -> None:
     async def scene() -> None:
         connection = Connection(Http11Pool("http://x/v1"))
         connection.transport = Recorder()  # type: ignore[assignment]
-        connection.start(asyncio.get_running_loop().create_future(), Timeouts(), b"head and body")
-        assert Recorder.writes == [b"head and body"]
+        connection.start(asyncio.get_running_loop().create_future(), Timeouts(), b"head: ", b"body")
+        assert Recorder.writes == [b"head: 4\r\n\r\nbody"]
 
     asyncio.run(scene())
 
