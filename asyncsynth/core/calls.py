@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.retry import AttemptState
 
 if TYPE_CHECKING:
-    from asyncsynth.core.balancer import Replica
+    from asyncsynth.core.replicas import Replica
 
 #: Call.state. One word each; a call is in exactly one.
 WAITING = "waiting"  # for a slot
@@ -20,6 +20,17 @@ SLEEPING = "sleeping"  # until a retry is due
 STARVED = "starved"  # due, but the server's retry budget is empty
 HELD = "held"  # out of attempts; its verdict waits for a sign whether the server is the one at fault
 GONE = "gone"  # finished or cancelled
+
+
+#: Kinds of timers of a replica, one of each at a time.
+PROBE = "probe"  # its pause is over
+BUDGET = "budget"  # its retry budget has a token again
+RATE = "rate"  # its published rate lets the next call through
+REPORT = "report"  # its report of its load is too old
+OUTAGE = "outage"  # has it been away for too long?
+STALL = "stall"  # has it been silent for too long?
+
+PASSES = 16  #: how often the first call in a queue may be passed over for one whose prefix the free replica knows
 
 
 @dataclass(slots=True)
@@ -55,15 +66,16 @@ class Call:
     """One model call, from submit to finish."""
 
     __slots__ = (
-        "affinity", "attempts", "entry", "first_attempt_at", "id", "model", "pays", "priority", "replica",
-        "retry", "seq", "started_at", "state", "strikes", "turn", "wake_at",
+        "affinity", "attempts", "entry", "first_attempt_at", "id", "model", "passed", "pays", "priority", "replica",
+        "retry", "seq", "started_at", "state", "strikes", "tokens", "turn", "wake_at",
     )  # fmt: skip
 
-    def __init__(self, call_id: int, model: str, priority: int, affinity: int, seq: int) -> None:
+    def __init__(self, call_id: int, model: str, priority: int, affinity: int, tokens: int, seq: int) -> None:
         self.id = call_id
         self.model = model
         self.priority = priority
         self.affinity = affinity
+        self.tokens = tokens  # estimate, for rates of tokens
         self.seq = seq
         self.state = WAITING
         self.attempts = 0
@@ -72,6 +84,7 @@ class Call:
         self.strikes = 0  # how often it failed as the one call probing a server
         self.turn = 0  # the same in this outage: such calls go behind the others, to probe in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
+        self.passed = 0  # how often it stood first and another one was preferred
         self.wake_at = 0.0
         self.replica: Replica | None = None
         self.pays: Replica | None = None  # whose retry budget the next attempt takes from
@@ -90,24 +103,33 @@ Entry = tuple[int, int, int, Call]  #: turn, priority, order of submit; comparab
 class WaitQueue:
     """Calls of one model waiting for a slot: lower priority value first, first come first served within.
 
-    The entry of a call that left otherwise than by `pop` stays until it comes up or until such are the majority.
+    A call of a family has a home, the replica whose prefix cache knows the family; its entry then stands in that
+    home's own heap too. A free replica prefers its own calls (`best`), but passes over the first of all at most
+    `PASSES` times: the call at place n of the queue waits for (PASSES + 1) n starts at most, and when no call of its
+    own waits, a replica takes the first. The entry of a call that left stays in a heap until it comes up there or
+    until such are the majority.
     """
 
-    __slots__ = ("_heap", "live")
+    __slots__ = ("_heap", "_homes", "_homing", "live")
 
     def __init__(self) -> None:
         self._heap: list[Entry] = []
+        self._homes: dict[int, list[Entry]] = {}  # index of a replica -> entries of its families
+        self._homing = 0  # entries in them
         self.live = 0
 
-    def push(self, call: Call) -> None:
+    def push(self, call: Call, home: int | None = None) -> None:
         """Let a call wait."""
         call.state = WAITING
         call.entry = entry = (call.turn, call.priority, call.seq, call)
         self.live += 1
         heappush(self._heap, entry)
+        if home is not None:
+            heappush(self._homes.setdefault(home, []), entry)
+            self._homing += 1
 
     def head(self) -> Entry | None:
-        """The next call's entry, or None."""
+        """The first call's entry, or None."""
         heap = self._heap
         while heap:
             entry = heap[0]
@@ -116,18 +138,59 @@ class WaitQueue:
             heappop(heap)
         return None
 
-    def pop(self) -> None:
-        """Take away what `head` returned."""
-        heappop(self._heap)[3].entry = None
+    def best(self, home: int) -> Entry | None:
+        """The entry that this replica should take next, or None."""
+        head = self.head()
+        own = self._homes.get(home)
+        if head is None or not own:
+            return head
+        while own and own[0][3].entry is not own[0]:
+            heappop(own)
+            self._homing -= 1
+        if not own or own[0][0] != head[0] or head[3].passed >= PASSES:
+            return head
+        return own[0]
+
+    def take(self, entry: Entry) -> None:
+        """Take away what `head` or `best` returned."""
+        heap = self._heap
         self.live -= 1
+        entry[3].entry = None
+        if heap[0] is entry:
+            heappop(heap)
+        else:
+            heap[0][3].passed += 1
+            self._sweep()
 
     def remove(self, call: Call) -> None:
         """A waiting call goes away."""
         call.entry = None
         self.live -= 1
-        if len(self._heap) > 2 * self.live + 64:
+        self._sweep()
+
+    def rehome(self, home_of: Callable[[Call], int | None]) -> None:
+        """Replicas came or went: find every waiting call's home again."""
+        self._homes = {}
+        self._homing = 0
+        for entry in self._heap:
+            if entry[3].entry is entry and (home := home_of(entry[3])) is not None:
+                self._homes.setdefault(home, []).append(entry)
+                self._homing += 1
+        for own in self._homes.values():
+            heapify(own)
+
+    def _sweep(self) -> None:
+        """Drop the entries of calls that are gone, once they are the majority."""
+        most = 2 * self.live + 64
+        if len(self._heap) > most:
             self._heap = [entry for entry in self._heap if entry[3].entry is entry]
             heapify(self._heap)
+        if self._homing > most:
+            kept = {home: [entry for entry in own if entry[3].entry is entry] for home, own in self._homes.items()}
+            self._homes = {home: own for home, own in kept.items() if own}
+            for own in self._homes.values():
+                heapify(own)
+            self._homing = sum(map(len, self._homes.values()))
 
 
 class Timers:
@@ -136,29 +199,42 @@ class Timers:
     __slots__ = ("_heap", "_seq")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Call | Replica]] = []
+        self._heap: list[tuple[float, int, Call | Replica, str]] = []
         self._seq = 0
 
-    def add(self, due: float, target: Call | Replica) -> None:
-        """Wake `target` at `due` seconds."""
+    def wake(self, call: Call, due: float) -> None:
+        """Let a call sleep until `due` seconds."""
+        call.state = SLEEPING
+        call.wake_at = due
         self._seq += 1
-        heappush(self._heap, (due, self._seq, target))
+        heappush(self._heap, (due, self._seq, call, ""))
+
+    def alarm(self, replica: Replica, kind: str, due: float) -> None:
+        """Remind of a replica at `due` seconds, in place of the alarm of this kind that stands, if any."""
+        if replica.alarms.get(kind) == due:
+            return
+        replica.alarms[kind] = due
+        self._seq += 1
+        heappush(self._heap, (due, self._seq, replica, kind))
 
     def next(self) -> float | None:
         """When the next valid timer is due."""
         heap = self._heap
         while heap:
-            due, _, target = heap[0]
+            due, _, target, kind = heap[0]
             if isinstance(target, Call):
                 valid = target.state is SLEEPING and target.wake_at == due
             else:
-                valid = due in (target.breaker.probe_at, target.budget_at)
+                valid = target.alarm_stands(kind, due)
             if valid:
                 return due
             heappop(heap)
         return None
 
-    def due(self, now: float) -> Iterator[Call | Replica]:
+    def due(self, now: float) -> Iterator[tuple[Call | Replica, str]]:
         """Remove and yield what is due, timers added meanwhile included."""
         while (at := self.next()) is not None and at <= now:
-            yield heappop(self._heap)[2]
+            _, _, target, kind = heappop(self._heap)
+            if not isinstance(target, Call):
+                del target.alarms[kind]
+            yield target, kind

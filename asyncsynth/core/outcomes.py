@@ -12,10 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """A completion came back. `value` is a `client.messages.Completion`; `tokens` its completion tokens."""
+    """A completion came back. `value` is a `client.messages.Completion`; `tokens` its completion tokens.
+
+    `prompt_tokens` counts, with them, towards a published rate of tokens.
+    """
 
     value: Any
     tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Transient:
 class Permanent:
     """It will not work next time. `scope` says whose fault: this record's, or every record's (`server`)."""
 
-    reason: str  #: context_length | bad_request | auth | model_not_found | too_large | content_filter
+    reason: str  #: context_length | bad_request | auth | model_not_found | too_large | content_filter | poison
     message: str = ""
     status: int | None = None
     scope: str = "record"  #: "record" | "server"

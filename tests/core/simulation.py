@@ -143,10 +143,12 @@ class Sim:
             if set(scheduler._calls) != set(self.live):
                 self.fail("calls lost or kept")
 
-    def step(self) -> bool:
-        """Go to the next event; False when there is none."""
+    def step(self, within: float = float("inf")) -> bool:
+        """Go to the next event; False when there is none, or none in so many seconds."""
         tick = self.scheduler.next_tick()
         at = self.events[0][0] if self.events else None
+        if min((t for t in (tick, at) if t is not None), default=float("inf")) - self.now > within:
+            return False
         if tick is None and at is None:
             return False
         if at is None or (tick is not None and tick <= at):

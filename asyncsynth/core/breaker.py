@@ -1,0 +1,117 @@
+"""When to pause a server, and when to ask it again."""
+
+from __future__ import annotations
+
+from asyncsynth.core.retry import Rng
+
+CLOSED = "closed"  # in use
+OPEN = "open"  # paused until probe_at
+HALF_OPEN = "half-open"  # one call may try
+DOWN = "down"  # paused by its supervisor, until it says otherwise
+REMOVED = "removed"  # gets nothing new; what is in flight may end
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+class Breaker:
+    """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
+
+    Closed, it notes who failed since the last success. When these are many enough (`blame`), it opens: a pause of
+    0.5 s, doubling to 30 s, jittered, then one call as a probe. An answer to the probe closes the breaker, a
+    failure opens it again.
+    """
+
+    __slots__ = (
+        "cause",
+        "failures",
+        "opened_at",
+        "probe",
+        "probe_at",
+        "refused",
+        "refused_since",
+        "state",
+        "streak",
+        "tries",
+    )
+
+    def __init__(self) -> None:
+        self.state = CLOSED
+        self.streak: dict[int, int] = {}  # call id -> charges since the last success
+        self.refused: dict[int, int] = {}  # the same for refused connections
+        self.refused_since = 0.0
+        self.failures = 0  # the sum of both
+        self.tries = 0
+        self.opened_at: float | None = None  # start of the outage, kept over probes
+        self.probe_at: float | None = None
+        self.probe: int | None = None  # the call that probes
+        self.cause = ""
+
+    def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
+        """Note a failure while closed; True when the server is to blame and the breaker should open.
+
+        `others`: calls in flight there. They may yet succeed, so as many different ones must have failed; a dead
+        server fails them all soon. Or else the same few fail over and over, while the others hang.
+        """
+        if connect and not self.refused:
+            self.refused_since = now
+        notes = self.refused if connect else self.streak
+        notes[call_id] = notes.get(call_id, 0) + 1
+        self.failures += 1
+        if connect and sum(self.refused.values()) >= max(5, min(16, limit // 8)):
+            return True
+        different = len(self.streak) + len(self.refused)
+        return different >= max(3, others) or (different >= 3 and self.failures >= 2 * limit)
+
+    def settle(self, started_at: float) -> bool:
+        """A call that started then has succeeded: what failed before it was not this server's fault.
+
+        But a server that shuts down refuses new connections while it still answers old requests: only the success
+        of a later call outweighs a refused connection. False when such notes remain.
+        """
+        self.streak.clear()
+        if self.refused and started_at > self.refused_since:
+            self.refused.clear()
+        self.failures = sum(self.refused.values())
+        return not self.refused
+
+    def take_notes(self) -> list[tuple[int, int]]:
+        """Hand over who was charged how much since the last success, and forget it."""
+        notes = [*self.streak.items(), *self.refused.items()]
+        self.streak.clear()
+        self.refused.clear()
+        self.failures = 0
+        return notes
+
+    def open(self, now: float, cause: str, rng: Rng, at_least: float = 0.0) -> float:
+        """Pause, or pause again; returns when to probe."""
+        if self.opened_at is None:
+            self.opened_at = now
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
+        self.tries += 1
+        self.state = OPEN
+        self.probe = None
+        self.cause = cause
+        self.probe_at = now + max(pause, at_least)
+        return self.probe_at
+
+    def half_open(self) -> None:
+        """The pause is over: one call may try."""
+        self.state = HALF_OPEN
+        self.probe = None
+        self.probe_at = None
+
+    def take_down(self) -> None:
+        """Paused by somebody who will say when it is back."""
+        self.state = DOWN
+        self.probe = None
+        self.probe_at = None
+
+    def close(self) -> None:
+        """The server answers."""
+        self.state = CLOSED
+        self.probe = None
+        self.probe_at = None
+        self.opened_at = None
+        self.tries = 0
+        self.cause = ""
