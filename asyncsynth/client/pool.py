@@ -6,78 +6,32 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, decode, encode, outcome_of
+from asyncsynth.client.loads import ORCA_HEADER
 from asyncsynth.client.messages import Completion, ModelRequest
-from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
-from asyncsynth.core.limiter import FixedLimit, Limiter
+from asyncsynth.client.replicas import (
+    ANY_MODEL,
+    Link,
+    PoolSnapshot,
+    ReplicaSnapshot,
+    Server,
+    Totals,
+    estimated_tokens,
+    prompt_head,
+)
+from asyncsynth.client.transport import Timeouts, TransportFailure
+from asyncsynth.core.breaker import REMOVED
+from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.core.scheduler import Action, Finish, ReplicaSpec, Scheduler, Start
-from asyncsynth.core.stats import Histogram, Tally
+from asyncsynth.core.scheduler import Action, Finish, Halt, Scheduler, Start
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped
 
-ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
+__all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
+
 BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
 TIMEOUT_PER_TOKEN_S = 0.5  #: and for each token that it may generate
-
-
-@dataclass(slots=True)
-class Server:
-    """One place where models are served.
-
-    `limit` bounds its requests in flight. `serves_any` is the display name of the model that answers whatever
-    model is asked for (the embedded server); None for servers that answer for `models` only.
-    """
-
-    name: str
-    base_url: str
-    models: frozenset[str]
-    exchange: Exchange
-    limit: int = 64
-    dialect: Dialect = "openai"
-    serves_any: str | None = None
-    limiter: Limiter | None = None  #: in place of FixedLimit(limit)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaSnapshot:
-    """One server now. `waiting`: requests that it could take and that wait for a slot; `why`: its limit or pause."""
-
-    name: str
-    in_flight: int
-    limit: int
-    waiting: int
-    state: str  #: "closed" (in use) | "open" | "half-open" | "down"
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
-    """The pool now, and its totals since it was made."""
-
-    replicas: list[ReplicaSnapshot]
-    waiting: int  #: requests waiting for a slot anywhere
-    ok: int  #: requests answered
-    failed: int  #: requests given up, each a record's failure
-    retries: dict[str, int]  #: attempts that were followed by another, by reason; 429/503/529 as "overloaded"
-    overloads: int
-    prompt_tokens: int
-    completion_tokens: int
-    answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
-    latency: Histogram  #: seconds, of attempts that answered
-
-
-@dataclass(slots=True)
-class _Totals:
-    ok: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    retries: Tally = field(default_factory=Tally)
-    answered_by: dict[str, int] = field(default_factory=dict)
-    latency: Histogram = field(default_factory=Histogram)
 
 
 class ServerPool:
@@ -95,28 +49,25 @@ class ServerPool:
         clock: Callable[[], float] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._servers = list(servers)
         # Jitter needs no unpredictability.
         chance = rng if rng is not None else random.Random()  # noqa: S311
-        specs = [
-            ReplicaSpec(
-                server.name,
-                server.models | {ANY_MODEL} if server.serves_any is not None else server.models,
-                server.limiter or FixedLimit(server.limit),
-            )
-            for server in self._servers
-        ]
+        specs = [server.spec() for server in servers]
         self._scheduler = Scheduler(specs, policy or RetryPolicy(), chance)
         self._models = frozenset[str]().union(*(spec.models for spec in specs))
-        self._clock = clock
+        self._links = [Link(server, self._report_load) for server in servers]  #: as the scheduler numbers them
+        self._spread = len(servers) > 1  #: prefixes matter where there is a choice
+        self._rated = any(server.rates is not None for server in servers)
+        self._given_clock = clock
+        self._clock: Callable[[], float] | None = None  #: set when the pool begins
         self._wall = wall_clock
         self._next_id = 0
         self._waiters: dict[int, asyncio.Future[Start | Finish]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._timeouts: dict[tuple[int, int], Timeouts] = {}
-        self._totals = _Totals()
+        self._totals = Totals()
         self._closed = False
+        self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
         self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
 
     async def send(self, request: ModelRequest, *, priority: int = 0, affinity: int = 0) -> Completion:
@@ -125,7 +76,8 @@ class ServerPool:
         Args:
             request: it goes to a server of `request.model`.
             priority: the lower goes first when slots are short.
-            affinity: requests with the same number (not 0) prefer the same server, for its prefix cache.
+            affinity: requests with the same number (not 0) prefer the same server, for its prefix cache; 0 takes
+                one from a long head of the prompt.
 
         Raises:
             RequestFailed: this request failed; `reason` is the last outcome's.
@@ -136,14 +88,15 @@ class ServerPool:
             raise RuntimeError("the pool is closed")
         if self.halted is not None:
             raise self._halt_error()
-        clock = self._clock
-        if clock is None:
-            self._clock = clock = asyncio.get_running_loop().time
+        clock = self._clock or self._begin()
         self._next_id = call_id = self._next_id + 1
         scheduler = self._scheduler
+        if self._spread and not affinity:
+            affinity = prompt_head(request)
+        tokens = estimated_tokens(request, _most_tokens(request)) if self._rated else 0
         try:
             step = self._apply(
-                scheduler.submit(call_id, self._route(request.model), priority, clock(), affinity), call_id
+                scheduler.submit(call_id, self._route(request.model), priority, clock(), affinity, tokens), call_id
             )
             while True:
                 if step is None:
@@ -160,10 +113,59 @@ class ServerPool:
             self._apply(scheduler.cancel(call_id, clock()), call_id)
             raise
 
+    # --- servers that come and go -------------------------------------------------------------
+
+    def add_server(self, server: Server) -> None:
+        """Another one, from now on; call from the pool's event loop. ValueError: its name is taken."""
+        clock = self._clock or self._begin()
+        spec = server.spec()
+        actions = self._scheduler.add_replica(spec, clock())
+        link = Link(server, self._report_load)
+        self._links.append(link)
+        self._models |= spec.models
+        self._spread = True
+        self._rated = self._rated or server.rates is not None
+        link.start(clock)
+        self._apply(actions, 0)
+
+    def remove_server(self, name: str) -> None:
+        """It gets nothing new; what is in flight there may end. KeyError: there is none of that name."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.remove_replica(name, clock()), 0)
+
+    def server_down(self, name: str, why: str) -> None:
+        """Somebody knows that it is gone: nothing is sent there, and nobody charged, until `server_up`."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.replica_down(name, clock(), why), 0)
+
+    def server_up(self, name: str) -> None:
+        """It is back."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.replica_up(name, clock()), 0)
+
+    def _begin(self) -> Callable[[], float]:
+        """The pool's first moment in its event loop."""
+        self._clock = clock = self._given_clock or asyncio.get_running_loop().time
+        for link in self._links:
+            link.start(clock)
+        return clock
+
+    def _report_load(self, name: str, load: ServerLoad) -> None:
+        self._apply(self._scheduler.report_load(name, load, load.at), 0)
+
+    # --- what is told -------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Requests that all servers together may have in flight now."""
+        return sum(r.limiter.limit for r in self._scheduler.replicas if r.breaker.state is not REMOVED)
+
     def snapshot(self) -> PoolSnapshot:
         """What the pool does and has done; cheap enough for a display once a second."""
-        totals, stats = self._totals, self._scheduler.stats()
-        replicas = [ReplicaSnapshot(s.name, s.in_flight, s.limit, s.waiting, s.state, s.why) for s in stats]
+        now = self._clock() if self._clock is not None else None
+        by_name = {link.server.name: link for link in self._links}
+        replicas = [by_name[stats.name].snapshot(stats, now) for stats in self._scheduler.stats()]
+        totals = self._totals
         return PoolSnapshot(
             replicas=replicas,
             waiting=self._scheduler.waiting,
@@ -186,8 +188,10 @@ class ServerPool:
         for waiter in self._waiters.values():
             waiter.cancel()
         self._waiters.clear()
-        for server in self._servers:
-            await server.exchange.aclose()
+        for link in self._links:
+            await link.stop()
+        for link in self._links:
+            await link.server.exchange.aclose()
 
     # --- one attempt --------------------------------------------------------------------------
 
@@ -200,7 +204,8 @@ class ServerPool:
         raise ModelNotServed(f"no server has model {model!r}", hint=f"the servers of this run have: {offered}")
 
     async def _attempt(self, request: ModelRequest, start: Start, clock: Callable[[], float]) -> Outcome:
-        server = self._servers[start.replica]
+        link = self._links[start.replica]
+        server = link.server
         path, body = encode(request, dialect=server.dialect)
         began = clock()
         try:
@@ -216,14 +221,16 @@ class ServerPool:
                 self._wall(),
                 dialect=server.dialect,
             )
+            now = clock()
+            if ORCA_HEADER in response.headers and now >= link.read_at:
+                link.hear(response.headers, now)
             if type(outcome) is Ok:
-                self._count_answer(server, outcome.value, clock() - began, start.attempt)
+                self._count_answer(server, outcome.value, now - began, start.attempt)
         return outcome
 
     def _timeouts_for(self, server: Server, request: ModelRequest) -> Timeouts:
         """The server's own, but for the total: it grows with what may be generated."""
-        params = request.params
-        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+        tokens = _most_tokens(request)
         key = (id(server), tokens)
         found = self._timeouts.get(key)
         if found is None:
@@ -280,7 +287,7 @@ class ServerPool:
                 # A cancelled waiter's task will give the slot back when it runs.
                 if waiter is not None and not waiter.done():
                     waiter.set_result(action)
-            elif self.halted is None:
+            elif isinstance(action, Halt) and self.halted is None:
                 self._halt()
         due = self._scheduler.next_tick()
         if due is not None and (self._timer is None or due < self._timer_at):
@@ -313,3 +320,10 @@ class ServerPool:
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
         return RunStopped(halt.message, hint="check the key, the model's name and the server; then resume")
+
+
+def _most_tokens(request: ModelRequest) -> int:
+    """How many tokens may be generated."""
+    params = request.params
+    most: int = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    return most

@@ -1,0 +1,156 @@
+"""The pool's servers: what is said of each, what it said of itself, and the numbers that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from asyncsynth.client.codec import Dialect
+from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
+from asyncsynth.client.messages import ChatRequest, ModelRequest
+from asyncsynth.client.transport import Exchange
+from asyncsynth.core.limiter import FixedLimit, Limiter
+from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.rates import RateLimits
+from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
+from asyncsynth.core.stats import Histogram, Tally
+
+ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
+HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
+LOAD_FRESH_S = 5.0  #: an older report is not shown
+#: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
+#: shorter head as quickly as it finds it in its cache.
+_HEAD_CHARS, _LEAST_HEAD = 4096, 1024
+
+
+@dataclass(slots=True)
+class Server:
+    """One place where models are served.
+
+    `limit` bounds its requests in flight. `serves_any` is the display name of the model that answers whatever
+    model is asked for (the embedded server); None for servers that answer for `models` only.
+    """
+
+    name: str
+    base_url: str
+    models: frozenset[str]
+    exchange: Exchange
+    limit: int = 64
+    dialect: Dialect = "openai"
+    serves_any: str | None = None
+    limiter: Limiter | None = None  #: in place of FixedLimit(limit)
+    rates: RateLimits | None = None  #: requests and tokens a minute that it allows
+
+    def spec(self) -> ReplicaSpec:
+        """The server as the scheduler knows it."""
+        models = self.models if self.serves_any is None else self.models | {ANY_MODEL}
+        return ReplicaSpec(self.name, models, self.limiter or FixedLimit(self.limit), self.rates)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSnapshot:
+    """One server now. `waiting`: requests that it could take and that wait for a slot; `why`: its limit or pause."""
+
+    name: str
+    in_flight: int
+    limit: int
+    waiting: int
+    state: str  #: "closed" (in use) | "open" | "half-open" | "down", or what else the scheduler says
+    why: str
+    load: ServerLoad | None = None  #: what the server itself said, in the last seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """The pool now, and its totals since it was made."""
+
+    replicas: list[ReplicaSnapshot]
+    waiting: int  #: requests waiting for a slot anywhere
+    ok: int  #: requests answered
+    failed: int  #: requests given up, each a record's failure
+    retries: dict[str, int]  #: attempts that were followed by another, by reason; 429/503/529 as "overloaded"
+    overloads: int
+    prompt_tokens: int
+    completion_tokens: int
+    answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
+    latency: Histogram  #: seconds, of attempts that answered
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a pool counts."""
+
+    ok: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: Tally = field(default_factory=Tally)
+    answered_by: dict[str, int] = field(default_factory=dict)
+    latency: Histogram = field(default_factory=Histogram)
+
+
+class Link:
+    """A server of a pool, with what it said of its load. `report` is told each new load."""
+
+    __slots__ = ("load", "poller", "read_at", "report", "server")
+
+    def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
+        self.server = server
+        self.report = report
+        self.load: ServerLoad | None = None
+        self.read_at = float("-inf")  #: when a header is worth reading again
+        self.poller: LoadPoller | None = None
+
+    def start(self, clock: Callable[[], float]) -> None:
+        """Begin to ask the server for its load, where it may have one to tell."""
+        if self.poller is None and self.server.serves_any is None:
+            self.poller = LoadPoller(self.server.exchange, self._told, clock=clock)
+            self.poller.start()
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self.poller is not None:
+            await self.poller.stop()
+
+    def hear(self, headers: Mapping[str, str], now: float) -> None:
+        """Read the load in an answer's headers."""
+        self.read_at = now + HEADER_EVERY_S
+        load = header_load(headers, now)
+        if load is not None:
+            if self.poller is not None:
+                self.poller.every_s = RARE_POLL_S
+            self._told(load)
+
+    def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
+        """The server now; a load that is not fresh is left out."""
+        load = self.load
+        if load is not None and (now is None or now - load.at > LOAD_FRESH_S):
+            load = None
+        return ReplicaSnapshot(stats.name, stats.in_flight, stats.limit, stats.waiting, stats.state, stats.why, load)
+
+    def _told(self, load: ServerLoad) -> None:
+        self.load = load
+        self.report(self.server.name, load)
+
+
+def prompt_head(request: ModelRequest) -> int:
+    """A number that requests share whose prompts begin alike, or 0 where that is worth nothing.
+
+    Of a conversation the first two messages count, so that its later turns go where the first went.
+    """
+    if isinstance(request, ChatRequest):
+        texts = [message["content"] for message in request.messages[:2]]
+    else:
+        texts = [request.prompt]
+    if not all(isinstance(text, str) for text in texts) or sum(map(len, texts)) < _LEAST_HEAD:
+        return 0
+    return hash(tuple(text[:_HEAD_CHARS] for text in texts)) or 1
+
+
+def estimated_tokens(request: ModelRequest, most: int) -> int:
+    """About how many tokens the request will count for: four characters of the prompt each, and all it may get."""
+    if isinstance(request, ChatRequest):
+        size = sum(len(message["content"]) for message in request.messages)
+    else:
+        size = len(request.prompt)
+    return size // 4 + most
