@@ -87,6 +87,29 @@ def run(
 
 
 @app.command()
+def check(
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="[PIPELINE.py]", help="Try what this pipeline needs, and nothing else.")
+    ] = None,
+    servers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Look at this model only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask servers what they can do, by a few small requests to each.
+
+    Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed.
+    """
+    from asyncsynth.cli.check import check_command
+
+    raise typer.Exit(check_command(pipeline, servers=tuple(servers or ()), model=model, as_json=as_json))
+
+
+@app.command()
 def status(
     directory: RunDir,
     quality: Annotated[

@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from asyncsynth.cli.check import tell_servers
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import STOPPING, Stopped
@@ -19,6 +21,7 @@ from asyncsynth.engine.pipeline import Pipeline, run_in_loop
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.errors import EXIT_STOPPED
+from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.rows import leaves
 
@@ -49,20 +52,28 @@ async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, A
     display = ProgressDisplay(as_json=as_json)
     signals = Signals()
 
+    found: list[Capabilities] = []
+
     def on_runner(runner: Runner) -> None:
         signals.runner = runner
         display.start(runner)
 
+    def on_servers(servers: Sequence[Capabilities]) -> None:
+        found.extend(servers)
+        tell_servers(servers, pipeline.needs(), as_json=as_json)
+
     with signals.installed():
         try:
-            result = await pipeline.arun(on_runner=on_runner, on_download=Download(), **options)
+            result = await pipeline.arun(on_runner=on_runner, on_servers=on_servers, on_download=Download(), **options)
         except asyncio.CancelledError:
             if not signals.count:
                 raise
             current = asyncio.current_task()
             if current is not None:
                 current.uncancel()
-            return signals.runner.report() if signals.runner is not None else None
+            if signals.runner is None:
+                return None
+            return replace(signals.runner.report(), servers=[one.as_json() for one in found])
         finally:
             display.stop()
     return result.report

@@ -130,6 +130,8 @@ def _to_llamacpp(fields: dict[str, Any], *, chat: bool) -> None:
         raise RequestFailed(f"temperature must not be negative, not {temperature}", reason="bad_request")
     if fields.pop("echo", False):
         raise RequestFailed("llama.cpp has no `echo`; add the prompt yourself", reason="bad_request")
+    if "repetition_penalty" in fields:  # vLLM's name; llama.cpp ignores it under that one
+        fields.setdefault("repeat_penalty", fields.pop("repetition_penalty"))
     constraint = fields.pop("structured_outputs", None)
     if constraint:
         _constrain_llamacpp(fields, constraint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
+from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.embedded import EmbeddedSpec
 
 #: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
@@ -32,6 +33,7 @@ class RunOptions:
         use_cache: False starts over in the directory's place, keeping the old one aside.
         window: records in flight at most; None takes twice the servers' slots and some.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
+        on_servers: told what was found out about each server and model, before anything is sent.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
     """
 
@@ -47,6 +49,7 @@ class RunOptions:
     window_bytes: int = WINDOW_BYTES
     retry: RetryPolicy | None = None
     on_download: Callable[[int, int], None] | None = None
+    on_servers: Callable[[Sequence[Capabilities]], None] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 0), ("window", 1)):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
+from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.configs import parse_servers, servers_from_environment
 from asyncsynth.steps.loaders import LoadJSONL
 
@@ -103,6 +104,13 @@ class Pipeline(Graph):
             # Pipelines without a name must not meet in one directory: each has its own, by what it does.
             options = replace(options, output=options.directory(f"{self.name}-{plan.fingerprint[:8]}"))
         async with open_segments(self.name, plan, options) as segments:
+            found: list[dict[str, Any]] = []
+
+            def on_found(capabilities: Sequence[Capabilities]) -> None:
+                found.extend(one.as_json() for one in capabilities)
+                if options.on_servers is not None:
+                    options.on_servers(capabilities)
+
             servers = parse_servers(options.servers) if options.servers else servers_from_environment()
             async with open_pool(
                 self.llms(),
@@ -111,8 +119,12 @@ class Pipeline(Graph):
                 policy=options.retry or RetryPolicy(),
                 rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                 progress=options.on_download,
+                needs=self.needs(),
+                on_found=on_found,
             ) as pool:
-                return await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
+                report = await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
+                report.servers = found
+                return report
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""

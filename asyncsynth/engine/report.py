@@ -78,6 +78,7 @@ class RunReport:
     latency_p99_s: float | None
     stopped_why: str = ""
     notes: list[str] = field(default_factory=list)
+    servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
 
     @property
     def exit_code(self) -> int:

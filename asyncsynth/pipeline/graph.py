@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from asyncsynth.client.llm import LLM
+from asyncsynth.client.needs import Need
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
@@ -187,6 +188,10 @@ class Graph:
     def llms(self) -> list[LLM]:
         """All models that the pipeline asks, in the order of the steps."""
         return [llm for step in self.steps if isinstance(step, ModelStep) for llm in step.models()]
+
+    def needs(self) -> list[Need]:
+        """What the steps need of the servers of their models."""
+        return [need for step in self.steps if isinstance(step, ModelStep) for need in step.needs()]
 
     def columns(self) -> dict[Step, ColumnOrigins]:
         """The columns that leave each step, as far as they can be told; nothing for a graph that is not valid."""

@@ -28,6 +28,7 @@ from asyncsynth.records import Row
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
+    from asyncsynth.client.needs import Need
     from asyncsynth.pipeline.context import Context
     from asyncsynth.storage.sources import Reader
 
@@ -274,6 +275,10 @@ class ModelStep(Step):
     def models(self) -> tuple[LLM, ...]:
         """The models this step asks, so that servers are bound and checked before anything is sent."""
         raise NotImplementedError
+
+    def needs(self) -> tuple[Need, ...]:
+        """What its requests ask of the servers of its models; tried before the run pays for anything."""
+        return ()
 
     @abstractmethod
     async def generate(self, row: Row, ctx: Context) -> list[Row]:

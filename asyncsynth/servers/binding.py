@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from asyncsynth.client.adopt import adopt
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
+from asyncsynth.client.needs import Need
 from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.transport import Exchange
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.errors import ConfigurationError, ServerError
+from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
 from asyncsynth.servers.ready import Probe, ReadyPolicy, not_served
@@ -142,6 +144,8 @@ async def open_pool(
     ready: ReadyPolicy | None = None,
     environ: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    needs: Sequence[Need] | None = None,
+    on_found: Callable[[Sequence[Capabilities]], None] | None = None,
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
 
@@ -152,6 +156,9 @@ async def open_pool(
         policy, rng: of the retries.
         ready: how long to wait for servers.
         progress: called while weights are being fetched.
+        needs: what the pipeline's steps need of the servers; tried on each, and refused where it cannot work.
+            None tries nothing.
+        on_found: called once with what was found, before anything is refused.
 
     Raises:
         ConfigurationError, ServerError and its kinds: something that the run would meet on every record.
@@ -159,25 +166,46 @@ async def open_pool(
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
     async with contextlib.AsyncExitStack() as stack:
-        children = [_start_child(stack, spec, models, progress) for spec, models in plan.embedded.items()]
+        found: list[Capabilities] = []
+        tried = None if needs is None else _Tried(needs, found)
+        children = [_start_child(stack, spec, models, progress, tried) for spec, models in plan.embedded.items()]
         local = await all_or_error(children)
         wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
-        remote = await all_or_error([_connect(stack, t, plan.shared, ready, environ) for t in wanted])
+        remote = await all_or_error([_connect(stack, t, plan.shared, ready, environ, tried) for t in wanted])
         used = [*local, *(server for server, _ in remote if server is not None)]
         _require_all(plan.shared, used, remote, wanted)
+        if on_found is not None and found:
+            on_found(found)
+        require(found, needs or ())
         pool = ServerPool(_distinct_names(used), policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
         yield pool
 
 
+@dataclass(slots=True)
+class _Tried:
+    """What is to be tried on each server, and what came of it."""
+
+    needs: Sequence[Need]
+    found: list[Capabilities]
+
+
 async def _start_child(
-    stack: contextlib.AsyncExitStack, spec: EmbeddedSpec, models: set[str], progress: Progress | None
+    stack: contextlib.AsyncExitStack,
+    spec: EmbeddedSpec,
+    models: set[str],
+    progress: Progress | None,
+    tried: _Tried | None,
 ) -> Server:
     child = EmbeddedServer(spec, progress=progress)
     stack.push_async_callback(child.stop)
     await child.start()
     exchange = Http11Pool(child.base_url)
     stack.push_async_callback(exchange.aclose)
+    if tried is not None:
+        tried.found += await survey(
+            exchange, models, tried.needs, server=spec.display_name, dialect="llamacpp", chats=frozenset(models)
+        )
     return Server(
         name=spec.display_name,
         base_url=child.base_url,
@@ -195,6 +223,7 @@ async def _connect(
     shared: set[str],
     ready: ReadyPolicy | None,
     environ: Mapping[str, str] | None,
+    tried: _Tried | None,
 ) -> tuple[Server | None, frozenset[str]]:
     """The server, or None when it has none of the models; and all that it serves."""
     config = target.config
@@ -220,7 +249,10 @@ async def _connect(
     needed = target.own | (shared & offered)
     if not needed:
         return None, served
-    await all_or_error([probe.canary(model) for model in sorted(needed)])
+    answered = await all_or_error([probe.canary(model) for model in sorted(needed)])
+    if tried is not None:
+        chats = frozenset(model for model, as_chat in zip(sorted(needed), answered, strict=True) if as_chat)
+        tried.found += await survey(exchange, needed, tried.needs, server=config.name, chats=chats)
     extra: dict[str, Any] = {} if config.limit is None else {"limit": config.limit}
     server = Server(name=config.name, base_url=config.base_url, models=frozenset(needed), exchange=exchange, **extra)
     return server, served

@@ -118,8 +118,8 @@ class Probe:
             )
         return names
 
-    async def canary(self, model: str) -> None:
-        """One token from `model`: what a run sends will be answered.
+    async def canary(self, model: str) -> bool:
+        """One token from `model`: what a run sends will be answered. True when it answered as a chat.
 
         A busy server passes. A model without a chat template passes when it completes raw prompts.
 
@@ -128,12 +128,13 @@ class Probe:
         """
         chat = ChatRequest(model, [{"role": "user", "content": "Hi"}], {"max_tokens": 1, "temperature": 0.0})
         outcome = await self._ask(chat)
+        chats = _lives(outcome) and not isinstance(outcome, Overloaded)
         if isinstance(outcome, Permanent) and outcome.reason in ("bad_request", "model_not_found"):
             raw = CompletionRequest(model, "Hi", {"max_tokens": 1, "temperature": 0.0})
             second = await self._ask(raw)
             outcome = second if _lives(second) else outcome
         if _lives(outcome):
-            return
+            return chats
         assert isinstance(outcome, Transient | Permanent)
         if outcome.reason == "auth":
             raise self._key_refused(outcome.status)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import Choice, Completion, Message
+from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
+from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import ModelStep
@@ -89,11 +90,33 @@ class Task(ModelStep):
         """Request fields of the task's own (``logprobs``), beside the model's sampling fields."""
         return {}
 
+    def constrains(self) -> bool:
+        """Whether answers are held to a JSON schema. By default: whether the task has a `schema` of its own."""
+        return type(self).schema is not Task.schema
+
+    def sample_requests(self) -> list[ModelRequest]:
+        """One request of each kind that the task sends to each of its models, for what they ask of a server
+        (`client.needs`). A task that sends others than `messages` leads to overrides this."""
+        prompt = prompt_source(self.prompt) if self.prompt is not None else ""
+        system = self.system_prompt if isinstance(self.system_prompt, str) else ""
+        messages: list[Message] = [{"role": "user", "content": system + prompt}]
+        schema: dict[str, Any] | None = {} if self.constrains() else None
+        return [llm.chat(messages, schema=schema, **self.request_fields()) for llm in self.models()]
+
+    def does_without(self) -> frozenset[Feature]:
+        """What the task can do without, if less well. A schema, by default: prompts name the format as well, and
+        what cannot be read is asked for again."""
+        return frozenset({Feature.SCHEMA})
+
     # --- what the engine calls -----------------------------------------------------------------
 
     def models(self) -> tuple[LLM, ...]:
         """The models this task asks."""
         return (self.llm,)
+
+    def needs(self) -> tuple[Need, ...]:
+        """What `sample_requests` ask of a server."""
+        return needs_of(self.sample_requests(), step=self.name, optional=self.does_without())
 
     def settings(self) -> dict[str, Any]:
         """The step's settings and the prompt's text."""

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Completion, Message, ModelRequest
+from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.fingerprint import function_identity
 from asyncsynth.pipeline.functions import checked_outputs, declared_columns, referenced_globals
+from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task
 
@@ -89,6 +91,7 @@ class FunctionTask(Task):
 
     function: ClassVar[Any]
     default_llm: ClassVar[LLM | None] = None
+    declared_needs: ClassVar[tuple[Feature, ...]] = ()
 
     def __init__(self, llm: LLM | None = None, **settings: Any) -> None:
         if not hasattr(type(self), "function"):
@@ -100,6 +103,10 @@ class FunctionTask(Task):
                 hint=f"Give @task(llm=...) one, or write {type(self).__name__}(llm=...).",
             )
         super().__init__(chosen, **settings)
+
+    def needs(self) -> tuple[Need, ...]:
+        """What the decorator was told; the function's requests are not known before it runs."""
+        return tuple(Need(step=self.name, model=self.llm.model, feature=feature) for feature in self.declared_needs)
 
     def settings(self) -> dict[str, Any]:
         """The task's settings, the function's source and the module's constants that it uses."""
@@ -136,6 +143,7 @@ def task(
     outputs: Iterable[str],
     llm: LLM | None = None,
     optional_inputs: Iterable[str] = (),
+    needs: Iterable[str] = (),
 ) -> Callable[[TaskFunction], type[FunctionTask]]:
     """Makes a task of an async function: ``(row, ctx) -> dict`` of its outputs.
 
@@ -144,6 +152,8 @@ def task(
             them) and nothing else.
         outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in.
         llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
+        needs: what the function cannot do without on the server, tried before a run begins: ``"chat"``,
+            ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. Its source, what it closes
@@ -165,6 +175,7 @@ def task(
     """
     if llm is not None and not isinstance(llm, LLM):
         raise ConfigurationError(f"@task(llm=...) wants an LLM, got {type(llm).__name__}")
+    features = tuple(_feature(need) for need in ([needs] if isinstance(needs, str) else needs))
     columns = {
         "inputs": declared_columns("@task", "inputs", inputs),
         "outputs": declared_columns("@task", "outputs", outputs),
@@ -181,6 +192,7 @@ def task(
             **columns,
             "function": staticmethod(function),
             "default_llm": llm,
+            "declared_needs": features,
             "__doc__": function.__doc__,
         }
         made = type(function.__name__, (FunctionTask,), members)
@@ -188,3 +200,10 @@ def task(
         return made
 
     return decorate
+
+
+def _feature(name: str) -> Feature:
+    known = [str(feature) for feature in Feature if feature is not Feature.CONTEXT]
+    if name not in known:
+        raise ConfigurationError(f"@task(needs=...) names {name!r}{nearest(str(name), known)}", hint=f"Known: {known}")
+    return Feature(name)

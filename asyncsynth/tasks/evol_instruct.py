@@ -102,6 +102,10 @@ class EvolInstruct(Evolution):
             settings["gain_prompt"] = prompt_source(_GAIN_PROMPT)
         return settings
 
+    def constrains(self) -> bool:
+        """The question whether two instructions ask for the same; the rewrites are free text."""
+        return self.check_gain
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One chain of evolutions, and its answers where they are wanted."""
         chain = await self.evolve(row, ctx, number)

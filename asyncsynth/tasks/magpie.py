@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import Choice, Message
+from asyncsynth.client.messages import Choice, Message, ModelRequest
+from asyncsynth.client.needs import CHARS_PER_TOKEN, Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
@@ -105,6 +106,20 @@ class Magpie(Task):
         # Its text is fingerprinted, not its path.
         self.chat_template = _template(chat_template, self.llm)
 
+    def sample_requests(self) -> list[ModelRequest]:
+        """The user's turn as a raw completion, the assistant's as a chat; by the last turn both prompts hold
+        all the turns before, each as long as it may be."""
+        said = self.max_instruction_tokens + self.llm.max_tokens
+        before = (self.n_turns - 1) * said * CHARS_PER_TOKEN
+        requests: list[ModelRequest] = [self.llm.complete("x" * before, **self._user_turn_fields())]
+        if not self.only_instruction:
+            requests.append(self.llm.chat([{"role": "user", "content": "x" * before}]))
+        return requests
+
+    def does_without(self) -> frozenset[Feature]:
+        """Stop texts: what comes after the turn is cut off, if it was paid for."""
+        return frozenset({Feature.STOP})
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One conversation."""
         key, system = self._system_prompt(row, ctx, number)
@@ -130,12 +145,7 @@ class Magpie(Task):
     async def _user_turn(self, messages: list[Message], ctx: Context, number: int) -> str:
         """What the user says next, asked for again while it is blank or has no end."""
         prompt = self.chat_template.before_user(messages)
-        fields: dict[str, Any] = {
-            "max_tokens": self.max_instruction_tokens,
-            "stop": list(self.chat_template.stop),
-            # vLLM looks for stop texts in the text it returns: special tokens have to be in it.
-            "skip_special_tokens": False,
-        }
+        fields = self._user_turn_fields()
         for reask in itertools.count():
             request = self.llm.complete(prompt, seed=ctx.seed(number + reask * REASK_STRIDE), **fields)
             try:
@@ -152,6 +162,14 @@ class Magpie(Task):
                 raise failure
             ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _user_turn_fields(self) -> dict[str, Any]:
+        return {
+            "max_tokens": self.max_instruction_tokens,
+            "stop": list(self.chat_template.stop),
+            # vLLM looks for stop texts in the text it returns: special tokens have to be in it.
+            "skip_special_tokens": False,
+        }
 
     def _system_prompt(self, row: Row, ctx: Context, number: int) -> tuple[str | None, str | None]:
         """(name, text): the row's own, or one of the task's."""

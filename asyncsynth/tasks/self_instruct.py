@@ -109,6 +109,10 @@ class SelfInstruct(Task):
         }
         return [{"role": "user", "content": render(prompt_source("self_instruct"), values)}]
 
+    def constrains(self) -> bool:
+        """Where it was asked for."""
+        return self.structured
+
     def schema(self, row: Row) -> dict[str, Any] | None:
         """A list of as many texts as are still wanted, where the answer is held to one."""
         if not self.structured:

@@ -8,6 +8,7 @@ import orjson
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
+from asyncsynth.client.needs import Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.fingerprint import function_identity
@@ -64,6 +65,10 @@ class StructuredGeneration(Task):
         if self._model_class is not None:
             settings["model_class"] = function_identity(self._model_class, where=f"step {self.name!r}")
         return settings
+
+    def does_without(self) -> frozenset[Feature]:
+        """The server's constraint, where the prompt shows the schema; else nothing tells the model of it."""
+        return super().does_without() if self.show_schema else frozenset()
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The instruction, and the schema under it."""

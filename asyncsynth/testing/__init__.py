@@ -5,12 +5,13 @@ Nothing else in the package imports this one.
 
 from typing import TYPE_CHECKING, Any
 
+from asyncsynth.testing.abilities import Abilities
 from asyncsynth.testing.faults import Fault, RequestInfo, random_faults
 
 if TYPE_CHECKING:
     from asyncsynth.testing.fault_server import FaultServer
 
-__all__ = ["Fault", "FaultServer", "RequestInfo", "random_faults"]
+__all__ = ["Abilities", "Fault", "FaultServer", "RequestInfo", "random_faults"]
 
 
 def __getattr__(name: str) -> Any:

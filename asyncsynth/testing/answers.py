@@ -179,6 +179,8 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
         else:
             text = words(seed, count)
         finish = "length" if limit < tokens and schema is None else "stop"
+        if body.get("stop"):
+            text, finish = _stopped(text, body["stop"], finish)
         choice: dict[str, Any] = {"index": index, "finish_reason": finish}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choice["logprobs"] = _logprobs(text, body, chat) if body.get("logprobs") not in (None, False) else None
@@ -198,6 +200,13 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
             "total_tokens": prompt_tokens + total,
         },
     }
+
+
+def _stopped(text: str, stop: str | list[str], finish: str) -> tuple[str, str]:
+    """`text` up to the first stop text."""
+    ends = [text.find(mark) for mark in ([stop] if isinstance(stop, str) else stop)]
+    found = [end for end in ends if end >= 0]
+    return (text[: min(found)], "stop") if found else (text, finish)
 
 
 def _logprobs(text: str, body: Mapping[str, Any], chat: bool) -> dict[str, Any]:

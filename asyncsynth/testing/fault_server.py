@@ -23,6 +23,7 @@ from typing import Any, Self
 import httptools
 import orjson
 
+from asyncsynth.testing.abilities import Abilities
 from asyncsynth.testing.answers import answer
 from asyncsynth.testing.faults import (
     Fault,
@@ -42,6 +43,7 @@ class FaultServer:
     `delay_s` and `tokens` (words of an answer) hold for every request.
     `keep_alive_s` closes connections idle that long (vLLM: 5 s).
     `max_in_flight` answers 503 above it. With `api_key`, other keys get 401. Models not in `models` get 404.
+    `abilities` makes it a server that lacks or ignores something.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class FaultServer:
         keep_alive_s: float | None = None,
         max_in_flight: int | None = None,
         context_chars: int | None = None,
+        abilities: Abilities | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         keep_requests: bool = False,
@@ -71,6 +74,7 @@ class FaultServer:
         self.keep_alive_s = keep_alive_s
         self.max_in_flight = max_in_flight
         self.context_chars = context_chars
+        self.abilities = abilities
         self.host = host
         self.port = port
         self.requests = 0  #: completion requests received
@@ -126,6 +130,11 @@ class FaultServer:
         if self.context_chars is not None and len(body) > self.context_chars:
             text = f"This model's maximum context length is {self.context_chars} characters."
             return error_response(400, text, "BadRequestError")
+        if self.abilities is not None:
+            applied = self.abilities.applied(path, request)
+            if isinstance(applied, bytes):
+                return applied
+            request = applied
         served = self.models[0] if self.any_model else request["model"]
         made = answer(request, chat=path.endswith("/chat/completions"), tokens=self.tokens, served_as=served)
         reply = response(200, orjson.dumps(made))
@@ -198,8 +207,10 @@ class _Connection(asyncio.Protocol):
         elif path == "/health":
             self.transport.write(response(200, b""))
         elif path == "/v1/models":
-            models = [{"id": name, "object": "model", "owned_by": "asyncsynth"} for name in server.models]
+            models = [(server.abilities or Abilities()).listed(name) for name in server.models]
             self.transport.write(response(200, orjson.dumps({"object": "list", "data": models})))
+        elif path == "/version" and server.abilities is not None and server.abilities.version:
+            self.transport.write(response(200, orjson.dumps({"version": server.abilities.version})))
         else:
             self.transport.write(response(404, b'{"detail":"Not Found"}'))
 

@@ -107,6 +107,9 @@ def test_llamacpp_gets_constraints_by_its_own_names() -> None:
     assert "response_format" not in raw
     choice = sent(CompletionRequest("m", "p", {"structured_outputs": {"choice": ["yes", 'a "b"']}}), "llamacpp")
     assert choice["grammar"] == r'root ::= "yes" | "a \"b\""'
+    penalty = {"repetition_penalty": 1.2}
+    assert sent(ChatRequest("m", [], penalty), "llamacpp")["repeat_penalty"] == 1.2
+    assert sent(ChatRequest("m", [], penalty))["repetition_penalty"] == 1.2
 
 
 @pytest.mark.parametrize("value", ["\ud83d", 1 << 70, object()])

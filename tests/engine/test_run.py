@@ -59,9 +59,9 @@ def test_a_second_run_pays_nothing(tmp_path: Path) -> None:
 
 
 def completions(fake: FaultServer) -> int:
-    """Completion requests but for the one-token canaries that a run's start sends."""
+    """Requests for records: they have seeds, and the canaries and probes of a run's start have none."""
     assert fake.log is not None
-    return sum(1 for info in fake.log if info.json.get("max_tokens") != 1)
+    return sum(1 for info in fake.log if "seed" in info.json)
 
 
 def test_more_rows_extend_the_run(tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def run(tmp_path: Path, make: Callable[[], Pipeline], **options: Any) -> list[Ro
             result = await make().arun(servers=[fake.base_url], output=tmp_path / "run")
             assert result.report.exit_code == 0
             assert fake.log is not None
-            sent = [info for info in fake.log if info.path.endswith("/v1/completions")]
+            # Requests for records have seeds; the probes of the run's start have none.
+            sent = [info for info in fake.log if info.path.endswith("/v1/completions") and "seed" in info.json]
             assert all(info.json["prompt"].endswith("<|im_start|>user\n") for info in sent)
             assert len(sent) >= len(result["default"]["train"])
         return list(result["default"]["train"])

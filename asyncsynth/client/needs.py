@@ -1,0 +1,107 @@
+"""What requests ask of a server beyond an answer, so that it can be tried before a run pays for anything.
+
+A step declares it by sample requests (`tasks.base.Task.sample_requests`); `servers.capabilities` tries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS
+from asyncsynth.client.messages import ChatRequest, ModelRequest
+
+#: Characters of a token in English, about; low, so that a prompt is rather taken for longer than it is.
+CHARS_PER_TOKEN = 4
+#: Tokens that a row itself is allowed for, where nothing is known of the rows.
+ROW_TOKENS = 256
+
+
+class Feature(StrEnum):
+    """Something that one server has and another lacks."""
+
+    CHAT = "chat"  #: /v1/chat/completions, with the request's own fields
+    COMPLETIONS = "completions"  #: /v1/completions, likewise
+    STOP = "stop"  #: raw completions end at `stop` texts
+    SCHEMA = "schema"  #: `response_format` with a JSON schema constrains the answer
+    LOGPROBS = "logprobs"  #: token probabilities; the amount is `top_logprobs`
+    CHOICES = "n"  #: several choices an answer; the amount is `n`
+    PREFILL = "prefill"  #: an assistant message at the end is gone on with
+    CONTEXT = "context"  #: the amount is `max_tokens`; the prompt comes on top
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """One thing that a step needs of the servers of one model.
+
+    Args:
+        step, model: who needs it of whom.
+        feature, amount: what, and how much of it (see `Feature`).
+        required: whether the step cannot do its work without. Else a lack is told and the run goes on.
+        prompt_tokens: for `Feature.CONTEXT`: the prompt's size, estimated, with an allowance for the row.
+        fields: for `Feature.CHAT` and `Feature.COMPLETIONS`: the request fields that are sent.
+    """
+
+    step: str
+    model: str
+    feature: Feature
+    amount: int = 1
+    required: bool = True
+    prompt_tokens: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def features_of(request: ModelRequest) -> dict[Feature, int]:
+    """What a request asks for, with amounts."""
+    params = request.params
+    limit = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    found = {Feature.CONTEXT: int(limit)}
+    if (params.get("n") or 1) > 1:
+        found[Feature.CHOICES] = int(params["n"])
+    if not isinstance(request, ChatRequest):
+        found[Feature.COMPLETIONS] = 1
+        if params.get("stop"):
+            found[Feature.STOP] = 1
+        return found
+    found[Feature.CHAT] = 1
+    if request.schema is not None or (params.get("response_format") or {}).get("type") == "json_schema":
+        found[Feature.SCHEMA] = 1
+    if params.get("logprobs"):
+        found[Feature.LOGPROBS] = max(1, int(params.get("top_logprobs") or 0))
+    if request.messages and request.messages[-1]["role"] == "assistant":
+        found[Feature.PREFILL] = 1
+    return found
+
+
+def needs_of(
+    requests: Iterable[ModelRequest], *, step: str, optional: frozenset[Feature] = frozenset()
+) -> tuple[Need, ...]:
+    """The needs behind sample requests: one for each model and feature, with the largest amount."""
+    found: dict[tuple[str, Feature], Need] = {}
+    for request in requests:
+        for feature, amount in features_of(request).items():
+            before = found.get((request.model, feature))
+            fields: dict[str, Any] = dict(before.fields) if before is not None else {}
+            if feature in (Feature.CHAT, Feature.COMPLETIONS):
+                fields.update(request.params)
+            prompt = _prompt_tokens(request) if feature is Feature.CONTEXT else 0
+            found[request.model, feature] = Need(
+                step=step,
+                model=request.model,
+                feature=feature,
+                amount=max(amount, before.amount if before is not None else 0),
+                required=feature not in optional,
+                prompt_tokens=max(prompt, before.prompt_tokens if before is not None else 0),
+                fields=fields,
+            )
+    return tuple(found.values())
+
+
+def _prompt_tokens(request: ModelRequest) -> int:
+    if isinstance(request, ChatRequest):
+        chars = sum(len(message["content"]) for message in request.messages)
+    else:
+        chars = len(request.prompt)
+    return ROW_TOKENS + chars // CHARS_PER_TOKEN

@@ -1,0 +1,345 @@
+"""What each server can do of what a run needs, tried before anything is paid; and refusal of what cannot work.
+
+`survey` asks one server: which software it is, how much context it has, and by one small request for each
+feature that somebody needs (`servers.probes`) whether it really does it. Nothing is kept from run to run: a
+server may be another one tomorrow. A probe that a busy server does not answer leaves the feature "unknown",
+which is told and not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from asyncsynth.client.codec import Dialect
+from asyncsynth.client.concurrency import all_or_error
+from asyncsynth.client.needs import Feature, Need
+from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
+from asyncsynth.errors import ServerError
+from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober
+
+_GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
+#: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
+_CONTEXT_KEYS = ("max_model_len", "context_length", "context_window")
+#: Sampling fields that are not OpenAI's, so that requests do not hold them unless the user says so, and that
+#: vLLM takes from the model's generation_config.json; with llama.cpp's name for each.
+_FILLED = {"min_p": "min_p", "repetition_penalty": "repeat_penalty", "top_k": "top_k"}
+_LONGEST = 60  #: characters of a version
+_LLAMACPP = "llama.cpp"
+_OWNERS = {"vllm": "vLLM", "llamacpp": _LLAMACPP, "sglang": "SGLang"}
+
+_WHAT = {
+    Feature.CHAT: "chat completions (/chat/completions)",
+    Feature.COMPLETIONS: "raw completions (/completions)",
+    Feature.STOP: "raw completions that end at stop texts",
+    Feature.SCHEMA: "answers held to a JSON schema (response_format)",
+    Feature.LOGPROBS: "token probabilities (logprobs, top_logprobs)",
+    Feature.CHOICES: "several choices an answer (n)",
+    Feature.PREFILL: "answers that go on from an assistant message (continue_final_message)",
+    Feature.CONTEXT: "room for max_tokens in the context",
+}
+_TO_DO = {
+    Feature.CHAT: "Serve the model with a chat template, or take the fields out that the server does not know.",
+    Feature.COMPLETIONS: "Take a server that has raw completions (vLLM, llama.cpp), or a task that only chats.",
+    Feature.SCHEMA: "Take a server that enforces response_format, or let the step do without (show_schema=True).",
+    Feature.LOGPROBS: "Take a server that returns logprobs (vLLM: --max-logprobs), or turn off what reads them.",
+    Feature.CHOICES: "Use num_generations=... in place of n.",
+    Feature.CONTEXT: "Lower the LLM's max_tokens, or serve the model with a longer context (vLLM: --max-model-len).",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Capabilities:
+    """What is known of one model on one server.
+
+    `findings` holds the features that were tried. `context` is in tokens, None where the server does not say.
+    `unset` are the sampling fields that no request sets; `defaults` what the server then takes, where it says.
+    `load` names the ways in which it reports its load.
+    """
+
+    server: str
+    base_url: str
+    model: str
+    software: str = ""
+    context: int | None = None
+    findings: dict[Feature, Finding] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    load: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """All of it in one line."""
+        parts = [f"context {self.context:,} tokens" if self.context is not None else "context not told"]
+        for feature, finding in self.findings.items():
+            if feature is Feature.CONTEXT and finding.state in ("yes", "unknown"):
+                continue  # said already
+            parts.append(f"{feature} {finding.state}" + (f" ({finding.said})" if finding.state != "yes" else ""))
+        if self.unset:
+            parts.append(f"unset: {self.unset_text()}")
+        if self.load:
+            parts.append(f"load from {' and '.join(self.load)}")
+        return f"{self.model} at {self.server} ({self.software or 'software not told'}): {'; '.join(parts)}"
+
+    def unset_text(self) -> str:
+        """The sampling fields that are left to the server, with their values or where they come from."""
+        if self.defaults:
+            return ", ".join(f"{name} (server: {self.defaults.get(name, '?')})" for name in self.unset)
+        names = ", ".join(self.unset)
+        if self.software.startswith("vLLM"):
+            return f"{names} (the model's generation_config.json may fill them; --generation-config vllm does not)"
+        return f"{names} (left to the server)"
+
+    def as_json(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "server": self.server,
+            "base_url": self.base_url,
+            "model": self.model,
+            "software": self.software,
+            "context": self.context,
+            "features": {
+                str(feature): {"state": found.state, "said": found.said} for feature, found in self.findings.items()
+            },
+            "unset": list(self.unset),
+            "defaults": dict(self.defaults),
+            "load": list(self.load),
+        }
+
+
+async def survey(
+    exchange: Exchange,
+    models: Iterable[str],
+    needs: Sequence[Need],
+    *,
+    server: str,
+    dialect: Dialect = "openai",
+    chats: frozenset[str] = frozenset(),
+) -> list[Capabilities]:
+    """What one server can do of `needs`, for each of `models`. Never raises for what the server does.
+
+    Args:
+        models: those it is to answer; needs of others are not tried.
+        server: its name in reports.
+        chats: models that have answered a chat request just now, which need not be asked again.
+    """
+    facts = await _facts(exchange)
+    prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
+    return await all_or_error(
+        [
+            _survey_model(prober, facts, server, model, [need for need in needs if need.model == model], model in chats)
+            for model in sorted(models)
+        ]
+    )
+
+
+async def _survey_model(
+    prober: Prober, facts: _Facts, server: str, model: str, needs: list[Need], chats: bool
+) -> Capabilities:
+    asked: dict[Feature, int] = {}
+    for need in needs:
+        asked[need.feature] = max(need.amount, asked.get(need.feature, 0))
+    wanted: list[Feature] = [feature for feature in Feature if feature in asked and feature is not Feature.CONTEXT]
+    probes = [_probe(prober, feature, model, asked[feature], needs, chats) for feature in wanted]
+    findings: dict[Feature, Finding] = dict(zip(wanted, await all_or_error(probes), strict=True))
+    context = facts.context(model)
+    if Feature.CONTEXT in asked:
+        findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in needs)
+    requests = [need.fields for need in needs if need.fields]
+    return Capabilities(
+        server=server,
+        base_url=prober.exchange.base_url,
+        model=model,
+        software=facts.software,
+        context=context,
+        findings=findings,
+        unset=tuple(name for name in _FILLED if any(name not in fields for fields in requests)),
+        defaults=facts.defaults,
+        load=(*facts.load, *(["ORCA headers"] if ORCA_HEADER in prober.seen else [])),
+    )
+
+
+def _probe(
+    prober: Prober, feature: Feature, model: str, amount: int, needs: list[Need], chats: bool
+) -> Coroutine[Any, Any, Finding]:
+    fields = {name: value for need in needs if need.feature is feature for name, value in need.fields.items()}
+    match feature:
+        case Feature.CHAT:
+            if chats and not set(fields) - STANDARD_FIELDS:
+                return _known(Finding("yes"))
+            return prober.chat(model, fields)
+        case Feature.COMPLETIONS:
+            return prober.completions(model, fields)
+        case Feature.STOP:
+            return prober.stop(model)
+        case Feature.SCHEMA:
+            return prober.schema(model)
+        case Feature.LOGPROBS:
+            return prober.logprobs(model, amount)
+        case Feature.CHOICES:
+            return prober.choices(model, amount)
+        case Feature.PREFILL:
+            return prober.prefill(model)
+    raise AssertionError(feature)
+
+
+async def _known(finding: Finding) -> Finding:
+    return finding
+
+
+# --- the context ---------------------------------------------------------------------------------
+
+
+def _fits(need: Need, context: int | None, software: str) -> Finding:
+    if need.feature is not Feature.CONTEXT:
+        return Finding("yes")
+    if context is None:
+        return Finding("unknown", "the server does not say how long its context is")
+    if need.amount >= context:
+        said = f"max_tokens {need.amount:,} of step {need.step!r} leaves no room for a prompt in {context:,} tokens"
+        if software.startswith(_LLAMACPP):  # takes the request, and ends the answer where the context does
+            return Finding("limited", f"{said}; answers end there")
+        return Finding("no", said)
+    if need.amount + need.prompt_tokens > context:
+        said = f"max_tokens {need.amount:,} of step {need.step!r} leaves {context - need.amount:,} tokens for prompts"
+        return Finding("limited", f"{said}, and some {need.prompt_tokens:,} may be needed")
+    return Finding("yes")
+
+
+def _worst(findings: Iterable[Finding]) -> Finding:
+    return max(findings, key=lambda finding: ("yes", "unknown", "limited", "no").index(finding.state))
+
+
+# --- what a server says of itself ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Facts:
+    software: str = ""
+    contexts: dict[str, int] = field(default_factory=dict)  #: by model
+    any_context: int | None = None  #: of whatever model is asked
+    defaults: dict[str, Any] = field(default_factory=dict)
+    load: tuple[str, ...] = ()
+
+    def context(self, model: str) -> int | None:
+        return self.contexts.get(model, self.any_context)
+
+
+async def _facts(exchange: Exchange) -> _Facts:
+    """From /v1/models, /version (vLLM), /props (llama.cpp), /metrics and the Server header."""
+    listed, version, props, metrics = await all_or_error(
+        [
+            _get(exchange, "/models"),
+            _get(exchange, "/version", at_origin=True),
+            _get(exchange, "/props", at_origin=True),
+            _get(exchange, "/metrics", at_origin=True),
+        ]
+    )
+    facts = _Facts()
+    if metrics is not None and (b"vllm:num_requests_running" in metrics.body or b"llamacpp:" in metrics.body):
+        facts.load = ("/metrics",)
+    owner = ""
+    entries = _json(listed).get("data")
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict):
+            continue
+        owner = owner or _OWNERS.get(str(entry.get("owned_by")), "")
+        sizes = [entry[key] for key in _CONTEXT_KEYS if _is_size(entry.get(key))]
+        if sizes:
+            facts.contexts[str(entry.get("id"))] = sizes[0]
+    header = listed.headers.get("server", "")[:_LONGEST] if listed is not None else ""
+    number = _json(version).get("version")
+    number = number[:_LONGEST] if isinstance(number, str) else None
+    said = _json(props)
+    settings = said.get("default_generation_settings")
+    if isinstance(settings, dict) and _is_size(settings.get("n_ctx")):
+        # llama.cpp: its list of models has the context the model was trained with as well; this is a slot's.
+        facts.any_context = settings["n_ctx"]
+        params = settings.get("params")
+        params = params if isinstance(params, dict) else settings
+        facts.defaults = {name: _rounded(params[theirs]) for name, theirs in _FILLED.items() if theirs in params}
+        build = str(said.get("build_info", ""))[:_LONGEST]
+        facts.software = _LLAMACPP if build.startswith("b0-") else f"{_LLAMACPP} {build}".strip()  # b0: not known
+    elif number is not None:
+        facts.software = f"{owner or 'vLLM'} {number}" if owner or facts.load else number
+    else:
+        facts.software = owner or header
+    return facts
+
+
+async def _get(exchange: Exchange, path: str, *, at_origin: bool = False) -> WireResponse | None:
+    """The answer, if there is a good one."""
+    try:
+        answer = await exchange.get(path, _GET, at_origin=at_origin)
+    except TransportFailure:
+        return None
+    return answer if answer.status == 200 else None
+
+
+def _json(answer: WireResponse | None) -> Mapping[str, Any]:
+    try:
+        found = orjson.loads(answer.body) if answer is not None else {}
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value  # its floats are single precision
+
+
+# --- what follows --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lack:
+    """A need that a server does not meet, or not in full."""
+
+    need: Need
+    capabilities: Capabilities
+    finding: Finding
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the step cannot work there."""
+        return self.need.required and self.finding.state == "no"
+
+    def text(self) -> str:
+        """Server, step, what was asked, what was seen and what to do."""
+        at = self.capabilities
+        lines = [
+            f"step {self.need.step!r} needs of {at.model} at {at.server} ({at.base_url}): {_WHAT[self.need.feature]}",
+            f"  seen: {self.finding.said or self.finding.state}",
+        ]
+        if (todo := _TO_DO.get(self.need.feature)) and self.finding.state != "unknown":
+            lines.append(f"  {todo}")
+        return "\n".join(lines)
+
+
+def lacks(found: Iterable[Capabilities], needs: Sequence[Need]) -> list[Lack]:
+    """The needs that are not met in full, each on each server that is to meet it."""
+    missing = []
+    for capabilities in found:
+        for need in needs:
+            finding = capabilities.findings.get(need.feature)
+            if need.feature is Feature.CONTEXT:  # each step has its own measure
+                finding = _fits(need, capabilities.context, capabilities.software)
+            if need.model == capabilities.model and finding is not None and finding.state != "yes":
+                missing.append(Lack(need=need, capabilities=capabilities, finding=finding))
+    return missing
+
+
+def require(found: Iterable[Capabilities], needs: Sequence[Need]) -> None:
+    """Raises ServerError, with all that is lacking, where a step cannot work on a server that is to serve it."""
+    fatal = [lack for lack in lacks(found, needs) if lack.is_fatal]
+    if fatal:
+        raise ServerError(
+            "this cannot work, and no record was sent:\n" + "\n".join(lack.text() for lack in fatal),
+            hint="`asyncsynth check PIPELINE.py --servers ...` shows all servers; leave out those that cannot do it.",
+        )
