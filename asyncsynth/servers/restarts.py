@@ -1,0 +1,45 @@
+"""When a server that crashed is started again, and when not any more. Decides only; time and chance are arguments."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from asyncsynth.core.retry import Rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """Seconds, but for `crashes`.
+
+    Args:
+        first_s, longest_s: the pause before a restart: it doubles with each crash that is not long ago.
+        crashes: so many within `within_s` are followed by a restart; the next one is the last.
+    """
+
+    first_s: float = 0.5
+    longest_s: float = 60.0
+    crashes: int = 5
+    within_s: float = 900.0
+
+
+class Restarts:
+    """The crashes of one server."""
+
+    def __init__(self, policy: RestartPolicy, rng: Rng) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._crashes: deque[float] = deque()
+
+    def crashed(self, now: float) -> float | None:
+        """It crashed: seconds until it is to be started again, or None to give up."""
+        policy = self._policy
+        self._crashes.append(now)
+        while self._crashes[0] <= now - policy.within_s:
+            self._crashes.popleft()
+        count = len(self._crashes)
+        if count > policy.crashes:
+            return None
+        pause = min(policy.longest_s, policy.first_s * 2.0 ** (count - 1))
+        # At least half of it: several servers that one fault took down do not come back at once.
+        return pause * (0.5 + self._rng.random() / 2)

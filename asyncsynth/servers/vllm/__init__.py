@@ -1,0 +1,1 @@
+"""vLLM servers on this machine: checked before they start, started, watched, restarted, drained."""
