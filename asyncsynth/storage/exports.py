@@ -21,7 +21,15 @@ import orjson
 
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
-from asyncsynth.storage.files import REAL, FileSystem, make_directory, storage_error, write_all
+from asyncsynth.storage.files import (
+    REAL,
+    FileSystem,
+    make_directory,
+    remove_stale,
+    storage_error,
+    temporary_path,
+    write_all,
+)
 from asyncsynth.storage.manifest import MANIFEST_NAME
 from asyncsynth.storage.rows import RunColumn, RunRows, leaves
 
@@ -178,11 +186,12 @@ class NewFile:
 
     def __init__(self, path: Path, fs: FileSystem) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_path(path)
         self._fs = fs
         self._buffer = bytearray()
 
     def __enter__(self) -> Self:
+        remove_stale(self.path.parent, fs=self._fs, of=self.path.name)
         try:
             self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         except OSError as error:

@@ -206,6 +206,19 @@ class SegmentFacts:
         )
         self.steps = {step: _ordered(column, order) for step, column in self.steps.items()}
 
+    def same_as(self, other: SegmentFacts) -> bool:
+        """Whether both say the same of the same records. Settles both."""
+        self.settle()
+        other.settle()
+        mine, theirs = (
+            [
+                (facts.keys, facts.flags, *facts.columns()[:-1], facts.steps),
+                [facts.endings[number] for number in facts.ending],
+            ]
+            for facts in (self, other)
+        )
+        return mine == theirs
+
     # --- the sidecar ---------------------------------------------------------------------------
 
     def save(self, segment: Segment, last_seq: int, entries: int, *, fs: FileSystem = REAL) -> None:

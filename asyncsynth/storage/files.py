@@ -8,13 +8,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 from pathlib import Path
+from zlib import crc32
 
 from asyncsynth.errors import StorageError
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
+
+#: Which machine wrote a temporary file, in few characters.
+_HOST = f"{crc32(os.uname().nodename.encode()):08x}"
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})\.tmp\Z")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINTS = {
@@ -123,9 +129,42 @@ def make_directory(fs: FileSystem, path: Path) -> None:
         raise StorageError(f"{path}: is not a directory", hint="Choose another run directory.")
 
 
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it takes its name. Tells whose it is: see `remove_stale`."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
+
+
+def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = None) -> list[Path]:
+    """Removes half-written files (`of`: of this name only) whose writer was killed; those removed.
+
+    Only those of processes of this machine that are gone: on a shared directory another machine may be writing.
+    A failure is passed over: they only take room.
+    """
+    removed: list[Path] = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            match = _TEMPORARY.match(name)
+            if match is None or match[3] != _HOST or of not in (None, match[1]) or _is_alive(int(match[2])):
+                continue
+            with contextlib.suppress(OSError):
+                fs.unlink(directory / name)
+                removed.append(directory / name)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
 def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL) -> None:
     """Replaces a file so that a reader, or a crash, meets all old or all new bytes. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         fd = fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:

@@ -321,7 +321,7 @@ class RunIndex:
         if self.by_position:
             yield from (slot for slot in range(self._slots) if self._counts(slot, epoch))
             return
-        chosen = array("Q", (slot for slot in range(self._slots) if self._counts(slot, epoch)))
+        chosen = array("I", (slot for slot in range(self._slots) if self._counts(slot, epoch)))
         position = self._position
         by_place = array("I", bytes(4 * (max((position[slot] for slot in chosen), default=-1) + 1)))
         for slot in chosen:
@@ -356,6 +356,10 @@ class RunIndex:
             for step, reason, rows in ending.dropped:
                 counts.dropped_rows[step, reason] += rows * n
         return counts
+
+    def partial(self) -> int:
+        """Records in the input that the journal knows and that have not ended."""
+        return self._flags.count(KNOWN) + self._flags.count(KNOWN | _CLAIMED)
 
     def step_count(self, fingerprint: str) -> int:
         """How many records have results of a step."""

@@ -20,7 +20,7 @@ from typing import Any
 from zlib import crc32
 
 from asyncsynth.errors import StorageError
-from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, storage_error, write_all
+from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, remove_stale, storage_error, write_all
 from asyncsynth.storage.framing import Header, header_line, mark_line, split_location
 from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.reading import LineReader
@@ -29,8 +29,8 @@ from asyncsynth.storage.segments import Segment, list_segments, segment_path
 from asyncsynth.storage.sidecars import Sidecars
 
 #: A segment that has reached this is followed by a new one. After a crash the last one or two are read line by
-#: line, the others from their sidecars: about half a second for this many bytes.
-SEGMENT_BYTES = 64 << 20
+#: line, the others from their sidecars: up to half a second for this many bytes.
+SEGMENT_BYTES = 32 << 20
 GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
@@ -113,6 +113,7 @@ class Journal:
         """
         lock = RunLock(directory, fs=fs)
         try:
+            remove_stale(directory, fs=fs)
             state = recover(directory, fs, visitor or NoVisitor())
             return cls(directory, fs, lock, state, _Options(**options))
         except BaseException:

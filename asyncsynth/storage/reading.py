@@ -52,7 +52,7 @@ class LineReader:
         if at < 0:
             raise CorruptJournal(
                 f"{segment_path(self.directory, segment)}:{offset}: there is no good line here",
-                hint="Restore the run directory from a copy, or start a new one.",
+                hint="Restore the run directory from a copy, or keep what is good: `asyncsynth journal repair DIR`.",
             )
         entry: dict[str, Any] = orjson.loads(line[:at] + b"}")
         return entry
@@ -99,9 +99,12 @@ class JournalView:
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(location, entry) in the order written. Raises CorruptJournal, StorageError."""
+        return ((where, orjson.loads(body)) for where, body in self.bodies())
+
+    def bodies(self) -> Iterator[tuple[int, bytes]]:
+        """(location, JSON bytes) in the order written. Raises CorruptJournal, StorageError."""
         walk = Walk(self.segments, self._fs, NoVisitor(), settled=False)
-        for where, body in walk:
-            yield where, orjson.loads(body)
+        yield from walk
         self.torn = walk.torn
 
     def read(self, where: int) -> dict[str, Any]:

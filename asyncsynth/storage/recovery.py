@@ -90,8 +90,8 @@ def corrupt(segment: Segment, at: int, what: str) -> CorruptJournal:
     """The refusal, with file and offset."""
     return CorruptJournal(
         f"{segment.path}:{at}: {what}",
-        hint="Bytes that were once safely on the disk have changed. Restore the run directory from a copy, or"
-        " start a new one; nothing was altered.",
+        hint="Bytes that were once safely on the disk have changed; nothing was altered. Restore the run directory"
+        " from a copy, or keep what is good of it: `asyncsynth journal repair DIR`.",
     )
 
 

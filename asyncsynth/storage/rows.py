@@ -143,14 +143,14 @@ class _RowMap:
         self._leaf = leaf
         self._where = array("Q")
         self._starts: array[int] | None = None  #: number of the record's first row; None: one row each
-        starts = array("Q")
         self._rows = 0
         for where, count in index.final_rows(leaf, epoch):
+            if count != 1 and self._starts is None:
+                self._starts = array("Q", range(self._rows))
+            if self._starts is not None:
+                self._starts.append(self._rows)
             self._where.append(where)
-            starts.append(self._rows)
             self._rows += count
-        if self._rows != len(self._where):
-            self._starts = starts
 
     def __len__(self) -> int:
         return self._rows

@@ -14,6 +14,7 @@ from asyncsynth.storage.framing import FORMAT, MARK_START, Header, check_next, m
 
 _NAME = re.compile(r"seg-(\d{6,})\.jsonl\Z")
 _CHUNK = 1 << 20
+_HEADER = 1 << 12  #: bytes that any header fits in
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ def list_segments(directory: Path, fs: FileSystem) -> list[Segment]:
         if want != have:
             raise CorruptJournal(
                 f"{segment_path(directory, want)}: this segment of the journal is missing",
-                hint="Restore the file from a copy, or start a new run directory.",
+                hint="Restore the file from a copy, or go on without it: `asyncsynth journal repair DIR`.",
             )
     return [_open_segment(directory, number, fs) for number in numbers]
 
@@ -52,8 +53,8 @@ def _open_segment(directory: Path, number: int, fs: FileSystem) -> Segment:
     path = segment_path(directory, number)
     with open_for_reading(fs, path) as fd:
         size = fs.size(fd)
-        line = next((line for _, line, whole in iter_lines(fs, fd, 0, size) if whole), b"")
-    parsed = parse_header(line)
+        line, newline, _ = fs.pread(fd, _HEADER, 0).partition(b"\n")
+    parsed = parse_header(line) if newline else None
     if parsed is None:
         return Segment(number, path, size, None, 0)
     header, version = parsed

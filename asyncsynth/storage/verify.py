@@ -1,0 +1,198 @@
+"""`journal verify`: every byte of a run's journal read again, and everything that is derived compared with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from asyncsynth.errors import ConfigurationError, StorageError
+from asyncsynth.storage.checking import SegmentCheck, check_segment, read_header, size_of
+from asyncsynth.storage.facts import SegmentFacts, sidecar_path
+from asyncsynth.storage.files import REAL, FileSystem, storage_error
+from asyncsynth.storage.manifest import MANIFEST_NAME, Manifest
+from asyncsynth.storage.segments import segment_path
+
+_SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
+_PART = re.compile(r"segment-(\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it was written. `offset` in bytes, None where the whole file is meant."""
+
+    path: Path
+    offset: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.offset}: {self.what}" if self.offset is not None else f"{self.path}: {self.what}"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was read in one run directory, and what was found. Without findings the journal is whole."""
+
+    directory: Path
+    manifest: Manifest | None = None
+    segments: list[SegmentCheck] = field(default_factory=list)
+    sidecars: int = 0  #: that agree with their segments
+    wrong_sidecars: list[Path] = field(default_factory=list)  #: that check and say something else
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  #: what the next run settles by itself
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Entries by type."""
+        return sum((segment.kinds for segment in self.segments), Counter())
+
+    @property
+    def lines(self) -> int:
+        """Lines that check: headers, marks and entries."""
+        return sum((s.header_size > 0) + s.marks + s.entries for s in self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "directory": str(self.directory),
+            "segments": len(self.segments),
+            "bytes": self.nbytes,
+            "lines": self.lines,
+            "marks": sum(segment.marks for segment in self.segments),
+            "entries": dict(self.kinds),
+            "sidecars": self.sidecars,
+            "findings": [{"path": str(f.path), "offset": f.offset, "what": f.what} for f in self.findings],
+            "notes": self.notes,
+        }
+
+
+def run_directories(directory: Path) -> list[Path]:
+    """The directories of a run's segments, in order: `segment-k` where steps over all rows split it, then itself.
+
+    Raises ConfigurationError where there is no run.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise storage_error(error, directory, "list the run directory") from error
+    if MANIFEST_NAME not in names and not any(map(_SEGMENT.match, names)):
+        raise ConfigurationError(
+            f"{directory} is no run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
+            hint="Name the directory that the run printed (`--output`).",
+        )
+    parts = sorted((int(m[1]), name) for name in names if (m := _PART.match(name)))
+    return [*(directory / name for _, name in parts), directory]
+
+
+def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
+    """Reads one directory's journal whole. Changes nothing. Raises StorageError when it cannot be read."""
+    found = Verified(directory)
+    try:
+        found.manifest = Manifest.load(directory)
+        if found.manifest is None:
+            found.findings.append(Finding(directory / MANIFEST_NAME, None, "is missing"))
+    except StorageError as error:
+        found.findings.append(Finding(directory / MANIFEST_NAME, 0, error.message.partition(": ")[2]))
+    found.segments = _headers(directory, found.manifest, fs)
+    prev = 0
+    for at, segment in enumerate(found.segments):
+        following = found.segments[at + 1 :]
+        # The seq that this one must end with; 0 bytes known of the next: it ends where it ends.
+        next_prev = next((s.header.prev for s in following[:1] if s.header is not None and s.header_size), None)
+        if next_prev is None and following:
+            next_prev = -1
+        _segment(found, segment, prev, next_prev, fs)
+        prev = max(segment.last_seq, next_prev or 0)
+    return found
+
+
+def _headers(directory: Path, manifest: Manifest | None, fs: FileSystem) -> list[SegmentCheck]:
+    """The segments that there are and those that are missing between them."""
+    numbers = sorted(int(m[1]) for name in os.listdir(directory) if (m := _SEGMENT.match(name)))
+    checks: list[SegmentCheck] = []
+    run_id = manifest.run_id if manifest is not None else None
+    for number in range(1, numbers[-1] + 1 if numbers else 1):
+        check = SegmentCheck(number, segment_path(directory, number))
+        check.there = number in set(numbers)
+        if check.there:
+            check.size = size_of(check.path)
+            check.header, check.header_size = read_header(fs, check.path, check.size, run_id, number)
+            if run_id is None and check.header_size and check.header is not None:
+                run_id = check.header.run_id
+        checks.append(check)
+    return checks
+
+
+def _segment(found: Verified, segment: SegmentCheck, prev: int, next_prev: int | None, fs: FileSystem) -> None:
+    header = segment.header
+    if segment.header_size and header is not None and header.prev != prev:
+        found.findings.append(
+            Finding(segment.path, 0, f"begins after line {header.prev}, the segment before it ends with {prev}")
+        )
+        prev = header.prev
+    manifest = found.manifest
+    facts = SegmentFacts(by_position=manifest is not None and manifest.keys == "position")
+    broken: list[int] = []
+
+    def entry(where: int, body: bytes) -> None:
+        try:
+            facts.add(where, orjson.loads(body))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            broken.append(where & ((1 << 40) - 1))
+
+    end = next_prev if next_prev is not None and next_prev >= 0 else None
+    check_segment(segment, fs, prev, end, entry)
+    if next_prev == -1:  # not the last, but nobody says where it ends
+        for damage in segment.damages:
+            damage.synced = True
+    _tell(found, segment, broken)
+    if manifest is not None and not segment.damages and not broken:
+        _sidecar(found, segment, facts, fs)
+
+
+def _tell(found: Verified, segment: SegmentCheck, broken: list[int]) -> None:
+    if not segment.there:
+        found.findings.append(Finding(segment.path, None, "this segment of the journal is missing"))
+        return
+    for damage in segment.damages:
+        if not damage.synced:
+            found.notes.append(
+                f"{segment.path}:{damage.offset}: {segment.size - damage.offset} bytes of a write that was not"
+                " finished; the next run cuts them off and keeps them in a file"
+            )
+            continue
+        what = "the header does not check" if damage.offset == 0 else f"{damage.size} bytes do not check"
+        if damage.size == 0 and damage.offset:
+            what = "lines are missing here"
+        lost = f"; {damage.missing} line(s) lost from line {damage.first} on" if damage.missing else ""
+        keys = f"; of records {', '.join(map(repr, damage.keys[:5]))}" if damage.keys else ""
+        found.findings.append(Finding(segment.path, damage.offset, what + lost + keys))
+    found.findings += [
+        Finding(segment.path, at, "a mark names another line than the one before it") for at in segment.wrong_marks
+    ]
+    found.findings += [Finding(segment.path, at, "is no entry of this format, though it checks") for at in broken]
+    if gone := segment.kinds["lost"]:
+        found.notes.append(f"{segment.path}: {gone} line(s) were lost and stand as such since a repair")
+
+
+def _sidecar(found: Verified, segment: SegmentCheck, facts: SegmentFacts, fs: FileSystem) -> None:
+    path = sidecar_path(segment.path)
+    if not path.exists():
+        return
+    loaded = SegmentFacts.load(segment.segment, by_position=facts.by_position, fs=fs)
+    if loaded is None:
+        found.notes.append(f"{path}: is of no use; the next run makes it again")
+    elif loaded[1:] != (segment.last_seq, segment.entries) or not facts.same_as(loaded[0]):
+        found.wrong_sidecars.append(path)
+        found.findings.append(Finding(path, None, "says something else than its segment"))
+    else:
+        found.sidecars += 1
