@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from asyncsynth.cli import journal
 from asyncsynth.cli.signals import Stopped, stop_on_signals
 from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(journal.app, name="journal")
 
 PipelineFile = Annotated[
     str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")
