@@ -36,28 +36,31 @@ class Limiter(Protocol):
         ...
 
 
-class FixedLimit:
-    """The user's limit, lowered while the server says that it is too much.
+class CutLimit:
+    """A limit that refusals lower: what limiters share. Not a limiter by itself.
 
     A cut takes a fifth, once per episode: refusals of requests that started before the last cut say nothing new.
-    Growth happens only while the limit binds: quickly (+1 per 8 completions or fewer) up to the neighbourhood of the
-    place where the server last refused *while also serving*, then +1 per `limit` completions. So a long outage of
-    429s costs a short recovery, and a true capacity is approached gently.
+    Growth back is quick up to the neighbourhood of the knee, then +1 per `limit` completions. The knee is where the
+    server last refused a limit that had *grown*, which it does by answers only: neither the refusals of an outage nor
+    the late answers in it lower the knee. So an outage of 429s costs a short recovery, and a true capacity is
+    approached gently.
     """
 
     CUT = 0.8
-    FAST = 8
+    FAST = 8  #: completions for +1 while far from the knee, or fewer
+    NEAR = 0.8  #: share of the knee where its neighbourhood begins
 
-    __slots__ = ("_credit", "_cut_at", "_knee", "_limit", "_served", "cuts", "maximum")
+    __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "_limit", "cuts", "maximum", "minimum")
 
-    def __init__(self, maximum: int) -> None:
-        if maximum < 1:
-            raise ValueError(f"a concurrency limit must be at least 1, not {maximum}")
+    def __init__(self, limit: int, minimum: int, maximum: int) -> None:
+        if not 1 <= minimum <= maximum:
+            raise ValueError(f"a concurrency limit must be at least 1, not {minimum} to {maximum}")
+        self.minimum = minimum
         self.maximum = maximum
-        self._limit = maximum
+        self._limit = limit
         self._knee = maximum
         self._credit = 0
-        self._served = False
+        self._grown = False  # since the last cut
         self._cut_at = float("-inf")
         self.cuts = 0
 
@@ -66,32 +69,44 @@ class FixedLimit:
         """Requests that may be in flight now."""
         return self._limit
 
+    def on_overload(self, now: float, started_at: float) -> None:
+        """Cut by a fifth, unless the request belongs to the episode already cut for."""
+        if started_at <= self._cut_at:
+            return
+        if self._grown:
+            self._knee = self._limit
+        self._grown = False
+        self._cut_at = now
+        self._credit = 0
+        self._limit = max(self.minimum, int(self._limit * self.CUT))
+        self.cuts += 1
+
+    def _regrow(self) -> None:
+        """One completion towards growth, while the limit binds."""
+        self._credit += 1
+        limit = self._limit
+        need = limit if limit >= self.NEAR * self._knee else min(limit, self.FAST)
+        if self._credit >= need:
+            self._credit = 0
+            self._limit = limit + 1
+            self._grown = True
+
+
+class FixedLimit(CutLimit):
+    """The user's limit, lowered while the server says that it is too much."""
+
+    __slots__ = ()
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(maximum, 1, maximum)
+
     def on_start(self, in_flight: int, now: float) -> None:
         """Nothing to learn from a start."""
 
     def on_ok(self, now: float, in_flight: int, tokens: int) -> None:
         """Count towards growth while the limit binds."""
-        self._served = True
-        limit = self._limit
-        if limit >= self.maximum or in_flight < limit:
-            return
-        self._credit += 1
-        need = limit if limit >= self.CUT * self._knee else min(limit, self.FAST)
-        if self._credit >= need:
-            self._credit = 0
-            self._limit = limit + 1
-
-    def on_overload(self, now: float, started_at: float) -> None:
-        """Cut by a fifth, unless the request belongs to the episode already cut for."""
-        if started_at <= self._cut_at:
-            return
-        if self._served:
-            self._knee = self._limit
-        self._served = False
-        self._cut_at = now
-        self._credit = 0
-        self._limit = max(1, int(self._limit * self.CUT))
-        self.cuts += 1
+        if self._limit < self.maximum and in_flight >= self._limit:
+            self._regrow()
 
     def on_load(self, load: ServerLoad) -> None:
         """Nothing: the limit is the user's."""
