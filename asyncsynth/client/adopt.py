@@ -12,9 +12,9 @@ import ssl
 
 import httpx
 
-from asyncsynth.client.connection import KNOWN_ENCODINGS
+from asyncsynth.client.connection import compressed
 from asyncsynth.client.http11 import Head, Http11Pool, redact
-from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of
+from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
     MAX_RESPONSE_BYTES,
@@ -112,7 +112,7 @@ class HttpxExchange:
         self._max_response_bytes = max_response_bytes
 
     def __repr__(self) -> str:
-        return f"HttpxExchange({_shown(self.base_url)!r})"
+        return f"HttpxExchange({shown_url(self.base_url)!r})"
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
         """POST a JSON body; see `transport.Exchange`."""
@@ -154,7 +154,7 @@ class HttpxExchange:
         except httpx.TransportError as error:
             reason, words = "reset", self._redacted(error)
         # httpx quotes a header that it cannot send: neither its words nor the error itself may go on as they are.
-        raise TransportFailure(reason, f"{_shown(url)}: {words}")
+        raise TransportFailure(reason, f"{shown_url(url)}: {words}")
 
     def _redacted(self, error: Exception) -> str:
         sent = getattr(error, "_request", None)
@@ -162,10 +162,8 @@ class HttpxExchange:
         return (_redactor_of(sent) if sent is not None else known).text(known.text(str(error)))
 
     async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
-        encoding = answer.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            shown = encoding if encoding in KNOWN_ENCODINGS else "somehow"
-            raise TransportFailure("protocol", f"the answer is {shown}-compressed though identity was asked for")
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise TransportFailure("protocol", compressed(answer.headers["content-encoding"]))
         parts: list[bytes] = []
         size = 0
         pieces = answer.aiter_bytes()
@@ -191,11 +189,6 @@ def _redactor_of(request: httpx.Request) -> Redactor:
     if len(request.url.password) >= SECRET_CHARS:
         secrets.add(Secret(request.url.password))
     return Redactor(secrets)
-
-
-def _shown(url: str) -> str:
-    """A URL for messages: without user information and query, which may be keys."""
-    return str(httpx.URL(url).copy_with(userinfo=b"", query=None))
 
 
 class Http11Transport(httpx.AsyncBaseTransport):

@@ -230,13 +230,17 @@ def _error_text(body: bytes) -> tuple[str, str]:
     if not isinstance(error, dict):
         return _sample(str(error)), ""
     message = error.get("message", error.get("detail", error))
-    return str(message)[:2000], f"{error.get('type')} {error.get('code')}"
+    return _printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
 
 
 def _sample(raw: bytes | str) -> str:
     """The beginning of an unreadable answer, with control characters escaped."""
     text = raw[: 4 * SAMPLE_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:SAMPLE_CHARS])
+    return _printable(text[:SAMPLE_CHARS])
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect) -> Outcome:
@@ -252,7 +256,7 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
             return _unreadable(status, body, error)
     try:
         return _read_answer(request, status, answer, flags, dialect)
-    except (KeyError, TypeError, ValueError, AttributeError) as shape:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as shape:
         return Transient(
             "bad_json",
             f"not a completion ({type(shape).__name__}: {shape}): {_sample(body)}",
@@ -283,6 +287,8 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         finish = raw.get("finish_reason")
         if not text or text.isspace():
             return _empty(finish, status)
+        if finish is not None and not isinstance(finish, str):
+            finish = str(finish)[:SAMPLE_CHARS]
         choices.append(Choice(text, finish, raw.get("logprobs")))
     wanted = request.params.get("n") or 1
     if len(choices) < wanted:
@@ -291,11 +297,18 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
     counts = answer.get("usage") or {}
-    usage = Usage(int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0))
+    usage = Usage(_count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
     return Ok(
-        Completion(choices, str(answer.get("model", request.model)), usage, flags=flags),
+        Completion(choices, str(answer.get("model", request.model))[:SAMPLE_CHARS], usage, flags=flags),
         usage.completion_tokens,
+        usage.prompt_tokens,
     )
+
+
+def _count(given: Any) -> int:
+    """A number of tokens; 0 for one that no server can have counted (negative, or too large to be journaled)."""
+    number = int(given or 0)
+    return number if 0 <= number < 1 << 53 else 0
 
 
 def _text_of(content: Any) -> str:

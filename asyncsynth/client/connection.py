@@ -11,7 +11,13 @@ from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFai
 
 #: Of one answer's headers, and of anything that is no body in a row (trailers, 1xx answers, chunk extensions).
 MAX_HEAD_BYTES = 64 * 1024
-KNOWN_ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+_ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+
+
+def compressed(encoding: str) -> str:
+    """The message for an answer in a content encoding; a server's own words stay out of it."""
+    shown = encoding if encoding in _ENCODINGS else "somehow"
+    return f"the answer is {shown}-compressed though identity was asked for"
 
 
 class Owner(Protocol):
@@ -188,8 +194,7 @@ class Connection(asyncio.Protocol):
                 self._too_large(f"{self._length} bytes announced")
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
-            shown = encoding if encoding in KNOWN_ENCODINGS else "somehow"  # a server's text stays out of messages
-            self.fail("protocol", f"the answer is {shown}-compressed though identity was asked for")
+            self.fail("protocol", compressed(encoding))
 
     def on_body(self, data: bytes) -> None:
         if self.answer is None:

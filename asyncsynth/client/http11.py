@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of
+from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
     MAX_RESPONSE_BYTES,
@@ -323,13 +323,15 @@ class Http11Pool:
                 hint="name an environment variable: api_key_env",
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(f"{base_url!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1")
+            raise ConfigurationError(
+                f"{shown_url(base_url)!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1"
+            )
         self._secure = parts.scheme == "https"
         try:
             self._host = parts.hostname.encode("idna").decode()
             self._port = parts.port or (443 if self._secure else 80)
         except ValueError as error:  # UnicodeError is one
-            raise ConfigurationError(f"{base_url!r} is no base URL: {error}") from error
+            raise ConfigurationError(f"{shown_url(base_url)!r} is no base URL: {error}") from error
         self.base_url = base_url.rstrip("/")
         self.base_path = parts.path.rstrip("/")
         host = f"[{self._host}]" if ":" in self._host else self._host

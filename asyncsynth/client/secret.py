@@ -95,6 +95,14 @@ def secrets_of(values: Mapping[str, str]) -> set[Secret]:
     return {Secret(one) for one in found if len(one) >= SECRET_CHARS}
 
 
+def shown_url(url: str) -> str:
+    """A URL for messages: without user information, query and fragment, any of which may be a key."""
+    scheme, separator, rest = url.strip().partition("://")
+    if "@" in rest:  # a key may hold anything, "/" too: nothing before the last "@" is shown
+        rest = "***@" + rest.rpartition("@")[2]
+    return scheme + separator + re.sub(r"([?#]).*", r"\1***", rest, flags=re.DOTALL)
+
+
 def _password(token: str) -> str:
     try:
         return base64.b64decode(token, validate=True).decode().partition(":")[2]

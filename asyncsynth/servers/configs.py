@@ -12,7 +12,6 @@ Keys of a fleet are names of environment variables, never keys.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from asyncsynth.client.secret import Secret
+from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.launches import LAUNCH_KEYS, Launch, read_launch
 from asyncsynth.servers.yaml_mapping import YamlMapping, read_mapping
@@ -127,7 +126,7 @@ def parse_url(url: str, *, where: str) -> str:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{where}: {_shown(url)!r} is not a URL: {error}") from None
+        raise ConfigurationError(f"{where}: {shown_url(url)!r} is not a URL: {error}") from None
     if parts.username or parts.password:  # not quoted: it may be a key
         raise ConfigurationError(
             f"{where}: a URL for {parts.hostname} holds a user or password",
@@ -135,16 +134,10 @@ def parse_url(url: str, *, where: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"{where}: {_shown(url)!r} is not the base URL of a server", hint="It looks like http://127.0.0.1:8000/v1"
+            f"{where}: {shown_url(url)!r} is not the base URL of a server",
+            hint="It looks like http://127.0.0.1:8000/v1",
         )
     return _base_url(parts.scheme, parts.hostname, port, parts.path)
-
-
-def _shown(url: str) -> str:
-    """A URL that was refused, for the message: without what may be a key in it."""
-    scheme, sep, rest = url.strip().partition("://")
-    rest = re.sub(r"^[^/?#]*@", "***@", rest)
-    return scheme + sep + re.sub(r"([?#]).*", r"\1***", rest, flags=re.DOTALL)
 
 
 def _base_url(scheme: str, host: str, port: int | None, path: str) -> str:

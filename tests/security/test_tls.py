@@ -1,0 +1,131 @@
+"""Real TLS handshakes with an authority made on the spot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from asyncsynth.client.adopt import HttpxExchange, adopt
+from asyncsynth.client.http11 import Http11Pool
+from asyncsynth.client.secret import Secret
+from asyncsynth.client.transport import TransportFailure
+from tests.client.kit import CHAT, RUNNERS, chat_body
+from tests.security.kit import ROOT, chat, environment
+
+KEY = "sk-canary-of-the-handshake"
+AUTHORITY = trustme.CA()
+
+
+class TlsServer:
+    """Answers every request; remembers what came through the handshake, and what did not."""
+
+    def __init__(self, name: str) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        AUTHORITY.issue_cert(name).configure_cert(self.context)
+        self.received = b""
+        self.port = 0
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[TlsServer]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
+        self.port = server.sockets[0].getsockname()[1]
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # refused handshakes
+        async with server:
+            yield self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.received += head
+            body = chat("hello")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("loop", RUNNERS)
+def test_verification_is_on_and_the_key_is_sent_only_after_it(loop: str) -> None:
+    async def scene() -> None:
+        for name, context, words in (
+            ("127.0.0.1", None, "SSL_CERT_FILE"),  # nobody vouches for the authority
+            ("wrong.example", trusting(), "host name"),
+            ("127.0.0.1", trusting(), ""),
+        ):
+            async with TlsServer(name).serving() as server:
+                base_url = f"https://127.0.0.1:{server.port}/v1"
+                pool = Http11Pool(base_url, api_key=Secret(KEY), ssl_context=context)
+                if words:
+                    with pytest.raises(TransportFailure) as caught:
+                        await pool.post(CHAT, chat_body())
+                    assert caught.value.reason == "connect"
+                    assert "certificate is refused" in caught.value.message
+                    assert words in caught.value.message
+                    assert base_url.removesuffix("/v1") in caught.value.message
+                    assert KEY.encode() not in server.received
+                else:
+                    assert (await pool.post(CHAT, chat_body())).status == 200
+                    assert f"authorization: Bearer {KEY}".encode() in server.received
+                await pool.aclose()
+
+    RUNNERS[loop](scene())
+
+
+def test_an_adopted_client_verifies_as_it_was_told() -> None:
+    async def scene() -> None:
+        async with TlsServer("127.0.0.1").serving() as server:
+            base_url = f"https://127.0.0.1:{server.port}/v1"
+            headers = {"authorization": f"Bearer {KEY}"}
+            for trusted in (False, True):
+                client = httpx.AsyncClient(base_url=base_url, headers=headers, verify=trusting() if trusted else True)
+                for exchange in (adopt(client), HttpxExchange(client, base_url)):
+                    if trusted:
+                        assert (await exchange.post(CHAT, chat_body())).status == 200
+                    else:
+                        with pytest.raises(TransportFailure, match="connect"):
+                            await exchange.post(CHAT, chat_body())
+                        assert KEY.encode() not in server.received
+                    await exchange.aclose()
+                await client.aclose()
+
+    asyncio.run(scene())
+
+
+ASK = """
+import asyncio, sys
+from asyncsynth.client.http11 import Http11Pool
+async def main():
+    print((await Http11Pool(sys.argv[1]).post("/chat/completions", b"{}")).status)
+asyncio.run(main())
+"""
+
+
+def test_ssl_cert_file_names_a_private_authority(tmp_path: Path) -> None:
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    async def scene() -> None:
+        async with TlsServer("127.0.0.1").serving() as server:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", ASK, f"https://127.0.0.1:{server.port}/v1",
+                env=environment(SSL_CERT_FILE=str(tmp_path / "ca.pem")), cwd=ROOT, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            out, _ = await process.communicate()
+            assert out.strip() == b"200"
+
+    asyncio.run(scene())
