@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asyncsynth.cli.load import load_pipeline
-from asyncsynth.cli.show import event
+from asyncsynth.cli.show import event, server_words
 from asyncsynth.cli.text import number, one_line, say
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import ConfigurationError
@@ -45,6 +45,8 @@ def _say_counts(status: RunStatus) -> None:
     ):
         for name, count in sorted(counts.items(), key=lambda item: -item[1]):
             say(f"  {what:<9} {one_line(name, 100)}: {number(count)}")
+    for server in status.servers:
+        say(f"  server    {server_words(server, 300)}{'' if status.writer_pid else ' (when it last ran)'}")
     for failed in status.examples:
         said = f"; said {one_line(raw, 120)!r}" if (raw := failed.get("raw")) else ""
         place = f"record {one_line(failed['k'], 60)}, step {one_line(failed['step'], 60)}"

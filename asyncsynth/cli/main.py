@@ -56,6 +56,9 @@ def run(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many input records.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests in flight on each server, fixed [default: finds out].")
+    ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")
@@ -82,6 +85,7 @@ def run(
         embedded=embedded_model or embedded,
         limit=limit,
         seed=seed,
+        concurrency=concurrency,
         window=window,
         retry_failed=retry_failed,
         update=update,

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
@@ -17,6 +18,7 @@ from asyncsynth.engine.runner import Runner
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
+_SERVERS_SHOWN = 4  #: in a line of progress; --json has all
 
 
 class ProgressDisplay:
@@ -26,6 +28,7 @@ class ProgressDisplay:
         self._as_json = as_json
         self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
         self._task: asyncio.Task[None] | None = None
+        self._noted = 0  #: notes of this runner's pool that were told
 
     def start(self, runner: Runner) -> None:
         """Begins to show this runner, in place of one before; call from the run's event loop."""
@@ -43,11 +46,22 @@ class ProgressDisplay:
     async def _show(self, runner: Runner) -> None:
         every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
         while True:
-            await asyncio.sleep(every)
             try:
+                self._tell(runner.progress().notes)
+                await asyncio.sleep(every)
                 self._draw(runner.progress())
             except (OSError, ValueError):
                 return  # the reader of our output has gone; the run goes on
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """What became of servers since the last look, a line each; in JSON every progress has all of them."""
+        if self._as_json or len(notes) == self._noted:
+            return
+        if self._terminal:
+            write(sys.stderr, "\r\x1b[K")
+        for note in notes[self._noted :]:
+            complain(one_line(note, 400))
+        self._noted = len(notes)
 
     def _draw(self, progress: Progress) -> None:
         if self._as_json:
@@ -63,12 +77,13 @@ def progress_line(progress: Progress) -> str:
     """One line: records, rows, rates, in flight, retries, failures by reason, time left."""
     counts = progress.counts
     done = counts.earlier + counts.ok + counts.failed
+    limit = sum(server["limit"] for server in progress.servers)
     of_total = f"/{number(progress.total)}" if progress.total is not None else ""
     parts = [
         *([f"segment {one_line(progress.segment, 60)}"] if progress.segment else []),
         f"{number(done)}{of_total} records",
         f"{number(progress.tokens_per_s)} tok/s",
-        f"{number(progress.requests_in_flight)} in flight",
+        f"{number(progress.requests_in_flight)} of {number(limit)} in flight",
     ]
     if progress.requests_waiting:
         parts.append(f"{number(progress.requests_waiting)} waiting")
@@ -80,7 +95,22 @@ def progress_line(progress: Progress) -> str:
     if paused:
         parts.append("paused: " + ", ".join(paused))
     parts.append(f"{duration(progress.elapsed_s)}, ETA {duration(progress.eta_s)}")
+    parts += [server_words(server, 120) for server in progress.servers[:_SERVERS_SHOWN]]
+    if len(progress.servers) > _SERVERS_SHOWN:
+        parts.append(f"{len(progress.servers) - _SERVERS_SHOWN} more servers")
     return one_line(" · ".join(parts), 1000)
+
+
+def server_words(server: Mapping[str, Any], limit: int) -> str:
+    """One server: in flight of its limit, what it says of itself, why the limit is so."""
+    of_itself = []
+    if server.get("server_waiting") is not None:
+        of_itself.append(f"its queue {number(server['server_waiting'])}")
+    if server.get("server_kv") is not None:
+        of_itself.append(f"KV {100 * server['server_kv']:.0f} %")
+    said = f" ({', '.join(of_itself)})" if of_itself else ""
+    words = f"{server.get('name')} {server.get('in_flight')}/{server.get('limit')}{said}: {server.get('why')}"
+    return one_line(words, limit)
 
 
 def event(fields: Mapping[str, object]) -> None:
@@ -115,6 +145,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  retries   {_by_reason(report.retries)}")
     for model, answers in sorted(report.answered_by.items()):
         say(f"  answered  {one_line(model)}: {number(answers)}")
+    for server in report.limits[:_SERVERS_SHOWN]:
+        say(f"  limit     {one_line(server['name'], 60)} {server['limit']}: {one_line(server['why'])}")
     for note in report.notes:
         say(f"  note      {one_line(note, 400)}")
     for path, rows in exported.items():

@@ -138,19 +138,20 @@ def prompt_head(request: ModelRequest) -> int:
 
     Of a conversation the first two messages count, so that its later turns go where the first went.
     """
-    if isinstance(request, ChatRequest):
-        texts = [message["content"] for message in request.messages[:2]]
-    else:
-        texts = [request.prompt]
-    if not all(isinstance(text, str) for text in texts) or sum(map(len, texts)) < _LEAST_HEAD:
+    texts = _texts(request, 2)
+    if sum(map(len, texts)) < _LEAST_HEAD:
         return 0
     return hash(tuple(text[:_HEAD_CHARS] for text in texts)) or 1
 
 
 def estimated_tokens(request: ModelRequest, most: int) -> int:
     """About how many tokens the request will count for: four characters of the prompt each, and all it may get."""
-    if isinstance(request, ChatRequest):
-        size = sum(len(message["content"]) for message in request.messages)
-    else:
-        size = len(request.prompt)
-    return size // 4 + most
+    return sum(map(len, _texts(request, None))) // 4 + most
+
+
+def _texts(request: ModelRequest, messages: int | None) -> list[str]:
+    """The prompt's texts, of so many messages; what a message holds besides text counts for nothing."""
+    if not isinstance(request, ChatRequest):
+        return [request.prompt]
+    contents = [message.get("content") for message in request.messages[:messages]]
+    return [content for content in contents if isinstance(content, str)]

@@ -31,7 +31,8 @@ class RunOptions:
         retry_failed: try the records that failed in an earlier run again.
         update: accept that the pipeline or its input has changed since the directory was made.
         use_cache: False starts over in the directory's place, keeping the old one aside.
-        window: records in flight at most; None takes twice the servers' slots and some.
+        concurrency: requests in flight on each server, fixed; None finds out what each server takes.
+        window: records in flight at most; None follows the servers' limits: twice their sum and some.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         on_servers: told what was found out about each server and model, before anything is sent.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
@@ -45,6 +46,7 @@ class RunOptions:
     retry_failed: bool = False
     update: bool = False
     use_cache: bool = True
+    concurrency: int | None = None
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     retry: RetryPolicy | None = None
@@ -52,7 +54,7 @@ class RunOptions:
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 0), ("window", 1)):
+        for name, least in (("limit", 0), ("concurrency", 1), ("window", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")

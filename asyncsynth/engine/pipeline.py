@@ -119,6 +119,7 @@ class Pipeline(Graph):
                 policy=options.retry or RetryPolicy(),
                 rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                 progress=options.on_download,
+                concurrency=options.concurrency,
                 needs=self.needs(),
                 on_found=on_found,
             ) as pool:

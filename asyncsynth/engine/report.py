@@ -40,7 +40,8 @@ class Progress:
     tokens_per_s: float
     records_per_s: float
     retries: dict[str, int]
-    servers: list[dict[str, Any]]  #: name, in_flight, limit, waiting, state, why
+    servers: list[dict[str, Any]]  #: see `engine.limits.server_lines`
+    notes: list[str] = field(default_factory=list)  #: what became of servers since the start
     segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only
 
     @property
@@ -78,6 +79,7 @@ class RunReport:
     latency_p99_s: float | None
     stopped_why: str = ""
     notes: list[str] = field(default_factory=list)
+    limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
     servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
 
     @property

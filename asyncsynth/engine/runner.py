@@ -13,7 +13,7 @@ from itertools import islice
 
 from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.pool import ServerPool
-from asyncsynth.core.window import Window
+from asyncsynth.engine.limits import KEEP_EVERY_S, FollowingWindow, keep_lines, server_lines
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
@@ -58,21 +58,28 @@ class Runner:
         self._options = options
         self._on_rows = on_rows
         self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
-        slots = sum(replica.limit for replica in pool.snapshot().replicas)
-        self._window = Window(options.window or 2 * slots + 256, options.window_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time)
         self._room = asyncio.Event()
         self._draining = False
         self._exhausted = False
         self._stopped_why = ""
         self.counts = Counts()
-        self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
+        self._keeping: asyncio.TimerHandle | None = None
 
     # --- running -------------------------------------------------------------------------------
 
     async def run(self) -> RunReport:
         """Runs to the end. Raises AsyncsynthError for what stopped it, after all that was done is safe."""
+        self._keep()
+        try:
+            return await self._run()
+        finally:
+            self._keep(again=False)
+
+    async def _run(self) -> RunReport:
         problem: AsyncsynthError | None = None
         try:
             async with asyncio.TaskGroup() as records:
@@ -213,17 +220,17 @@ class Runner:
             tokens_per_s=(pool.completion_tokens - tokens_then) / span,
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
-            servers=[
-                {
-                    "name": replica.name,
-                    "in_flight": replica.in_flight,
-                    "limit": replica.limit,
-                    "state": replica.state,
-                    "why": replica.why,
-                }
-                for replica in pool.replicas
-            ],
+            servers=server_lines(pool, self._window.why(pool)),
+            notes=list(self._pool.notes),
         )
+
+    def _keep(self, *, again: bool = True) -> None:
+        """Keeps the servers' lines for `asyncsynth status`; again every few seconds until told to end."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        pool = self._pool.snapshot()
+        keep_lines(self._directory.path, server_lines(pool, self._window.why(pool)))
+        self._keeping = self._loop.call_later(KEEP_EVERY_S, self._keep) if again else None
 
     def _total(self) -> int | None:
         known = self._reader.size_hint()
@@ -250,7 +257,8 @@ class Runner:
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
             stopped_why="" if complete else self._stopped_why,
-            notes=list(self._directory.notes),
+            notes=[*self._directory.notes, *self._pool.notes],
+            limits=server_lines(pool, self._window.why(pool)),
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
+from asyncsynth.engine.limits import kept_lines
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.index import RunIndex
@@ -33,6 +34,7 @@ class RunStatus:
     dropped_rows: dict[str, int]  #: "step: reason" -> rows
     steps: dict[str, int]  #: step that asks a model -> records that have its results
     examples: list[FailedRow] = field(default_factory=list)
+    servers: list[dict[str, Any]] = field(default_factory=list)  #: as they stood last, see `engine.limits`
     before: RunStatus | None = None  #: of the segment before, where a step over all rows splits the pipeline
     barrier: BarrierCounts | None = None  #: what became of this segment's rows on their way to the next one
 
@@ -70,6 +72,7 @@ class RunStatus:
                 for name, fingerprint in manifest.epochs[-1].steps.items()
             },
             examples=shown,
+            servers=kept_lines(directory),
             before=_before(directory, manifest, examples),
             barrier=earlier_output(directory, None),
         )

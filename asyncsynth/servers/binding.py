@@ -12,7 +12,6 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import httpx
 
@@ -20,14 +19,19 @@ from asyncsynth.client.adopt import adopt
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
+from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.needs import Need
 from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.transport import Exchange
+from asyncsynth.core.adaptive import AdaptiveLimit
+from asyncsynth.core.limiter import FixedLimit, Limiter
+from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.errors import ConfigurationError, ServerError
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
+from asyncsynth.servers.joining import Connected, cancelled, connect_all, joining
 from asyncsynth.servers.ready import Probe, ReadyPolicy, not_served
 from asyncsynth.servers.weights import Progress
 
@@ -39,6 +43,11 @@ class Target:
     config: ServerConfig
     own: set[str] = field(default_factory=set)  #: models whose LLM names this server
     client: httpx.AsyncClient | None = None  #: the user's own, for those
+
+    def name(self, others: Sequence[Target]) -> str:
+        """How reports call it: two paths on one host would share theirs, so they go by their URLs."""
+        shared = sum(other.config.name == self.config.name for other in others) > 1
+        return self.config.base_url if shared else self.config.name
 
 
 @dataclass
@@ -146,6 +155,7 @@ async def open_pool(
     progress: Progress | None = None,
     needs: Sequence[Need] | None = None,
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
+    concurrency: int | None = None,
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
 
@@ -159,35 +169,62 @@ async def open_pool(
         needs: what the pipeline's steps need of the servers; tried on each, and refused where it cannot work.
             None tries nothing.
         on_found: called once with what was found, before anything is refused.
+        concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
+            configurations name; embedded servers keep their own.
+
+    A server among those given that does not answer is waited for only while a model needs it; else the pool begins
+    without it, says so in its `notes`, and takes it in when it answers.
 
     Raises:
         ConfigurationError, ServerError and its kinds: something that the run would meet on every record.
     """
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
+    patience = ready or ReadyPolicy()
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []
-        tried = None if needs is None else _Tried(needs, found)
-        children = [_start_child(stack, spec, models, progress, tried) for spec, models in plan.embedded.items()]
+        children = [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
         local = await all_or_error(children)
         wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
-        remote = await all_or_error([_connect(stack, t, plan.shared, ready, environ, tried) for t in wanted])
-        used = [*local, *(server for server, _ in remote if server is not None)]
+        exchanges = {t.config.base_url: _exchange(stack, t, environ) for t in wanted}
+        begun = False
+
+        async def connect(target: Target) -> Connected:
+            exchange = exchanges[target.config.base_url]
+            server = Server(
+                name=target.name(wanted),
+                base_url=target.config.base_url,
+                models=frozenset(),
+                exchange=exchange,
+                limiter=_limiter(target.config, concurrency),
+                rates=_rates(target.config),
+            )
+            connected = await _connect(target, server, _probe(target, exchange, patience, environ), plan.shared, needs)
+            if begun:  # all others have what is needed: only this one is left out where it has not
+                require(connected.found, needs or ())
+            return connected
+
+        def enough(connected: Mapping[int, Connected]) -> bool:
+            answered = frozenset[str]().union(*(c.server.models for c in connected.values() if c.server is not None))
+            own = all(place in connected for place, target in enumerate(wanted) if target.own)
+            return own and plan.shared <= answered
+
+        by_place, late = await connect_all(wanted, connect, enough, grace_s=patience.grace_s)
+        stack.push_async_callback(cancelled, late)
+        remote = [by_place[place] for place in sorted(by_place)]
+        used = [*local, *(one.server for one in remote if one.server is not None)]
         _require_all(plan.shared, used, remote, wanted)
+        found += [one for connected in remote for one in connected.found]
         if on_found is not None and found:
             on_found(found)
         require(found, needs or ())
-        pool = ServerPool(_distinct_names(used), policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
+        begun = True
+        pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
+        names = {target.config.base_url: target.name(wanted) for target in wanted}
+        join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)
+        await stack.enter_async_context(join)
         yield pool
-
-
-@dataclass(slots=True)
-class _Tried:
-    """What is to be tried on each server, and what came of it."""
-
-    needs: Sequence[Need]
-    found: list[Capabilities]
 
 
 async def _start_child(
@@ -195,16 +232,17 @@ async def _start_child(
     spec: EmbeddedSpec,
     models: set[str],
     progress: Progress | None,
-    tried: _Tried | None,
+    needs: Sequence[Need] | None,
+    found: list[Capabilities],
 ) -> Server:
     child = EmbeddedServer(spec, progress=progress)
     stack.push_async_callback(child.stop)
     await child.start()
     exchange = Http11Pool(child.base_url)
     stack.push_async_callback(exchange.aclose)
-    if tried is not None:
-        tried.found += await survey(
-            exchange, models, tried.needs, server=spec.display_name, dialect="llamacpp", chats=frozenset(models)
+    if needs is not None:
+        found += await survey(
+            exchange, models, needs, server=spec.display_name, dialect="llamacpp", chats=frozenset(models)
         )
     return Server(
         name=spec.display_name,
@@ -217,24 +255,45 @@ async def _start_child(
     )
 
 
-async def _connect(
-    stack: contextlib.AsyncExitStack,
-    target: Target,
-    shared: set[str],
-    ready: ReadyPolicy | None,
-    environ: Mapping[str, str] | None,
-    tried: _Tried | None,
-) -> tuple[Server | None, frozenset[str]]:
-    """The server, or None when it has none of the models; and all that it serves."""
+def _exchange(stack: contextlib.AsyncExitStack, target: Target, environ: Mapping[str, str] | None) -> Exchange:
     config = target.config
-    key = config.key(environ)
     if target.client is not None:
         exchange: Exchange = adopt(target.client, config.base_url)
     else:
-        exchange = Http11Pool(config.base_url, api_key=key)
+        headers = ORCA_REQUEST if config.orca else None
+        exchange = Http11Pool(config.base_url, headers, api_key=config.key(environ))
     stack.push_async_callback(exchange.aclose)
+    return exchange
+
+
+def _probe(target: Target, exchange: Exchange, ready: ReadyPolicy, environ: Mapping[str, str] | None) -> Probe:
+    config = target.config
     key_env = "" if config.api_key is not None else config.key_variable(environ)
-    probe = Probe(exchange, key_env=key_env, has_key=key is not None, policy=ready)
+    return Probe(exchange, key_env=key_env, has_key=config.key(environ) is not None, policy=ready)
+
+
+def _limiter(config: ServerConfig, concurrency: int | None) -> Limiter:
+    """Fixed where the user said a number, the command line before the file; else one that adapts."""
+    fixed = concurrency or config.limit
+    if fixed is not None:
+        return FixedLimit(fixed)
+    if config.max_concurrency is not None:
+        return AdaptiveLimit(maximum=config.max_concurrency, slots=config.slots)
+    return AdaptiveLimit(slots=config.slots)
+
+
+def _rates(config: ServerConfig) -> RateLimits | None:
+    if config.requests_per_minute is None and config.tokens_per_minute is None:
+        return None
+    return RateLimits(config.requests_per_minute, config.tokens_per_minute)
+
+
+async def _connect(
+    target: Target, server: Server, probe: Probe, shared: set[str], needs: Sequence[Need] | None
+) -> Connected:
+    """`server` with the models that it is asked for, or None when it has none of them; all that it serves; and what
+    came of trying the needs."""
+    config = target.config
     await probe.wait_ready()
     listed = await probe.models()
     served = frozenset(listed) if listed is not None else config.models
@@ -248,29 +307,22 @@ async def _connect(
     offered = served if config.models is None else served & config.models
     needed = target.own | (shared & offered)
     if not needed:
-        return None, served
+        return Connected(None, served)
     answered = await all_or_error([probe.canary(model) for model in sorted(needed)])
-    if tried is not None:
+    found: Sequence[Capabilities] = ()
+    if needs is not None:
         chats = frozenset(model for model, as_chat in zip(sorted(needed), answered, strict=True) if as_chat)
-        tried.found += await survey(exchange, needed, tried.needs, server=config.name, chats=chats)
-    extra: dict[str, Any] = {} if config.limit is None else {"limit": config.limit}
-    server = Server(name=config.name, base_url=config.base_url, models=frozenset(needed), exchange=exchange, **extra)
-    return server, served
+        found = await survey(server.exchange, needed, needs, server=server.name, chats=chats)
+    return Connected(replace(server, models=frozenset(needed)), served, found)
 
 
 def _require_all(
     shared: set[str],
     used: list[Server],
-    remote: list[tuple[Server | None, frozenset[str]]],
+    remote: list[Connected],
     asked: list[Target],
 ) -> None:
     answered = frozenset[str]().union(*(server.models for server in used))
     if missing := shared - answered:
-        served = [name for _, names in remote for name in names]
+        served = [name for one in remote for name in one.served]
         raise not_served(min(missing), served, searched=", ".join(t.config.base_url for t in asked))
-
-
-def _distinct_names(servers: list[Server]) -> list[Server]:
-    """Names tell replicas apart in reports; two paths on one host would share theirs."""
-    names = [server.name for server in servers]
-    return [replace(s, name=s.base_url) if names.count(s.name) > 1 else s for s in servers]

@@ -33,11 +33,15 @@ class ReadyPolicy:
         connect_s: for a first sign of life. Short: a wrong port is the usual reason.
         load_s: for a server that is up and says that it is still loading (503).
         canary_s: for the answer to the one-token request; a server with a queue may need a while.
+        grace_s: for servers that a run can do without, once those that it needs are ready.
+        retry_s: between two attempts to reach such a server while the run goes on.
     """
 
     connect_s: float = 15.0
     load_s: float = 900.0
     canary_s: float = 120.0
+    grace_s: float = 2.0
+    retry_s: float = 5.0
 
 
 class Probe:

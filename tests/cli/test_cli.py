@@ -403,16 +403,19 @@ def test_a_signal_after_the_run_takes_the_half_written_export_away(tmp_path: Pat
     )
     assert stopped.returncode == 4, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert sorted(path.name for path in run.iterdir()) == ["LOCK", "MANIFEST.json", "seg-000001.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "LOCK",
+        "MANIFEST.json",
+        "seg-000001.jsonl",
+        "servers.json",
+    ]
     asked = server.requests
     assert asyncsynth(*arguments).returncode == 0
     assert server.requests - asked <= 1  # a canary
     assert len(result_rows(run)) == 12
 
 
-def test_a_server_that_begins_to_refuse_is_4_and_the_same_command_goes_on(
-    tmp_path: Path, fault_server: Serve
-) -> None:
+def test_a_server_that_begins_to_refuse_is_4_and_the_same_command_goes_on(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(
         models=["model-a"], script=lambda info: Fault("status", status=401) if info.index > 20 else None
     )

@@ -12,7 +12,7 @@ import pytest
 from asyncsynth.client.loads import ORCA_HEADER, RARE_POLL_S
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.client.pool import Server, ServerPool
-from asyncsynth.client.replicas import prompt_head
+from asyncsynth.client.replicas import estimated_tokens, prompt_head
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, WireResponse
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.rates import RateLimits
@@ -236,6 +236,9 @@ def test_prompts_that_begin_alike_have_one_head() -> None:
     assert prompt_head(chat("be brief", document)) != prompt_head(chat("be long", document))
     assert prompt_head(CompletionRequest("m", document)) != 0
     assert prompt_head(chat("be brief", "short")) == 0
+    picture: Any = [{"type": "image_url"}]
+    assert prompt_head(chat("be brief", picture)) == 0
+    assert estimated_tokens(chat("12345678", picture, "1234"), 100) == 103
 
 
 def test_prompts_that_begin_alike_go_to_one_server() -> None:
