@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from asyncsynth.errors import CorruptJournal
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, atomic_write, remove_stale, temporary_path
 from asyncsynth.storage.index import RunIndex
@@ -20,7 +21,7 @@ from asyncsynth.storage.segments import Segment, list_segments
 from asyncsynth.storage.sidecars import Sidecars
 from asyncsynth.storage.verify import verify
 
-from .journal_kit import SMALL
+from .journal_kit import SMALL, FailingFS
 from .test_index import HASH, drop_entry, final, index_of, journal_of, lost, manifest, pos_entry, step
 
 SEED = 11
@@ -94,7 +95,8 @@ def test_the_first_sidecar_is_there_before_the_run_ends(tmp_path: Path) -> None:
 
 
 def with_sidecars(run: Path) -> list[Segment]:
-    journal_of(run, [final(str(n), n) for n in range(60)], segment_bytes=2000)
+    for start in range(0, 60, 20):  # each session begins a segment
+        journal_of(run, [final(str(n), n) for n in range(start, start + 20)])
     index_of(run, sidecar_min_bytes=0)
     return list_segments(run, REAL)
 
@@ -112,6 +114,22 @@ def test_a_sidecar_is_not_trusted_when_its_segment_changed(tmp_path: Path) -> No
         segment.path.write_bytes(changed)
         now = list_segments(run, REAL)[1]
         assert SegmentFacts.load(now, by_position=True) is None
+
+
+def test_a_bit_that_flips_behind_a_sidecar_is_found_when_its_line_is_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    segment = with_sidecars(run)[1]
+    where = list(index_of(run).finals())
+    with JournalView(run) as view:
+        chosen = next(at for at in where if at >> 40 == 2)
+        view.read(chosen)
+        data = bytearray(segment.path.read_bytes())
+        data[(chosen & ((1 << 40) - 1)) + 60] ^= 1
+        segment.path.write_bytes(bytes(data))
+        assert list(index_of(run).finals()) == where
+        with pytest.raises(CorruptJournal, match=r"seg-000002\.jsonl:\d+: there is no good line"):
+            view.read(chosen)
+    assert [finding.path.name for finding in verify(run).findings] == ["MANIFEST.json", "seg-000002.jsonl"]
 
 
 def test_the_last_line_is_found_however_long_it_is(tmp_path: Path) -> None:
@@ -175,8 +193,9 @@ def test_opening_a_run_removes_what_a_kill_left(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_replaced_is_never_seen_half_written(tmp_path: Path) -> None:
-    target = tmp_path / "f"
+    target, fs = tmp_path / "f", FailingFS()
     atomic_write(target, b"old")
-    atomic_write(target, b"new")
+    atomic_write(target, b"new", fs=fs)
+    assert fs.calls == ["open", "write", "fdatasync", "rename", "fsync_dir"]
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
