@@ -30,6 +30,14 @@ PipelineFile = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
 
+GPUs = Annotated[
+    list[str] | None,
+    typer.Option("--gpus", metavar="FILE=0,1", help="GPUs of the server that FILE describes; may be given again."),
+]
+VLLM = Annotated[
+    str, typer.Option("--vllm-command", metavar="COMMAND", help="How vLLM is called [env: ASYNCSYNTH_VLLM].")
+]
+
 
 @app.command()
 def run(
@@ -42,6 +50,11 @@ def run(
             help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
         ),
     ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start those of --servers that the models need and that do not answer.")
+    ] = False,
+    gpus: GPUs = None,
+    vllm_command: VLLM = "",
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Answer every model with a small one on this CPU.")
     ] = False,
@@ -82,6 +95,9 @@ def run(
         as_json=as_json,
         output=output,
         servers=tuple(servers or ()),
+        start=start,
+        gpus=tuple(gpus or ()),
+        vllm_command=vllm_command,
         embedded=embedded_model or embedded,
         limit=limit,
         seed=seed,
@@ -114,6 +130,37 @@ def check(
     from asyncsynth.cli.check import check_command
 
     raise typer.Exit(check_command(pipeline, servers=tuple(servers or ()), model=model, as_json=as_json))
+
+
+@app.command()
+def serve(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE|DIR...", help="vLLM --config files, fleet files, or folders of them.")
+    ],
+    gpus: GPUs = None,
+    vllm_command: VLLM = "",
+    logs: Annotated[Path | None, typer.Option(help="Folder for the servers' logs [default: in the cache].")] = None,
+    ready_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a server to become ready.")] = 1800,
+    check: Annotated[bool, typer.Option("--check", help="Only tell what is wrong; start nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start vLLM servers, keep them running, and drain them at the end.
+
+    Exit codes: 0 ended by a signal (or nothing wrong, with --check), 2 bad configuration or a server that does not
+    start, 4 a server crashed too often. Ctrl-C drains; a second one kills the servers; a third exits at once.
+    """
+    from asyncsynth.cli.serve import serve_command
+
+    code = serve_command(
+        files,
+        gpus=tuple(gpus or ()),
+        vllm_command=vllm_command,
+        logs=logs,
+        ready_timeout=ready_timeout,
+        check=check,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

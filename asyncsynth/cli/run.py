@@ -13,6 +13,7 @@ from typing import Any
 
 from asyncsynth.cli.check import tell_servers
 from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.serve import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import STOPPING, Stopped
 from asyncsynth.cli.text import complain
@@ -20,16 +21,35 @@ from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.runner import Runner
-from asyncsynth.errors import EXIT_STOPPED
+from asyncsynth.errors import EXIT_STOPPED, ConfigurationError
 from asyncsynth.servers.capabilities import Capabilities
+from asyncsynth.servers.vllm.starting import StartOptions
 from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.rows import leaves
 
 
 def run_command(
-    target: str, *, input: Path | None, settings: Sequence[str], export: bool, as_json: bool, **options: Any
+    target: str,
+    *,
+    input: Path | None,
+    settings: Sequence[str],
+    export: bool,
+    as_json: bool,
+    start: bool = False,
+    gpus: Sequence[str] = (),
+    vllm_command: str = "",
+    **options: Any,
 ) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
+    if start:
+        options["start"] = StartOptions(
+            vllm_command=vllm_command,
+            gpus=gpus,
+            on_event=ServerDisplay(as_json=as_json).on_event,
+            on_warning=lambda warning: complain(f"warning: {warning}"),
+        )
+    elif gpus or vllm_command:
+        raise ConfigurationError("--gpus and --vllm-command are for servers that --start starts")
     pipeline = load_pipeline(target)
     apply_settings(pipeline, settings)
     if input is not None:

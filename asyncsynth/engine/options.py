@@ -12,6 +12,7 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.embedded import EmbeddedSpec
+from asyncsynth.servers.vllm.starting import StartOptions
 
 #: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
 WINDOW_BYTES = 256 << 20
@@ -25,6 +26,8 @@ class RunOptions:
         output: the run directory; None takes ``asyncsynth-runs/<pipeline name>`` (a pipeline without a name:
             ``asyncsynth-runs/pipeline-<fingerprint>``).
         servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
+        start: start the vLLM servers that `servers` describes, that the models need and that do not answer; they
+            are stopped at the end. None starts nothing.
         embedded: answer every model with an embedded one (True for the default, or its name or GGUF path).
         limit: stop after this many input records.
         seed: the run seed; all sampling seeds and random choices come from it.
@@ -40,6 +43,7 @@ class RunOptions:
 
     output: Path | str | None = None
     servers: Sequence[str] = ()
+    start: StartOptions | None = None
     embedded: bool | str = False
     limit: int | None = None
     seed: int = 0

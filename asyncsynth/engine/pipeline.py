@@ -18,12 +18,12 @@ from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.engine.segments import open_segments, run_segments
+from asyncsynth.engine.serving import servers_of
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.servers.configs import parse_servers, servers_from_environment
 from asyncsynth.steps.loaders import LoadJSONL
 
 T = TypeVar("T")
@@ -111,18 +111,22 @@ class Pipeline(Graph):
                 if options.on_servers is not None:
                     options.on_servers(capabilities)
 
-            servers = parse_servers(options.servers) if options.servers else servers_from_environment()
-            async with open_pool(
-                self.llms(),
-                servers=servers,
-                embedded=options.embedded_spec(),
-                policy=options.retry or RetryPolicy(),
-                rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
-                progress=options.on_download,
-                concurrency=options.concurrency,
-                needs=self.needs(),
-                on_found=on_found,
-            ) as pool:
+            async with (
+                servers_of(self.llms(), options, options.directory(self.name)) as (servers, supervisor),
+                open_pool(
+                    self.llms(),
+                    servers=servers,
+                    embedded=options.embedded_spec(),
+                    policy=options.retry or RetryPolicy(),
+                    rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
+                    progress=options.on_download,
+                    concurrency=options.concurrency,
+                    needs=self.needs(),
+                    on_found=on_found,
+                ) as pool,
+            ):
+                if supervisor is not None:
+                    supervisor.watch(pool)
                 report = await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
                 report.servers = found
                 return report
