@@ -93,7 +93,7 @@ class ServerPool:
         scheduler = self._scheduler
         if self._spread and not affinity:
             affinity = prompt_head(request)
-        tokens = estimated_tokens(request, _most_tokens(request)) if self._rated else 0
+        tokens = estimated_tokens(request) if self._rated else 0
         try:
             step = self._apply(
                 scheduler.submit(call_id, self._route(request.model), priority, clock(), affinity, tokens), call_id
@@ -230,7 +230,8 @@ class ServerPool:
 
     def _timeouts_for(self, server: Server, request: ModelRequest) -> Timeouts:
         """The server's own, but for the total: it grows with what may be generated."""
-        tokens = _most_tokens(request)
+        params = request.params
+        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
         key = (id(server), tokens)
         found = self._timeouts.get(key)
         if found is None:
@@ -320,10 +321,3 @@ class ServerPool:
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
         return RunStopped(halt.message, hint="check the key, the model's name and the server; then resume")
-
-
-def _most_tokens(request: ModelRequest) -> int:
-    """How many tokens may be generated."""
-    params = request.params
-    most: int = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-    return most

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from asyncsynth.client.codec import Dialect
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.transport import Exchange
@@ -138,14 +138,23 @@ def prompt_head(request: ModelRequest) -> int:
 
     Of a conversation the first two messages count, so that its later turns go where the first went.
     """
+    if isinstance(request, ChatRequest):
+        messages = request.messages
+        size = len(messages[0].get("content") or "") if messages else 0
+        if len(messages) > 1:
+            size += len(messages[1].get("content") or "")
+        if size < _LEAST_HEAD:  # mostly so, and found out quickly
+            return 0
     texts = _texts(request, 2)
     if sum(map(len, texts)) < _LEAST_HEAD:
         return 0
     return hash(tuple(text[:_HEAD_CHARS] for text in texts)) or 1
 
 
-def estimated_tokens(request: ModelRequest, most: int) -> int:
+def estimated_tokens(request: ModelRequest) -> int:
     """About how many tokens the request will count for: four characters of the prompt each, and all it may get."""
+    params = request.params
+    most: int = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
     return sum(map(len, _texts(request, None))) // 4 + most
 
 

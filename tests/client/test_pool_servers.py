@@ -238,7 +238,9 @@ def test_prompts_that_begin_alike_have_one_head() -> None:
     assert prompt_head(chat("be brief", "short")) == 0
     picture: Any = [{"type": "image_url"}]
     assert prompt_head(chat("be brief", picture)) == 0
-    assert estimated_tokens(chat("12345678", picture, "1234"), 100) == 103
+    request = chat("12345678", picture, "1234")
+    request.params["max_tokens"] = 100
+    assert estimated_tokens(request) == 103
 
 
 def test_prompts_that_begin_alike_go_to_one_server() -> None:
