@@ -60,7 +60,9 @@ class Runner:
         self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time)
-        self._room = asyncio.Event()
+        self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
+        self._broken = False  #: the journal can write no more
+        directory.watch(self._settled, self._journal_failed)
         self._draining = False
         self._exhausted = False
         self._stopped_why = ""
@@ -84,6 +86,7 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as records:
                 problem = await self._feed(records)
+                await self._all_settled()
         except BaseExceptionGroup as errors:
             error = first_error(errors)
             if not isinstance(error, AsyncsynthError):
@@ -113,8 +116,7 @@ class Runner:
         since_turn = 0
         while not self._draining:
             if not self._window.try_take():
-                self._room.clear()
-                await self._room.wait()
+                await self._credit()
                 continue
             try:
                 record = next(rows, None)
@@ -143,6 +145,19 @@ class Runner:
                 await asyncio.sleep(0)  # ramp up in turns: the first records get going
         return None
 
+    async def _credit(self) -> None:
+        """Waits until a credit may have come back. Raises StorageError when the journal has failed."""
+        if not self._broken:
+            self._room.clear()
+            await self._room.wait()
+        if self._broken:
+            await self._directory.flush()
+
+    async def _all_settled(self) -> None:
+        """Waits for the records in flight. Raises StorageError."""
+        while self._window.in_flight:
+            await self._credit()
+
     def _rows(self) -> Iterator[Record]:
         """Records of the source, up to the limit; a row that is bad on its own ends as failed at once."""
         numbered = enumerate(self._reader)
@@ -163,18 +178,38 @@ class Runner:
         return done
 
     async def _one(self, record: Record, size: int) -> None:
-        """One record from credit to acknowledgement."""
+        """One record from credit to acknowledgement, which `_settled` receives: durable before it counts."""
         try:
             walked = await self._walker.walk(record, self._directory.recall(record))
             self._directory.finish(record, walked)
-            await self._directory.flush()  # durable before it counts
+            if self._on_rows is None:
+                self._directory.settle((walked, size))
+                return
+            await self._directory.flush()
             self._count(walked)
-            if self._on_rows is not None and walked.ok:
+            if walked.ok:
                 await self._on_rows(walked.rows)
-        finally:
+        except BaseException:
+            self._give_back(size)
+            raise
+        self._give_back(size)
+
+    def _settled(self, done: list[tuple[Walked, int]]) -> None:
+        """A commit group is on the disk, and with it the last entries of these records."""
+        for walked, size in done:
+            self._count(walked)
             self.counts.in_flight -= 1
             self._window.release(size)
-            self._room.set()
+        self._room.set()
+
+    def _give_back(self, size: int) -> None:
+        self.counts.in_flight -= 1
+        self._window.release(size)
+        self._room.set()
+
+    def _journal_failed(self, _: StorageError) -> None:
+        self._broken = True
+        self._room.set()
 
     # --- counting ------------------------------------------------------------------------------
 
