@@ -8,6 +8,7 @@ CLOSED = "closed"  # in use
 OPEN = "open"  # paused until probe_at
 HALF_OPEN = "half-open"  # one call may try
 DOWN = "down"  # paused by its supervisor, until it says otherwise
+CANARY = -1  #: as the call that probes: the driver does, with a request of its own
 REMOVED = "removed"  # gets nothing new; what is in flight may end
 
 _FIRST_PAUSE_S = 0.5

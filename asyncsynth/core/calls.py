@@ -29,6 +29,8 @@ RATE = "rate"  # its published rate lets the next call through
 REPORT = "report"  # its report of its load is too old
 OUTAGE = "outage"  # has it been away for too long?
 STALL = "stall"  # has it been silent for too long?
+SPARE = "spare"  # suspects have waited for another replica long enough
+ASK = "ask"  # the driver was asked to probe it and said nothing
 
 PASSES = 16  #: how often the first call in a queue may be passed over for one whose prefix the free replica knows
 
@@ -59,7 +61,29 @@ class Halt:
     replica: str
 
 
-Action = Start | Finish | Halt
+@dataclass(slots=True)
+class Probe:
+    """Ask this replica something small of the driver's own: a completion of one token, outside slots and statistics.
+
+    Report by `Scheduler.probe_result(name, ok, now)`: ok for an answer within `timeout_s` seconds that is no server's
+    error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
+    """
+
+    replica: int
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class Abort:
+    """Cancel this call's exchange and report no outcome for it: its server hangs. The call itself goes on.
+
+    It waits again, uncharged; a Start (or Finish) for it may stand later in the same list.
+    """
+
+    call_id: int
+
+
+Action = Start | Finish | Halt | Probe | Abort
 
 
 class Call:

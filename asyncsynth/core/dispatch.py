@@ -49,6 +49,10 @@ class Dispatch:
         self._gated: set[Replica] = set()  # those whose published rate is used up
         self._seq = 0
         self.halted: Halt | None = None
+        self._setup_suspects()
+
+    def _setup_suspects(self) -> None:
+        """For `core.suspects`."""
 
     def _join(self, spec: ReplicaSpec) -> Replica:
         replica = self._balancer.add(spec, RetryBudget(self.policy.budget_ratio, self.policy.budget_per_s))

@@ -44,13 +44,55 @@ class ReplicaStats:
     why: str
 
 
+class Health:
+    """What is known about a replica's crashes; see core.suspects."""
+
+    __slots__ = ("accused", "alive", "candidates", "deaths", "examiner", "fallen_at", "solo", "trials")
+
+    def __init__(self) -> None:
+        self.alive = True  # it has answered since its last fall
+        self.deaths: deque[tuple[float, Call]] = deque()  # who failed lately as in a crash
+        self.fallen_at = float("-inf")
+        self.candidates: set[int] = set()  # ids of those in flight at that fall
+        self.examiner = False  # has crashed; tries suspects alone when it is back
+        self.trials: set[int] = set()  # suspects of the first degree in flight as such
+        self.solo: Call | None = None  # the suspect that is tried alone
+        self.accused: tuple[Call, Outcome] | None = None  # failed alone; did the server die of it?
+
+
 class Replica:
     """A server's state in the scheduler."""
 
     __slots__ = (
-        "alarms", "blocked", "breaker", "budget", "extra", "gate", "gated_for", "group", "heard_at", "held",
-        "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers", "queue", "quiet",
-        "refusals", "report", "starved", "troubled", "watched",
+        "alarms",
+        "asked_at",
+        "blocked",
+        "breaker",
+        "budget",
+        "extra",
+        "gate",
+        "gated_for",
+        "group",
+        "health",
+        "heard_at",
+        "held",
+        "in_flight",
+        "index",
+        "limiter",
+        "models",
+        "name",
+        "overloads",
+        "press",
+        "probers",
+        "queue",
+        "quiet",
+        "refusals",
+        "report",
+        "seen",
+        "stalls",
+        "starved",
+        "troubled",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -78,6 +120,10 @@ class Replica:
         self.press = 0.0  # by that report: weight of a request in the server's queue
         self.queue = 0  # by that report: its queue, less our requests in flight then
         self.heard_at = 0.0  # the last sign of life
+        self.health = Health()
+        self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
+        self.asked_at = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.stalls = 0  # how often it was found hung
         self.watched = False  # an alarm looks at heard_at
 
     def can_take(self) -> bool:

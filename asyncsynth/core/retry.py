@@ -76,6 +76,9 @@ class AttemptState:
     charged: int = 0
     overloads: int = 0  #: since its last charged failure
     free_used: bool = False
+    degree: int = 0  #: of suspicion that this record kills servers; see core.suspects
+    crashes: int = 0  #: at which it was in flight
+    solo_crashes: int = 0  #: at which nothing else was
 
 
 @dataclass(frozen=True, slots=True)

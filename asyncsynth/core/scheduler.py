@@ -12,8 +12,9 @@ it is given. Each event costs O(log n) in waiting calls and replicas. Rules that
 
 from __future__ import annotations
 
-from asyncsynth.core.breaker import DOWN, REMOVED
+from asyncsynth.core.breaker import CANARY, DOWN, REMOVED
 from asyncsynth.core.calls import (
+    ASK,
     BUDGET,
     GONE,
     IN_FLIGHT,
@@ -21,11 +22,15 @@ from asyncsynth.core.calls import (
     PROBE,
     RATE,
     REPORT,
+    SPARE,
+    STALL,
     WAITING,
+    Abort,
     Action,
     Call,
     Finish,
     Halt,
+    Probe,
     Start,
 )
 from asyncsynth.core.faults import Faults
@@ -33,7 +38,7 @@ from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome
 from asyncsynth.core.replicas import LOAD_FRESH_S, Replica, ReplicaSpec, ReplicaStats
 
-__all__ = ["Action", "Finish", "Halt", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
+__all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
 
 class Scheduler(Faults):
@@ -47,7 +52,7 @@ class Scheduler(Faults):
         """A new call.
 
         Args:
-            call_id: any number that no unfinished call has.
+            call_id: any number, not negative, that no unfinished call has.
             model: a name that some replica serves, or has served (then the call waits for one that does).
             priority: the lower goes first.
             now: seconds.
@@ -88,7 +93,7 @@ class Scheduler(Faults):
             if replica.gate is not None:
                 replica.gate.correct(call.tokens, outcome.prompt_tokens + outcome.tokens, call.started_at, now)
             if replica.troubled:
-                self._recovered(call, replica, out)
+                self._recovered(call, replica, now, out)
             self._finish(call, outcome, out)
         else:
             replica.in_flight -= 1
@@ -104,14 +109,16 @@ class Scheduler(Faults):
         state, call.state = call.state, GONE
         out: list[Action] = []
         if state is WAITING:
-            self.waiting -= 1
-            self._queues[call.model].remove(call)
+            self._unqueue(call)
             if self._gated:
                 self._left_queue(call, now, out)
+            if call.retry is not None and call.retry.degree:
+                self._free_quiet(now, out)
         elif state is IN_FLIGHT:
             replica = call.replica
             assert replica is not None
             replica.in_flight -= 1
+            self._left(call, replica)
             if replica.breaker.probe == call_id:
                 replica.breaker.probe = None
             self._slot_freed(replica, now, out)
@@ -131,6 +138,8 @@ class Scheduler(Faults):
         if kind is PROBE:
             replica.breaker.half_open()
             self._slot_freed(replica, now, out)
+            if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
+                self._ask(replica, now, out)  # nobody waits who could probe
         elif kind is BUDGET:
             self._feed_starved(replica, now, out)
         elif kind is RATE:
@@ -139,6 +148,13 @@ class Scheduler(Faults):
             self._check_report(replica, now, out)
         elif kind is OUTAGE:
             self._away(replica, now, out)
+        elif kind is STALL:
+            self._check_silence(replica, now, out)
+        elif kind is SPARE:
+            self._slot_freed(replica, now, out)
+        elif kind is ASK:
+            self._acquit(replica, now, out)
+            self._unanswered(replica, now, out)
 
     def next_tick(self) -> float | None:
         """When `tick` has something to do, if nothing else happens before."""
@@ -155,6 +171,9 @@ class Scheduler(Faults):
             return []
         replica.limiter.on_load(load)
         replica.take_report(load)
+        if replica.seen != (load.running, load.kv):
+            replica.seen = (load.running, load.kv)
+            replica.heard_at = now  # it works on something
         if REPORT not in replica.alarms:
             self._timers.alarm(replica, REPORT, load.at + LOAD_FRESH_S)
         out: list[Action] = []
@@ -198,6 +217,25 @@ class Scheduler(Faults):
         self._rehome(replica)
         return out
 
+    def probe_result(self, name: str, ok: bool, now: float) -> list[Action]:
+        """What the driver's `Probe` came to: ok, if the server answered it, however. Unknown names are ignored."""
+        replica = self._balancer.by_name.get(name)
+        out: list[Action] = []
+        if replica is None or self.halted is not None:
+            return out
+        probing = replica.breaker.probe == CANARY
+        if ok:
+            replica.heard_at = now
+            if probing:
+                self._close(replica, now, out)
+                self._slot_freed(replica, now, out)
+        elif probing:
+            self._convict(replica, now, out)
+            self._open(replica, now, "does not answer a probe", out)
+        elif replica.in_flight and replica.asked_at > replica.heard_at:
+            self._hangs(replica, now, out)
+        return out
+
     def _rehome(self, changed: Replica) -> None:
         for model in changed.models:
             self._queues[model].rehome(self._home)
@@ -210,6 +248,8 @@ class Scheduler(Faults):
         """
         replica = self._balancer.by_name[name]
         out: list[Action] = []
+        self._fell(replica, now)
+        self._convict(replica, now, out)
         self._open(replica, now, why, out)
         if replica.breaker.state is not DOWN:
             replica.breaker.take_down()
@@ -224,8 +264,8 @@ class Scheduler(Faults):
             KeyError: no replica has this name.
         """
         replica = self._balancer.by_name[name]
-        self._close(replica)
         out: list[Action] = []
+        self._close(replica, now, out)
         self._slot_freed(replica, now, out)
         return out
 

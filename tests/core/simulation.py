@@ -12,7 +12,7 @@ from asyncsynth.core.calls import IN_FLIGHT
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.core.scheduler import Action, Finish, Halt, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
 
 #: (call id, attempt, now) -> (outcome, latency in seconds), or None for a good answer after the usual latency
 Script = Callable[[int, int, float], tuple[Outcome, float] | None]
@@ -60,7 +60,8 @@ class Sim:
         self.scheduler = Scheduler(specs, self.policy, random.Random(self.seed + 1))
         self.limits = limits
         self.now = 0.0
-        self.events: list[tuple[float, int, int, Outcome]] = []
+        #: when, order, call and its outcome; or replica and whether its probe was answered
+        self.events: list[tuple[float, int, int, Outcome | bool]] = []
         self.attempts: dict[int, int] = {}
         self.flying: dict[int, int] = {}
         self.finished: dict[int, Finish] = {}
@@ -97,6 +98,15 @@ class Sim:
                 if action.attempts != self.starts[action.call_id]:
                     self.fail(f"wrong count of attempts: {action}, started {self.starts[action.call_id]}")
                 del self.live[action.call_id]
+            elif isinstance(action, Probe):
+                scripted = self.servers[action.replica].script(-1, 1, self.now)
+                outcome, latency = scripted or (Ok(None), 0.2)
+                ok = not isinstance(outcome, Transient)
+                self._n += 1
+                at = self.now + min(latency, action.timeout_s)
+                heapq.heappush(self.events, (at, self._n, action.replica, ok and latency < action.timeout_s))
+            elif isinstance(action, Abort):
+                self.servers[self.flying.pop(action.call_id)].busy -= 1
             else:
                 self.halt = action
         self.check()
@@ -159,7 +169,9 @@ class Sim:
             self.act(self.scheduler.tick(self.now))
             return True
         self.now, n, call, outcome = heapq.heappop(self.events)
-        if self.attempts.get(call) == n and call in self.flying:
+        if isinstance(outcome, bool):
+            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now))
+        elif self.attempts.get(call) == n and call in self.flying:
             server = self.servers[self.flying.pop(call)]
             server.busy -= 1
             self.act(self.scheduler.outcome(call, server.ending(outcome, self.now), self.now))

@@ -1,0 +1,184 @@
+"""Servers that crash, for a record's sake or not, and servers that hang: by simulation in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from asyncsynth.core.limiter import FixedLimit
+from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
+
+from .simulation import Sim, SimServer
+
+M = frozenset({"m"})
+RESTART_S = 20.0
+
+
+class Crashing:
+    """Servers that die of poison soon after it arrives: what is in flight is cut off, then connections are refused."""
+
+    def __init__(self, replicas: int, poison: set[int], seed: int, *, free: bool = True, limit: int = 64) -> None:
+        self.rng = random.Random(seed)
+        self.poison = poison
+        self.free = free
+        self.down_until = [float("-inf")] * replicas
+        self.dies_at = [float("inf")] * replicas
+        self.crashes: list[tuple[float, int]] = []
+        self.servers = [self._server(i) for i in range(replicas)]
+        self.sim = Sim(self.servers, seed, [FixedLimit(limit) for _ in range(replicas)])
+
+    def _server(self, i: int) -> SimServer:
+        def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+            self._pass(i, now)
+            if now < self.down_until[i]:
+                return Transient("connect", "refused"), 0.001
+            latency = self.rng.uniform(0.5, 2.0)
+            if call in self.poison:
+                self.dies_at[i] = min(self.dies_at[i], now + self.rng.uniform(0.02, 0.6))
+            return Ok(None, 10), latency
+
+        def ending(outcome: Outcome, now: float) -> Outcome:
+            self._pass(i, now)
+            return outcome
+
+        return SimServer(f"s{i}", M, script=script, ending=ending)
+
+    def kill(self, i: int) -> None:
+        self.dies_at[i] = self.sim.now
+
+    def _pass(self, i: int, now: float) -> None:
+        if self.dies_at[i] <= now:
+            self.dies_at[i] = float("inf")
+            self.crash(i, now)
+
+    def crash(self, i: int, now: float) -> None:
+        self.down_until[i] = now + RESTART_S
+        self.crashes.append((now, i))
+
+    def run(self, until: float = float("inf")) -> None:
+        """As Sim.run; at a crash all that is in flight there ends at once."""
+        sim = self.sim
+        while sim.halt is None and sim.live and sim.now < until:
+            coming = min(self.dies_at)
+            following = min(sim.events[0][0] if sim.events else 1e18, sim.scheduler.next_tick() or 1e18)
+            if coming <= following:
+                self._die(self.dies_at.index(coming), max(coming, sim.now))
+            elif not sim.step():
+                sim.fail("stuck")
+
+    def _die(self, i: int, now: float) -> None:
+        sim = self.sim
+        sim.now = now
+        self.dies_at[i] = float("inf")
+        self.crash(i, now)
+        victims = [call for call, where in sim.flying.items() if where == i]
+        self.rng.shuffle(victims)
+        for call in victims:
+            if sim.flying.get(call) == i:
+                sim.flying.pop(call)
+                sim.servers[i].busy -= 1
+                cut = self.rng.random()
+                outcome = (
+                    Transient("reset", "died", free=True)
+                    if self.free and cut < 0.8
+                    else Transient("server_error", "engine died", status=500)
+                )
+                sim.act(sim.scheduler.outcome(call, outcome, now))
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["500", "reset"])
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("limit", [16, 64])
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_exactly_the_poison_record_is_quarantined(
+    seed: int, window: int, limit: int, replicas: int, free: bool
+) -> None:
+    """One poison record among 3,000; the window is once or twice the slots."""
+    poison = random.Random(seed).randrange(500, 2500)
+    fleet = Crashing(replicas, {poison}, seed, free=free, limit=limit)
+    fleet.sim.keep_window(3000, window * limit * replicas)
+    fleet.run()
+    bad = {call: f.outcome for call, f in fleet.sim.finished.items() if not isinstance(f.outcome, Ok)}
+    assert list(bad) == [poison], f"seed={seed}"
+    outcome = bad[poison]
+    assert isinstance(outcome, Permanent)
+    assert (outcome.reason, outcome.scope) == ("poison", "record")
+    assert 2 <= len(fleet.crashes) <= 4, f"seed={seed}: {fleet.crashes}"
+    assert len(fleet.sim.finished) == 3000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_poison_record_leaves_a_server_in_use(seed: int) -> None:
+    fleet = Crashing(3, {1000}, seed)
+    fleet.sim.keep_window(4000, 2 * 192)
+    fleet.run()
+    for (before, i), (after, j) in pairwise(fleet.crashes):
+        assert i == j or after > before
+    down = Counter[int]()
+    for at, _ in fleet.crashes:
+        down[sum(at - RESTART_S < other <= at for other, _ in fleet.crashes)] += 1
+    assert max(down) <= 2, f"seed={seed}: all three down at once: {fleet.crashes}"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_kill_from_outside_quarantines_nobody_and_costs_little(replicas: int, window: int) -> None:
+    fleet = Crashing(replicas, set(), 5, limit=256)
+    fleet.sim.keep_window(10**9, window * 256 * replicas)
+    fleet.run(until=60)
+    done = len(fleet.sim.finished)
+    rate = done / 60
+    fleet.kill(0)
+    fleet.run(until=200)
+    lost = 140 * rate - (len(fleet.sim.finished) - done)
+    assert all(isinstance(f.outcome, Ok) for f in fleet.sim.finished.values())
+    # The restart itself costs 20 s of one server; probing and the trials add less than as much again.
+    assert lost < 2.0 * RESTART_S * rate / replicas, f"{lost / (rate / replicas):.1f} server-seconds"
+
+
+def test_two_kills_from_outside_quarantine_nobody() -> None:
+    fleet = Crashing(2, set(), 5)
+    fleet.sim.keep_window(10**9, 256)
+    for at in (30, 55, 80, 105, 130):
+        fleet.run(until=at)
+        fleet.kill(0)
+    fleet.run(until=400)
+    assert all(isinstance(f.outcome, Ok) for f in fleet.sim.finished.values())
+    assert not fleet.sim.scheduler._suspects
+
+
+# --- servers that hang ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_hung_server_is_found_within_two_minutes(replicas: int) -> None:
+    hung = (Transient("timeout", "no answer"), 2120.0)  # the driver's own deadline for 4,000 tokens
+    servers = [SimServer(f"s{i}", M) for i in range(replicas)]
+    servers[0].script = lambda call, attempt, now: hung if 50 <= now < 600 else None
+    sim = Sim(servers, 3, [FixedLimit(16) for _ in servers])
+    sim.keep_window(10**9, 64)
+    sim.run(until=50 + 120)
+    assert sim.scheduler.stats()[0].state in ("open", "half-open")
+    if replicas == 2:
+        assert servers[1].busy == 16
+        done = len(sim.finished)
+        sim.run(until=200)
+        assert len(sim.finished) > done + 100
+    sim.run(until=900)
+    assert sim.scheduler.stats()[0].state == "closed"
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+    assert not any(call.retry.charged for call in sim.scheduler._calls.values() if call.retry), "somebody was charged"
+
+
+def test_long_generations_are_not_taken_for_a_hang() -> None:
+    """Nothing ends for five minutes, but a probe is answered."""
+    server = SimServer("s0", M, script=lambda call, attempt, now: None if call < 0 else (Ok(None, 4000), 300.0))
+    sim = Sim([server], 3, [FixedLimit(16)])
+    for call in range(16):
+        sim.submit(call, "m")
+    sim.run()
+    assert set(sim.starts.values()) == {1}
