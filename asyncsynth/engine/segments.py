@@ -22,6 +22,7 @@ from asyncsynth.engine.barrier import (
     earlier_output,
     pass_barrier,
 )
+from asyncsynth.engine.collector import fewer_collections
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
@@ -150,7 +151,8 @@ async def run_segments(
         runner = whole.runner(segment, pool, on_rows if following is None else None)
         if on_runner is not None:
             on_runner(runner)
-        report = await runner.run()
+        with fewer_collections():
+            report = await runner.run()
         if following is None or not isinstance(runner, SegmentRunner):
             return report
         if not runner.may_pass or not await whole.between(segment, following, runner):
