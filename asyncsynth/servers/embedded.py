@@ -15,10 +15,10 @@ import anyio.to_thread
 
 from asyncsynth.client.llm import EMBEDDED_DEFAULT
 from asyncsynth.errors import ConfigurationError, ServerUnreachable
+from asyncsynth.servers.guarded import PIPE, GuardedProcess
 from asyncsynth.servers.weights import Progress, cache_dir, display_name, ensure_weights
 
 _CHILD = Path(__file__).with_name("embedded_child.py")
-_STOP_S = 5.0
 _INSTALL = "Install the extra that holds llama.cpp: pip install 'asyncsynth[local]'"
 
 
@@ -61,7 +61,7 @@ class EmbeddedServer:
         self.log_path: Path | None = None  #: llama.cpp's log; kept when something went wrong
         self._cache = cache or cache_dir()
         self._progress = progress
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: GuardedProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -82,35 +82,14 @@ class EmbeddedServer:
             lambda: ensure_weights(self.spec.model, cache=self._cache, progress=self._progress)
         )
         try:
-            await self._spawn()
-            address = await self._await_ready(model)
+            await self._spawn(model)
+            address = await self._await_ready()
         except BaseException:
             await self._end(keep_log=True)
             raise
         self.base_url = f"{address}/v1"
 
-    async def _spawn(self) -> None:
-        descriptor, log = tempfile.mkstemp(prefix="asyncsynth-embedded-", suffix=".log")
-        self.log_path = Path(log)
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # this folder stays off the child's import path
-                str(_CHILD),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=descriptor,
-                # Ctrl-C goes to the terminal's whole group; this child has to outlive it while a run drains.
-                start_new_session=True,
-            )
-        finally:
-            os.close(descriptor)
-
-    async def _await_ready(self, model: Path) -> str:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
+    async def _spawn(self, model: Path) -> None:
         spec = self.spec
         settings = {
             "model": str(model),
@@ -118,14 +97,24 @@ class EmbeddedServer:
             "slots": spec.slots,
             "context": spec.context,
             "threads": spec.threads,
-            "parent": os.getpid(),
         }
+        descriptor, log = tempfile.mkstemp(prefix="asyncsynth-embedded-", suffix=".log")
+        self.log_path = Path(log)
+        try:
+            # -P: this folder stays off the child's import path
+            command = [sys.executable, "-P", str(_CHILD), json.dumps(settings)]
+            self._process = await GuardedProcess.start(command, stdout=PIPE, stderr=descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def _await_ready(self) -> str:
+        process = self._process
+        assert process is not None
+        assert process.output is not None
         line = b""
         with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(spec.ready_timeout_s):
-                process.stdin.write(json.dumps(settings).encode() + b"\n")
-                await process.stdin.drain()
-                line = await process.stdout.readline()
+            async with asyncio.timeout(self.spec.ready_timeout_s):
+                line = await process.output.readline()
         said = json.loads(line) if line.endswith(b"\n") else {}
         if "address" in said:
             return str(said["address"])
@@ -133,8 +122,8 @@ class EmbeddedServer:
             raise ConfigurationError(f"the embedded model needs llama.cpp: {said['error']}", hint=_INSTALL)
         why = said.get("error")
         if why is None:
-            ended = process.returncode is not None or process.stdout.at_eof()
-            why = "its process ended" if ended else f"it was not ready within {spec.ready_timeout_s:g} s"
+            ended = process.returncode is not None or process.output.at_eof()
+            why = "its process ended" if ended else f"it was not ready within {self.spec.ready_timeout_s:g} s"
         raise ServerUnreachable(
             f"the embedded server for {self.name} did not start: {why}", hint=f"Its log: {self.log_path}"
         )
@@ -147,17 +136,8 @@ class EmbeddedServer:
     async def _end(self, *, keep_log: bool) -> None:
         process, self._process = self._process, None
         self.base_url = ""
-        if process is not None and process.stdin is not None:
-            process.stdin.close()  # the child watches for this
-            try:
-                async with asyncio.timeout(_STOP_S):
-                    await process.wait()
-            except (TimeoutError, asyncio.CancelledError) as interrupted:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                if isinstance(interrupted, asyncio.CancelledError):
-                    raise
-                await process.wait()
+        if process is not None:
+            await process.kill()
         if self.log_path is not None and not keep_log:
             self.log_path.unlink(missing_ok=True)
 

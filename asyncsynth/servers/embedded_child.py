@@ -4,37 +4,18 @@ Run by path by `embedded.EmbeddedServer`, never imported: it imports nothing of 
 fast and works wherever the package lies. It is a process of its own because llama.cpp's server runs C++
 threads that only a process exit ends reliably (a clean stop waits for every request in flight).
 
-stdin: one JSON line of settings, then nothing; its end means that the parent is gone.
+Its one argument: the settings, in JSON. Its guardian (`guardian.py`) ends it when the parent is gone.
 stdout: one JSON line, ``{"address": "http://127.0.0.1:PORT"}`` once ready, or ``{"error": "..."}``.
 stderr: llama.cpp's log.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import sys
-import threading
 from typing import Any
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with_parent(parent: int) -> None:
-    """Linux: have the kernel kill this process when the parent dies, were every pipe to leak elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call above
-            os._exit(1)
-
-
-def watch_stdin() -> None:
-    """End this process, and its C++ threads with it, when the parent closes the pipe or dies."""
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
 
 
 def serve(settings: dict[str, Any]) -> Any:
@@ -58,17 +39,10 @@ def serve(settings: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until killed."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever llama.cpp prints goes to the log, and the answer line stays alone
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):
-            os._exit(1)
-        line += byte
-    settings = json.loads(line)
-    die_with_parent(settings["parent"])
-    threading.Thread(target=watch_stdin, daemon=True).start()
+    settings = json.loads(sys.argv[1])
     try:
         server = serve(settings)  # its threads serve for as long as this object lives
         said = {"address": str(server.listening_address)}
