@@ -13,7 +13,8 @@ import functools
 import ipaddress
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from asyncsynth.client.connection import Connection
@@ -103,9 +104,9 @@ class Http11Pool:
 
     # --- Exchange ------------------------------------------------------------------------------
 
-    async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+    def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> Coroutine[Any, Any, WireResponse]:
         """POST a JSON body; see `transport.Exchange`."""
-        return await self.send(self._head("POST", path, False), body, timeout)
+        return self.send(self._head("POST", path, False), body, timeout)
 
     async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """GET; see `transport.Exchange`."""

@@ -7,6 +7,7 @@ embedded model, one vLLM, or a fleet.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -66,12 +67,15 @@ class LLM:
         sent.update(self.extra_body)
         return sent
 
-    def chat(
-        self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any
-    ) -> ChatRequest:
+    @cached_property
+    def _params(self) -> dict[str, Any]:
+        """`params`, made once: it is copied into every request."""
+        return self.params()
+
+    def chat(self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any) -> ChatRequest:
         """A chat request with these settings; `overrides` are request fields such as ``seed``."""
-        return ChatRequest(self.model, messages, {**self.params(), **overrides}, schema)
+        return ChatRequest(self.model, messages, {**self._params, **overrides}, schema)
 
     def complete(self, prompt: str, **overrides: Any) -> CompletionRequest:
         """A raw completion request: the prompt goes out as it is."""
-        return CompletionRequest(self.model, prompt, {**self.params(), **overrides})
+        return CompletionRequest(self.model, prompt, {**self._params, **overrides})

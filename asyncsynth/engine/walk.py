@@ -7,11 +7,11 @@ has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from asyncsynth.client.concurrency import all_or_error, first_error
-from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
 from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
@@ -57,66 +57,77 @@ class Walker:
         self._run_seed = run_seed
         self._save = save
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
+        self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
+        #: The model steps by node index. Steps are abstract base classes: asking their kind costs more than this.
+        self._models = [node.step if isinstance(node.step, ModelStep) else None for node in plan.nodes]
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
-        way = _Way(record, recall, [len(node.before) for node in self._plan.nodes], self._model_steps)
+        way = _Way(record, recall, len(self._waits_for), self._model_steps)
         if self._linear:
-            await self._advance(way, self._plan.nodes[0], None)
+            for node in self._plan.nodes:
+                way.made[node.index] = await self._run(way, node)
         else:
+            waiting = list(self._waits_for)
             try:
                 async with asyncio.TaskGroup() as branches:
-                    await self._advance(way, self._plan.nodes[0], branches)
+                    await self._advance(way, self._plan.nodes[0], waiting, branches)
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from errors
         rows = {name: [row for _, row in way.made[index]] for name, index in self._plan.leaves.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
 
-    async def _advance(self, way: _Way, node: Node, branches: asyncio.TaskGroup | None) -> None:
+    async def _advance(self, way: _Way, node: Node, waiting: list[int], branches: asyncio.TaskGroup) -> None:
         """Runs a node, then what it makes ready: one successor here, the others as branches of their own."""
         here: Node | None = node
         while here is not None:
             way.made[here.index] = await self._run(way, here)
             ready = []
             for index in here.after:
-                way.waiting[index] -= 1
-                if way.waiting[index] == 0:
+                waiting[index] -= 1
+                if waiting[index] == 0:
                     ready.append(self._plan.nodes[index])
             for other in ready[1:]:
-                if branches is None:
-                    raise AssertionError("a linear plan has no branches")
-                branches.create_task(self._advance(way, other, branches))
+                branches.create_task(self._advance(way, other, waiting, branches))
             here = ready[0] if ready else None
 
     async def _run(self, way: _Way, node: Node) -> list[Item]:
-        step = node.step
         if not node.before:
             return [(way.record.key, way.record.data)]
+        items = way.made[node.before[0]]
+        model_step = self._models[node.index]
+        if model_step is not None:
+            return await self._ask(way, node, model_step, items)
+        step = node.step
         if isinstance(step, JoinStep):
             return way.join(step, [way.made[index] for index in node.before])
-        items = way.made[node.before[0]]
         if isinstance(step, RowStep):
             return [made for item in items for made in way.apply(step, item)]
-        if isinstance(step, ModelStep):
-            return await self._ask(way, node, step, items)
         raise AssertionError(f"{step!r} is no kind of step the engine knows")
 
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
-        asked = [self._ask_row(way, node, step, item, known) for item in items]
-        results = [await asked[0]] if len(asked) == 1 else await all_or_error(asked)
-        done = [result for result in results if result is not None]
-        fresh = [result for result, is_fresh in done if is_fresh]
+        if len(items) == 1:
+            results = [await self._ask_row(way, node, step, items[0], known)]
+        else:
+            results = await all_or_error([self._ask_row(way, node, step, item, known) for item in items])
         way.models_left -= 1
-        if fresh:
-            kept = [result for result, _ in done]
+        kept: list[StepResult] = []
+        made: list[Item] = []
+        any_fresh = False
+        for item, done in zip(items, results, strict=True):
+            if done is not None:
+                result, is_fresh = done
+                any_fresh = any_fresh or is_fresh
+                kept.append(result)
+                made += merged(step, item, result["o"])
+        if any_fresh:
             if way.models_left > 0:
                 self._save(way.record, node.fingerprint, kept)
             else:
                 way.unsaved.append((node.fingerprint, kept))  # rides in the record's last entry
-        by_key = {result["k"]: result for result, _ in done}
-        return [made for item in items if item[0] in by_key for made in merged(step, item, by_key[item[0]]["o"])]
+        return made
 
     async def _ask_row(
         self, way: _Way, node: Node, step: ModelStep, item: Item, known: Mapping[str, StepResult]
@@ -142,7 +153,7 @@ class Walker:
             key=key,
             run_seed=self._run_seed,
             step_id=node.fingerprint,
-            send=_sender(self._pool, priority),
+            send=partial(self._pool.send, priority=priority),
         )
         try:
             outputs = await step.generate(view, ctx)
@@ -160,13 +171,12 @@ class Walker:
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = ("dropped", "failed", "made", "models_left", "recall", "record", "reused", "unsaved", "waiting")
+    __slots__ = ("dropped", "failed", "made", "models_left", "recall", "record", "reused", "unsaved")
 
-    def __init__(self, record: Record, recall: Recall, waiting: list[int], model_steps: int) -> None:
+    def __init__(self, record: Record, recall: Recall, nodes: int, model_steps: int) -> None:
         self.record = record
         self.recall = recall
-        self.waiting = waiting
-        self.made: list[list[Item]] = [[] for _ in waiting]
+        self.made: list[list[Item]] = [[]] * nodes  #: by node; each is replaced, never added to
         self.models_left = model_steps
         self.failed: list[FailedRow] = []
         self.dropped: dict[str, dict[str, int]] = {}
@@ -229,7 +239,3 @@ def merged(step: ModelStep, item: Item, outputs: list[Row]) -> list[Item]:
     if len(outputs) == 1:
         return [(key, step.merge(row, outputs[0]))]
     return [(f"{key}.{number}", step.merge(row, made)) for number, made in enumerate(outputs)]
-
-
-def _sender(pool: ServerPool, priority: int) -> Callable[[ModelRequest], Awaitable[Completion]]:
-    return lambda request: pool.send(request, priority=priority)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asyncsynth.client.messages import Completion, ModelRequest
+from asyncsynth.client.messages import Completion, ModelRequest, Usage
 from asyncsynth.records import stable_seed
 
 Send = Callable[[ModelRequest], Awaitable[Completion]]
@@ -48,14 +48,20 @@ class Context:
         done = self.completions
         if not done:
             return dict(self.notes)
+        last = done[-1]
+        if len(done) == 1:
+            usage, attempts, latency = last.usage, last.attempts, last.latency_s
+        else:
+            usage = Usage(sum(c.usage.prompt_tokens for c in done), sum(c.usage.completion_tokens for c in done))
+            attempts, latency = sum(c.attempts for c in done), sum(c.latency_s for c in done)
         return {
-            "model": done[-1].model,
-            "server": done[-1].server,
+            "model": last.model,
+            "server": last.server,
             "calls": len(done),
-            "attempts": sum(completion.attempts for completion in done),
-            "prompt_tokens": sum(completion.usage.prompt_tokens for completion in done),
-            "completion_tokens": sum(completion.usage.completion_tokens for completion in done),
-            "finish": done[-1].choices[0].finish_reason,
-            "latency_s": round(sum(completion.latency_s for completion in done), 4),
+            "attempts": attempts,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "finish": last.choices[0].finish_reason,
+            "latency_s": round(latency, 4),
             **self.notes,
         }

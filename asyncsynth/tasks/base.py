@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from asyncsynth.client.concurrency import all_or_error
@@ -134,9 +134,9 @@ class Task(ModelStep):
             return answers
         return [{name: [answer[name] for answer in answers] for name in self.outputs}]
 
-    async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """One set of outputs. A task that needs several calls for it overrides this."""
-        return await self.answer(row, ctx, number)
+    def sample(self, row: Row, ctx: Context, number: int) -> Coroutine[Any, Any, Row]:
+        """One set of outputs, awaited. A task that needs several calls for it overrides this (``async def``)."""
+        return self.answer(row, ctx, number)
 
     async def answer(self, row: Row, ctx: Context, number: int, *, llm: LLM | None = None) -> Row:
         """The outputs in one answer to `messages`."""
