@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, decode, encode, outcome_of
 from asyncsynth.client.loads import ORCA_HEADER
@@ -17,6 +18,7 @@ from asyncsynth.client.replicas import (
     ReplicaSnapshot,
     Server,
     Totals,
+    answers,
     estimated_tokens,
     prompt_head,
 )
@@ -25,7 +27,7 @@ from asyncsynth.core.breaker import REMOVED
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.core.scheduler import Action, Finish, Halt, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped
 
 __all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
@@ -62,6 +64,9 @@ class ServerPool:
         self._wall = wall_clock
         self._next_id = 0
         self._waiters: dict[int, asyncio.Future[Start | Finish]] = {}
+        self._senders: dict[int, asyncio.Task[Any] | None] = {}  #: call -> the task that sends it
+        self._aborted: dict[int, tuple[int, asyncio.Future[Start | Finish]]] = {}
+        self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._timeouts: dict[tuple[int, int], Timeouts] = {}
@@ -94,16 +99,24 @@ class ServerPool:
         if self._spread and not affinity:
             affinity = prompt_head(request)
         tokens = estimated_tokens(request) if self._rated else 0
+        self._senders[call_id] = asyncio.current_task()
         try:
             step = self._apply(
                 scheduler.submit(call_id, self._route(request.model), priority, clock(), affinity, tokens), call_id
             )
+            waiter: asyncio.Future[Start | Finish] | None = None
             while True:
-                if step is None:
-                    step = await self._wait(call_id)
-                if isinstance(step, Finish):
-                    return self._conclude(step)
-                outcome = await self._attempt(request, step, clock)
+                try:
+                    if step is None:
+                        step, waiter = await self._wait(call_id, waiter), None
+                    if isinstance(step, Finish):
+                        return self._conclude(step)
+                    outcome = await self._attempt(request, step, clock)
+                except asyncio.CancelledError:
+                    if (waiter := self._aborted_one(call_id)) is None:
+                        raise
+                    step = None
+                    continue
                 step = self._apply(scheduler.outcome(call_id, outcome, clock()), call_id)
                 if not isinstance(step, Finish) and not isinstance(outcome, Ok):
                     self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
@@ -112,6 +125,8 @@ class ServerPool:
             self._waiters.pop(call_id, None)
             self._apply(scheduler.cancel(call_id, clock()), call_id)
             raise
+        finally:
+            del self._senders[call_id]
 
     # --- servers that come and go -------------------------------------------------------------
 
@@ -188,6 +203,9 @@ class ServerPool:
         for waiter in self._waiters.values():
             waiter.cancel()
         self._waiters.clear()
+        for task in self._probes:
+            task.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
         for link in self._links:
             await link.stop()
         for link in self._links:
@@ -269,12 +287,43 @@ class ServerPool:
 
     # --- carrying out what was decided --------------------------------------------------------
 
-    async def _wait(self, call_id: int) -> Start | Finish:
-        if self.halted is not None:
-            raise self._halt_error()
-        waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
-        self._waiters[call_id] = waiter
+    async def _wait(self, call_id: int, waiter: asyncio.Future[Start | Finish] | None) -> Start | Finish:
+        """What is decided about the call; `waiter` was made when it was aborted, and may have it already."""
+        if waiter is None:
+            if self.halted is not None:
+                raise self._halt_error()
+            waiter = self._waiters[call_id] = asyncio.get_running_loop().create_future()
         return await waiter
+
+    def _abort(self, call_id: int) -> None:
+        """Cancel a call's exchange; the call itself waits for what is decided next, maybe in the same list."""
+        task = self._senders.get(call_id)
+        if task is not None:
+            waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
+            self._waiters[call_id] = waiter
+            self._aborted[call_id] = (task.cancelling(), waiter)
+            task.cancel()
+
+    def _aborted_one(self, call_id: int) -> asyncio.Future[Start | Finish] | None:
+        """What an aborted call waits for next; None where somebody else has cancelled its task (also)."""
+        aborted = self._aborted.pop(call_id, None)
+        task = self._senders[call_id]
+        if aborted is None or task is None or task.uncancel() > aborted[0]:
+            return None
+        return aborted[1]
+
+    def _probe(self, probe: Probe) -> None:
+        """Ask a silent server something small, beside its slots and the statistics."""
+        server = self._links[probe.replica].server
+
+        async def ask() -> None:
+            ok = await answers(server, probe.timeout_s)
+            assert self._clock is not None
+            self._apply(self._scheduler.probe_result(server.name, ok, self._clock()), 0)
+
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
 
     def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
@@ -288,7 +337,11 @@ class ServerPool:
                 # A cancelled waiter's task will give the slot back when it runs.
                 if waiter is not None and not waiter.done():
                     waiter.set_result(action)
-            elif isinstance(action, Halt) and self.halted is None:
+            elif isinstance(action, Abort):
+                self._abort(action.call_id)
+            elif isinstance(action, Probe):
+                self._probe(action)
+            elif self.halted is None:
                 self._halt()
         due = self._scheduler.next_tick()
         if due is not None and (self._timer is None or due < self._timer_at):

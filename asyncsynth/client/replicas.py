@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, encode
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, ModelRequest
-from asyncsynth.client.transport import Exchange
+from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.rates import RateLimits
@@ -131,6 +131,17 @@ class Link:
     def _told(self, load: ServerLoad) -> None:
         self.load = load
         self.report(self.server.name, load)
+
+
+async def answers(server: Server, timeout_s: float) -> bool:
+    """Whether a server answers a request for one token in so many seconds, be it that it is busy."""
+    request = ChatRequest(min(server.models), [{"role": "user", "content": "Hi"}], {"max_tokens": 1})
+    path, body = encode(request, dialect=server.dialect)
+    try:
+        answer = await server.exchange.post(path, body, Timeouts(min(10.0, timeout_s), timeout_s, timeout_s))
+    except TransportFailure:
+        return False
+    return answer.status < 500 or answer.status in (503, 529)
 
 
 def prompt_head(request: ModelRequest) -> int:

@@ -13,11 +13,11 @@ from asyncsynth.client.loads import ORCA_HEADER, RARE_POLL_S
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.replicas import estimated_tokens, prompt_head
-from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, WireResponse
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.errors import ModelNotServed
-from tests.client.test_pool import FakeExchange, answer, ask, run, settle
+from tests.client.test_pool import FakeExchange, answer, ask, refusal, run, settle
 
 
 class Exchange(FakeExchange):
@@ -219,6 +219,86 @@ def test_a_published_rate_holds_requests_back(rates: RateLimits) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await pool.aclose()
+
+    run(main())
+
+
+class Hanging(Exchange):
+    """Takes calls and never answers them; a probe of one token is answered as `alive` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Semaphore(0)
+        self.alive: WireResponse | TransportFailure = TransportFailure("timeout", "silence")
+        self.probes = 0
+
+    async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+        if orjson.loads(body).get("max_tokens") != 1:
+            return await super().post(path, body, timeout)
+        self.probes += 1
+        if isinstance(self.alive, TransportFailure):
+            raise self.alive
+        return self.alive
+
+
+def test_calls_on_a_server_that_hangs_go_elsewhere_and_end_well() -> None:
+    async def main() -> None:
+        hanging, other, clock = Hanging(), Exchange(), Clock()
+        pool = pool_of(server("a", hanging), server("b", other), clock=clock)
+        tasks = [asyncio.create_task(pool.send(ask())) for _ in range(6)]
+        await settle()
+        hung = [task for task in tasks if not task.done()]
+        assert (hanging.busy, len(hung)) == (3, 3)
+        hung[0].cancel()
+        for _ in range(8):
+            clock.now += 31
+            pool._tick()
+            await settle()
+        assert (hanging.probes > 0, hanging.busy, hanging.cancelled) == (True, 0, 3)
+        assert [task.cancelled() for task in hung] == [True, False, False]
+        assert [task.result().server for task in hung[1:]] == ["b", "b"]
+        assert [task.cancelling() for task in hung[1:]] == [0, 0]
+        await pool.aclose()
+
+    run(main())
+
+
+def test_a_cancellation_that_meets_an_abort_is_kept() -> None:
+    """Both in one turn of the loop: the task was cancelled by its owner, whatever the pool does with its call."""
+
+    async def main() -> None:
+        hanging, other, clock = Hanging(), Exchange(), Clock()
+        pool = pool_of(server("a", hanging, limit=1), server("b", other), clock=clock)
+        tasks = [asyncio.create_task(pool.send(ask())) for _ in range(2)]
+        await settle()
+        [hung] = [task for task in tasks if not task.done()]
+        pool._abort(next(iter(pool._senders)))
+        hung.cancel()
+        await settle()
+        assert hung.cancelled()
+        assert pool._senders == {}
+        assert pool.snapshot().replicas[0].in_flight == 0
+        await pool.aclose()
+
+    run(main())
+
+
+def test_a_server_that_is_slow_but_answers_probes_keeps_its_calls() -> None:
+    async def main() -> None:
+        slow, clock = Hanging(), Clock()
+        slow.alive = refusal(503)
+        pool = pool_of(server("a", slow), clock=clock)
+        task = asyncio.create_task(pool.send(ask()))
+        await settle()
+        for _ in range(4):
+            clock.now += 31
+            pool._tick()
+            await settle()
+        assert (slow.probes > 0, slow.busy, slow.cancelled) == (True, 1, 0)
+        assert slow.gate is not None
+        slow.gate.release()
+        assert (await task).attempts == 1
         await pool.aclose()
 
     run(main())
