@@ -69,8 +69,8 @@ def qwen_tiny(folder: Path) -> None:
     torch.manual_seed(1)
     shape = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=128,  # 32 for each head: the least that vLLM's attention on CPUs takes
+        intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

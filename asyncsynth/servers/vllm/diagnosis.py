@@ -78,12 +78,15 @@ _SIGNS: tuple[tuple[str, str, str, str], ...] = (
      r"Not enough memory|[Ii]nsufficient (CPU )?memory",
      "the machine's memory does not suffice", "Lower VLLM_CPU_KVCACHE_SPACE or max-model-len, or free some memory."),
     ("disk_full", r"No space left on device", "a disk is full", "Free some space where HF_HOME and the logs lie."),
-    ("too_many_files", r"Too many open files", "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
+    # vLLM quotes that error in a warning of every start where `ulimit -n` is low.
+    ("too_many_files", r"^(?!.*can cause fd limit errors).*Too many open files", "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
     ("missing_package", r"ModuleNotFoundError: |ImportError: |PackageNotFoundError",
      "a Python package is missing or does not fit", "Install it into vLLM's environment, or make that anew."),
     ("nccl", r"NCCL error|ncclInternalError|ncclSystemError", "the GPUs cannot talk to each other",
      "Try NCCL_DEBUG=INFO in `env`; in containers, a larger /dev/shm."),
 )  # fmt: skip
+#: Errors of the processes around the one that failed; they tell to look above.
+_ELSEWHERE = re.compile(r"EngineDeadError|[Ss]ee (the )?(stack trace|root cause)|stack trace above|can cause fd limit")
 _COMPILED = [(kind, re.compile(pattern), cause, advice) for kind, pattern, cause, advice in _SIGNS]
 
 
@@ -106,6 +109,7 @@ def diagnose(log: str, exit_code: int | None = None) -> Diagnosis:
     if exit_code is not None and exit_code < 0:
         return Diagnosis("signal", f"it ended by {_signal_name(-exit_code)}", "Its log may say more.")
     errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+    errors = [line for line in errors if not _ELSEWHERE.search(line)] or errors
     said = without_prefix(errors[-1]) if errors else ""
     cause = f"it ended with exit code {exit_code}" if exit_code is not None else "it did not become ready"
     return Diagnosis("unknown", cause, "Its log says more.", said)

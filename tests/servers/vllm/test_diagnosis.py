@@ -92,3 +92,19 @@ def test_restarts_back_off_and_give_up() -> None:
     assert again is not None
     assert again <= 1
     assert later.crashed(150.0) is None
+
+
+def test_a_warning_that_quotes_an_error_is_no_cause_and_the_root_is_told_before_its_followers() -> None:
+    log = (
+        "(APIServer pid=7) WARNING 11-21 08:51:12 [system_utils.py:255] Found ulimit of 20000 and failed to "
+        "automatically increase with error current limit exceeds maximum limit. This can cause fd limit errors like "
+        "`OSError: [Errno 24] Too many open files`. Consider increasing with ulimit -n\n"
+        "(Worker pid=9) ERROR 11-21 08:51:58 [multiproc_executor.py:1063] RuntimeError: Unsupported CPU attention "
+        "configuration: head_dim=16\n"
+        "(APIServer pid=7) ERROR 11-21 08:51:58 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: "
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.\n"
+    )
+    found = diagnose(log, 1)
+    assert found.kind == "unknown"
+    assert found.line == "RuntimeError: Unsupported CPU attention configuration: head_dim=16"
+    assert diagnose(log + "OSError: [Errno 24] Too many open files\n", 1).kind == "too_many_files"
