@@ -79,7 +79,8 @@ _SIGNS: tuple[tuple[str, str, str, str], ...] = (
      "the machine's memory does not suffice", "Lower VLLM_CPU_KVCACHE_SPACE or max-model-len, or free some memory."),
     ("disk_full", r"No space left on device", "a disk is full", "Free some space where HF_HOME and the logs lie."),
     # vLLM quotes that error in a warning of every start where `ulimit -n` is low.
-    ("too_many_files", r"^(?!.*can cause fd limit errors).*Too many open files", "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
+    ("too_many_files", r"^(?!.*can cause fd limit errors).*Too many open files",
+     "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
     ("missing_package", r"ModuleNotFoundError: |ImportError: |PackageNotFoundError",
      "a Python package is missing or does not fit", "Install it into vLLM's environment, or make that anew."),
     ("nccl", r"NCCL error|ncclInternalError|ncclSystemError", "the GPUs cannot talk to each other",
