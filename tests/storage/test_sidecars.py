@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from asyncsynth.errors import CorruptJournal
+from asyncsynth.errors import CorruptJournal, StorageError
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, atomic_write, remove_stale, temporary_path
 from asyncsynth.storage.index import RunIndex
@@ -94,6 +94,24 @@ def test_the_first_sidecar_is_there_before_the_run_ends(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(scene(), 20))
 
 
+def test_a_segment_that_did_not_reach_the_disk_gets_no_sidecar(tmp_path: Path) -> None:
+    run, fs = tmp_path / "run", FailingFS()
+
+    async def scene() -> None:
+        sidecars = Sidecars(keys="position", min_bytes=0)
+        journal = Journal.create(run, sidecars=sidecars, fs=fs, segment_bytes=1, group_entries=1, group_delay_s=0.0)
+        fs.fail_at = len(fs.calls)
+        with pytest.raises(StorageError):
+            for n in range(3):  # the first is being written when the second begins the next segment
+                sidecars.facts.add(journal.append(final(str(n), n)), orjson.loads(final(str(n), n)))
+            await journal.flushed()
+        with pytest.raises(StorageError):
+            await journal.close()
+
+    asyncio.run(scene())
+    assert not list(run.glob("*.idx"))
+
+
 def with_sidecars(run: Path) -> list[Segment]:
     for start in range(0, 60, 20):  # each session begins a segment
         journal_of(run, [final(str(n), n) for n in range(start, start + 20)])
@@ -102,7 +120,7 @@ def with_sidecars(run: Path) -> list[Segment]:
 
 
 def test_a_sidecar_is_not_trusted_when_its_segment_changed(tmp_path: Path) -> None:
-    """Longer, shorter, or with another last line of the same length: then the segment is read."""
+    """Longer, shorter, with a hole, or with another last line of the same length: then the segment is read."""
     run = tmp_path / "run"
     segment = with_sidecars(run)[1]
     data = segment.path.read_bytes()
@@ -110,7 +128,9 @@ def test_a_sidecar_is_not_trusted_when_its_segment_changed(tmp_path: Path) -> No
     last_line = data.rfind(b"\n", 0, -1) + 1
     flipped = bytearray(data)
     flipped[last_line + 12] ^= 1
-    for changed in (data + b"\n", data[:last_line], bytes(flipped)):
+    lines = data.splitlines(keepends=True)
+    hole = b"".join(lines[:5] + lines[6:])
+    for changed in (data + b"\n", data[:last_line], hole, bytes(flipped)):
         segment.path.write_bytes(changed)
         now = list_segments(run, REAL)[1]
         assert SegmentFacts.load(now, by_position=True) is None
