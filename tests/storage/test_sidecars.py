@@ -101,9 +101,9 @@ def test_a_segment_that_did_not_reach_the_disk_gets_no_sidecar(tmp_path: Path) -
         sidecars = Sidecars(keys="position", min_bytes=0)
         journal = Journal.create(run, sidecars=sidecars, fs=fs, segment_bytes=1, group_entries=1, group_delay_s=0.0)
         fs.fail_at = len(fs.calls)
+        for n in range(3):  # the first is being written when the second begins the next segment
+            sidecars.facts.add(journal.append(final(str(n), n)), orjson.loads(final(str(n), n)))
         with pytest.raises(StorageError):
-            for n in range(3):  # the first is being written when the second begins the next segment
-                sidecars.facts.add(journal.append(final(str(n), n)), orjson.loads(final(str(n), n)))
             await journal.flushed()
         with pytest.raises(StorageError):
             await journal.close()
