@@ -18,6 +18,8 @@ _LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\[^\x00-\x1f])*+"')
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i\s*['\u2019]?\s*a?m\s+)?(?:(?:very|so|really)\s+)?sorry\b(?=[\s,.:;!\u2014-]*(?:but|i\b|as|that|for|$))"
     r"|i\s+(?:must\s+|have\s+to\s+)?apologi[sz]e\b|(?:my\s+)?apologies\b"
@@ -61,9 +63,13 @@ _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab":
 
 
 def json_values(text: str) -> Iterator[Any]:
-    """JSON values in a text: the whole, or objects and arrays between prose and code fences."""
+    """JSON values in a text: the whole, or objects and arrays between prose and code fences.
+
+    In those, line breaks, tabs and other control characters may stand bare in strings, against RFC 8259: models
+    write them so, and the grammars that constrain a vLLM's answer to a schema let them pass.
+    """
     try:
-        yield orjson.loads(text.strip())
+        yield _loads(text.strip())
     except orjson.JSONDecodeError:
         pass
     else:
@@ -75,7 +81,7 @@ def json_values(text: str) -> Iterator[Any]:
         tries = 0
         while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
             try:
-                yield orjson.loads(text[found.start() : end + 1])
+                yield _loads(text[found.start() : end + 1])
                 break
             except orjson.JSONDecodeError:
                 end = text.rfind(closing[found[0]], found.start(), end)
@@ -87,6 +93,20 @@ def json_values(text: str) -> Iterator[Any]:
                 return
             continue
         start = end + 1
+
+
+def _loads(text: str) -> Any:
+    """`orjson.loads`, control characters in the strings of an object or array allowed."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if not text.startswith(("{", "[")) or not _CONTROL.search(text):
+            raise
+    return orjson.loads(_JSON_STRING.sub(lambda string: _CONTROL.sub(_escaped, string[0]), text))
+
+
+def _escaped(control: re.Match[str]) -> str:
+    return f"\\u{ord(control[0]):04x}"
 
 
 def string_of(value: Any) -> str:
