@@ -72,6 +72,7 @@ class ServerPool:
         self._timeouts: dict[tuple[int, int], Timeouts] = {}
         self._totals = Totals()
         self._closed = False
+        self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
         self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
         self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
 
@@ -152,6 +153,18 @@ class ServerPool:
         """Somebody knows that it is gone: nothing is sent there, and nobody charged, until `server_up`."""
         clock = self._clock or self._begin()
         self._apply(self._scheduler.replica_down(name, clock(), why), 0)
+
+    def server_lost(self, name: str, why: str, advice: str = "") -> None:
+        """Somebody knows that it stays away: the run goes on with the others; where it needs this one, it ends now.
+
+        `advice`: what to do, for the error of a run that ends. KeyError: there is none of that name.
+        """
+        clock = self._clock or self._begin()
+        actions = self._scheduler.replica_lost(name, clock(), why)
+        self._advice[name] = advice
+        self._apply(actions, 0)
+        if self.halted is None:
+            self.notes.append(f"{name} is not started again ({why}); the run goes on without it")
 
     def server_up(self, name: str) -> None:
         """It is back."""
@@ -373,4 +386,5 @@ class ServerPool:
         halt = self._scheduler.halted
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
-        return RunStopped(halt.message, hint="check the key, the model's name and the server; then resume")
+        hint = self._advice.get(halt.replica, "check the key, the model's name and the server; then resume")
+        return RunStopped(halt.message, hint=hint)

@@ -171,11 +171,13 @@ class Balancer:
         return best
 
     def hopeless(self, model: str, now: float, limit_s: float) -> bool:
-        """Whether no server has answered for a model for `limit_s` seconds, and none is left to ask."""
+        """Whether no server has answered for a model for `limit_s` seconds, or will, and none is left to ask."""
 
         def dead(replica: Replica) -> bool:
             opened = replica.breaker.opened_at
-            return replica.breaker.state in (OPEN, DOWN) and opened is not None and now - opened > limit_s
+            if replica.breaker.state not in (OPEN, DOWN) or opened is None:
+                return False
+            return replica.breaker.lost or now - opened > limit_s
 
         since = self.bare_since.get(model)
         return all(map(dead, self.of_model[model])) and (since is None or now - since > limit_s)

@@ -26,6 +26,7 @@ class Breaker:
     __slots__ = (
         "cause",
         "failures",
+        "lost",
         "opened_at",
         "probe",
         "probe_at",
@@ -47,6 +48,7 @@ class Breaker:
         self.probe_at: float | None = None
         self.probe: int | None = None  # the call that probes
         self.cause = ""
+        self.lost = False  # down, and nobody tries to bring it back
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed; True when the server is to blame and the breaker should open.
@@ -116,3 +118,4 @@ class Breaker:
         self.opened_at = None
         self.tries = 0
         self.cause = ""
+        self.lost = False

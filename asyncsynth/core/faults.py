@@ -14,6 +14,7 @@ HALT_AFTER = 3  #: identical refusals (401, 403, 404) of one model by one replic
 BURST_S = 0.25  #: connections that die within so short a time die together
 PROBE_S = 60.0  #: what a probe of a busy server may take, at first
 AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
+LOST_CHECK_S = 1.0  #: or, where nobody brings it back, whether a call waits for it
 
 
 class Faults(Suspects):
@@ -203,7 +204,7 @@ class Faults(Suspects):
         if any(self._balancer.hopeless(model, now, self.policy.outage_limit_s) for model in models):
             self._give_up_waiting(replica, out)
         elif replica.breaker.state is DOWN or any(m in self._balancer.bare_since for m in replica.models):
-            self._timers.alarm(replica, OUTAGE, now + AWAY_CHECK_S)
+            self._timers.alarm(replica, OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
     def _unquiet_paused(self, replica: Replica) -> None:
         replica.block(gated_for=replica.gated_for, quiet=False)  # it takes nothing anyway; when back, it is empty
@@ -243,6 +244,9 @@ class Faults(Suspects):
 
     def _give_up_waiting(self, replica: Replica, out: list[Action]) -> None:
         # Stop, to be resumed, and fail no record.
+        if replica.breaker.lost:
+            self._halt(replica, f"{replica.name} is not started again: {replica.breaker.cause}", out)
+            return
         minutes = self.policy.outage_limit_s / 60
         self._halt(replica, f"{replica.name} gave no answer for {minutes:.0f} min ({replica.breaker.cause})", out)
 

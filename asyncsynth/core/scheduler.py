@@ -257,6 +257,20 @@ class Scheduler(Faults):
             self._watch_absence(replica, now)
         return out
 
+    def replica_lost(self, name: str, now: float, why: str) -> list[Action]:
+        """A supervisor has given this server up. Calls that nobody else can take end the run at once.
+
+        Raises:
+            KeyError: no replica has this name.
+        """
+        replica = self._balancer.by_name[name]
+        out = self.replica_down(name, now, why)
+        replica.breaker.cause = why
+        replica.breaker.lost = True
+        if self.halted is None:
+            self._away(replica, now, out)
+        return out
+
     def replica_up(self, name: str, now: float) -> list[Action]:
         """The server is back and ready.
 

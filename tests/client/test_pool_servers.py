@@ -16,7 +16,7 @@ from asyncsynth.client.replicas import estimated_tokens, prompt_head
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.rates import RateLimits
-from asyncsynth.errors import ModelNotServed
+from asyncsynth.errors import ModelNotServed, RunStopped
 from tests.client.test_pool import FakeExchange, answer, ask, refusal, run, settle
 
 
@@ -200,6 +200,29 @@ def test_a_server_known_to_be_down_is_left_alone_until_it_is_up() -> None:
         assert (down.state, "restarting" in down.why) == ("down", True)
         pool.server_up("a")
         assert await answering(pool, 4) == {"a", "b"}
+        await pool.aclose()
+
+    run(main())
+
+
+def test_a_server_that_stays_away_ends_the_run_only_where_it_is_the_last() -> None:
+    async def main() -> None:
+        first, second = Exchange(), Exchange()
+        pool = pool_of(server("a", first), server("b", second))
+        pool.server_lost("a", "crashed")
+        assert await answering(pool, 4) == {"b"}
+        assert pool.notes == ["a is not started again (crashed); the run goes on without it"]
+        second.gate = asyncio.Semaphore(0)
+        sent = [asyncio.create_task(pool.send(ask())) for _ in range(8)]
+        await settle()
+        pool.server_lost("b", "out of memory; its log: b.log", "Free some.")
+        for task in sent[4:]:
+            with pytest.raises(RunStopped, match=r"b is not started again: out of memory; its log: b.log") as caught:
+                await task
+            assert caught.value.hint == "Free some."
+        for task in sent:
+            task.cancel()
+        await asyncio.gather(*sent, return_exceptions=True)
         await pool.aclose()
 
     run(main())
