@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from asyncsynth.core.calls import IN_FLIGHT
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.core.scheduler import Abort, Action, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
 
@@ -52,11 +53,14 @@ class Sim:
     limits: list[Limiter] | None = None
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     check_all: bool = False
+    rates: RateLimits | None = None
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         limits = self.limits or [FixedLimit(16) for _ in self.servers]
-        specs = [ReplicaSpec(s.name, s.models, limit) for s, limit in zip(self.servers, limits, strict=True)]
+        specs = [
+            ReplicaSpec(s.name, s.models, limit, self.rates) for s, limit in zip(self.servers, limits, strict=True)
+        ]
         self.scheduler = Scheduler(specs, self.policy, random.Random(self.seed + 1))
         self.limits = limits
         self.now = 0.0
@@ -74,9 +78,14 @@ class Sim:
     def fail(self, why: str) -> None:
         raise AssertionError(f"{why} (seed={self.seed}, now={self.now})")
 
-    def submit(self, call: int, model: str, priority: int = 0, affinity: int = 0) -> None:
+    def submit(self, call: int, model: str, priority: int = 0, affinity: int = 0, tokens: int = 0) -> None:
         self.live[call] = model
-        self.act(self.scheduler.submit(call, model, priority, self.now, affinity))
+        self.act(self.scheduler.submit(call, model, priority, self.now, affinity, tokens))
+
+    def add(self, server: SimServer, limit: Limiter) -> None:
+        """Another server joins."""
+        self.servers.append(server)
+        self.act(self.scheduler.add_replica(ReplicaSpec(server.name, server.models, limit), self.now))
 
     def cancel(self, call: int) -> None:
         self.live.pop(call, None)

@@ -9,6 +9,7 @@ import pytest
 from tenacity import stop_after_attempt
 
 from asyncsynth.core.limiter import FixedLimit, Limiter
+from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
@@ -38,7 +39,7 @@ def test_random_scripts_keep_the_rules(seed: int) -> None:
         for i in range(rng.randint(1, 5))
     ]
     limits: list[Limiter] = [FixedLimit(rng.randint(1, 12)) for _ in servers]
-    sim = Sim(servers, seed, limits, check_all=True)
+    sim = Sim([*servers], seed, limits, check_all=True)
     cancelled = 0
     for call in range(150):
         sim.submit(call, rng.choice(names), rng.randint(0, 3), rng.choice([0, 0, 7, 8]))
@@ -51,6 +52,15 @@ def test_random_scripts_keep_the_rules(seed: int) -> None:
             sim.act(sim.scheduler.replica_down(servers[-1].name, sim.now))
         if rng.random() < 0.05:
             sim.act(sim.scheduler.replica_up(servers[-1].name, sim.now))
+        if rng.random() < 0.1:
+            load = ServerLoad(rng.choice([0, 0, 5]), rng.randint(0, 20), rng.random(), sim.now)
+            sim.act(sim.scheduler.report_load(rng.choice(servers).name, load, sim.now))
+        if rng.random() < 0.02:
+            sim.add(SimServer(f"joined{call}", frozenset({"a", "b"})), FixedLimit(3))
+        if rng.random() < 0.02 and len(sim.scheduler._balancer.by_name) > 1:
+            name = rng.choice([n for n in sim.scheduler._balancer.by_name if n.startswith("joined")] or [""])
+            if name:
+                sim.act(sim.scheduler.remove_replica(name, sim.now))
     sim.act(sim.scheduler.replica_up(servers[-1].name, sim.now))
     sim.run()
     assert len(sim.finished) == 150 - cancelled, f"seed={seed}"
@@ -186,6 +196,7 @@ def test_retry_budget_paces_charged_retries() -> None:
 # --- overload ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row(15)
 def test_sustained_429_shrinks_to_the_minimum_and_recovers() -> None:
     refused = (Overloaded(429, "slow down", retry_after=2.0), 0.02)
     sim = Sim(fleet(1, script=lambda c, a, now: refused if 60 <= now < 600 else None), 2, [FixedLimit(64)])
@@ -227,6 +238,7 @@ def test_no_calls_are_lost_to_429_however_long_the_retry_after() -> None:
 # --- outages -----------------------------------------------------------------------------------
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize("reason", ["connect", "server_error", "reset", "mixed"])
 @pytest.mark.parametrize("draining", [False, True], ids=["crash", "drain"])
 @pytest.mark.parametrize("seed", range(2))
@@ -265,6 +277,7 @@ def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: st
     assert not lost, f"seed={seed}: {lost[:3]}"
 
 
+@pytest.mark.row(13)
 def test_a_server_that_drains_for_long_while_refusing_charges_nobody() -> None:
     """Old requests are answered for 20 s, new connections refused: the answers must not vouch for the server."""
     refused = (Transient("connect", "refused"), 0.001)
