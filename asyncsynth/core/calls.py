@@ -249,7 +249,10 @@ class Timers:
             if isinstance(target, Call):
                 valid = target.state is SLEEPING and target.wake_at == due
             else:
-                valid = target.alarm_stands(kind, due)
+                valid = target.alarms.get(kind) == due
+                if kind is STALL and valid and not target.in_flight:  # nobody to be silent to
+                    del target.alarms[kind]
+                    target.watched = valid = False
             if valid:
                 return due
             heappop(heap)

@@ -48,11 +48,16 @@ class Dispatch:
         self._timers = Timers()
         self._gated: set[Replica] = set()  # those whose published rate is used up
         self._seq = 0
+        self._suspects: dict[int, Call] = {}  # those of the waiting that `core.suspects` keeps
         self.halted: Halt | None = None
         self._setup_suspects()
 
     def _setup_suspects(self) -> None:
         """For `core.suspects`."""
+
+    def _try_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """For `core.suspects`: start suspects there; True when nothing else may start."""
+        raise NotImplementedError
 
     def _join(self, spec: ReplicaSpec) -> Replica:
         replica = self._balancer.add(spec, RetryBudget(self.policy.budget_ratio, self.policy.budget_per_s))
@@ -63,6 +68,10 @@ class Dispatch:
     # --- waiting and starting -----------------------------------------------------------------
 
     def _enqueue(self, call: Call) -> None:
+        """Let a call wait; `core.suspects` has a place of its own for some."""
+        self._wait(call)
+
+    def _wait(self, call: Call) -> None:
         self.waiting += 1
         self._queues[call.model].push(call, self._home(call) if call.affinity else None)
 
@@ -73,12 +82,15 @@ class Dispatch:
         return None if home is None else home.index
 
     def _place(self, call: Call, now: float, out: list[Action]) -> None:
-        """Start a call that is ready, or let it wait."""
+        """Start a call that is ready, or let it wait; `core.suspects` has its own way with some."""
+        self._start_or_wait(call, now, out)
+
+    def _start_or_wait(self, call: Call, now: float, out: list[Action]) -> None:
         replica = None
         if self.halted is None and not self._queues[call.model].live:
             replica = self._pick(call, now)
         if replica is None:
-            self._enqueue(call)
+            self._wait(call)
             return
         self._start(call, replica, now, out)
         if self._gated:
@@ -117,7 +129,7 @@ class Dispatch:
         """Give a replica that may have room the best of the calls that wait for it."""
         if replica.gated_for is not None:
             self._open_gate(replica)  # what was used may be less than what was charged
-        if self.waiting and self.halted is None:
+        if self.waiting and self.halted is None and not (self._suspects and self._try_first(replica, now, out)):
             self._drain(replica, now, out)
         if replica.held and not replica.in_flight:
             self._release_held(replica, out)  # nobody is left who could bear witness

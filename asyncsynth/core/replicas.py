@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asyncsynth.core.breaker import CLOSED, HALF_OPEN, Breaker
-from asyncsynth.core.calls import STALL, Call
+from asyncsynth.core.calls import Call
 from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Outcome
@@ -162,16 +162,6 @@ class Replica:
         self.gated_for = gated_for
         self.quiet = quiet
         self.blocked = quiet or gated_for is not None
-
-    def alarm_stands(self, kind: str, due: float) -> bool:
-        """Whether a timer is still wanted."""
-        if self.alarms.get(kind) != due:
-            return False
-        if kind is STALL and not self.in_flight:
-            del self.alarms[kind]
-            self.watched = False
-            return False
-        return True
 
     def stats(self, waiting: int) -> ReplicaStats:
         """For a person."""

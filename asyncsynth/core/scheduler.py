@@ -73,9 +73,9 @@ class Scheduler(Faults):
             out.append(self.halted)
         # A queue with somebody in it means that no replica of this model can take a call.
         if queue.live or self.halted is not None:
-            self._enqueue(call)
+            self._wait(call)
         else:
-            self._place(call, now, out)
+            self._start_or_wait(call, now, out)
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:

@@ -42,10 +42,7 @@ CANARY_S = 30.0  #: what a probe of an empty server may take
 class Suspects(Dispatch):
     """Trials of suspects, between `core.dispatch` and `core.faults`. Costs nothing until a server falls."""
 
-    _suspects: dict[int, Call]  # those that wait, of both degrees
-
     def _setup_suspects(self) -> None:
-        self._suspects = {}
         self._heaps: dict[tuple[str, int], list[tuple[int, float, int, Call]]] = {}
         self._at_once = LEAST_TRIALS
         self._cleared = 0
@@ -101,7 +98,7 @@ class Suspects(Dispatch):
     def _enqueue(self, call: Call) -> None:
         state = call.retry
         if state is None or not state.degree:
-            super()._enqueue(call)
+            self._wait(call)
             return
         call.state = WAITING
         self.waiting += 1
@@ -117,7 +114,7 @@ class Suspects(Dispatch):
 
     def _place(self, call: Call, now: float, out: list[Action]) -> None:
         if call.retry is None or not call.retry.degree:
-            super()._place(call, now, out)
+            self._start_or_wait(call, now, out)
             return
         self._enqueue(call)
         replica = self._balancer.pick(call.model)
@@ -140,15 +137,14 @@ class Suspects(Dispatch):
 
     # --- trials -------------------------------------------------------------------------------
 
-    def _drain(self, replica: Replica, now: float, out: list[Action]) -> None:
-        if self._suspects:
-            if replica.breaker.state is CLOSED and replica.health.alive:
-                if self._examine(replica, now, out):
-                    return
-                self._try_suspects(replica, now, out)
-            elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._fresh_probe(replica):
-                self._ask(replica, now, out)
-        super()._drain(replica, now, out)
+    def _try_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        if replica.breaker.state is CLOSED and replica.health.alive:
+            if self._examine(replica, now, out):
+                return True
+            self._try_suspects(replica, now, out)
+        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._fresh_probe(replica):
+            self._ask(replica, now, out)
+        return False
 
     def _try_suspects(self, replica: Replica, now: float, out: list[Action]) -> None:
         trials = replica.health.trials
