@@ -36,6 +36,8 @@ def _say_counts(status: RunStatus) -> None:
         say(f"  {one_line(status.before.directory.name)}: above; the step over all rows after it: {kept}")
         for reason, count in sorted(passed.dropped.items() if passed else ()):
             say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
+    if status.shards:
+        say(f"  shards    {status.shards}: their records, together")
     say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
     for what, counts in (
         ("rows", status.rows),

@@ -73,6 +73,10 @@ def run(
         int | None, typer.Option(min=1, help="Requests in flight on each server, fixed [default: finds out].")
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Processes that share the run [default: one, or as the run has shards]."),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")
     ] = False,
@@ -103,6 +107,7 @@ def run(
         seed=seed,
         concurrency=concurrency,
         window=window,
+        workers=workers,
         retry_failed=retry_failed,
         update=update,
     )

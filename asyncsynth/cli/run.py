@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from asyncsynth.cli.serve import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import STOPPING, Stopped
 from asyncsynth.cli.text import complain
+from asyncsynth.cli.workers import Run, run_of
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.workers import Workers
 from asyncsynth.errors import EXIT_STOPPED, ConfigurationError
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.vllm.starting import StartOptions
@@ -38,6 +41,7 @@ def run_command(
     start: bool = False,
     gpus: Sequence[str] = (),
     vllm_command: str = "",
+    workers: int | None = None,
     **options: Any,
 ) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
@@ -50,11 +54,13 @@ def run_command(
         )
     elif gpus or vllm_command:
         raise ConfigurationError("--gpus and --vllm-command are for servers that --start starts")
+    path = list(sys.path)
     pipeline = load_pipeline(target)
     apply_settings(pipeline, settings)
     if input is not None:
         pipeline.with_input(str(input))
-    report = run_in_loop(lambda: _supervised(pipeline, as_json=as_json, options=options))
+    with run_of(pipeline, workers, target, input, settings, path, options) as run:
+        report = run_in_loop(lambda: _supervised(pipeline, run, as_json=as_json))
     if report is None:
         raise Stopped("a signal before anything was sent")
     exported: dict[str, object] = {}
@@ -67,14 +73,14 @@ def run_command(
     return report.exit_code
 
 
-async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, Any]) -> RunReport | None:
+async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:
     """The run with progress on show and signals in hand; a cancelled run reports what it has done."""
     display = ProgressDisplay(as_json=as_json)
     signals = Signals()
 
     found: list[Capabilities] = []
 
-    def on_runner(runner: Runner) -> None:
+    def on_runner(runner: Runner | Workers) -> None:
         signals.runner = runner
         display.start(runner)
 
@@ -84,7 +90,7 @@ async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, A
 
     with signals.installed():
         try:
-            result = await pipeline.arun(on_runner=on_runner, on_servers=on_servers, on_download=Download(), **options)
+            return await run(on_runner=on_runner, on_servers=on_servers, on_download=Download())
         except asyncio.CancelledError:
             if not signals.count:
                 raise
@@ -96,7 +102,6 @@ async def _supervised(pipeline: Pipeline, *, as_json: bool, options: dict[str, A
             return replace(signals.runner.report(), servers=[one.as_json() for one in found])
         finally:
             display.stop()
-    return result.report
 
 
 class Download:
@@ -117,7 +122,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.count = 0
-        self.runner: Runner | None = None
+        self.runner: Runner | Workers | None = None
         self._main: asyncio.Task[Any] | None = None
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ import orjson
 from asyncsynth.cli.text import complain, cut, duration, escaped, number, one_line, say, write
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.workers import Workers
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
@@ -30,7 +31,7 @@ class ProgressDisplay:
         self._task: asyncio.Task[None] | None = None
         self._noted = 0  #: notes of this runner's pool that were told
 
-    def start(self, runner: Runner) -> None:
+    def start(self, runner: Runner | Workers) -> None:
         """Begins to show this runner, in place of one before; call from the run's event loop."""
         self.stop()
         self._task = asyncio.get_running_loop().create_task(self._show(runner))
@@ -43,7 +44,7 @@ class ProgressDisplay:
             if self._terminal:
                 write(sys.stderr, "\r\x1b[K")
 
-    async def _show(self, runner: Runner) -> None:
+    async def _show(self, runner: Runner | Workers) -> None:
         every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
         while True:
             try:

@@ -6,7 +6,8 @@ The last word is kept beside the journal (``servers.json``), so that `asyncsynth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 
 from asyncsynth.client.pool import PoolSnapshot, ReplicaSnapshot, ServerPool
 from asyncsynth.core.window import Window
+from asyncsynth.storage.shards import Part
 
 FILE = "servers.json"
 KEEP_EVERY_S = 5.0
@@ -29,10 +31,19 @@ class FollowingWindow(Window):
     Twice, so that a record between two requests, or on its way to the disk, leaves no slot empty.
     """
 
-    __slots__ = ("_clock", "_fixed", "_look_at", "_pool")
+    __slots__ = ("_clock", "_fixed", "_look_at", "_most", "_pool")
 
-    def __init__(self, records: int | None, bytes: int, pool: ServerPool, clock: Callable[[], float]) -> None:
-        super().__init__(records or _wanted(pool), bytes)
+    def __init__(
+        self,
+        records: int | None,
+        bytes: int,
+        pool: ServerPool,
+        clock: Callable[[], float],
+        *,
+        share: Part | None = None,
+    ) -> None:
+        self._most = MOST_RECORDS if share is None else max(1, share.of(MOST_RECORDS))
+        super().__init__(records or self._wanted(pool), bytes)
         self._fixed = records is not None
         self._pool = pool
         self._clock = clock  #: seconds, monotonic
@@ -45,8 +56,11 @@ class FollowingWindow(Window):
         if self._fixed or (now := self._clock()) < self._look_at:
             return False
         self._look_at = now + _FOLLOW_EVERY_S
-        self.records = _wanted(self._pool)
+        self.records = self._wanted(self._pool)
         return super().try_take()
+
+    def _wanted(self, pool: ServerPool) -> int:
+        return min(self._most, 2 * pool.capacity + 256)
 
     def why(self, pool: PoolSnapshot) -> str:
         """Why the servers are not kept full, where it is the window that binds; else ''."""
@@ -60,13 +74,28 @@ class FollowingWindow(Window):
         return f"all {self.records} records of the window are in flight"
 
 
-def _wanted(pool: ServerPool) -> int:
-    return min(MOST_RECORDS, 2 * pool.capacity + 256)
-
-
 def server_lines(pool: PoolSnapshot, window_why: str) -> list[dict[str, Any]]:
     """The servers of a snapshot as plain values. `window_why` joins the reasons of those that could take more."""
     return [_line(replica, window_why) for replica in pool.replicas]
+
+
+def merged_lines(groups: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One line a server, of the lines of several processes that share it: what each has in flight and may have is
+    added; a server that one of them has paused shows that; the reason is the last one's."""
+    merged: dict[str, dict[str, Any]] = {}
+    for line in chain.from_iterable(groups):
+        known = merged.setdefault(line["name"], line)
+        if known is line:
+            merged[line["name"]] = {**line}
+            continue
+        known["why"] = f"in each process: {line['why']}"
+        for field in ("in_flight", "limit", "waiting"):
+            known[field] += line[field]
+        for field in ("server_waiting", "server_running", "server_kv"):  # each process sees the whole server's
+            known[field] = max((value for value in (known[field], line[field]) if value is not None), default=None)
+        if known["state"] == "closed":
+            known["state"] = line["state"]
+    return list(merged.values())
 
 
 def _line(replica: ReplicaSnapshot, window_why: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.embedded import EmbeddedSpec
 from asyncsynth.servers.vllm.starting import StartOptions
+from asyncsynth.storage.shards import Part
 
 #: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
 WINDOW_BYTES = 256 << 20
@@ -39,6 +40,8 @@ class RunOptions:
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         on_servers: told what was found out about each server and model, before anything is sent.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
+        shard: which part of the records is this run's; of several processes that share one (`engine.shards`).
+        share: which part of each server's limits, of memory and of records in flight is this process's.
     """
 
     output: Path | str | None = None
@@ -54,6 +57,8 @@ class RunOptions:
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     retry: RetryPolicy | None = None
+    shard: Part | None = None
+    share: Part | None = None
     on_download: Callable[[int, int], None] | None = None
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
 

@@ -100,9 +100,7 @@ class Pipeline(Graph):
     ) -> RunReport:
         """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
         plan = self.checked(options)
-        if options.output is None and not self.is_named:
-            # Pipelines without a name must not meet in one directory: each has its own, by what it does.
-            options = replace(options, output=options.directory(f"{self.name}-{plan.fingerprint[:8]}"))
+        options = self.with_place(plan, options)
         async with open_segments(self.name, plan, options) as segments:
             found: list[dict[str, Any]] = []
 
@@ -121,7 +119,7 @@ class Pipeline(Graph):
                     rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                     progress=options.on_download,
                     concurrency=options.concurrency,
-                    needs=self.needs(),
+                    needs=None if options.shard is not None else self.needs(),  # tried before, once for all shards
                     on_found=on_found,
                 ) as pool,
             ):
@@ -130,6 +128,12 @@ class Pipeline(Graph):
                 report = await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
                 report.servers = found
                 return report
+
+    def with_place(self, plan: Plan, options: RunOptions) -> RunOptions:
+        """`options` with the run directory decided."""
+        # Pipelines without a name must not meet in one directory: each has its own, by what it does.
+        name = self.name if self.is_named else f"{self.name}-{plan.fingerprint[:8]}"
+        return replace(options, output=options.directory(name))
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""

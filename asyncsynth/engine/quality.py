@@ -20,6 +20,7 @@ from asyncsynth.storage.entries import RecEntry, StepResult
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 from asyncsynth.storage.reading import JournalView
+from asyncsynth.storage.shards import journals
 
 _SEGMENT = "segment"
 
@@ -49,7 +50,7 @@ class RunQuality:
             )
         fields: dict[str, Any] = {"steps": {}}
         quality = cls(directory, manifest.pipeline, fields)
-        for place, part in [*_segments(directory, manifest), (directory, manifest)]:
+        for place, part in [*_segments(directory, manifest), *journals(directory, manifest)]:
             epoch = part.epochs[-1]
             steps = {**fields["steps"], **epoch.fields.get("steps", {})}
             fields.update(epoch.fields, steps=steps)
@@ -61,7 +62,7 @@ class RunQuality:
             self.steps.setdefault(name, StepMeasures(name, str(settings.get("step", ""))))
         names = {fingerprint: name for name, fingerprint in epoch.steps.items()}
         number = len(manifest.epochs) - 1
-        index = RunIndex(keys=manifest.keys)
+        index = RunIndex(keys=manifest.keys, stride=manifest.stride)
         judged: Sample[Bag] = Sample()
         self.judged.append(judged)
         with JournalView(directory) as view:

@@ -51,26 +51,31 @@ class RunDirectory:
         Raises RunChangedError with the plan of what would be reused and redone, RunLockedError, StorageError.
         """
         path = options.directory(name)
-        _check_place(path)
+        check_place(path)
         if not options.use_cache:
             _set_aside(path)
         keys = "id" if reader.id_column else "position"
-        index = RunIndex(keys=keys)
         manifest = Manifest.load(path)
+        if manifest is not None and manifest.shards:
+            raise ConfigurationError(
+                f"{path} is a run that {manifest.shards} processes share",
+                hint="Go on with it by `asyncsynth run PIPELINE.py --output DIR`, or choose another directory.",
+            )
+        index = RunIndex(keys=keys, stride=1 if manifest is None else manifest.stride)
         run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
         sidecars = Sidecars(keys=keys)
         if manifest is None:
             journal = Journal.create(path, run_id=run_id, sidecars=sidecars)
         else:
-            journal = Journal.open(path, visitor=index, sidecars=sidecars)
+            journal = Journal.open(path, run_id=run_id, visitor=index, sidecars=sidecars)
         try:
             if manifest is None:
-                manifest = _new_manifest(name, run_id, keys, plan, reader, options)
+                manifest = new_manifest(name, run_id, keys, plan, reader, options)
                 manifest.save(path)
-            elif changes := _changes(manifest, plan, reader, keys):
+            elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
-                    raise _changed(path, changes, _reuse_plan(plan, index, manifest))
-                _add_epoch(manifest, keys, plan, reader)
+                    raise changed(path, changes, plan, index.step_count)
+                add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
             if journal.report.bytes_cut:
@@ -211,7 +216,8 @@ def _nothing(_: str) -> Mapping[str, StepResult]:
     return _NO_RESULTS
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Raises ConfigurationError for a file, and for a directory of something else."""
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
     if path.is_dir() and any(path.iterdir()) and not Manifest.exists(path):
@@ -244,7 +250,8 @@ def _epoch(plan: Plan) -> Epoch:
     )
 
 
-def _new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader, options: RunOptions) -> Manifest:
+def new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader, options: RunOptions) -> Manifest:
+    """The manifest of a run that begins."""
     return Manifest(
         run_id=run_id,
         pipeline=name,
@@ -256,7 +263,7 @@ def _new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader,
     )
 
 
-def _add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None:
+def add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None:
     """The plan becomes the directory's current one; results under earlier fingerprints stay usable."""
     if manifest.keys != keys:
         raise ConfigurationError(
@@ -267,7 +274,8 @@ def _add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> Non
     manifest.epochs.append(_epoch(plan))
 
 
-def _changes(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
+def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
+    """What differs from what the directory was made by, a line each."""
     current = manifest.epochs[-1]
     changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)
     if manifest.keys != keys:
@@ -277,19 +285,14 @@ def _changes(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[
     return changes
 
 
-def _reuse_plan(plan: Plan, index: RunIndex, manifest: Manifest) -> list[str]:
-    """For each model step: how many results there are, or that it will be done."""
-    lines = []
+def changed(path: Path, changes: list[str], plan: Plan, step_count: Callable[[str], int]) -> RunChangedError:
+    """The error that says so, and what would be reused. `step_count`: results that there are of a fingerprint."""
+    lines = ["changed:", *(f"  {line}" for line in changes), "plan:"]
     for node in plan.model_steps:
-        there = index.step_count(node.fingerprint)
-        lines.append(f"{node.step.name}: {there} results reused" if there else f"{node.step.name}: redone")
-    return lines
-
-
-def _changed(path: Path, changes: list[str], reuse: list[str]) -> RunChangedError:
-    plan = ["changed:", *(f"  {line}" for line in changes), "plan:", *(f"  {line}" for line in reuse)]
+        there = step_count(node.fingerprint)
+        lines.append(f"  {node.step.name}: {there} results reused" if there else f"  {node.step.name}: redone")
     return RunChangedError(
         f"{path} was made by another pipeline or from another input",
-        plan=plan,
+        plan=lines,
         hint="Run again with --update (update=True) to go on like this, or choose another --output.",
     )

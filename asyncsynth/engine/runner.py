@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import islice
 
 from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.pool import ServerPool
+from asyncsynth.core.stats import Histogram
 from asyncsynth.engine.limits import KEEP_EVERY_S, FollowingWindow, keep_lines, server_lines
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -59,7 +59,7 @@ class Runner:
         self._on_rows = on_rows
         self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
         self._loop = asyncio.get_running_loop()
-        self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time)
+        self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._broken = False  #: the journal can write no more
         directory.watch(self._settled, self._journal_failed)
@@ -160,8 +160,7 @@ class Runner:
 
     def _rows(self) -> Iterator[Record]:
         """Records of the source, up to the limit; a row that is bad on its own ends as failed at once."""
-        numbered = enumerate(self._reader)
-        for position, item in islice(numbered, self._options.limit):
+        for position, item in self._reader.placed(self._options.limit, self._options.shard):
             if isinstance(item, BadRow):
                 record = Record(str(position), position, {})
                 self.counts.read += 1
@@ -270,9 +269,13 @@ class Runner:
     def _total(self) -> int | None:
         known = self._reader.size_hint()
         limit = self._options.limit
-        if known is None:
-            return limit
-        return known if limit is None else min(known, limit)
+        total = limit if known is None else known if limit is None else min(known, limit)
+        shard = self._options.shard
+        return total if total is None or shard is None else shard.of(total)
+
+    def latency(self) -> Histogram:
+        """How long requests took, in seconds: so far."""
+        return self._pool.snapshot().latency
 
     def report(self) -> RunReport:
         """The run as it stands; final once `run` has returned."""

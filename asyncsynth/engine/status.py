@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
-from asyncsynth.engine.limits import kept_lines
+from asyncsynth.engine.limits import kept_lines, merged_lines
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.reading import JournalView
+from asyncsynth.storage.shards import journals
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class RunStatus:
     examples: list[FailedRow] = field(default_factory=list)
     servers: list[dict[str, Any]] = field(default_factory=list)  #: as they stood last, see `engine.limits`
     before: RunStatus | None = None  #: of the segment before, where a step over all rows splits the pipeline
+    shards: int = 0  #: processes that the run was dealt out to; 0: one, and not dealt out
     barrier: BarrierCounts | None = None  #: what became of this segment's rows on their way to the next one
 
     @classmethod
@@ -47,7 +50,14 @@ class RunStatus:
                 f"{directory} is no run directory: it has no MANIFEST.json",
                 hint="Give the directory that `asyncsynth run` printed as its output.",
             )
-        index = RunIndex(keys=manifest.keys)
+        if manifest.shards:
+            parts = [cls._read(place, part, examples) for place, part in journals(directory, manifest)]
+            return _together(directory, manifest, parts, examples)
+        return cls._read(directory, manifest, examples)
+
+    @classmethod
+    def _read(cls, directory: Path, manifest: Manifest, examples: int) -> RunStatus:
+        index = RunIndex(keys=manifest.keys, stride=manifest.stride)
         epoch = len(manifest.epochs) - 1
         with JournalView(directory) as view:
             view.walk(index)
@@ -67,10 +77,7 @@ class RunStatus:
             rows=dict(counts.rows),
             failed_rows={f"{step}: {reason}": n for (step, reason), n in counts.failed_rows.items()},
             dropped_rows={f"{step}: {reason}": n for (step, reason), n in counts.dropped_rows.items()},
-            steps={
-                name: index.step_count(fingerprint)
-                for name, fingerprint in manifest.epochs[-1].steps.items()
-            },
+            steps={name: index.step_count(fingerprint) for name, fingerprint in manifest.epochs[-1].steps.items()},
             examples=shown,
             servers=kept_lines(directory),
             before=_before(directory, manifest, examples),
@@ -80,6 +87,31 @@ class RunStatus:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {"event": "status", **asdict(self), "directory": str(self.directory)}
+
+
+def _together(directory: Path, manifest: Manifest, parts: Sequence[RunStatus], examples: int) -> RunStatus:
+    """The status of a run from those of its shards."""
+
+    def added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for one in counts:
+            total.update(one)
+        return dict(total)
+
+    return RunStatus(
+        pipeline=manifest.pipeline,
+        directory=directory,
+        writer_pid=writer_pid(directory),
+        ok=sum(part.ok for part in parts),
+        failed=sum(part.failed for part in parts),
+        rows=added(part.rows for part in parts),
+        failed_rows=added(part.failed_rows for part in parts),
+        dropped_rows=added(part.dropped_rows for part in parts),
+        steps=added(part.steps for part in parts),
+        examples=[failed for part in parts for failed in part.examples][:examples],
+        servers=merged_lines(part.servers for part in parts),
+        shards=manifest.shards,
+    )
 
 
 def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | None:

@@ -77,14 +77,20 @@ class Counts:
 
 
 class RunIndex:
-    """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id"."""
+    """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id".
 
-    def __init__(self, *, keys: str, fs: FileSystem = REAL, sidecar_min_bytes: int = SIDECAR_MIN_BYTES) -> None:
+    `stride`: only every so many-th position is there (a shard's), so that the arrays have no gaps.
+    """
+
+    def __init__(
+        self, *, keys: str, stride: int = 1, fs: FileSystem = REAL, sidecar_min_bytes: int = SIDECAR_MIN_BYTES
+    ) -> None:
         self.by_position = keys == "position"
+        self._stride = stride
         self._fs = fs
         self._sidecar_min_bytes = sidecar_min_bytes
         self._facts = SegmentFacts(by_position=self.by_position)
-        # By slot; a slot is the position itself, or the order in which ids were first met.
+        # By slot; a slot is position // stride, or the order in which ids were first met.
         self._slots = 0
         self._flags = bytearray()
         self._final_at = array("Q")  #: location of the last final entry; 0: none
@@ -193,9 +199,10 @@ class RunIndex:
     def _slot(self, key: int) -> int:
         """The slot of a position or of a key's hash; made if it is new."""
         if self.by_position:
-            if key >= self._slots:
-                self._extend(key + 1)
-            return key
+            slot = key // self._stride
+            if slot >= self._slots:
+                self._extend(slot + 1)
+            return slot
         slot, free = self._probe(key)
         if slot >= 0:
             return slot
@@ -209,6 +216,8 @@ class RunIndex:
     def _slots_of(self, keys: array[int]) -> array[int]:
         """The slots of a segment's keys, those of new keys in a row after all others."""
         if self.by_position:
+            if self._stride > 1:
+                keys = array("Q", (key // self._stride for key in keys))
             if keys[-1] >= self._slots:
                 self._extend(keys[-1] + 1)
             return keys
@@ -265,14 +274,14 @@ class RunIndex:
     def _find(self, key: str) -> int:
         """The slot of a key, -1 when there is none."""
         if self.by_position:
-            return slot if (slot := int(key)) < self._slots else -1
+            return slot if (slot := int(key) // self._stride) < self._slots else -1
         return self._probe(key_hash(key))[0]
 
     # --- asking --------------------------------------------------------------------------------
 
     def claim(self, key: str, position: int, row_hash: str, epoch: int) -> Claim:
         """What there is of the record that the input now brings. Raises DuplicateKey the second time."""
-        if self.by_position and position >= self._slots:
+        if self.by_position and position // self._stride >= self._slots:
             return _NEW  # positions cannot come twice: nothing to remember, however many there are
         slot = self._slot(int(key) if self.by_position else key_hash(key))
         flags = self._flags[slot]
@@ -309,12 +318,12 @@ class RunIndex:
         """Locations of the final entries in the order of the input; of one epoch, or each record's last."""
         return (self._final_at[slot] for slot in self._in_order(epoch))
 
-    def final_rows(self, leaf: str, epoch: int | None = None) -> Iterator[tuple[int, int]]:
-        """As `finals`, (location, rows of the leaf) of those that have any."""
+    def final_rows(self, leaf: str, epoch: int | None = None) -> Iterator[tuple[int, int, int]]:
+        """As `finals`, (position, location, rows of the leaf) of those that have any."""
         rows = [next((n for name, n in ending.rows if name == leaf), 0) for ending in self._endings]
         for slot in self._in_order(epoch):
             if count := rows[self._ending[slot]]:
-                yield self._final_at[slot], count
+                yield self._position[slot], self._final_at[slot], count
 
     def _in_order(self, epoch: int | None) -> Iterator[int]:
         """The slots of the final entries, in the order of the input."""
@@ -372,7 +381,7 @@ class RunIndex:
             if self._flags[slot] & (_CLAIMED | DROPPED | KNOWN) != KNOWN:
                 continue
             if self.by_position:
-                yield str(slot)
+                yield str(self._position[slot])
             elif where := self._any_entry(slot):
                 yield read(where)["k"]
 

@@ -105,16 +105,25 @@ class Journal:
             raise
 
     @classmethod
-    def open(cls, directory: Path, *, visitor: Visitor | None = None, fs: FileSystem = REAL, **options: Any) -> Journal:
+    def open(
+        cls,
+        directory: Path,
+        *,
+        run_id: str | None = None,
+        visitor: Visitor | None = None,
+        fs: FileSystem = REAL,
+        **options: Any,
+    ) -> Journal:
         """Takes the lock, verifies every line, repairs a torn tail; `report` tells what was found.
 
-        `visitor` is shown every entry on the way (see `RunIndex`). No segment: an empty journal.
+        `visitor` is shown every entry on the way (see `RunIndex`). No segment: an empty journal, of the run `run_id`.
         Raises RunLockedError, CorruptJournal (file and offset), StorageError.
         """
         lock = RunLock(directory, fs=fs)
         try:
             remove_stale(directory, fs=fs)
             state = recover(directory, fs, visitor or NoVisitor())
+            state.run_id = state.run_id or run_id
             return cls(directory, fs, lock, state, _Options(**options))
         except BaseException:
             lock.release()

@@ -55,7 +55,7 @@ def journal_stats(directory: Path, *, fs: FileSystem = REAL) -> JournalStats:
         raise StorageError(
             f"{directory / MANIFEST_NAME}: is missing", hint="`asyncsynth journal verify` reads a journal without it."
         )
-    index = RunIndex(keys=manifest.keys)
+    index = RunIndex(keys=manifest.keys, stride=manifest.stride)
     stats = JournalStats(directory, first=manifest.created)
     kinds: Counter[str] = Counter()
     with JournalView(directory, fs=fs) as view:

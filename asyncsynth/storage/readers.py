@@ -6,10 +6,12 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal, NamedTuple, cast
 
 from asyncsynth.errors import InputError
 from asyncsynth.records import Row
+from asyncsynth.storage.shards import Part
 
 HEAD_BYTES = 1 << 20  #: how much of the input's beginning identifies it
 
@@ -58,18 +60,40 @@ class Reader:
 
     def __iter__(self) -> Iterator[SourceRow | BadRow]:
         empty = True
-        for item in self._numbered():
+        for number, content in self._numbered():
             empty = False
-            number, content = item
-            try:
-                row = self._row(number, content)
-                key = self._key(number, row) if self.id_column else None
-                yield SourceRow(number, key, self._renamed(number, row) if self.rename else row)
-            except InputError as error:
-                if self.on_bad_row == "stop":
-                    raise
-                yield BadRow(number, error.message)
+            yield self._item(number, content)
         if empty:
+            raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
+
+    def _item(self, number: int, content: Any) -> SourceRow | BadRow:
+        try:
+            row = self._row(number, content)
+            key = self._key(number, row) if self.id_column else None
+            return SourceRow(number, key, self._renamed(number, row) if self.rename else row)
+        except InputError as error:
+            if self.on_bad_row == "stop":
+                raise
+            return BadRow(number, error.message)
+
+    def placed(self, limit: int | None = None, shard: Part | None = None) -> Iterator[tuple[int, SourceRow | BadRow]]:
+        """(position, row) of the first `limit` rows, from 0; of a shard only its own.
+
+        Where rows are known by position, those of other shards are read over without being parsed.
+        """
+        if shard is None:
+            yield from islice(enumerate(self), limit)
+            return
+        position = -1
+        for position, (number, content) in islice(enumerate(self._numbered()), limit):
+            if self.id_column is None:
+                if shard.has(position):
+                    yield position, self._item(number, content)
+                continue
+            item = self._item(number, content)
+            if shard.has_key(str(position) if isinstance(item, BadRow) else cast(str, item.key)):
+                yield position, item
+        if position < 0 and limit != 0:
             raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
 
     def identity(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from heapq import merge
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,6 +23,7 @@ from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.segments import list_segments
+from asyncsynth.storage.shards import journals
 
 #: Maps kept, so that `result["default"]["train"][0]` in a loop does not read the journal each time.
 _KEPT_MAPS = 4
@@ -52,7 +54,7 @@ class RunRows(Sequence[Row]):
                 f"{self.directory}: the run has no rows named {leaf!r}",
                 hint=f"It has {', '.join(map(repr, known)) or 'none'}.",
             )
-        self._map = _row_map(self.directory, leaf, chosen, manifest.keys)
+        self._map = _row_map(self.directory, leaf, chosen, manifest)
         self._range = range(len(self._map))
 
     def __len__(self) -> int:
@@ -135,76 +137,93 @@ def row_key(record: str, number: int, count: int) -> str:
 class _RowMap:
     """Where the n-th row is: the location of its record's last entry, and its place among the record's rows."""
 
-    def __init__(self, directory: Path, leaf: str, epoch: int, keys: str) -> None:
-        index = RunIndex(keys=keys)
-        self._view = view = JournalView(directory)
-        weakref.finalize(self, view.close)
-        view.walk(index)
+    def __init__(self, parts: Sequence[tuple[Path, Manifest]], leaf: str, epoch: int) -> None:
         self._leaf = leaf
+        self._views: list[JournalView] = []  #: one, or one for each shard
         self._where = array("Q")
+        self._of = array("H") if len(parts) > 1 else None  #: which view the record is in
         self._starts: array[int] | None = None  #: number of the record's first row; None: one row each
         self._rows = 0
-        for where, count in index.final_rows(leaf, epoch):
+        found = [self._found(number, *part, epoch) for number, part in enumerate(parts)]
+        for _, of, where, count in merge(*found):
             if count != 1 and self._starts is None:
                 self._starts = array("Q", range(self._rows))
             if self._starts is not None:
                 self._starts.append(self._rows)
             self._where.append(where)
+            if self._of is not None:
+                self._of.append(of)
             self._rows += count
+
+    def _found(
+        self, number: int, directory: Path, manifest: Manifest, epoch: int
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """(position, number, location, rows) of the journal's records that have any, in the order of the input."""
+        index = RunIndex(keys=manifest.keys, stride=manifest.stride)
+        view = JournalView(directory)
+        weakref.finalize(self, view.close)
+        view.walk(index)
+        self._views.append(view)
+        return ((position, number, where, count) for position, where, count in index.final_rows(self._leaf, epoch))
 
     def __len__(self) -> int:
         return self._rows
 
     def row(self, number: int) -> Row:
         """The row, 0 <= number < len. Read anew each time: a caller may change it."""
-        where, at = self._place(number)
-        return self._record(where)[at]
+        record, at = self._place(number)
+        rows: list[Row] = self._entry(record)["rows"][self._leaf]
+        return rows[at]
 
     def rows(self, numbers: range) -> Iterator[Row]:
         """The rows, each once; neighbours of one record are read together."""
-        last = 0
+        last = -1
         rows: list[Row] = []
         for number in numbers:
-            where, at = self._place(number)
-            if where != last:
-                last, rows = where, self._record(where)
+            record, at = self._place(number)
+            if record != last:
+                last, rows = record, self._entry(record)["rows"][self._leaf]
             yield rows[at]
 
     def keyed(self, numbers: range) -> Iterator[tuple[str, Row]]:
         """As `rows`, each with its key."""
-        last = 0
+        last = -1
         rows: list[Row] = []
-        record = ""
+        key = ""
         for number in numbers:
-            where, at = self._place(number)
-            if where != last:
-                last, entry = where, self._view.read(where)
-                rows, record = entry["rows"][self._leaf], entry["k"]
-            yield row_key(record, at, len(rows)), rows[at]
+            record, at = self._place(number)
+            if record != last:
+                last, entry = record, self._entry(record)
+                rows, key = entry["rows"][self._leaf], entry["k"]
+            yield row_key(key, at, len(rows)), rows[at]
 
     def _place(self, number: int) -> tuple[int, int]:
+        """Which record the row is of, and its place among that one's."""
         if self._starts is None:
-            return self._where[number], 0
+            return number, 0
         record = bisect_right(self._starts, number) - 1
-        return self._where[record], number - self._starts[record]
+        return record, number - self._starts[record]
 
-    def _record(self, where: int) -> list[Row]:
-        rows: list[Row] = self._view.read(where)["rows"][self._leaf]
-        return rows
+    def _entry(self, record: int) -> dict[str, Any]:
+        """The last entry of the n-th record."""
+        view = self._views[0 if self._of is None else self._of[record]]
+        return view.read(self._where[record])
 
 
 _maps: OrderedDict[tuple[object, ...], _RowMap] = OrderedDict()
 _maps_lock = threading.Lock()
 
 
-def _row_map(directory: Path, leaf: str, epoch: int, keys: str) -> _RowMap:
+def _row_map(directory: Path, leaf: str, epoch: int, manifest: Manifest) -> _RowMap:
     """The map of the journal as it stands now; the same one as long as the journal does not change."""
-    segments = [(segment.path, segment.size, segment.header) for segment in list_segments(directory, REAL)]
+    parts = list(journals(directory, manifest))
+    listed = [segment for place, _ in parts for segment in list_segments(place, REAL)]
+    segments = [(segment.path, segment.size, segment.header) for segment in listed]
     state = (directory.resolve(), leaf, epoch, *segments)
     with _maps_lock:
         found = _maps.pop(state, None)
     if found is None:
-        found = _RowMap(directory, leaf, epoch, keys)
+        found = _RowMap(parts, leaf, epoch)
     with _maps_lock:
         _maps[state] = found
         while len(_maps) > _KEPT_MAPS:

@@ -20,6 +20,7 @@ from asyncsynth.storage.segments import segment_path
 
 _SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
 _PART = re.compile(r"segment-(\d+)\Z")
+_SHARD = re.compile(r"shard-(\d+)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Verified:
 
 
 def run_directories(directory: Path) -> list[Path]:
-    """The directories of a run's segments, in order: `segment-k` where steps over all rows split it, then itself.
+    """The directories of a run's journals, in order: its shards where it has any; `segment-k` where steps over all
+    rows split it, then itself.
 
     Raises ConfigurationError where there is no run.
     """
@@ -89,6 +91,8 @@ def run_directories(directory: Path) -> list[Path]:
             f"{directory} is no run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
             hint="Name the directory that the run printed (`--output`).",
         )
+    if shards := sorted((int(m[1]), name) for name in names if (m := _SHARD.match(name))):
+        return [directory / name for _, name in shards]
     parts = sorted((int(m[1]), name) for name in names if (m := _PART.match(name)))
     return [*(directory / name for _, name in parts), directory]
 

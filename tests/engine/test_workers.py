@@ -1,0 +1,244 @@
+"""A run dealt out to shards: what belongs where, and what the parent makes of what its workers say."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncsynth import LLM, Deduplicate, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.core.stats import Histogram
+from asyncsynth.engine.limits import merged_lines
+from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.report import Counts
+from asyncsynth.engine.serving import shared
+from asyncsynth.engine.shards import opened, refuse_barriers, refuse_small_limits, shared_options
+from asyncsynth.engine.status import RunStatus
+from asyncsynth.engine.workers import counts_of, error_json, error_of, latency_json, merged_latency
+from asyncsynth.errors import (
+    EXIT_STOPPED,
+    AsyncsynthError,
+    ConfigurationError,
+    InputError,
+    PipelineError,
+    RunChangedError,
+    RunLockedError,
+    RunStopped,
+)
+from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.readers import BadRow
+from asyncsynth.storage.shards import Part, shard_path
+from asyncsynth.storage.sources import JsonlReader
+from tests.engine.helpers import rows, run_async, server, single
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_add_up_and_share_nothing(count: int) -> None:
+    parts = [Part(number, count) for number in range(count)]
+    for total in (0, 1, 5, 64, 1000):
+        assert sum(part.of(total) for part in parts) == total
+    for position in range(50):
+        assert sum(part.has(position) for part in parts) == 1
+    keys = [f"row {n}" for n in range(400)]
+    assert all(sum(part.has_key(key) for part in parts) == 1 for key in keys)
+    for part in parts:
+        assert sum(map(part.has_key, keys)) > 400 / count / 2
+    with pytest.raises(ValueError, match="part"):
+        Part(count, count)
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("id_column", [None, "id"])
+def test_shards_have_each_row_once_with_its_place(tmp_path: Path, id_column: str | None) -> None:
+    lines = [json.dumps({"id": f"k{n}", "n": n}) for n in range(40)]
+    lines[7] = "not json"
+    lines.insert(20, "")  # a blank line has no position
+    path = write(tmp_path / "in.jsonl", lines)
+
+    def placed(limit: int | None, shard: Part | None) -> list[tuple[int, Any]]:
+        reader = JsonlReader(path, id_column=id_column, on_bad_row="skip")
+        return list(reader.placed(limit, shard))
+
+    for limit in (None, 11, 0):
+        whole = placed(limit, None)
+        dealt = [item for number in range(3) for item in placed(limit, Part(number, 3))]
+        assert sorted(dealt, key=lambda item: item[0]) == whole
+        assert [position for position, _ in whole] == list(range(40 if limit is None else limit))
+    assert isinstance(placed(None, None)[7][1], BadRow)
+
+
+def test_lines_of_other_shards_are_not_parsed(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ['{"n": 0}', "broken", '{"n": 2}', '{"n": 3}'])
+    assert [position for position, _ in JsonlReader(path).placed(None, Part(0, 2))] == [0, 2]
+    with pytest.raises(InputError, match=r"in\.jsonl:2"):
+        list(JsonlReader(path).placed(None, Part(1, 2)))
+
+
+def test_an_empty_input_is_told_by_every_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [])
+    for number in range(2):
+        with pytest.raises(InputError, match="holds no rows"):
+            list(JsonlReader(path).placed(None, Part(number, 2)))
+
+
+def test_histograms_merge_through_json() -> None:
+    rng = random.Random(5)
+    values = [rng.lognormvariate(0, 1) for _ in range(300)] + [0.0]
+    parts = [Histogram(values[:100]), Histogram(), Histogram(values[100:])]
+    merged = merged_latency(json.loads(json.dumps([latency_json(part) for part in parts])))
+    whole = Histogram(values)
+    assert merged.buckets == whole.buckets
+    assert (merged.count, merged.minimum, merged.maximum) == (whole.count, whole.minimum, whole.maximum)
+    assert [merged.quantile(q) for q in (0.5, 0.99)] == [whole.quantile(q) for q in (0.5, 0.99)]
+
+
+def test_counts_and_errors_come_through_json() -> None:
+    counts = Counts(read=4, ok=3, failed=1)
+    counts.failures["timeout"] += 1
+    assert counts_of(json.loads(json.dumps(vars_of(counts)))) == counts
+    for error in (
+        RunStopped("no key", hint="set it"),
+        InputError("is bad", path="a.jsonl", line=3),
+        RunChangedError("changed", plan=["x"]),
+    ):
+        again = error_of(json.loads(json.dumps(error_json(error))))
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert again.exit_code == error.exit_code
+    unknown = error_of({"error": "NoSuch", "message": "m", "hint": "", "exit_code": 1})
+    assert type(unknown) is AsyncsynthError
+    assert unknown.exit_code == 1
+    assert error_of(error_json(RunStopped("x"))).exit_code == EXIT_STOPPED
+
+
+def line(name: str, **values: Any) -> dict[str, Any]:
+    return {
+        "name": name, "state": "closed", "in_flight": 1, "limit": 8, "waiting": 2, "server_waiting": None,
+        "server_running": None, "server_kv": None, "why": "growing", **values,
+    }  # fmt: skip
+
+
+def test_lines_of_one_server_are_added() -> None:
+    groups = [[line("a", server_kv=0.5), line("b")], [line("a", state="open", limit=4, server_kv=0.7)]]
+    a, b = merged_lines(groups)
+    assert (a["in_flight"], a["limit"], a["waiting"], a["server_kv"], a["state"]) == (2, 12, 4, 0.7, "open")
+    assert a["why"] == "in each process: growing"
+    assert b == line("b")
+    assert groups[0][0]["limit"] == 8  # the lines given stay as they are
+
+
+def test_options_and_limits_are_shared() -> None:
+    options = RunOptions(output="run", concurrency=5, window=64, window_bytes=1000, update=True)
+    share = [shared_options(options, Part(k, 2), Part(k, 2)) for k in range(2)]
+    assert [one.concurrency for one in share] == [3, 2]
+    assert [one.window for one in share] == [32, 32]
+    assert sum(one.window_bytes for one in share) == 1000
+    assert [one.output for one in share] == [Path("run/shard-0"), Path("run/shard-1")]
+    assert not any(one.update for one in share)
+    policies = [one.retry for one in share if one.retry is not None]
+    assert sum(policy.budget_per_s for policy in policies) == RetryPolicy().budget_per_s
+    config = ServerConfig(base_url="http://h/v1", limit=7, requests_per_minute=100, slots=64)
+    halves = [shared(config, Part(k, 2)) for k in range(2)]
+    assert [half.limit for half in halves] == [4, 3]
+    assert [half.requests_per_minute for half in halves] == [50, 50]
+    assert [half.slots for half in halves] == [32, 32]
+    assert halves[0].max_concurrency is None
+
+
+def test_limits_too_small_to_share_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="--concurrency is 3: 4 processes"):
+        refuse_small_limits(4, RunOptions(concurrency=3), [])
+    config = ServerConfig(base_url="http://h/v1", limit=2, origin="fleet.yaml:3")
+    with pytest.raises(ConfigurationError, match=r"limit of h \(fleet\.yaml:3\) is 2"):
+        refuse_small_limits(4, RunOptions(), [config])
+    refuse_small_limits(2, RunOptions(concurrency=2), [config])
+
+
+def test_a_step_over_all_rows_is_refused() -> None:
+    with Pipeline(name="deduplicated") as pipeline:
+        load = LoadDataFromDicts(data=rows(3))
+        load >> Deduplicate(columns=["instruction"]) >> TextGeneration(llm=LLM(model="model-a"))
+    with pytest.raises(PipelineError, match=r"deduplicate_0.*waits for all rows"):
+        refuse_barriers(pipeline.checked())
+
+
+def test_the_directory_is_checked_locked_and_keeps_its_shards(tmp_path: Path) -> None:
+    pipeline, options = single(rows(5)), RunOptions(output=tmp_path / "run")
+    with opened("single", pipeline.checked(), options, 3) as shards:
+        assert shards == 3
+        with pytest.raises(RunLockedError), opened("single", pipeline.checked(), options, 3):
+            pass
+    with opened("single", pipeline.checked(), options, 2) as shards:
+        assert shards == 3
+    root = Manifest.load(tmp_path / "run")
+    assert root is not None
+    for number in range(3):
+        part = Manifest.load(shard_path(tmp_path / "run", number))
+        assert part is not None
+        assert (part.run_id, part.shards, part.stride, part.epochs) == (root.run_id, 0, 3, root.epochs)
+    changed = single(rows(5), system_prompt="Be brief.").checked()
+    with pytest.raises(RunChangedError, match="system_prompt"), opened("single", changed, options, 3):
+        pass
+    agreed = RunOptions(output=tmp_path / "run", update=True)
+    with opened("single", changed, agreed, 3):
+        pass
+    for place in (tmp_path / "run", shard_path(tmp_path / "run", 2)):
+        manifest = Manifest.load(place)
+        assert manifest is not None
+        assert len(manifest.epochs) == 2
+    assert RunStatus.read(tmp_path / "run").shards == 3
+
+
+def test_one_process_and_several_do_not_take_each_others_directories(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "one")
+            with opened("single", single(rows(3)).checked(), RunOptions(output=tmp_path / "two"), 2):
+                pass
+            with pytest.raises(ConfigurationError, match="2 processes share"):
+                await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "two")
+
+    run_async(main())
+    with (
+        pytest.raises(ConfigurationError, match="run of one process"),
+        opened("single", single(rows(3)).checked(), RunOptions(output=tmp_path / "one"), 2),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_in_one_process_make_the_rows_of_one_run(tmp_path: Path, count: int) -> None:
+    """What workers do, without processes: each shard an ordinary run, the rows together those of a single one."""
+
+    async def main() -> None:
+        async with server() as fake:
+            data = [{"id": f"k{n % 13}-{n}", "instruction": f"number {n}"} for n in range(40)]
+            one = await single(data).arun(servers=[fake.base_url], output=tmp_path / "one")
+            pipeline, options = single(data), RunOptions(output=tmp_path / "many", servers=[fake.base_url])
+            with opened("single", pipeline.checked(), options, count):
+                for number in range(count):
+                    part = shared_options(options, Part(number, count), Part(0, 1))
+                    made = {name: getattr(part, name) for name in ("output", "servers", "shard", "share")}
+                    report = (await pipeline.arun(**made)).report
+                    assert report.counts.ok == Part(number, count).of(40)
+            many = type(one)(type(one.report)(**{**vars_of(one.report), "directory": tmp_path / "many"}))
+            single_rows, shard_rows = one["default"]["train"], many["default"]["train"]
+            assert list(shard_rows) == list(single_rows)
+            assert list(shard_rows.keyed()) == list(single_rows.keyed())
+            assert [shard_rows[at] for at in (0, 39, -3)] == [single_rows[at] for at in (0, 39, -3)]
+            assert RunStatus.read(tmp_path / "many").ok == 40
+
+    run_async(main())
+
+
+def vars_of(report: Any) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in type(report).__dataclass_fields__}
