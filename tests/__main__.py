@@ -25,7 +25,7 @@ CHECKS = [
 def main() -> int:
     """Runs the checks in the order in which they are quick to fail."""
     arguments = sys.argv[1:]
-    pytest = [sys.executable, "-m", "pytest", "--durations=5"]
+    pytest = [sys.executable, "-m", "pytest", "--durations=5", "--row-table"]
     if "--fast" in arguments:
         pytest += ["-m", "not embedded"]
     if "--" in arguments:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import FaultServer
+from tests.matrix.plugin import pytest_addoption, pytest_configure, tried
+
+__all__ = ["fault_server", "pytest_addoption", "pytest_configure", "tried"]
 
 
 @pytest.fixture

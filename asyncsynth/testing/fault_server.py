@@ -86,7 +86,7 @@ class FaultServer:
         self.faults: dict[str, int] = {}
         self.log: list[RequestInfo] | None = [] if keep_requests else None
         self.open: set[_Connection] = set()
-        self.seen: dict[bytes, int] = {}
+        self.seen: dict[int, int] = {}  #: requests by their bodies' hash: bodies of a million would fill the memory
         self.cache: dict[bytes, bytes] = {}
         self._server: asyncio.Server | None = None
 
@@ -229,7 +229,8 @@ class _Connection(asyncio.Protocol):
         self.pending = True
         fault = None
         if server.script is not None or server.log is not None:
-            seen = server.seen[body] = server.seen.get(body, 0) + 1
+            known = hash(body)
+            seen = server.seen[known] = server.seen.get(known, 0) + 1
             named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
             method = self.parser.get_method().decode()
             info = RequestInfo(index, method, path, named, body, self.number, seen)

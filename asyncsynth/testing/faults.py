@@ -53,6 +53,7 @@ class Fault:
     delay_s: float = 0.0  #: before anything else, with any kind
     interval_s: float = 0.0
     at: int = 20
+    in_headers: bool = False  #: kinds that count `at` bytes of the body count from the status line instead
     size: int = 100_000
 
 
@@ -209,7 +210,7 @@ def _pour(connection: Connection, left: int, *, chunked: bool) -> None:
 
 def _cut(connection: Connection, fault: Fault, reply: bytes) -> None:
     """The right answer in pieces, or a part of it."""
-    head, body = _split(reply)
+    head, body = (b"", reply) if fault.in_headers else _split(reply)
     transport = connection.transport
     if fault.kind == "reset":
         connection.abort()

@@ -210,6 +210,7 @@ class Gate:
         return Fault(delay_s=self.delay_s)
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_server: Serve, number: int) -> None:
     gate = Gate(6, delay_s=0.05)
@@ -240,6 +241,7 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
     assert len(result_rows(tmp_path / "run")) == 60
 
 
+@pytest.mark.row(21)
 def test_the_second_signal_cancels(tmp_path: Path, fault_server: Serve) -> None:
     gate = Gate(6, delay_s=0.05)
     server = fault_server(models=["model-a"], script=gate)
@@ -252,6 +254,7 @@ def test_the_second_signal_cancels(tmp_path: Path, fault_server: Serve) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.row(4)
 def test_kill_9_loses_nothing_acknowledged_and_redoes_at_most_the_window(tmp_path: Path, fault_server: Serve) -> None:
     gate = Gate(25, delay_s=0.02)
     server = fault_server(models=["model-a"], script=gate)
@@ -278,6 +281,7 @@ def test_kill_9_loses_nothing_acknowledged_and_redoes_at_most_the_window(tmp_pat
     assert server.requests <= 80 + 8 + 4  # the window once more, and canaries
 
 
+@pytest.mark.row(8)
 def test_a_second_process_is_refused(tmp_path: Path, fault_server: Serve) -> None:
     refusals: list[subprocess.CompletedProcess[str]] = []
     server = fault_server(models=["model-a"], script=lambda info: Fault(delay_s=0.1))
@@ -328,6 +332,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     assert ran.stdout.strip() == "[]"
 
 
+@pytest.mark.row(21)
 def test_the_third_signal_exits_at_once(tmp_path: Path, fault_server: Serve) -> None:
     gate = Gate(6, delay_s=0.05)
     server = fault_server(models=["model-a"], script=gate)
@@ -342,6 +347,7 @@ def test_the_third_signal_exits_at_once(tmp_path: Path, fault_server: Serve) -> 
     assert status["writer_pid"] is None
 
 
+@pytest.mark.row(7)
 def test_a_disk_that_takes_no_more_is_5_and_loses_nothing(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"])
     job, run = write_job(tmp_path, 200), tmp_path / "run"
@@ -370,6 +376,7 @@ def test_a_disk_that_takes_no_more_is_5_and_loses_nothing(tmp_path: Path, fault_
     assert len(result_rows(run)) == 200
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number: int) -> None:
     job = write_job(tmp_path)
@@ -382,6 +389,7 @@ def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number
         assert "stopped" in stopped.stderr
 
 
+@pytest.mark.row(21)
 def test_a_signal_after_the_run_takes_the_half_written_export_away(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"])
     job, run = write_job(tmp_path), tmp_path / "run"

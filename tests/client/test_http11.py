@@ -12,11 +12,12 @@ import orjson
 import pytest
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.http11 import MAX_CONNECTING, Http11Pool
+from asyncsynth.client.http11 import KEEPALIVE_S, MAX_CONNECTING, SWEEP_S, Http11Pool
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops, until
+from tests.client.kit import CHAT, QUICK, RUNNERS, chat_body, on_both_loops, until
+from tests.matrix.plugin import Tried
 
 
 async def failure_of(fault: Fault, timeout: Timeouts = Timeouts(), cap: int = 1 << 20) -> TransportFailure:
@@ -79,32 +80,37 @@ async def test_a_thousand_at_once_connect_a_few_at_a_time() -> None:
         await pool.aclose()
 
 
-@on_both_loops
-async def test_the_keep_alive_race_surfaces_never() -> None:
+@pytest.mark.row(18)
+@pytest.mark.parametrize("loop", RUNNERS)
+def test_the_keep_alive_race_surfaces_never(loop: str, tried: Tried) -> None:
     """The server closes each connection 0 to 2 ms after an answer: the next request meets the closing socket."""
 
     def closing(info: object) -> Fault:
         index = info.index  # type: ignore[attr-defined]
         return Fault("close_after", interval_s=index % 40 / 20_000)
 
-    free = surfaced = 0
-    async with FaultServer(script=closing) as server:
-        pool = Http11Pool(server.base_url)
-        for number in range(1500):
-            body = chat_body(str(number % 10))
-            try:
-                answer = await pool.post(CHAT, body)
-            except TransportFailure as failure:
-                if not failure.free:
-                    raise
-                free += 1
-                answer = await pool.post(CHAT, body)  # the one free resend, by hand
-            surfaced += answer.status != 200
-        assert surfaced == 0
-        assert free > 0, "the race was not provoked"
-        print(f"{free} free resends")
-        await pool.aclose()
-        await until(lambda: not server.open)
+    async def scene() -> None:
+        free = surfaced = 0
+        async with FaultServer(script=closing) as server:
+            pool = Http11Pool(server.base_url)
+            for number in range(1500):
+                body = chat_body(str(number % 10))
+                try:
+                    answer = await pool.post(CHAT, body)
+                except TransportFailure as failure:
+                    if not failure.free:
+                        raise
+                    free += 1
+                    answer = await pool.post(CHAT, body)  # the one free resend, by hand
+                surfaced += answer.status != 200
+            assert surfaced == 0
+            assert free > 0, "the race was not provoked"
+            tried(1500, "requests")
+            tried(free, "races met")
+            await pool.aclose()
+            await until(lambda: not server.open)
+
+    RUNNERS[loop](asyncio.wait_for(scene(), 30))
 
 
 @on_both_loops
@@ -284,6 +290,13 @@ async def test_a_waiter_cancelled_as_it_gets_a_connection_hands_it_back() -> Non
         await pool.aclose()
 
 
+@pytest.mark.row(18)
+def test_idle_connections_are_given_up_before_vllm_closes_them() -> None:
+    """vLLM's patience is 5 s (uvicorn's default); the sweeper may be a sweep late."""
+    assert KEEPALIVE_S + SWEEP_S < 5.0
+
+
+@pytest.mark.row(18)
 @on_both_loops
 async def test_idle_connections_expire_before_the_servers_patience() -> None:
     async with FaultServer() as server:

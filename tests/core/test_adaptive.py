@@ -11,6 +11,7 @@ from asyncsynth.core.adaptive import STALE_S, AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.testing.batching_server import BatchingServer
+from tests.matrix.plugin import Tried
 
 from .batching import Job, lengths
 
@@ -33,9 +34,10 @@ def best_fixed(shape: str) -> float:
     return max(Job(BatchingServer(**server), FixedLimit(f), lengths(SEED, n), SEED).run() for f in limits)
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize("knows", ["nothing", "metrics", "orca", "slots"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reaches_95_percent_of_the_best_fixed_limit(shape: str, knows: str) -> None:
+def test_reaches_95_percent_of_the_best_fixed_limit(shape: str, knows: str, tried: Tried) -> None:
     """Slow start included, for answers of 10 to 4,000 tokens."""
     server, n, _ = SHAPES[shape]
     limiter = AdaptiveLimit(slots=server["slots"] if knows == "slots" else None)
@@ -44,6 +46,7 @@ def test_reaches_95_percent_of_the_best_fixed_limit(shape: str, knows: str) -> N
     job.orca = knows == "orca"
     share = job.run() / best_fixed(shape)
     assert share >= 0.95, f"{share:.3f} (seed={SEED}): {limiter.explain()}; {job.limits[:: len(job.limits) // 20 + 1]}"
+    tried(n, "answers", most=(round(100 * (1 - share), 2), "% of the best missed"))
 
 
 @pytest.mark.parametrize("knows", ["metrics", "slots"])
@@ -56,8 +59,9 @@ def test_a_reported_queue_or_known_slots_bound_the_limit(knows: str) -> None:
     assert max(limit for _, limit in job.limits) <= 2.2 * 256
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("retry_after", [None, 20.0])
-def test_sustained_429_reaches_the_minimum_and_recovers(retry_after: float | None) -> None:
+def test_sustained_429_reaches_the_minimum_and_recovers(retry_after: float | None, tried: Tried) -> None:
     """Half an hour of refusals; then at least 90 % of the tokens/s of before, soon."""
     begin, end = 400.0, 2200.0
     server = BatchingServer(64)
@@ -73,6 +77,7 @@ def test_sustained_429_reaches_the_minimum_and_recovers(retry_after: float | Non
     job.run(until=end + 700.0)
     after = job.rate(end + 400.0, end + 700.0)
     assert after >= 0.9 * before, f"{after:.0f} of {before:.0f} (seed={SEED}): {limiter.explain()}"
+    tried(1, "half-hours of refusals", most=(min(reached) - begin, "s to the minimum"))
 
 
 @pytest.mark.parametrize("report_s", [None, 2.0])

@@ -88,6 +88,7 @@ class Crashing:
                 sim.act(sim.scheduler.outcome(call, outcome, now))
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize("free", [False, True], ids=["500", "reset"])
 @pytest.mark.parametrize("replicas", [1, 3])
 @pytest.mark.parametrize("limit", [16, 64])

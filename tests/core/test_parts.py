@@ -167,6 +167,7 @@ def test_fixed_limit_never_leaves_its_bounds() -> None:
         FixedLimit(0)
 
 
+@pytest.mark.row(19)
 @given(st.integers(1, 5), st.integers(1, 100), st.lists(st.tuples(st.booleans(), st.integers(0, 150)), max_size=60))
 def test_a_window_admits_within_its_bounds(records: int, size: int, events: list[tuple[bool, int]]) -> None:
     window, held = Window(records, size), list[int]()

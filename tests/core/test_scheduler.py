@@ -23,6 +23,7 @@ def fleet(n: int, **kwargs: object) -> list[SimServer]:
     return [SimServer(f"s{i}", M, **kwargs) for i in range(n)]  # type: ignore[arg-type]
 
 
+@pytest.mark.row(12)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_scripts_keep_the_rules(seed: int) -> None:
     """Several models, replicas, faults, cancellations: the rules hold after each event and nothing is lost."""
@@ -179,6 +180,7 @@ class CountingBudget(RetryBudget):
         return got
 
 
+@pytest.mark.row(12)
 def test_retry_budget_paces_charged_retries() -> None:
     """With 30 % failures, charged retries stay within 10 % of first attempts + 1/s + 10; none is dropped."""
     rng = random.Random(5)

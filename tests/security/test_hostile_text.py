@@ -26,6 +26,8 @@ from asyncsynth.testing import FaultServer
 from tests.security.corpus import BODIES, ERRORS, FORMULA, STEERING, TEXTS
 from tests.security.kit import chat, echo, here, message_of, process
 
+pytestmark = pytest.mark.row(23)
+
 Serve = Callable[..., FaultServer]
 ANSWERS = ("lone surrogate", "128 bits", "large float", "finish is a list", "finish is hostile", "model is hostile")
 HOSTILE_NAME = "evil \x1b[31m\u202e\nerror: no"

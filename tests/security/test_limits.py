@@ -18,6 +18,8 @@ from asyncsynth.testing import Fault, FaultServer
 from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops
 from tests.security.kit import ROOT, environment
 
+pytestmark = pytest.mark.row(25)
+
 Writer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 MiB = 1 << 20
 

@@ -27,6 +27,8 @@ from asyncsynth.servers.configs import parse_servers
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.security.kit import process
 
+pytestmark = pytest.mark.row(24)
+
 Serve = Callable[..., FaultServer]
 CANARY = "sk-canary/4f+7d==Zq9"
 

@@ -19,6 +19,7 @@ from asyncsynth.storage.index import DuplicateKey, RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 from asyncsynth.storage.reading import JournalView
+from tests.matrix.plugin import Tried
 
 from .journal_kit import SMALL, FailingFS
 
@@ -336,7 +337,8 @@ def test_a_damaged_or_foreign_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-def test_saving_a_manifest_is_all_or_nothing(tmp_path: Path) -> None:
+@pytest.mark.row(5)
+def test_saving_a_manifest_is_all_or_nothing(tmp_path: Path, tried: Tried) -> None:
     manifest().save(tmp_path)
     before = (tmp_path / "MANIFEST.json").read_bytes()
     probe = FailingFS()
@@ -348,6 +350,8 @@ def test_saving_a_manifest_is_all_or_nothing(tmp_path: Path) -> None:
             changed.save(tmp_path, fs=FailingFS(at))
         now = (tmp_path / "MANIFEST.json").read_bytes()
         assert now == before or probe.calls[at] == "fsync_dir"
+    assert "rename" in probe.calls
+    tried(len(probe.calls), "calls of replacing a file made to fail")
 
 
 def test_a_difference_names_the_field() -> None:

@@ -95,6 +95,7 @@ def test_create_refuses_a_run_that_is_there_and_lets_the_lock_go(tmp_path: Path)
     reopen(tmp_path / "run")
 
 
+@pytest.mark.row(8)
 def test_a_second_opener_is_told_the_holders_pid(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "run")
     with pytest.raises(RunLockedError, match=rf"pid {os.getpid()}\)"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,17 +15,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.reading import JournalView
+from tests.matrix.plugin import FULL, Tried
 
 from .journal_kit import FailingFS, body
-
-FULL = bool(os.environ.get("ASYNCSYNTH_FULL_MATRIX"))
 
 
 class JournalMachine(RuleBasedStateMachine):
     """`written` entries were appended, `acknowledged` of them are durable; a crash keeps some number between."""
 
+    examples = steps = 0  #: tried so far
+
     @initialize(segment_bytes=st.sampled_from([1, 400, 1 << 20]), group_entries=st.integers(1, 5))
     def start(self, segment_bytes: int, group_entries: int) -> None:
+        JournalMachine.examples += 1
         self.place = tempfile.TemporaryDirectory()
         self.run = Path(self.place.name) / "run"
         self.options = {"segment_bytes": segment_bytes, "group_entries": group_entries, "group_delay_s": 0.0}
@@ -95,6 +98,7 @@ class JournalMachine(RuleBasedStateMachine):
     def a_reader_sees_an_exact_prefix(self) -> None:
         if not hasattr(self, "run"):
             return
+        JournalMachine.steps += 1
         with JournalView(self.run) as view:
             seen = [entry["k"] for _, entry in view.entries()]
         assert seen == [str(n) for n in range(len(seen))]
@@ -107,7 +111,15 @@ class JournalMachine(RuleBasedStateMachine):
             self.place.cleanup()
 
 
-TestJournalModel = JournalMachine.TestCase
+@pytest.fixture(autouse=True)
+def _counted(tried: Tried) -> Iterator[None]:
+    JournalMachine.examples = JournalMachine.steps = 0
+    yield
+    tried(JournalMachine.examples, "examples")
+    tried(JournalMachine.steps, "steps")
+
+
+TestJournalModel = pytest.mark.row(22)(JournalMachine.TestCase)
 TestJournalModel.settings = settings(
     max_examples=2_000 if FULL else 25,
     stateful_step_count=50 if FULL else 25,

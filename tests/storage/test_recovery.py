@@ -22,10 +22,10 @@ from asyncsynth.errors import CorruptJournal, StorageError
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.recovery import NoVisitor, recover
+from tests.matrix.plugin import FULL, Tried
 
 from .journal_kit import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, write
 
-FULL = bool(os.environ.get("ASYNCSYNTH_FULL_MATRIX"))
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "20"))
 
 
@@ -71,7 +71,8 @@ class Bodies(NoVisitor):
         self.found.append(body)
 
 
-def test_cut_at_every_byte_recovers_the_exact_prefix(quick: Path) -> None:
+@pytest.mark.row(1)
+def test_cut_at_every_byte_recovers_the_exact_prefix(quick: Path, tried: Tried) -> None:
     run, data = crashed(quick, 480 if FULL else 120, size=80)
     assert len(data) > (60_000 if FULL else 17_000)
     segment = run / "seg-000001.jsonl"
@@ -96,6 +97,7 @@ def test_cut_at_every_byte_recovers_the_exact_prefix(quick: Path) -> None:
             assert f"cut {cut - end} bytes" in str(report)
         if cut % 500 == 0 and end:
             assert reopen(run).report.entries == entries
+    tried(len(data), "cuts")
 
 
 def test_a_recovered_journal_goes_on_and_is_whole(tmp_path: Path) -> None:
@@ -107,13 +109,15 @@ def test_a_recovered_journal_goes_on_and_is_whole(tmp_path: Path) -> None:
     assert reopen(run).report.bytes_cut == 0
 
 
-def test_every_flipped_bit_is_noticed(quick: Path) -> None:
+@pytest.mark.row(2)
+def test_every_flipped_bit_is_noticed(quick: Path, tried: Tried) -> None:
     """Refused as corruption, or cut and reported; never read as if it were good."""
     run, data = crashed(quick, 140)
     rng = random.Random(SEED)
     want = whole_entries(data)
     refused = 0
-    for _ in range(20_000 if FULL else 2_000):
+    flips = 20_000 if FULL else 2_000
+    for _ in range(flips):
         bit = rng.randrange(len(data) * 8)
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -128,9 +132,11 @@ def test_every_flipped_bit_is_noticed(quick: Path) -> None:
             assert seen == want[: len(seen)]
             assert len(seen) < len(want)
     assert refused > 1_000
+    tried(flips, "bits flipped")
 
 
-def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(quick: Path) -> None:
+@pytest.mark.row(2)
+def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(quick: Path, tried: Tried) -> None:
     run = quick / "run"
     asyncio.run(write(run, 0, 20))
     data = (run / "seg-000001.jsonl").read_bytes()
@@ -143,19 +149,23 @@ def test_after_a_clean_end_every_flipped_bit_before_the_last_mark_is_refused(qui
         with pytest.raises(CorruptJournal):
             Journal.open(run)
         assert (run / "seg-000001.jsonl").read_bytes() == bytes(flipped)  # nothing was altered
+    tried(300, "bits flipped in journals that ended well")
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("junk", ["zeros", "garbage", "newlines"])
-def test_cut_and_then_junk(quick: Path, junk: str) -> None:
+def test_cut_and_then_junk(quick: Path, junk: str, tried: Tried) -> None:
     run, data = crashed(quick, 60)
     rng = random.Random(f"{SEED}{junk}")
-    for _ in range(1_000 if FULL else 60):
+    times = 1_000 if FULL else 60
+    for _ in range(times):
         cut, size = rng.randrange(len(data)), rng.randrange(1, 5000)
         tail = {"zeros": bytes(size), "garbage": rng.randbytes(size), "newlines": b"\n" * size}[junk]
         put(run, data[:cut] + tail)
         reopen(run)
         # A newline of the junk may stand exactly where the cut line's own stood.
         assert keys(run) in (whole_entries(data[:cut]), whole_entries(data[: cut + 1])), f"seed {SEED}: cut {cut}"
+    tried(times, f"cuts and {junk}")
 
 
 def test_a_bad_line_in_an_earlier_segment_is_refused_with_file_and_offset(tmp_path: Path) -> None:
@@ -187,8 +197,11 @@ async def append_until_failure(directory: Path, fs: FailingFS, acknowledged: lis
         await journal.close()
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_a_failure_of_any_call_stops_writing_and_acknowledges_nothing_false(quick: Path, error: int) -> None:
+def test_a_failure_of_any_call_stops_writing_and_acknowledges_nothing_false(
+    quick: Path, error: int, tried: Tried
+) -> None:
     seen: set[str] = set()
     for at in itertools.count():
         run = quick / f"run{at}"
@@ -214,8 +227,10 @@ def test_a_failure_of_any_call_stops_writing_and_acknowledges_nothing_false(quic
         assert kept == list(range(len(kept)))
         assert set(acknowledged) <= set(kept)
     assert seen == {"mkdir", "open", "write", "fdatasync", "fsync_dir"}
+    tried(at, "calls made to fail")
 
 
+@pytest.mark.row(5)
 def test_a_latched_journal_refuses_everything_with_the_same_message(tmp_path: Path) -> None:
     fs = FailingFS()
     told: list[StorageError] = []
@@ -242,6 +257,7 @@ def test_a_latched_journal_refuses_everything_with_the_same_message(tmp_path: Pa
     assert reopen(tmp_path / "run").report.entries == 1
 
 
+@pytest.mark.row(7)
 def test_a_full_disk_is_cut_back_to_the_last_good_line(tmp_path: Path) -> None:
     class Full(FailingFS):
         def ftruncate(self, fd: int, size: int) -> None:
@@ -265,8 +281,9 @@ def test_a_full_disk_is_cut_back_to_the_last_good_line(tmp_path: Path) -> None:
     assert keys(tmp_path / "run") == [0]
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("at_start", [True, False])
-def test_recovery_that_fails_anywhere_can_be_done_again(quick: Path, at_start: bool) -> None:
+def test_recovery_that_fails_anywhere_can_be_done_again(quick: Path, at_start: bool, tried: Tried) -> None:
     run, data = crashed(quick, 30)
     torn = data[:20] if at_start else data[:-15]
     put(run, torn)
@@ -282,8 +299,10 @@ def test_recovery_that_fails_anywhere_can_be_done_again(quick: Path, at_start: b
         tails = [path.read_bytes() for path in run.glob("tail-*")]
         assert torn[torn.rfind(b"\n") + 1 :] in tails
         assert journal.report.entries == len(whole_entries(torn))
+    tried(len(probe.calls), "calls of a recovery made to fail")
 
 
+@pytest.mark.row(5)
 def test_a_tail_is_on_the_disk_before_it_is_cut(tmp_path: Path) -> None:
     run, data = crashed(tmp_path, 21)
     put(run, data[:-15])
@@ -294,6 +313,7 @@ def test_a_tail_is_on_the_disk_before_it_is_cut(tmp_path: Path) -> None:
     assert "fdatasync" in fs.calls[len(before_cut) :]
 
 
+@pytest.mark.row(5)
 def test_recovery_writes_the_last_group_again(tmp_path: Path) -> None:
     """After a failed sync the pages count as clean: a sync alone would acknowledge what is not there."""
     run, data = crashed(tmp_path, 21)
@@ -304,9 +324,11 @@ def test_recovery_writes_the_last_group_again(tmp_path: Path) -> None:
     assert (run / "seg-000001.jsonl").read_bytes() == data
 
 
-def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(quick: Path) -> None:
+@pytest.mark.row(6)
+def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(quick: Path, tried: Tried) -> None:
     rng = random.Random(SEED)
-    for round_ in range(2_000 if FULL else 80):
+    rounds = 2_000 if FULL else 80
+    for round_ in range(rounds):
         run = quick / f"run{round_}"
         fs = ForgetfulFS()
         acknowledged: list[int] = []
@@ -316,6 +338,7 @@ def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(quick:
         asyncio.run(journal.close())
         assert kept == list(range(len(kept))), f"seed {SEED}, round {round_}"
         assert set(acknowledged) <= set(kept), f"seed {SEED}, round {round_}"
+    tried(rounds, "power cuts")
 
 
 async def power_cut_scene(run: Path, fs: ForgetfulFS, rng: random.Random, acknowledged: list[int]) -> None:
@@ -359,12 +382,14 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
 """
 
 
-def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.row(4)
+def test_kill_9_loses_nothing_acknowledged(tmp_path: Path, tried: Tried) -> None:
     rng = random.Random(SEED)
     run = tmp_path / "run"
     acknowledged: set[int] = set()
     start = 0
-    for _ in range(30 if FULL else 5):
+    kills = 30 if FULL else 5
+    for _ in range(kills):
         wanted = rng.randrange(50, 2000)
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(run), str(start)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
@@ -381,3 +406,4 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
         assert acknowledged <= set(kept), f"seed {SEED}"
         start = len(kept)
         acknowledged = set(kept)
+    tried(kills, "kills of a bare journal")

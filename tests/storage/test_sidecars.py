@@ -119,6 +119,7 @@ def with_sidecars(run: Path) -> list[Segment]:
     return list_segments(run, REAL)
 
 
+@pytest.mark.row(2)
 def test_a_sidecar_is_not_trusted_when_its_segment_changed(tmp_path: Path) -> None:
     """Longer, shorter, with a hole, or with another last line of the same length: then the segment is read."""
     run = tmp_path / "run"
@@ -212,6 +213,7 @@ def test_opening_a_run_removes_what_a_kill_left(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
+@pytest.mark.row(5)
 def test_a_file_that_is_replaced_is_never_seen_half_written(tmp_path: Path) -> None:
     target, fs = tmp_path / "f", FailingFS()
     atomic_write(target, b"old")

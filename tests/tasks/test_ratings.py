@@ -79,6 +79,7 @@ def test_sloppy_answers_are_read(name: str) -> None:
         assert [evaluation.rationale for evaluation in found] == list(reasons)
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_told_is_refused_with_its_text(name: str) -> None:
     with pytest.raises(ParseFailure) as caught:

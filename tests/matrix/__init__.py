@@ -1,0 +1,1 @@
+"""The reliability matrix as one command: `python -m tests.matrix`. See docs/reliability.md."""

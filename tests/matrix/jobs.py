@@ -1,0 +1,102 @@
+"""Pipelines that the matrix runs as a user does: a file, a command, a process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.storage.reading import JournalView
+from tests.matrix.served import MODEL, environment
+
+#: Segments of 64 KiB instead of 32 MiB, each with a sidecar: a short run rolls from one to the next many times.
+LAUNCH = """
+import sys
+from asyncsynth.storage import index, journal, sidecars
+journal._Options.__init__.__kwdefaults__["segment_bytes"] = 1 << 16
+sidecars.Sidecars.__init__.__kwdefaults__["min_bytes"] = 0
+index.RunIndex.__init__.__kwdefaults__["sidecar_min_bytes"] = 0
+from asyncsynth.cli.main import main
+sys.argv = ["asyncsynth", *sys.argv[1:]]
+main()
+"""
+
+THREE_STEPS = """
+from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
+
+def step(number, column):
+    return TextGeneration(
+        llm=LLM(model={model!r}),
+        template="record {{{{ n }}}}, step %d: {{{{ %s }}}}" % (number, column),
+        output_mappings={{"generation": "text_%d" % number, "model_name": "model_%d" % number}},
+    )
+
+with Pipeline(name="matrix") as pipeline:
+    LoadJSONL({data!r}) >> step(1, "instruction") >> step(2, "text_1") >> step(3, "text_2")
+"""
+
+
+def write_job(folder: Path, records: int) -> Path:
+    """The file of a three-step pipeline over `records` rows."""
+    data = folder / "in.jsonl"
+    data.write_text("".join(json.dumps({"n": n, "instruction": f"Tell of {n}."}) + "\n" for n in range(records)))
+    job = folder / "job.py"
+    job.write_text(THREE_STEPS.format(model=MODEL, data=str(data)))
+    return job
+
+
+class Job:
+    """One command, to be started again and again."""
+
+    def __init__(self, job: Path, base_url: str, run: Path, *, window: int) -> None:
+        self.run = run
+        self._command = [
+            sys.executable, "-c", LAUNCH, "run", str(job), "--servers", base_url, "--output", str(run),
+            "--window", str(window), "--json",
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen[str]:
+        """The command, running."""
+        return subprocess.Popen(
+            self._command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """The command to its end; what it says. It must end well."""
+        out, err = (process := self.start()).communicate(timeout=300)
+        assert process.returncode == 0, f"exit {process.returncode}: {out}\n{err}"
+        said: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return said
+
+    def finals(self) -> Counter[str]:
+        """How often each record has come to an end in the journal, torn tail left out."""
+        ends: Counter[str] = Counter()
+        with contextlib.suppress(FileNotFoundError), JournalView(self.run) as view:
+            ends.update(entry["k"] for _, entry in view.entries() if entry["t"] == "rec" and "st" in entry)
+        return ends
+
+    @property
+    def result(self) -> Path:
+        return self.run / "result.jsonl"
+
+    def sha256(self) -> str:
+        """Of the result."""
+        return hashlib.sha256(self.result.read_bytes()).hexdigest()
+
+    def numbers(self) -> list[int]:
+        """The records of the result, in its order."""
+        return [json.loads(line)["n"] for line in self.result.read_text().splitlines()]
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Gives the process so long; True when it has ended."""
+    try:
+        process.wait(max(seconds, 0.0))
+    except subprocess.TimeoutExpired:
+        return False
+    return True

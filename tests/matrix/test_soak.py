@@ -1,0 +1,77 @@
+"""Rows 19 and 20: a long run keeps its size; a resume over its journal, and its status, come soon.
+
+Times are held only where there are a million records: the promise is about those.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.matrix.plugin import FULL, Tried
+from tests.matrix.served import ROOT, environment
+
+RECORDS = 1_000_000 if FULL else 5_000
+#: After so many the caches are warm and the pool has its connections.
+SETTLED = 50_000 if FULL else 2_000
+SERVERS = 1
+
+
+def part(name: str, url: str, run: Path) -> dict[str, Any]:
+    """One part in a process of its own; the time counts from its start, imports included."""
+    command = [sys.executable, "-m", "tests.matrix.soak", name, str(RECORDS), url, str(run), str(time.monotonic())]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=2400, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return said
+
+
+@pytest.mark.row(19, 20)
+def test_a_long_run_keeps_its_size_and_comes_back_soon(tmp_path: Path, tried: Tried) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "asyncsynth.testing.fault_server", "--model", "model-a", "--fault-rate", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().strip()
+            whole = part("run", url, run)
+            again = part("resume", url, run)
+        finally:
+            server.kill()
+    status = part("status", url, run)
+
+    assert whole["complete"]
+    assert whole["ok"] + whole["failed"] == RECORDS
+    assert whole["rows"] == whole["ok"]
+    assert whole["failed"] < RECORDS * 0.001, "an answer spoilt three times in a row is rare"
+    assert whole["retries"] > RECORDS * 2 * 0.04
+    assert again["earlier"] == status["ok"] + status["failed"] == RECORDS
+    assert status["failed"] == whole["failed"]
+    settled = [sample for sample in whole["samples"] if SETTLED <= sample[0] < RECORDS - 512]
+    assert len(settled) > (100 if FULL else 1), "too few samples"
+    _, memory, descriptors, tasks = zip(*settled, strict=True)
+    growth = max(memory) / memory[0] - 1
+    assert growth <= (0.10 if FULL else 0.25), f"from {memory[0]:.1f} to {max(memory):.1f} MB"
+    assert max(tasks) <= 256 + 16, f"{max(tasks)} tasks for a window of 256"
+    assert max(descriptors) - min(descriptors) <= 128, f"{min(descriptors)} to {max(descriptors)} descriptors"
+    half = len(settled) // 2
+    assert max(descriptors[half:]) <= max(descriptors[:half]) + 16, "descriptors grow"
+    tried(RECORDS, "records", f"{whole['failed']} of them dead letters, {whole['retries']:,} retries", row=19)
+    tried(0, "", f"{memory[0]:.1f} MB after {SETTLED:,}, at most {max(memory):.1f} MB", row=19)
+    tried(0, "", f"{min(descriptors)}-{max(descriptors)} descriptors, at most {max(tasks)} tasks", row=19)
+
+    if FULL:
+        assert again["begun_s"] <= 5.0
+        assert status["seconds"] <= 2.0
+    assert again["highest_mb"] <= 150
+    tried(RECORDS, "records in the journal", row=20)
+    tried(0, "", f"resumed after {again['begun_s']:.1f} s with {again['highest_mb']:.0f} MB", row=20)
+    tried(0, "", f"status after {status['seconds']:.1f} s", row=20)
