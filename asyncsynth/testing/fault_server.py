@@ -285,9 +285,9 @@ class _Connection(asyncio.Protocol):
 
 
 async def _serve(options: argparse.Namespace) -> None:
+    rate, statuses = options.fault_rate, options.fault_status or (500, 503)
     server = FaultServer(
-        fault_rate=options.fault_rate,
-        seed=options.seed,
+        script=random_faults(rate, options.seed, statuses=statuses) if rate else None,
         delay_s=options.delay_ms / 1000,
         tokens=options.tokens,
         models=options.model or ["test-model"],
@@ -309,6 +309,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
+    said = "a status among the faults, may be repeated: 500 and 503 if none is given (503 says that it is overloaded)"
+    parser.add_argument("--fault-status", type=int, action="append", help=said)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=16, help="words of an answer")
     every = "served model; without any, test-model is listed and every name is answered"

@@ -23,7 +23,7 @@ from asyncsynth.engine.status import RunStatus
 
 SAMPLE_S = 0.2
 MODEL = "model-a"
-WINDOW = 256
+WINDOW = 1024
 
 
 def pipeline_of(records: int) -> Pipeline:
@@ -75,7 +75,7 @@ async def soak(records: int, url: str, run: Path, *, started: float) -> dict[str
 
     try:
         result = await pipeline_of(records).arun(
-            servers=[url], output=run, window=WINDOW, concurrency=128, on_runner=on_runner
+            servers=[url], output=run, window=WINDOW, concurrency=256, on_runner=on_runner
         )
     finally:
         for task in watching:

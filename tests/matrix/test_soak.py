@@ -16,11 +16,11 @@ import pytest
 
 from tests.matrix.plugin import FULL, Tried
 from tests.matrix.served import ROOT, environment
+from tests.matrix.soak import WINDOW
 
 RECORDS = 1_000_000 if FULL else 5_000
 #: After so many the caches are warm and the pool has its connections.
 SETTLED = 50_000 if FULL else 2_000
-SERVERS = 1
 
 
 def part(name: str, url: str, run: Path) -> dict[str, Any]:
@@ -38,6 +38,8 @@ def part(name: str, url: str, run: Path) -> dict[str, Any]:
 def test_a_long_run_keeps_its_size_and_comes_back_soon(tmp_path: Path, tried: Tried) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "asyncsynth.testing.fault_server", "--model", "model-a", "--fault-rate", "0.05"]
+    # No 503: it would say, for a million requests, that the server has no room, and the limit would stay low.
+    command += ["--fault-status", "500", "--fault-status", "502"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         assert server.stdout is not None
         try:
@@ -55,15 +57,15 @@ def test_a_long_run_keeps_its_size_and_comes_back_soon(tmp_path: Path, tried: Tr
     assert whole["retries"] > RECORDS * 2 * 0.04
     assert again["earlier"] == status["ok"] + status["failed"] == RECORDS
     assert status["failed"] == whole["failed"]
-    settled = [sample for sample in whole["samples"] if SETTLED <= sample[0] < RECORDS - 512]
+    settled = [sample for sample in whole["samples"] if SETTLED <= sample[0] < RECORDS - WINDOW]
     assert len(settled) > (100 if FULL else 1), "too few samples"
     _, memory, descriptors, tasks = zip(*settled, strict=True)
     growth = max(memory) / memory[0] - 1
     assert growth <= (0.10 if FULL else 0.25), f"from {memory[0]:.1f} to {max(memory):.1f} MB"
-    assert max(tasks) <= 256 + 16, f"{max(tasks)} tasks for a window of 256"
-    assert max(descriptors) - min(descriptors) <= 128, f"{min(descriptors)} to {max(descriptors)} descriptors"
+    assert max(tasks) <= WINDOW + 16, f"{max(tasks)} tasks for a window of {WINDOW}"
+    assert max(descriptors) <= 256 + 64, f"{min(descriptors)} to {max(descriptors)} descriptors"
     half = len(settled) // 2
-    assert max(descriptors[half:]) <= max(descriptors[:half]) + 16, "descriptors grow"
+    assert max(descriptors[half:]) <= max(descriptors[:half]) + 32, "descriptors grow"
     tried(RECORDS, "records", f"{whole['failed']} of them dead letters, {whole['retries']:,} retries", row=19)
     tried(0, "", f"{memory[0]:.1f} MB after {SETTLED:,}, at most {max(memory):.1f} MB", row=19)
     tried(0, "", f"{min(descriptors)}-{max(descriptors)} descriptors, at most {max(tasks)} tasks", row=19)
