@@ -64,7 +64,8 @@ class Later:
 
     def _fire(self, due: int) -> None:
         for transport in self._slots.pop(due):
-            transport.write(self.answer)
+            if not transport.is_closing():  # a client that has left meanwhile
+                transport.write(self.answer)
 
 
 class Connection(asyncio.Protocol):

@@ -40,9 +40,9 @@ from typing import Any
 
 import httpx
 from harness import MODEL, Numbers, Table, machine, publish, tell
-from virtual_loop import run_virtually
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.testing.virtual_time import run_virtually
 
 URL = "http://server.test/v1"
 GOAL = 0.98

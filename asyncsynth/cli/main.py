@@ -138,6 +138,39 @@ def check(
 
 
 @app.command()
+def bench(
+    servers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL file with a column instruction, prompt or messages [default: made ones].")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each server at most.")] = 120,
+    max_concurrency: Annotated[int, typer.Option(min=1, max=16384, help="Requests at once at most.")] = 1024,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests to each server at most.")] = 20_000,
+    as_json: AsJson = False,
+) -> None:
+    """Load servers more and more: how many requests at once they make good use of, and what limits them.
+
+    Exit codes: 0 measured, 2 bad usage or configuration, 3 a server does not answer or gave too few answers to go by,
+    4 a server refuses every request.
+    """
+    from asyncsynth.cli.bench import bench_command
+    from asyncsynth.servers.bench import BenchPlan
+
+    plan = BenchPlan(seconds=seconds, max_concurrency=max_concurrency, max_requests=max_requests)
+    code = bench_command(
+        servers=tuple(servers or ()), model=model, prompts=prompts, max_tokens=max_tokens, plan=plan, as_json=as_json
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def serve(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE|DIR...", help="vLLM --config files, fleet files, or folders of them.")
