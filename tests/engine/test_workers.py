@@ -237,6 +237,17 @@ def test_shards_in_one_process_make_the_rows_of_one_run(tmp_path: Path, count: i
             assert [shard_rows[at] for at in (0, 39, -3)] == [single_rows[at] for at in (0, 39, -3)]
             assert RunStatus.read(tmp_path / "many").ok == 40
 
+            fewer, agreed = (
+                single(data[:25]),
+                RunOptions(output=tmp_path / "many", servers=[fake.base_url], update=True),
+            )
+            with opened("single", fewer.checked(), agreed, count):
+                for number in range(count):
+                    part = shared_options(agreed, Part(number, count), Part(0, 1))
+                    made = {name: getattr(part, name) for name in ("output", "servers", "shard", "share")}
+                    await fewer.arun(**made)
+            assert list(many["default"]["train"]) == list(single_rows)[:25]
+
     run_async(main())
 
 
