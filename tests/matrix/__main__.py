@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
     wanted = {26} if options.mutations else options.rows
+    # Started in the background, this process may ignore SIGINT, and so would all that it starts: row 21 sends it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     found = run_all(wanted, short=options.short, as_json=options.json)
     failed = sorted(result.row for result in found if result.verdict != "ok")
