@@ -269,6 +269,9 @@ class Scheduler(Faults):
         replica.breaker.lost = True
         if self.halted is None:
             self._away(replica, now, out)
+        for model in replica.models:  # suspects may have waited for it, to spare the last server in use
+            for peer in self._balancer.of_model[model]:
+                self._slot_freed(peer, now, out)
         return out
 
     def replica_up(self, name: str, now: float) -> list[Action]:

@@ -188,7 +188,9 @@ class Suspects(Dispatch):
             return False
         if SPARE not in replica.alarms:
             self._timers.alarm(replica, SPARE, self._crashed_at + PATIENCE_S)
-        return any(r is not replica and r.breaker.state in (OPEN, HALF_OPEN, DOWN) for r in peers)
+        return any(
+            r is not replica and r.breaker.state in (OPEN, HALF_OPEN, DOWN) and not r.breaker.lost for r in peers
+        )
 
     def _unquiet(self, replica: Replica) -> None:
         if replica.quiet:

@@ -259,6 +259,23 @@ def test_a_server_that_is_given_up_ends_the_run_at_once_where_nobody_else_can_an
         assert len(sim.finished) == 8
 
 
+def test_what_was_in_flight_on_a_server_that_is_given_up_goes_to_the_last_one_at_once() -> None:
+    dead: list[bool] = []
+    dying = SimServer("s0", M, ending=lambda outcome, now: Transient("reset") if dead else outcome)
+    sim = Sim([dying, SimServer("s1", M)], 3, [FixedLimit(8), FixedLimit(8)])
+    for call in range(64):
+        sim.submit(call, "m")
+    sim.run(until=2.0)
+    assert dying.busy
+    dead.append(True)
+    sim.act(sim.scheduler.replica_down("s0", sim.now, "killed"))
+    sim.run(until=4.0)
+    sim.act(sim.scheduler.replica_lost("s0", sim.now, "killed"))
+    sim.run(until=60.0)
+    assert len(sim.finished) == 64
+    assert all(isinstance(finish.outcome, Ok) for finish in sim.finished.values())
+
+
 def test_a_server_that_is_given_up_is_missed_only_when_a_call_comes() -> None:
     sim = Sim([SimServer("s0", M), SimServer("o", frozenset({"o"}))])
     sim.act(sim.scheduler.replica_lost("s0", 0.0, "crashed too often"))
