@@ -46,10 +46,12 @@ def run_command(
 ) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
     if start:
+        servers = ServerDisplay(as_json=as_json)
         options["start"] = StartOptions(
             vllm_command=vllm_command,
             gpus=gpus,
-            on_event=ServerDisplay(as_json=as_json).on_event,
+            on_event=servers.on_event,
+            loading=servers.watching,
             on_warning=lambda warning: complain(f"warning: {warning}"),
         )
     elif gpus or vllm_command:

@@ -163,8 +163,11 @@ class ServeSignals:
 class ServerDisplay:
     """What becomes of servers: a line for each event, and how loading goes."""
 
-    def __init__(self, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, as_json: bool, every_s: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._as_json = as_json
+        self._every_s = every_s
         self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
         self._clock = clock
         self._live = False
@@ -175,7 +178,7 @@ class ServerDisplay:
             if self._as_json:
                 event({"event": "server", **happened.as_json()})
                 return
-            self._clear()
+            self._clear(always=True)  # a run's line of progress may stand there
             complain(_words(happened))
 
     def all_ready(self, servers: Sequence[ServerConfig]) -> None:
@@ -200,7 +203,7 @@ class ServerDisplay:
             self._clear()
 
     async def _show(self, supervisor: Supervisor) -> None:
-        every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
+        every = self._every_s or (_TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S)
         while True:
             await asyncio.sleep(every)
             loading = [server for server in supervisor.servers if server.state == "loading"]
@@ -220,13 +223,13 @@ class ServerDisplay:
         if not loading:
             return
         text = safe(f"loading {names}: {one_line(loading[0].last_line(), 160)}")
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: unknown
         sys.stderr.write(text[: columns - 1])
         sys.stderr.flush()
         self._live = True
 
-    def _clear(self) -> None:
-        if self._live:
+    def _clear(self, *, always: bool = False) -> None:
+        if self._live or (always and self._terminal):
             sys.stderr.write("\r\x1b[K")
             self._live = False
 

@@ -32,6 +32,7 @@ from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
 from asyncsynth.servers.joining import Connected, cancelled, connect_all, joining
+from asyncsynth.servers.keeping import keep, kept
 from asyncsynth.servers.ready import Probe, ReadyPolicy, not_served
 from asyncsynth.servers.weights import Progress
 
@@ -183,8 +184,10 @@ async def open_pool(
     patience = ready or ReadyPolicy()
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []
-        children = [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
-        local = await all_or_error(children)
+        started = await all_or_error(
+            [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
+        )
+        local = [server for server, _ in started]
         wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
         exchanges = {t.config.base_url: _exchange(stack, t, environ) for t in wanted}
         begun = False
@@ -221,6 +224,7 @@ async def open_pool(
         begun = True
         pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
+        await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
         names = {target.config.base_url: target.name(wanted) for target in wanted}
         join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)
         await stack.enter_async_context(join)
@@ -234,7 +238,7 @@ async def _start_child(
     progress: Progress | None,
     needs: Sequence[Need] | None,
     found: list[Capabilities],
-) -> Server:
+) -> tuple[Server, EmbeddedServer]:
     child = EmbeddedServer(spec, progress=progress)
     stack.push_async_callback(child.stop)
     await child.start()
@@ -244,7 +248,7 @@ async def _start_child(
         found += await survey(
             exchange, models, needs, server=spec.display_name, dialect="llamacpp", chats=frozenset(models)
         )
-    return Server(
+    server = Server(
         name=spec.display_name,
         base_url=child.base_url,
         models=frozenset(models),
@@ -253,6 +257,7 @@ async def _start_child(
         dialect="llamacpp",
         serves_any=spec.display_name,
     )
+    return server, child
 
 
 def _exchange(stack: contextlib.AsyncExitStack, target: Target, environ: Mapping[str, str] | None) -> Exchange:

@@ -19,7 +19,7 @@ from typing import Any
 
 
 def serve(settings: dict[str, Any]) -> Any:
-    """Load the model and listen on a free port of 127.0.0.1."""
+    """Load the model and listen on 127.0.0.1: on the port of the settings, or on a free one where that is 0."""
     # Before llama.cpp is loaded: OpenMP workers that wait by spinning halve the speed of a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
@@ -28,7 +28,7 @@ def serve(settings: dict[str, Any]) -> Any:
     params.model.path = settings["model"]
     params.model_alias = {settings["alias"]}
     params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params.port = settings["port"]
     params.n_parallel = settings["slots"]
     params.n_ctx = settings["slots"] * settings["context"]
     params.cache_ram_mib = 0  # synthetic rows rarely come back; the default would keep up to 8 GB of them

@@ -22,6 +22,10 @@ class RestartPolicy:
     crashes: int = 5
     within_s: float = 900.0
 
+    def said(self) -> str:
+        """Why a server is not started again, in words."""
+        return f"crashed more than {self.crashes} times within {self.within_s:g} s"
+
 
 class Restarts:
     """The crashes of one server."""

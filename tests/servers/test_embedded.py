@@ -16,6 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.engine.report import RunReport
+from asyncsynth.engine.runner import Runner
 from asyncsynth.errors import ConfigurationError, ServerUnreachable
 from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
 
@@ -85,12 +88,11 @@ def test_chat_schema_raw_completion_and_stop() -> None:
             assert answer["choices"][0]["text"].strip()
             assert answer["usage"]["completion_tokens"] <= 8
 
-            pid, log = server.pid, server.log_path
+            pid = server.pid
         assert pid is not None
         assert server.pid is None
         assert await gone(pid)
-        assert log is not None
-        assert not log.exists()  # nothing went wrong, nothing is left behind
+        assert server.log_path is None  # nothing went wrong, nothing is left behind
 
     asyncio.run(scenario())
 
@@ -136,6 +138,50 @@ def test_child_dies_with_a_killed_parent() -> None:
         assert await gone(child)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.embedded
+def test_a_run_whose_child_is_killed_loses_no_record(tmp_path: Path) -> None:
+    async def scenario() -> RunReport:
+        with Pipeline(name="killed") as pipeline:
+            rows = LoadDataFromDicts([{"instruction": f"Say {n}."} for n in range(30)])
+            rows >> TextGeneration(llm=LLM.embedded(max_tokens=8))
+        killed = asyncio.create_task(kill_once_it_answers())
+        result = await pipeline.arun(output=tmp_path / "run", on_runner=runners.append)
+        await killed
+        return result.report
+
+    async def kill_once_it_answers() -> None:
+        while not runners or runners[0].counts.ok < 5:  # noqa: ASYNC110  # a run's counts set no event
+            await asyncio.sleep(0.01)
+        [child] = children_named("embedded_child.py")
+        os.kill(child, signal.SIGKILL)
+
+    runners: list[Runner] = []
+    report = asyncio.run(scenario())
+    assert (report.counts.ok, report.counts.failed) == (30, 0)
+    [note] = [note for note in report.notes if "is started again" in note]
+    assert "killed (SIGKILL)" in note
+    Path(note.partition("its log: ")[2].partition(")")[0]).unlink()
+
+
+def children_named(script: str) -> list[int]:
+    """Processes below this one that run `script`."""
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,command="], capture_output=True, text=True, check=True).stdout
+    parents: dict[int, int] = {}
+    found = []
+    for line in listed.splitlines():
+        pid, parent, command = line.split(None, 2)
+        parents[int(pid)] = int(parent)
+        if script in command and "guardian.py" not in command:
+            found.append(int(pid))
+
+    def ours(pid: int) -> bool:
+        while pid > 1 and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return [pid for pid in found if ours(pid)]
 
 
 @pytest.mark.embedded

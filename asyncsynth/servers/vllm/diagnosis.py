@@ -7,25 +7,13 @@ stand before what they cause ("out of memory" also ends with "engine core initia
 from __future__ import annotations
 
 import re
-import signal
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+from asyncsynth.servers.ends import Diagnosis, by_exit_code, clean
+
 _TAIL_BYTES = 256 << 10
-#: Escape sequences of terminals; a lone ESC and other controls go with `_CONTROL`.
-_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _PREFIX = re.compile(r"^(\(\w+(?: \w+)* pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR) [0-9-]+ [0-9:.]+ )?(\[[\w./]+:\d+\] )?")
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """`kind` is stable, for programs; `line` is what the log says, or ''."""
-
-    kind: str
-    cause: str
-    advice: str
-    line: str = ""
 
 
 _SIGNS: tuple[tuple[str, str, str, str], ...] = (
@@ -104,30 +92,12 @@ def diagnose(log: str, exit_code: int | None = None) -> Diagnosis:
         for line in reversed(lines):
             if pattern.search(line):
                 return Diagnosis(kind, cause, advice, without_prefix(line))
-    if exit_code == -signal.SIGKILL:
-        advice = "Was memory short? The kernel's log (dmesg) tells; or somebody used kill -9."
-        return Diagnosis("killed", "it was killed (SIGKILL)", advice)
     if exit_code is not None and exit_code < 0:
-        return Diagnosis("signal", f"it ended by {_signal_name(-exit_code)}", "Its log may say more.")
+        return by_exit_code(exit_code)
     errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
     errors = [line for line in errors if not _ELSEWHERE.search(line)] or errors
     said = without_prefix(errors[-1]) if errors else ""
-    cause = f"it ended with exit code {exit_code}" if exit_code is not None else "it did not become ready"
-    return Diagnosis("unknown", cause, "Its log says more.", said)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def clean(text: str) -> str:
-    """Log text without control bytes; of a line that a progress bar rewrote, what stood there last."""
-    plain = _ANSI.sub("", text.replace("\r\n", "\n"))
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n")]
-    return "\n".join(_CONTROL.sub("\ufffd", line) for line in lines)
+    return replace(by_exit_code(exit_code), line=said)
 
 
 def without_prefix(line: str) -> str:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsynth.client.http11 import Http11Pool
+from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import AsyncsynthError, ConfigurationError, ServerUnreachable
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.ends import Diagnosis
 from asyncsynth.servers.guarded import GuardedProcess
 from asyncsynth.servers.launches import GPU_VARIABLE, Launch
 from asyncsynth.servers.ready import Probe, ReadyPolicy
-from asyncsynth.servers.vllm.diagnosis import Diagnosis, diagnose, last_lines, read_tail, without_prefix
+from asyncsynth.servers.vllm.diagnosis import diagnose, last_lines, read_tail, without_prefix
 from asyncsynth.servers.vllm.flags import as_arguments
 
 COMMAND_VARIABLE = "ASYNCSYNTH_VLLM"
@@ -200,6 +202,17 @@ class VLLMServer:
                 await probe.canary(model)
         finally:
             await exchange.aclose()
+
+    async def healthy(self, answer_s: float) -> str:
+        """Ask /health once, on a connection of its own, for `answer_s` seconds; '' for a good answer, or what came."""
+        exchange = Http11Pool(self.config.base_url, api_key=self.config.key(self._environ))
+        try:
+            answer = await exchange.get("/health", Timeouts(answer_s, answer_s, answer_s), at_origin=True)
+        except TransportFailure as failure:
+            return f"{failure.reason}: {failure.message}"
+        finally:
+            await exchange.aclose()
+        return f"HTTP {answer.status}" if answer.status >= 500 else ""  # a server without /health says 404
 
     async def stop(self) -> None:
         """SIGTERM, time for the requests in flight, and the end of all its processes."""

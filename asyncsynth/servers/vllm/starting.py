@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.binding import make_plan
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.embedded import EmbeddedSpec
+from asyncsynth.servers.keeping import HangPolicy
 from asyncsynth.servers.launches import place_on_gpus
 from asyncsynth.servers.ready import not_served
+from asyncsynth.servers.restarts import RestartPolicy
 from asyncsynth.servers.vllm.checks import already_served, check_servers, require_sound
 from asyncsynth.servers.vllm.flags import Finding
 from asyncsynth.servers.vllm.launch import READY_S, find_vllm
@@ -32,6 +35,8 @@ class StartOptions:
         ready_s: for a server to become ready.
         on_event: told what happens to the servers.
         on_warning: told what the checks found that is no error.
+        loading: entered with the supervisor while the servers load, to show how that goes.
+        restart, hang: when a server that crashed is started again, and when one that lives counts as hung.
     """
 
     vllm_command: str = ""
@@ -40,6 +45,9 @@ class StartOptions:
     ready_s: float = READY_S
     on_event: Callable[[ServerEvent], None] | None = None
     on_warning: Callable[[Finding], None] | None = None
+    loading: Callable[[Supervisor], AbstractContextManager[None]] = lambda supervisor: contextlib.nullcontext()
+    restart: RestartPolicy | None = None
+    hang: HangPolicy | None = None
 
 
 def placed(servers: Sequence[ServerConfig], gpus: Sequence[str]) -> list[ServerConfig]:
@@ -87,9 +95,18 @@ async def started(
         if options.on_warning is not None:
             options.on_warning(warning)
     supervisor = Supervisor(
-        missing, vllm, options.logs or logs, ready_s=options.ready_s, on_event=options.on_event, environ=environ
+        missing,
+        vllm,
+        options.logs or logs,
+        restart=options.restart,
+        hang=options.hang,
+        ready_s=options.ready_s,
+        on_event=options.on_event,
+        environ=environ,
     )
-    async with supervisor:
+    async with contextlib.AsyncExitStack() as stack:
+        with options.loading(supervisor):
+            await stack.enter_async_context(supervisor)
         yield needed, supervisor
 
 

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from asyncsynth.core.retry import Rng
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.keeping import End, HangPolicy, Watcher, until_it_hangs
 from asyncsynth.servers.restarts import RestartPolicy, Restarts
 from asyncsynth.servers.vllm.checks import shared_gpus
 from asyncsynth.servers.vllm.launch import READY_S, VLLMCommand, VLLMServer
@@ -40,16 +41,6 @@ class ServerEvent:
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
 
 
-class Watcher(Protocol):
-    """Who is told that servers come and go: a `ServerPool`."""
-
-    def server_down(self, name: str, why: str) -> None:
-        """Nothing is to be sent there."""
-
-    def server_up(self, name: str) -> None:
-        """It answers again."""
-
-
 class Supervisor:
     """Keeps servers running. Use as ``async with Supervisor(...) as supervisor``: inside, all are ready.
 
@@ -57,6 +48,7 @@ class Supervisor:
         servers: each with a `launch`.
         logs: the folder for their logs.
         on_event: told what happens; must not raise.
+        restart, hang: when one is started again, and when one that lives counts as hung.
         clock, sleep, rng: of the restarts; tests hand in their own.
 
     Raises (on entering):
@@ -70,6 +62,7 @@ class Supervisor:
         logs: Path,
         *,
         restart: RestartPolicy | None = None,
+        hang: HangPolicy | None = None,
         ready_s: float = READY_S,
         on_event: Callable[[ServerEvent], None] | None = None,
         environ: Mapping[str, str] | None = None,
@@ -80,6 +73,8 @@ class Supervisor:
         self.servers = [VLLMServer(s, vllm, logs, ready_s=ready_s, environ=environ) for s in servers]
         self.gave_up: list[str] = []  #: names of those that crashed too often
         self._restart = restart or RestartPolicy()
+        self._hang = hang or HangPolicy()
+        self._lost: dict[str, End] = {}  #: of those in `gave_up`
         self._tell = on_event or (lambda event: None)
         self._clock = clock
         self._sleep = sleep
@@ -117,8 +112,10 @@ class Supervisor:
         """Tell `watcher` from now on when a server goes down or comes back; and now, which are down."""
         self._watchers.append(watcher)
         for server in self.servers:
-            if server.state != "ready":
-                with contextlib.suppress(KeyError):
+            with contextlib.suppress(KeyError):
+                if (lost := self._lost.get(server.name)) is not None:
+                    watcher.server_lost(server.name, lost.why, lost.advice)
+                elif server.state != "ready":
                     watcher.server_down(server.name, "it is being started again")
 
     async def wait(self) -> None:
@@ -173,16 +170,22 @@ class Supervisor:
                     self._tell(ServerEvent("failed", server.name, error.message, log=str(server.log_path)))
                     first.set_exception(error)
                     return
-                why = error.message
+                # What follows the first line is the end of the log; that is named.
+                end = End(error.message.partition("\n")[0], (error.hint or "").partition("\n")[0])
+            except OSError as error:  # no process, no memory for one
+                if not first.done():
+                    raise
+                server.set_state("down")
+                end = End(f"it could not be started: {error}")
             else:
                 if not first.done():
                     first.set_result(None)
-                why = await self._until_it_ends(server)
+                end = await self._until_it_ends(server)
             pause = restarts.crashed(self._clock())
             if pause is None:
-                self._give_up(server, why)
+                self._give_up(server, end)
                 return
-            self._tell(ServerEvent("crashed", server.name, why, seconds=pause, log=str(server.log_path)))
+            self._tell(ServerEvent("crashed", server.name, end.why, seconds=pause, log=str(server.log_path)))
             await self._sleep(pause)
 
     async def _bring_up(self, server: VLLMServer) -> None:
@@ -199,24 +202,39 @@ class Supervisor:
         if server.starts > 1:
             self._pass_on(lambda watcher: watcher.server_up(server.name))
 
-    async def _until_it_ends(self, server: VLLMServer) -> str:
-        """What ended it."""
-        assert server.process is not None
-        code = await server.process.wait()
+    async def _until_it_ends(self, server: VLLMServer) -> End:
+        """What ended it; one that hangs is killed."""
+        process = server.process
+        assert process is not None
+        ended = asyncio.ensure_future(process.wait())
+        hangs = asyncio.ensure_future(until_it_hangs(lambda: server.healthy(self._hang.answer_s), self._hang))
+        try:
+            await asyncio.wait([ended, hangs], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, hangs):
+                task.cancel()
+            await asyncio.gather(ended, hangs, return_exceptions=True)
+        if process.returncode is None:
+            why = hangs.result()
+            server.set_state("down")
+            self._pass_on(lambda watcher: watcher.server_down(server.name, why))
+            await process.kill()
+            return End(why, "Its log may say what it was at.")
         server.set_state("down")
-        found = server.diagnosis(code)
-        why = f"{found.cause}: {found.line}" if found.line else found.cause
-        self._pass_on(lambda watcher: watcher.server_down(server.name, why))
-        return why
+        found = server.diagnosis(process.returncode)
+        end = End(f"{found.cause}: {found.line}" if found.line else found.cause, found.advice)
+        self._pass_on(lambda watcher: watcher.server_down(server.name, end.why))
+        return end
 
     def _pass_on(self, call: Callable[[Watcher], None]) -> None:
         for watcher in self._watchers:
             with contextlib.suppress(KeyError):  # a pool that does not use this server
                 call(watcher)
 
-    def _give_up(self, server: VLLMServer, why: str) -> None:
+    def _give_up(self, server: VLLMServer, end: End) -> None:
         server.set_state("gave up")
         self.gave_up.append(server.name)
-        policy = self._restart
-        said = f"crashed more than {policy.crashes} times within {policy.within_s:g} s; the last time: {why}"
+        said = f"{self._restart.said()}; the last time: {end.why}"
+        lost = self._lost[server.name] = End(f"{said}; its log: {server.log_path}", end.advice)
         self._tell(ServerEvent("gave_up", server.name, said, log=str(server.log_path)))
+        self._pass_on(lambda watcher: watcher.server_lost(server.name, lost.why, lost.advice))

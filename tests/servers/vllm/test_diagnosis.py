@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from asyncsynth.servers.ends import clean
 from asyncsynth.servers.restarts import RestartPolicy, Restarts
-from asyncsynth.servers.vllm.diagnosis import clean, diagnose, last_lines, read_tail, without_prefix
+from asyncsynth.servers.vllm.diagnosis import diagnose, last_lines, read_tail, without_prefix
 
 BEFORE = "(APIServer pid=9) INFO 11-21 08:00:00 [api_server.py:1] vLLM API server version 0.33.0\n"
 AFTER = "\n(APIServer pid=9) RuntimeError: Engine core initialization failed. See root cause above.\n"

@@ -201,6 +201,9 @@ def test_a_server_that_crashes_too_often_is_given_up(site: Site) -> None:
             def server_up(self, name: str) -> None:
                 told.append("up")
 
+            def server_lost(self, name: str, why: str, advice: str = "") -> None:
+                told.append(f"lost {why}")
+
         async def pause(seconds: float) -> None:
             pauses.append(seconds)
 
@@ -223,7 +226,10 @@ def test_a_server_that_crashes_too_often_is_given_up(site: Site) -> None:
         assert [event.kind for event in events] == ["starting", "ready", *["crashed", "starting"] * 2, "gave_up"]
         assert "memory does not suffice" in events[-1].message
         assert supervisor.gave_up == [f"127.0.0.1:{port}"]
-        assert [line.split()[0] for line in told] == ["down"]
+        assert [line.split()[0] for line in told] == ["down", "lost"]
+        assert "memory does not suffice" in told[-1]
+        supervisor.watch(Pool())  # a run that begins afterwards
+        assert told[-1] == told[-2]
         assert 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1.0
         assert all_gone(site.pids())
 
