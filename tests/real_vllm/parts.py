@@ -229,7 +229,7 @@ def kill(check: Check) -> Part:
 def drain(check: Check) -> Part:
     """SIGTERM to `asyncsynth serve`: what is in flight ends, nothing is left."""
     served = check.both
-    body = {"model": "Qwen/Qwen2.5-tiny", "prompt": "Say", "max_tokens": 1500, "ignore_eos": True}
+    body = {"model": "Qwen/Qwen2.5-tiny", "prompt": "Say", "max_tokens": 600, "ignore_eos": True}
     with ThreadPoolExecutor(8) as threads:
         posts = [
             threads.submit(httpx.post, f"{served.url(TINY)}/v1/completions", json=body, timeout=120) for _ in range(8)
@@ -237,7 +237,7 @@ def drain(check: Check) -> Part:
         _until(lambda: served.metric(TINY, "vllm:num_requests_running") >= 8)
         code, seconds = served.stop()
         whole = [post.result() for post in posts if post.exception() is None]
-    answered = sum(r.status_code == 200 and r.json()["usage"]["completion_tokens"] == 1500 for r in whole)
+    answered = sum(r.status_code == 200 and r.json()["usage"]["completion_tokens"] == 600 for r in whole)
     left = served.processes()
     return Part(
         "drain",
