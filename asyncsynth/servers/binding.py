@@ -27,7 +27,7 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.errors import ConfigurationError, ServerError
+from asyncsynth.errors import ConfigurationError, ServerError, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
@@ -299,7 +299,12 @@ async def _connect(
     """`server` with the models that it is asked for, or None when it has none of them; all that it serves; and what
     came of trying the needs."""
     config = target.config
-    await probe.wait_ready()
+    try:
+        await probe.wait_ready()
+    except ServerUnreachable as error:
+        if config.launch is not None:  # not only an address: what is to run there is known
+            error.hint = f"Start it: `asyncsynth serve {config.origin.partition(':')[0]}`, or run with --start."
+        raise
     listed = await probe.models()
     served = frozenset(listed) if listed is not None else config.models
     if served is None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import httpx
 import orjson
@@ -23,7 +24,7 @@ from asyncsynth.errors import (
     ServerUnreachable,
 )
 from asyncsynth.servers.binding import answering_models, make_plan, open_pool
-from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.configs import ServerConfig, parse_servers
 from asyncsynth.servers.embedded import EmbeddedSpec
 from asyncsynth.servers.ready import Probe, ReadyPolicy
 from asyncsynth.testing.fault_server import Fault, FaultServer
@@ -241,3 +242,15 @@ def test_embedded_answers_for_any_model_under_its_own_name() -> None:
 def test_errors_are_of_one_tree() -> None:
     with pytest.raises(AsyncsynthError):
         ask([LLM(model="m", base_url="not a url")])
+
+
+def test_a_server_that_could_be_started_is_not_only_called_absent(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("model: m\nport: 9\n")  # the discard port: nobody answers
+
+    async def scenario() -> None:
+        async with open_pool([LLM(model="m")], servers=parse_servers([str(file)]), ready=NO_PATIENCE, environ={}):
+            pass
+
+    with pytest.raises(ServerUnreachable, match="small.yaml.*--start"):
+        asyncio.run(scenario())
