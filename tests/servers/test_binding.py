@@ -252,5 +252,5 @@ def test_a_server_that_could_be_started_is_not_only_called_absent(tmp_path: Path
         async with open_pool([LLM(model="m")], servers=parse_servers([str(file)]), ready=NO_PATIENCE, environ={}):
             pass
 
-    with pytest.raises(ServerUnreachable, match="small.yaml.*--start"):
+    with pytest.raises(ServerUnreachable, match=r"small\.yaml.*--start"):
         asyncio.run(scenario())
