@@ -33,10 +33,10 @@ async def interrupted(options: dict[str, Any], fake: FaultServer, after: int, ho
         after -= 1
         if after == 0 and task is not None:
             struck = True
-            if how == "cancel":
-                task.cancel()
-            elif runners:
+            if how == "drain" and runners:  # there is none while servers are being tried
                 runners[0].drain("a test")
+            else:
+                task.cancel()
         return None
 
     fake.script = script

@@ -29,7 +29,7 @@ class Counting(RetryBudget):
 
 
 def faults(rng: random.Random) -> Script:
-    """One request in five fails, in the ways a server has."""
+    """One request in five fails, in the ways a server has that say nothing of the record."""
     kinds: list[Outcome] = [
         Overloaded(503, "busy"),
         Overloaded(429, "busy", retry_after=2.0),
@@ -37,7 +37,6 @@ def faults(rng: random.Random) -> Script:
         Transient("reset", "died", free=True),
         Transient("reset", "died"),
         Transient("server_error", "500", status=500),
-        Transient("truncated", "half", max_attempts=3),
     ]
 
     def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
@@ -72,9 +71,7 @@ def test_two_hours_of_faults(part: int, tried: Tried) -> None:
         sim, budgets, digest = run(seed)
         assert len(sim.finished) == RECORDS, f"seed={seed}"
         lost = [f for f in sim.finished.values() if not isinstance(f.outcome, Ok)]
-        # An answer that was cut off three times is the record's own fault; all else must end well.
-        assert all(isinstance(f.outcome, Transient) and f.outcome.reason == "truncated" for f in lost), f"seed={seed}"
-        assert len(lost) <= RECORDS * 0.001, f"seed={seed}"
+        assert not lost, f"seed={seed}: {lost[:3]}"
         for server, budget in zip(sim.servers, budgets, strict=True):
             allowed = budget.ratio * server.requests + budget.per_s * sim.now + 10
             assert budget.taken <= allowed, f"seed={seed}: {budget.taken} retries of {allowed:.0f}"
