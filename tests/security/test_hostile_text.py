@@ -186,7 +186,7 @@ def test_a_directory_whose_name_is_no_text_is_shown_in_words_and_in_json(capsys:
 def test_one_line_of_progress_whatever_the_names(name: str) -> None:
     counts = Counts()
     counts.failures[TEXTS[name]] = 1
-    servers = [{"name": TEXTS[name], "state": "open"}]
+    servers = [{"name": TEXTS[name], "state": "open", "limit": 4, "in_flight": 1, "why": TEXTS[name]}]
     progress = Progress("p", 1.0, counts, 10, 1, 1, 1, 1.0, 1.0, {}, servers, TEXTS[name])
     line = progress_line(progress)
     assert not STEERING.search(line)
