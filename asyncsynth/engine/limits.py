@@ -6,6 +6,7 @@ The last word is kept beside the journal (``servers.json``), so that `asyncsynth
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -124,7 +125,9 @@ def keep_lines(directory: Path, lines: list[dict[str, Any]]) -> None:
     path = directory / FILE
     new = path.with_name(f"{FILE}.new")
     with contextlib.suppress(OSError):
-        new.write_bytes(orjson.dumps(lines, option=orjson.OPT_INDENT_2))
+        # Readable by the owner alone, as all of a run directory, whatever the umask.
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(orjson.dumps(lines, option=orjson.OPT_INDENT_2))
         new.replace(path)
 
 

@@ -58,7 +58,7 @@ class Manifest:
         path = directory / MANIFEST_NAME
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise storage_error(error, path, "read the manifest") from error

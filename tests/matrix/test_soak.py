@@ -64,8 +64,9 @@ def test_a_long_run_keeps_its_size_and_comes_back_soon(tmp_path: Path, tried: Tr
     assert growth <= (0.10 if FULL else 0.25), f"from {memory[0]:.1f} to {max(memory):.1f} MB"
     assert max(tasks) <= WINDOW + 16, f"{max(tasks)} tasks for a window of {WINDOW}"
     assert max(descriptors) <= 256 + 64, f"{min(descriptors)} to {max(descriptors)} descriptors"
-    half = len(settled) // 2
-    assert max(descriptors[half:]) <= max(descriptors[:half]) + 32, "descriptors grow"
+    if FULL:  # a few samples of a short run say nothing of growth
+        half = len(settled) // 2
+        assert max(descriptors[half:]) <= max(descriptors[:half]) + 32, "descriptors grow"
     tried(RECORDS, "records", f"{whole['failed']} of them dead letters, {whole['retries']:,} retries", row=19)
     tried(0, "", f"{memory[0]:.1f} MB after {SETTLED:,}, at most {max(memory):.1f} MB", row=19)
     tried(0, "", f"{min(descriptors)}-{max(descriptors)} descriptors, at most {max(tasks)} tasks", row=19)
