@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from asyncsynth.cli import journal
-from asyncsynth.cli.signals import Stopped, stop_on_signals
+from asyncsynth.cli.signals import Stopped, past_stopping, stop_on_signals
 from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 
 app = typer.Typer(
@@ -268,6 +268,13 @@ def version() -> None:
 def main() -> None:
     """The `asyncsynth` command."""
     stop_on_signals()
+    try:
+        _run_command()
+    finally:
+        past_stopping()
+
+
+def _run_command() -> None:
     try:
         app()
     except Stopped as stopped:

@@ -16,7 +16,7 @@ from asyncsynth.cli.check import tell_servers
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.serve import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
-from asyncsynth.cli.signals import STOPPING, Stopped
+from asyncsynth.cli.signals import Stopped, taken
 from asyncsynth.cli.text import complain
 from asyncsynth.cli.workers import Run, run_of
 from asyncsynth.engine.overrides import apply_settings
@@ -130,17 +130,9 @@ class Signals:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Takes the signals for as long as the block runs."""
-        loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
-        before = {number: signal.getsignal(number) for number in STOPPING}
-        for number in STOPPING:
-            loop.add_signal_handler(number, self._received, number)
-        try:
+        with taken(self._received):
             yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)  # the loop would leave the system's defaults
 
     def _received(self, number: int) -> None:
         self.count += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.cli.show import event
-from asyncsynth.cli.signals import STOPPING, Stopped
+from asyncsynth.cli.signals import Stopped, taken
 from asyncsynth.cli.text import complain, duration, one_line, safe, say
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.engine.pipeline import run_in_loop
@@ -134,17 +134,9 @@ class ServeSignals:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Takes the signals for as long as the block runs."""
-        loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
-        before = {number: signal.getsignal(number) for number in STOPPING}
-        for number in STOPPING:
-            loop.add_signal_handler(number, self._received, number)
-        try:
+        with taken(self._received):
             yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
 
     def _received(self, number: int) -> None:
         self.count += 1
