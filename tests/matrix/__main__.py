@@ -1,6 +1,6 @@
 """The reliability matrix: one line a row, what was tried, how often, what held, seconds. Exit 1 when a row fails.
 
-python -m tests.matrix               in full: about half an hour on two cores
+python -m tests.matrix               in full: about 15 minutes on two cores
 python -m tests.matrix --short       the shortened form, as in `python -m tests`
 python -m tests.matrix --rows 4,12   these rows only
 python -m tests.matrix --mutations   row 26 only: the code broken on purpose
