@@ -199,8 +199,8 @@ MUTATIONS = (
         9, ("tests/matrix/test_interrupted.py",), hangs=True,
     ),
     Mutation(
-        "a signal is not heard", "cli/run.py",
-        "            loop.add_signal_handler(number, self._received, number)\n", "            pass\n",
+        "a signal is not heard", "cli/signals.py",
+        "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
     ),
 )  # fmt: skip
