@@ -28,7 +28,7 @@ def script(name: str, *options: str, folder: Path) -> dict[str, Any]:
 
 
 def test_engine_overhead(tmp_path: Path) -> None:
-    options = ("--records", "60", "--concurrency", "8,32", "--repeat", "2", "--resume")
+    options = ("--records", "60", "--concurrency", "8,32", "--repeat", "2", "--resume", "--delay-ms", "5")
     found = script("engine_overhead", *options, folder=tmp_path)
     assert [row["concurrency"] for row in found["results"]] == [8, 32]
     for row in found["results"]:
