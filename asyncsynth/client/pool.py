@@ -6,9 +6,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
-from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, decode, encode, outcome_of
+from asyncsynth.client.codec import decode, encode, outcome_of
 from asyncsynth.client.loads import ORCA_HEADER
 from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.replicas import (
@@ -22,7 +23,7 @@ from asyncsynth.client.replicas import (
     estimated_tokens,
     prompt_head,
 )
-from asyncsynth.client.transport import Timeouts, TransportFailure
+from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.breaker import REMOVED
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
@@ -31,9 +32,6 @@ from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, S
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped
 
 __all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
-
-BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
-TIMEOUT_PER_TOKEN_S = 0.5  #: and for each token that it may generate
 
 
 class ServerPool:
@@ -68,8 +66,7 @@ class ServerPool:
         self._aborted: dict[int, tuple[int, asyncio.Future[Start | Finish]]] = {}
         self._probes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._timeouts: dict[tuple[int, int], Timeouts] = {}
+        self._timer_at = inf
         self._totals = Totals()
         self._closed = False
         self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
@@ -100,11 +97,10 @@ class ServerPool:
         if self._spread and not affinity:
             affinity = prompt_head(request)
         tokens = estimated_tokens(request) if self._rated else 0
+        model = request.model if request.model in self._models else self._stand_in(request.model)
         self._senders[call_id] = asyncio.current_task()
         try:
-            step = self._apply(
-                scheduler.submit(call_id, self._route(request.model), priority, clock(), affinity, tokens), call_id
-            )
+            step = self._apply(scheduler.submit(call_id, model, priority, clock(), affinity, tokens), call_id)
             waiter: asyncio.Future[Start | Finish] | None = None
             while True:
                 try:
@@ -112,7 +108,14 @@ class ServerPool:
                         step, waiter = await self._wait(call_id, waiter), None
                     if isinstance(step, Finish):
                         return self._conclude(step)
-                    outcome = await self._attempt(request, step, clock)
+                    link = self._links[step.replica]
+                    server = link.server
+                    path, body = encode(request, dialect=server.dialect)
+                    began = clock()
+                    response = await server.exchange.post(path, body, link.timeouts_for(request))
+                    outcome = self._read(request, response, link, began, clock(), step.attempt)
+                except TransportFailure as failure:
+                    outcome = outcome_of(failure)
                 except asyncio.CancelledError:
                     if (waiter := self._aborted_one(call_id)) is None:
                         raise
@@ -226,52 +229,24 @@ class ServerPool:
 
     # --- one attempt --------------------------------------------------------------------------
 
-    def _route(self, model: str) -> str:
-        if model in self._models:
-            return model
+    def _stand_in(self, model: str) -> str:
+        """For a model that no server offers by name: the one that answers for any."""
         if ANY_MODEL in self._models:
             return ANY_MODEL
         offered = ", ".join(sorted(self._models)) or "nothing"
         raise ModelNotServed(f"no server has model {model!r}", hint=f"the servers of this run have: {offered}")
 
-    async def _attempt(self, request: ModelRequest, start: Start, clock: Callable[[], float]) -> Outcome:
-        link = self._links[start.replica]
-        server = link.server
-        path, body = encode(request, dialect=server.dialect)
-        began = clock()
-        try:
-            response = await server.exchange.post(path, body, self._timeouts_for(server, request))
-        except TransportFailure as failure:
-            outcome = outcome_of(failure)
-        else:
-            outcome = decode(
-                request,
-                response.status,
-                response.headers,
-                response.body,
-                self._wall(),
-                dialect=server.dialect,
-            )
-            now = clock()
-            if ORCA_HEADER in response.headers and now >= link.read_at:
-                link.hear(response.headers, now)
-            if type(outcome) is Ok:
-                self._count_answer(server, outcome.value, now - began, start.attempt)
+    def _read(
+        self, request: ModelRequest, response: WireResponse, link: Link, began: float, now: float, attempts: int
+    ) -> Outcome:
+        """What an answer came to, counted."""
+        server, headers = link.server, response.headers
+        outcome = decode(request, response.status, headers, response.body, self._wall(), dialect=server.dialect)
+        if ORCA_HEADER in headers and now >= link.read_at:
+            link.hear(headers, now)
+        if type(outcome) is Ok:
+            self._count_answer(server, outcome.value, now - began, attempts)
         return outcome
-
-    def _timeouts_for(self, server: Server, request: ModelRequest) -> Timeouts:
-        """The server's own, but for the total: it grows with what may be generated."""
-        params = request.params
-        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-        key = (id(server), tokens)
-        found = self._timeouts.get(key)
-        if found is None:
-            if len(self._timeouts) > 1000:  # per-row max_tokens: do not keep one for each ever seen
-                self._timeouts.clear()
-            own = server.exchange.timeouts
-            total = BASE_TIMEOUT_S + TIMEOUT_PER_TOKEN_S * tokens
-            found = self._timeouts[key] = Timeouts(own.connect, own.idle, total)
-        return found
 
     def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:
         completion.server = server.name
@@ -342,7 +317,7 @@ class ServerPool:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
         own: Start | Finish | None = None
         for action in actions:
-            if isinstance(action, (Start, Finish)):
+            if type(action) is Start or type(action) is Finish:
                 if action.call_id == mine:
                     own = action
                     continue
@@ -356,12 +331,15 @@ class ServerPool:
                 self._probe(action)
             elif self.halted is None:
                 self._halt()
-        due = self._scheduler.next_tick()
-        if due is not None and (self._timer is None or due < self._timer_at):
-            self._arm(due)
+        if self._scheduler.ticks_before(self._timer_at):
+            self._arm()
         return own
 
-    def _arm(self, due: float) -> None:
+    def _arm(self) -> None:
+        """Set the timer for the scheduler's next tick, unless it is set for an earlier moment."""
+        due = self._scheduler.next_tick()
+        if due is None or due >= self._timer_at:
+            return
         if self._timer is not None:
             self._timer.cancel()
         assert self._clock is not None
@@ -371,9 +349,10 @@ class ServerPool:
 
     def _tick(self) -> None:
         assert self._clock is not None
-        self._timer = None
+        self._timer, self._timer_at = None, inf
         # The loop may fire a little early; then nothing is due and the timer is set again.
         self._apply(self._scheduler.tick(self._clock()), 0)
+        self._arm()
 
     def _halt(self) -> None:
         self.halted = self._halt_error()

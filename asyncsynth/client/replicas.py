@@ -16,6 +16,8 @@ from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
 from asyncsynth.core.stats import Histogram, Tally
 
 ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
+BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
+TIMEOUT_PER_TOKEN_S = 0.5  #: and for each token that it may generate
 HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
 LOAD_FRESH_S = 5.0  #: an older report is not shown
 #: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
@@ -92,7 +94,7 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is told each new load."""
 
-    __slots__ = ("load", "poller", "read_at", "report", "server")
+    __slots__ = ("_timeouts", "load", "poller", "read_at", "report", "server")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server = server
@@ -100,6 +102,7 @@ class Link:
         self.load: ServerLoad | None = None
         self.read_at = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
+        self._timeouts: dict[int, Timeouts] = {}  #: tokens that a request may get -> its own
 
     def start(self, clock: Callable[[], float]) -> None:
         """Begin to ask the server for its load, where it may have one to tell."""
@@ -120,6 +123,19 @@ class Link:
             if self.poller is not None:
                 self.poller.every_s = RARE_POLL_S
             self._told(load)
+
+    def timeouts_for(self, request: ModelRequest) -> Timeouts:
+        """The server's own, but for the total: it grows with what may be generated."""
+        params = request.params
+        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+        found = self._timeouts.get(tokens)
+        if found is None:
+            if len(self._timeouts) > 1000:  # per-row max_tokens: do not keep one for each ever seen
+                self._timeouts.clear()
+            own = self.server.exchange.timeouts
+            total = BASE_TIMEOUT_S + TIMEOUT_PER_TOKEN_S * tokens
+            found = self._timeouts[tokens] = Timeouts(own.connect, own.idle, total)
+        return found
 
     def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
         """The server now; a load that is not fresh is left out."""

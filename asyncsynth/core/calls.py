@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING
 
 from asyncsynth.core.outcomes import Outcome
@@ -218,31 +219,40 @@ class WaitQueue:
 
 
 class Timers:
-    """Wake-ups of sleeping calls and of replicas, in order of time. Stale ones are dropped as they come up."""
+    """Wake-ups of sleeping calls and of replicas, in order of time. Stale ones are dropped as they come up.
 
-    __slots__ = ("_heap", "_seq")
+    `soonest` is the earliest of those added since `next` was last asked, so that a driver need not ask each time.
+    """
+
+    __slots__ = ("_heap", "_seq", "soonest")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Call | Replica, str]] = []
         self._seq = 0
+        self.soonest = inf
 
     def wake(self, call: Call, due: float) -> None:
         """Let a call sleep until `due` seconds."""
         call.state = SLEEPING
         call.wake_at = due
-        self._seq += 1
-        heappush(self._heap, (due, self._seq, call, ""))
+        self._add(due, call, "")
 
     def alarm(self, replica: Replica, kind: str, due: float) -> None:
         """Remind of a replica at `due` seconds, in place of the alarm of this kind that stands, if any."""
         if replica.alarms.get(kind) == due:
             return
         replica.alarms[kind] = due
+        self._add(due, replica, kind)
+
+    def _add(self, due: float, target: Call | Replica, kind: str) -> None:
         self._seq += 1
-        heappush(self._heap, (due, self._seq, replica, kind))
+        heappush(self._heap, (due, self._seq, target, kind))
+        if due < self.soonest:
+            self.soonest = due
 
     def next(self) -> float | None:
         """When the next valid timer is due."""
+        self.soonest = inf
         heap = self._heap
         while heap:
             due, _, target, kind = heap[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every answer, and a frozen one takes three times as long
 class Ok:
     """A completion came back. `value` is a `client.messages.Completion`; `tokens` its completion tokens.
 

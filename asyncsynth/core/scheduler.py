@@ -160,6 +160,10 @@ class Scheduler(Faults):
         """When `tick` has something to do, if nothing else happens before."""
         return self._timers.next()
 
+    def ticks_before(self, at: float) -> bool:
+        """Whether something was added, since `next_tick` was asked, that may be due before `at`. Costs nothing."""
+        return self._timers.soonest < at
+
     # --- replicas -----------------------------------------------------------------------------
 
     def report_load(self, name: str, load: ServerLoad, now: float) -> list[Action]:

@@ -21,7 +21,7 @@ from asyncsynth.records import Row
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
 from asyncsynth.storage.rows import RunRows
-from asyncsynth.storage.sources import BadRow, JsonlReader, SourceRow
+from asyncsynth.storage.sources import JsonlReader, SourceRow
 
 OUTPUT_NAME = "barrier.jsonl"
 FACTS_NAME = "barrier.json"
@@ -48,21 +48,21 @@ class BarrierReader(JsonlReader):
     """
 
     kind = "segment"
+    may_be_empty = True
 
     def __init__(self, directory: Path, step: str) -> None:
         super().__init__(directory / OUTPUT_NAME, id_column="k")
         self.name = step
 
-    def __iter__(self) -> Iterator[SourceRow | BadRow]:
-        for number, line in self._numbered():
-            try:
-                item = orjson.loads(line)
-                yield SourceRow(number, item["k"], item["row"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorruptJournal(
-                    f"{self.path}:{number}: is damaged ({error})",
-                    hint=f"Remove {self.path.with_name(FACTS_NAME)}: the file is then made again.",
-                ) from error
+    def _item(self, number: int, content: bytes) -> SourceRow:
+        try:
+            item = orjson.loads(content)
+            return SourceRow(number, item["k"], item["row"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptJournal(
+                f"{self.path}:{number}: is damaged ({error})",
+                hint=f"Remove {self.path.with_name(FACTS_NAME)}: the file is then made again.",
+            ) from error
 
     def identity(self) -> dict[str, Any]:
         """The step, and the folder of the segment whose rows went through it."""

@@ -44,6 +44,7 @@ class Reader:
 
     kind = ""
     name = ""
+    may_be_empty = False
 
     def __init__(
         self,
@@ -59,12 +60,7 @@ class Reader:
         self.on_bad_row: BadRowPolicy = on_bad_row
 
     def __iter__(self) -> Iterator[SourceRow | BadRow]:
-        empty = True
-        for number, content in self._numbered():
-            empty = False
-            yield self._item(number, content)
-        if empty:
-            raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
+        return (item for _, item in self.placed())
 
     def _item(self, number: int, content: Any) -> SourceRow | BadRow:
         try:
@@ -81,11 +77,11 @@ class Reader:
 
         Where rows are known by position, those of other shards are read over without being parsed.
         """
-        if shard is None:
-            yield from islice(enumerate(self), limit)
-            return
         position = -1
         for position, (number, content) in islice(enumerate(self._numbered()), limit):
+            if shard is None:
+                yield position, self._item(number, content)
+                continue
             if self.id_column is None:
                 if shard.has(position):
                     yield position, self._item(number, content)
@@ -93,7 +89,7 @@ class Reader:
             item = self._item(number, content)
             if shard.has_key(str(position) if isinstance(item, BadRow) else cast(str, item.key)):
                 yield position, item
-        if position < 0 and limit != 0:
+        if position < 0 and limit != 0 and not self.may_be_empty:
             raise self._error("holds no rows; at least one was expected", hint="Check which input is meant.")
 
     def identity(self) -> dict[str, Any]:

@@ -30,9 +30,10 @@ class LineReader:
     def read(self, where: int) -> dict[str, Any]:
         """The entry at a location. Raises CorruptJournal, StorageError."""
         segment, offset = split_location(where)
-        path = segment_path(self.directory, segment)
         try:
-            fd = self._descriptor(segment, path)
+            fd = self._fds.get(segment, -1)
+            if fd < 0:
+                fd = self._open(segment)
             line = self._fs.pread(fd, _GUESS, offset)
             while (newline := line.find(b"\n")) < 0:
                 more = self._fs.pread(fd, max(len(line), _GUESS), offset + len(line))
@@ -40,7 +41,7 @@ class LineReader:
                     break
                 line += more
         except OSError as error:
-            raise storage_error(error, path, "read the journal") from error
+            raise storage_error(error, segment_path(self.directory, segment), "read the journal") from error
         return self.parse(where, line[: newline + 1])
 
     def parse(self, where: int, line: bytes) -> dict[str, Any]:
@@ -57,12 +58,10 @@ class LineReader:
         entry: dict[str, Any] = orjson.loads(line[:at] + b"}")
         return entry
 
-    def _descriptor(self, segment: int, path: Path) -> int:
-        fd = self._fds.get(segment)
-        if fd is None:
-            if len(self._fds) >= _OPEN_FILES:
-                self._fs.close(self._fds.pop(next(iter(self._fds))))
-            fd = self._fds[segment] = self._fs.open(path, 0)  # O_RDONLY
+    def _open(self, segment: int) -> int:
+        if len(self._fds) >= _OPEN_FILES:
+            self._fs.close(self._fds.pop(next(iter(self._fds))))
+        fd = self._fds[segment] = self._fs.open(segment_path(self.directory, segment), 0)  # O_RDONLY
         return fd
 
     def close(self) -> None:

@@ -153,9 +153,12 @@ class JsonlReader(Reader):
             if isinstance(row, list) or content.lstrip()[:1] == b"[":
                 hint = "Convert a JSON array with `jq -c '.[]' file.json > file.jsonl`."
             raise self._error(f"is {_json_type(row)}; a JSON object was expected", number, hint=hint)
-        shape = content.translate(_SHAPE)
-        if _LONG_NUMBER in shape or shape.count(b"[") > MAX_DEPTH:
-            self._look_closely(number, content)
+        for value in row.values():
+            if type(value) is not str:  # only then are there numbers, or anything nested
+                shape = content.translate(_SHAPE)
+                if _LONG_NUMBER in shape or shape.count(b"[") > MAX_DEPTH:
+                    self._look_closely(number, content)
+                break
         return row
 
     def _look_closely(self, number: int, content: bytes) -> None:
