@@ -52,7 +52,8 @@ class FollowingWindow(Window):
 
     def try_take(self) -> bool:
         """Take one record's credit; a full window first looks, now and then, whether the servers take more by now."""
-        if super().try_take():
+        if not self.in_flight or (self.in_flight < self.records and self.held < self.bytes):
+            self.in_flight += 1
             return True
         if self._fixed or (now := self._clock()) < self._look_at:
             return False

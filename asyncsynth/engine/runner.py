@@ -61,6 +61,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
+        self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._broken = False  #: the journal can write no more
         directory.watch(self._settled, self._journal_failed)
         self._draining = False
@@ -87,6 +88,8 @@ class Runner:
             async with asyncio.TaskGroup() as records:
                 problem = await self._feed(records)
                 await self._all_settled()
+                for rest in self._resting:
+                    rest.set_result(None)
         except BaseExceptionGroup as errors:
             error = first_error(errors)
             if not isinstance(error, AsyncsynthError):
@@ -140,7 +143,10 @@ class Runner:
             size = _weight(record.data)
             self._window.charge(size)
             self.counts.in_flight += 1
-            records.create_task(self._one(record, size))
+            if self._resting:
+                self._resting.pop().set_result((record, size))
+            else:
+                records.create_task(self._work(record, size))
             if self._window.in_flight % _SKIP_TURN == 0:
                 await asyncio.sleep(0)  # ramp up in turns: the first records get going
         return None
@@ -176,21 +182,34 @@ class Runner:
             self.counts.earlier += 1
         return done
 
+    async def _work(self, record: Record, size: int) -> None:
+        """One record after another: to wake a task costs a third of making one. None ends it."""
+        while True:
+            try:
+                await self._one(record, size)
+            except BaseException:
+                self._give_back(size)
+                raise
+            del record  # not kept while there is nothing to do
+            rest = self._loop.create_future()
+            self._resting.append(rest)
+            given = await rest
+            if given is None:
+                return
+            record, size = given
+            del given
+
     async def _one(self, record: Record, size: int) -> None:
         """One record from credit to acknowledgement, which `_settled` receives: durable before it counts."""
-        try:
-            walked = await self._walker.walk(record, self._directory.recall(record))
-            self._directory.finish(record, walked)
-            if self._on_rows is None:
-                self._directory.settle((walked, size))
-                return
-            await self._directory.flush()
-            self._count(walked)
-            if walked.ok:
-                await self._on_rows(walked.rows)
-        except BaseException:
-            self._give_back(size)
-            raise
+        walked = await self._walker.walk(record, self._directory.recall(record))
+        self._directory.finish(record, walked)
+        if self._on_rows is None:
+            self._directory.settle((walked, size))
+            return
+        await self._directory.flush()
+        self._count(walked)
+        if walked.ok:
+            await self._on_rows(walked.rows)
         self._give_back(size)
 
     def _settled(self, done: list[tuple[Walked, int]]) -> None:
@@ -302,4 +321,7 @@ class Runner:
 
 def _weight(row: Row) -> int:
     """About how many bytes a row holds: cheap, since it runs for every record."""
-    return 256 + sum(len(value) if isinstance(value, (str, list, dict)) else 16 for value in row.values())
+    size = 256
+    for value in row.values():
+        size += len(value) if isinstance(value, (str, list, dict)) else 16
+    return size

@@ -56,55 +56,54 @@ class Walker:
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
+        # Steps are abstract base classes: asking their kind for every record would cost more than the rest here.
+        self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
-        #: The model steps by node index. Steps are abstract base classes: asking their kind costs more than this.
-        self._models = [node.step if isinstance(node.step, ModelStep) else None for node in plan.nodes]
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
-        way = _Way(record, recall, len(self._waits_for), self._model_steps)
+        way = _Way(record, recall, self._model_steps)
+        items = [(record.key, record.data)]
         if self._linear:
-            for node in self._plan.nodes:
-                way.made[node.index] = await self._run(way, node)
+            for node, model_step in self._nodes:
+                if model_step is not None:
+                    items = await self._ask(way, node, model_step, items)
+                elif node.before:
+                    items = way.step(node.step, [items])
+            (leaf,) = self._plan.leaves
+            rows = {leaf: [row for _, row in items]}
         else:
+            made = [items] * len(self._nodes)  # by node; each but the source's is replaced
             waiting = list(self._waits_for)
             try:
                 async with asyncio.TaskGroup() as branches:
-                    await self._advance(way, self._plan.nodes[0], waiting, branches)
+                    await self._advance(way, 0, made, waiting, branches)
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from errors
-        rows = {name: [row for _, row in way.made[index]] for name, index in self._plan.leaves.items()}
+            rows = {name: [row for _, row in made[index]] for name, index in self._plan.leaves.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
 
-    async def _advance(self, way: _Way, node: Node, waiting: list[int], branches: asyncio.TaskGroup) -> None:
+    async def _advance(
+        self, way: _Way, index: int, made: list[list[Item]], waiting: list[int], branches: asyncio.TaskGroup
+    ) -> None:
         """Runs a node, then what it makes ready: one successor here, the others as branches of their own."""
-        here: Node | None = node
+        here: int | None = index
         while here is not None:
-            way.made[here.index] = await self._run(way, here)
+            node, model_step = self._nodes[here]
+            if model_step is not None:
+                made[here] = await self._ask(way, node, model_step, made[node.before[0]])
+            elif node.before:
+                made[here] = way.step(node.step, [made[index] for index in node.before])
             ready = []
-            for index in here.after:
+            for index in node.after:
                 waiting[index] -= 1
                 if waiting[index] == 0:
-                    ready.append(self._plan.nodes[index])
+                    ready.append(index)
             for other in ready[1:]:
-                branches.create_task(self._advance(way, other, waiting, branches))
+                branches.create_task(self._advance(way, other, made, waiting, branches))
             here = ready[0] if ready else None
-
-    async def _run(self, way: _Way, node: Node) -> list[Item]:
-        if not node.before:
-            return [(way.record.key, way.record.data)]
-        items = way.made[node.before[0]]
-        model_step = self._models[node.index]
-        if model_step is not None:
-            return await self._ask(way, node, model_step, items)
-        step = node.step
-        if isinstance(step, JoinStep):
-            return way.join(step, [way.made[index] for index in node.before])
-        if isinstance(step, RowStep):
-            return [made for item in items for made in way.apply(step, item)]
-        raise AssertionError(f"{step!r} is no kind of step the engine knows")
 
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
@@ -171,17 +170,24 @@ class Walker:
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = ("dropped", "failed", "made", "models_left", "recall", "record", "reused", "unsaved")
+    __slots__ = ("dropped", "failed", "models_left", "recall", "record", "reused", "unsaved")
 
-    def __init__(self, record: Record, recall: Recall, nodes: int, model_steps: int) -> None:
+    def __init__(self, record: Record, recall: Recall, model_steps: int) -> None:
         self.record = record
         self.recall = recall
-        self.made: list[list[Item]] = [[]] * nodes  #: by node; each is replaced, never added to
         self.models_left = model_steps
         self.failed: list[FailedRow] = []
         self.dropped: dict[str, dict[str, int]] = {}
         self.unsaved: list[tuple[str, list[StepResult]]] = []
         self.reused = 0
+
+    def step(self, step: Step, branches: list[list[Item]]) -> list[Item]:
+        """What a step that asks no model makes of the rows of its predecessors."""
+        if isinstance(step, JoinStep):
+            return self.join(step, branches)
+        if isinstance(step, RowStep):
+            return [made for item in branches[0] for made in self.apply(step, item)]
+        raise AssertionError(f"{step!r} is no kind of step the engine knows")
 
     def fail(self, key: str, step: Step, error: RecordError) -> None:
         """Notes a row's end."""

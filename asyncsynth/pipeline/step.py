@@ -126,9 +126,10 @@ class Step:
 
     def view(self, row: Row) -> Row:
         """The row as this step sees it: its inputs by their own names. KeyError when one is missing."""
-        seen = {name: row[self.source_of(name)] for name in self.inputs}
+        column_of = self.input_mappings.get
+        seen = {name: row[column_of(name, name)] for name in self.inputs}
         for name in self.optional_inputs:
-            column = self.source_of(name)
+            column = column_of(name, name)
             if column in row:
                 seen[name] = row[column]
         return seen
@@ -137,7 +138,8 @@ class Step:
         """A new row: `row` with the step's outputs written to their columns."""
         if not self.output_mappings:
             return {**row, **outputs}
-        return {**row, **{self.target_of(name): value for name, value in outputs.items()}}
+        column_of = self.output_mappings.get
+        return {**row, **{column_of(name, name): value for name, value in outputs.items()}}
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
         """Checks the columns that arrive (one mapping a predecessor) and returns those that leave.

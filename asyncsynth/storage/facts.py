@@ -68,11 +68,12 @@ class SegmentFacts:
         self.ending = array("I")  #: index into `endings`
         self.steps: dict[str, array[int]] = {}  #: fingerprint -> location of the entry with the step's results
         self.endings: list[Ending] = [NOTHING]
+        self._count = 0  #: rows; the columns are longer until `settle`
         self._rows: dict[int, int] = {}
         self._ending_ids: dict[object, int] = {}
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._count
 
     # --- taking entries ------------------------------------------------------------------------
 
@@ -102,19 +103,17 @@ class SegmentFacts:
         number = int(key) if self.by_position else key_hash(key)
         row = self._rows.get(number)
         if row is None:
-            row = self._new_row(number, position)
+            row = self._new_row(number)
             self.flags[row] = KNOWN
         else:
-            self.position[row] = position
             self.flags[row] = self.flags[row] & ~DROPPED | KNOWN
+        self.position[row] = position
         for step in steps:
-            column = self.steps.get(step)
-            if column is None:
-                column = self.steps[step] = array("Q")
-            if row == len(column):
-                column.append(where)
-            else:
-                grow(column, row + 1)
+            try:
+                self.steps[step][row] = where
+            except (KeyError, IndexError):
+                column = self.steps.setdefault(step, array("Q"))
+                grow(column, len(self.keys))
                 column[row] = where
         return row
 
@@ -145,19 +144,24 @@ class SegmentFacts:
         number = int(key) if self.by_position else key_hash(key)
         row = self._rows.get(number)
         if row is None:
-            row = self._new_row(number, 0)
+            row = self._new_row(number)
         self.flags[row] |= DROPPED
 
-    def _new_row(self, number: int, position: int) -> int:
-        row = self._rows[number] = len(self.keys)
-        self.keys.append(number)
-        self.flags.append(0)
-        self.position.append(position)
-        self.final_at.append(0)
-        self.final_epoch.append(0)
-        self.row_hash.append(0)
-        self.ending.append(0)
+    def _new_row(self, number: int) -> int:
+        row = self._rows[number] = self._count
+        self._count += 1
+        if row == len(self.keys):
+            self._resize(2 * row + 64)
+        self.keys[row] = number
         return row
+
+    def _resize(self, rows: int) -> None:
+        """Columns of this many rows: zeros where there is nothing yet."""
+        self.flags.extend(bytes(max(0, rows - len(self.flags))))
+        del self.flags[rows:]
+        for column in (self.keys, *self.columns(), *self.steps.values()):
+            grow(column, rows)
+            del column[rows:]
 
     def _ending_id(
         self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
@@ -194,8 +198,7 @@ class SegmentFacts:
 
     def settle(self) -> None:
         """Every column as long as the rows; rows by position where that is the key. Nothing is added after it."""
-        for column in self.steps.values():
-            grow(column, len(self))
+        self._resize(self._count)
         self._rows = {}
         if not self.by_position or all(map(int.__le__, self.keys, self.keys[1:])):
             return
@@ -265,6 +268,7 @@ class SegmentFacts:
         facts.entries = head["entries"]
         facts.steps = {step: array("Q") for step in head["steps"]}
         rows, at = head["rows"], at + 1
+        facts._count = rows
         facts.flags[:] = body[at : at + rows]
         at += rows
         for column in [facts.keys, *facts.columns(), *facts.steps.values()]:
