@@ -13,11 +13,15 @@ Row = dict[str, Any]  #: column name -> JSON value
 
 @dataclass(slots=True)
 class Record:
-    """One input row. `position` is its 0-based place in the source; `key` is unique in a run."""
+    """One input row. `position` is its 0-based place in the source; `key` is unique in a run.
+
+    `digest` is the `content_hash` of `data`, from when the run directory has claimed the record.
+    """
 
     key: str
     position: int
     data: Row = field(default_factory=dict)
+    digest: str = ""
 
 
 def canonical_json(value: Any) -> bytes:

@@ -87,11 +87,11 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
     fields: dict[str, Any] = {"model": request.model}
     if isinstance(request, ChatRequest):
         path = CHAT_PATH
-        fields["messages"] = request.messages
+        fields["messages"] = messages = request.messages
         fields.update(request.params)
         if request.schema is not None:
             fields["response_format"] = _response_format(request.schema)
-        if dialect == "openai" and _is_prefilled(request):
+        if dialect == "openai" and messages and messages[-1]["role"] == "assistant":
             # vLLM starts a new turn after an assistant message unless told to go on with it.
             fields.setdefault("continue_final_message", True)
             fields.setdefault("add_generation_prompt", False)
@@ -114,10 +114,6 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
 def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
     name = re.sub(r"[^A-Za-z0-9_-]", "_", str(schema.get("title") or "answer"))[:64]
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
-
-
-def _is_prefilled(request: ChatRequest) -> bool:
-    return bool(request.messages) and request.messages[-1]["role"] == "assistant"
 
 
 def _to_llamacpp(fields: dict[str, Any], *, chat: bool) -> None:
@@ -283,11 +279,13 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     chat = isinstance(request, ChatRequest)
     choices = []
     for raw in answer["choices"]:
-        text = _text_of(raw["message"]["content"]) if chat else _text_of(raw["text"])
+        text = raw["message"]["content"] if chat else raw["text"]
+        if type(text) is not str:
+            text = _text_of(text)
         finish = raw.get("finish_reason")
         if not text or text.isspace():
             return _empty(finish, status)
-        if finish is not None and not isinstance(finish, str):
+        if finish is not None and type(finish) is not str:
             finish = str(finish)[:SAMPLE_CHARS]
         choices.append(Choice(text, finish, raw.get("logprobs")))
     wanted = request.params.get("n") or 1
@@ -297,12 +295,9 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
     counts = answer.get("usage") or {}
-    usage = Usage(_count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
-    return Ok(
-        Completion(choices, str(answer.get("model", request.model))[:SAMPLE_CHARS], usage, flags=flags),
-        usage.completion_tokens,
-        usage.prompt_tokens,
-    )
+    prompt, completion = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    model = str(answer.get("model", request.model))[:SAMPLE_CHARS]
+    return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
 
 
 def _count(given: Any) -> int:
@@ -312,9 +307,8 @@ def _count(given: Any) -> int:
 
 
 def _text_of(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.get("text", "") for part in content)  # a list of parts, as some servers have it
+    """Of a content that is no text: nothing, or a list of parts, as some servers have it."""
+    return "" if content is None else "".join(part.get("text", "") for part in content)
 
 
 def _empty(finish: str | None, status: int) -> Outcome:
@@ -326,7 +320,7 @@ def _empty(finish: str | None, status: int) -> Outcome:
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
     """llama.cpp repeats a prefilled answer's beginning, and for `n` counts one choice's tokens."""
-    if isinstance(request, ChatRequest) and _is_prefilled(request):
+    if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
         prefix = request.messages[-1]["content"]
         for choice in choices:
             choice.text = choice.text.removeprefix(prefix)

@@ -14,6 +14,17 @@ MAX_HEAD_BYTES = 64 * 1024
 _ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
 
 
+_NAMES: dict[bytes, str] = {}  #: header names as they came -> in lower case; those that servers send are few
+_MAX_NAMES = 1000
+
+
+def _name(raw: bytes) -> str:
+    name = raw.decode("latin-1").lower()
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[raw] = name
+    return name
+
+
 def compressed(encoding: str) -> str:
     """The message for an answer in a content encoding; a server's own words stay out of it."""
     shown = encoding if encoding in _ENCODINGS else "somehow"
@@ -178,7 +189,8 @@ class Connection(asyncio.Protocol):
         self._reset_answer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key = _NAMES.get(name) or _name(name)
+        text = value.decode("latin-1")
         headers = self._headers
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
+from math import ceil, exp, floor, inf, log
 
 
 class Tally(Counter[str]):
@@ -16,7 +16,7 @@ class Tally(Counter[str]):
 
 
 _PER_OCTAVE = 8  # buckets per doubling: a quantile is off by at most 2**(1/16) - 1 = 4.4 %
-_LN_STEP = math.log(2.0) / _PER_OCTAVE
+_LN_STEP = log(2.0) / _PER_OCTAVE
 
 
 class Histogram:
@@ -33,16 +33,19 @@ class Histogram:
         self.buckets: dict[int, int] = {}
         self.count = 0
         self.total = 0.0
-        self.minimum = math.inf
-        self.maximum = -math.inf
+        self.minimum = inf
+        self.maximum = -inf
         for value in values:
             self.add(value)
 
     def add(self, value: float) -> None:
         """Count one value; NaN and infinity are refused with ValueError."""
-        if not math.isfinite(value):
+        if 0.0 < value < inf:
+            index = floor(log(value) / _LN_STEP)
+        elif -inf < value <= 0.0:
+            index = self._ZERO
+        else:
             raise ValueError(f"a histogram takes finite numbers, not {value}")
-        index = math.floor(math.log(value) / _LN_STEP) if value > 0 else self._ZERO
         self.buckets[index] = self.buckets.get(index, 0) + 1
         self.count += 1
         self.total += value
@@ -71,12 +74,12 @@ class Histogram:
             raise ValueError(f"a quantile is between 0 and 1, not {q}")
         if not self.count:
             return 0.0
-        rank = max(1, math.ceil(q * self.count))
+        rank = max(1, ceil(q * self.count))
         seen = 0
         for index in sorted(self.buckets):
             seen += self.buckets[index]
             if seen >= rank:
-                middle = math.exp((index + 0.5) * _LN_STEP) if index != self._ZERO else self.minimum
+                middle = exp((index + 0.5) * _LN_STEP) if index != self._ZERO else self.minimum
                 return min(max(middle, self.minimum), self.maximum)
         return self.maximum
 

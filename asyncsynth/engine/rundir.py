@@ -18,7 +18,7 @@ from asyncsynth.engine.walk import Recall, Walked
 from asyncsynth.errors import ConfigurationError, InputError, RunChangedError, StorageError
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
-from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
@@ -40,7 +40,6 @@ class RunDirectory:
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
-        self._hashes: dict[str, str] = {}  #: row hashes of the records in flight
         self._appended = 0
 
     @classmethod
@@ -89,7 +88,7 @@ class RunDirectory:
     def claim(self, record: Record, *, retry_failed: bool) -> bool:
         """True when the record is done already. Raises InputError for a key that came before in this run."""
         try:
-            digest = content_hash(record.data)
+            record.digest = digest = content_hash(record.data)
         except TypeError as error:
             raise InputError(
                 f"record {record.key}: not JSON: {error}", hint="Integers must fit 64 bits; text must be Unicode."
@@ -100,7 +99,6 @@ class RunDirectory:
                 where = self._append(pos_entry(record.key, record.position))
                 self._sidecars.facts.results(where, record.key, record.position, ())
             return True
-        self._hashes[record.key] = digest
         if claim.steps:
             self._claims[record.key] = claim
         return False
@@ -129,7 +127,7 @@ class RunDirectory:
             rec_entry(
                 key=record.key,
                 position=record.position,
-                row_hash=self._hashes[record.key],
+                row_hash=record.digest,
                 steps=[(fingerprint, results)],
             )
         )
@@ -137,36 +135,35 @@ class RunDirectory:
 
     def finish(self, record: Record, walked: Walked) -> None:
         """Journals a record's end: durable after the next `flush`."""
-        digest = self._hashes.pop(record.key)
-        self._claims.pop(record.key, None)
-        fields: dict[str, Any] = {
-            "key": record.key,
-            "position": record.position,
-            "row_hash": digest,
-            "epoch": self._epoch,
-        }
+        if self._claims:
+            self._claims.pop(record.key, None)
         try:
-            entry = rec_entry(
-                **fields,
-                steps=walked.unsaved,
-                status="ok" if walked.ok else "failed",
-                rows=walked.rows,
-                failed=walked.failed,
-                dropped=walked.dropped,
-            )
-        except TypeError as error:  # a step of the user's made something that is not JSON
+            entry, status = self._last_entry(record, walked), "ok" if walked.ok else "failed"
+        except NotJson as error:  # a step of the user's made something that is not JSON
             failed: FailedRow = {
-                "k": record.key, "step": "", "reason": "not_json", "message": f"not JSON: {error}", "attempts": 0
+                "k": record.key, "step": "", "reason": "not_json", "message": str(error), "attempts": 0
             }  # fmt: skip
             walked.rows.clear()
             walked.failed.append(failed)
             walked = Walked({}, [failed])
-            entry = rec_entry(**fields, status="failed", rows={}, failed=[failed])
-        where = self._append(entry)
+            entry, status = self._last_entry(record, walked), "failed"
         self._sidecars.facts.final(
-            where, record.key, record.position, [step for step, _ in walked.unsaved], digest, self._epoch,
-            "ok" if walked.ok else "failed", walked.rows, walked.failed, walked.dropped,
+            self._append(entry), record.key, record.position, [step for step, _ in walked.unsaved], record.digest,
+            self._epoch, status, walked.rows, walked.failed, walked.dropped,
         )  # fmt: skip
+
+    def _last_entry(self, record: Record, walked: Walked) -> bytes:
+        return rec_entry(
+            key=record.key,
+            position=record.position,
+            row_hash=record.digest,
+            epoch=self._epoch,
+            steps=walked.unsaved,
+            status="ok" if walked.ok else "failed",
+            rows=walked.rows,
+            failed=walked.failed,
+            dropped=walked.dropped,
+        )
 
     def bad_row(self, record: Record, row: BadRow) -> None:
         """Journals an input row that could not be read, under ``on_bad_row="skip"``."""

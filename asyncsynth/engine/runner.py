@@ -183,14 +183,26 @@ class Runner:
         return done
 
     async def _work(self, record: Record, size: int) -> None:
-        """One record after another: to wake a task costs a third of making one. None ends it."""
+        """One record after another, each from credit to acknowledgement; to wake a task costs a third of making one.
+
+        A record is acknowledged when it is durable: `_settled` then gets its token. `None` ends the work.
+        """
         while True:
             try:
-                await self._one(record, size)
+                walked = await self._walker.walk(record, self._directory.recall(record))
+                self._directory.finish(record, walked)
+                if self._on_rows is None:
+                    self._directory.settle((walked, size))
+                else:
+                    await self._directory.flush()
+                    self._count(walked)
+                    if walked.ok:
+                        await self._on_rows(walked.rows)
+                    self._give_back(size)
             except BaseException:
                 self._give_back(size)
                 raise
-            del record  # not kept while there is nothing to do
+            del record, walked  # not kept while there is nothing to do
             rest = self._loop.create_future()
             self._resting.append(rest)
             given = await rest
@@ -198,19 +210,6 @@ class Runner:
                 return
             record, size = given
             del given
-
-    async def _one(self, record: Record, size: int) -> None:
-        """One record from credit to acknowledgement, which `_settled` receives: durable before it counts."""
-        walked = await self._walker.walk(record, self._directory.recall(record))
-        self._directory.finish(record, walked)
-        if self._on_rows is None:
-            self._directory.settle((walked, size))
-            return
-        await self._directory.flush()
-        self._count(walked)
-        if walked.ok:
-            await self._on_rows(walked.rows)
-        self._give_back(size)
 
     def _settled(self, done: list[tuple[Walked, int]]) -> None:
         """A commit group is on the disk, and with it the last entries of these records."""

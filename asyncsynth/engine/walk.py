@@ -59,6 +59,7 @@ class Walker:
         # Steps are abstract base classes: asking their kind for every record would cost more than the rest here.
         self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
+        self._first = plan.nodes[1] if self._linear and len(plan.nodes) > 1 else None  #: sees records as they were read
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
 
@@ -133,9 +134,11 @@ class Walker:
     ) -> tuple[StepResult, bool] | None:
         """(result, whether it is new), or None when the row failed, which is noted."""
         key, row = item
+        record = way.record
         try:
             view = step.view(row)
-            digest = content_hash(view)
+            # The hash of a whole record as it was read is known.
+            digest = record.digest if node is self._first and view == row else content_hash(view)
         except KeyError as missing:
             way.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
             return None
@@ -147,7 +150,7 @@ class Walker:
             way.reused += 1
             return old, False
         # Later steps first, then older records: what is in flight ends before new work begins.
-        priority = (-node.depth << _DEPTH_SHIFT) + way.record.position
+        priority = (-node.depth << _DEPTH_SHIFT) + record.position
         ctx = Context(
             key=key,
             run_seed=self._run_seed,
