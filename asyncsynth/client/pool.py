@@ -101,11 +101,11 @@ class ServerPool:
         self._senders[call_id] = asyncio.current_task()
         try:
             step = self._apply(scheduler.submit(call_id, model, priority, clock(), affinity, tokens), call_id)
-            waiter: asyncio.Future[Start | Finish] | None = None
+            waiter: asyncio.Future[Start | Finish] | None = None  #: of an aborted call; it may know already
             while True:
                 try:
                     if step is None:
-                        step, waiter = await self._wait(call_id, waiter), None
+                        step, waiter = await (waiter or self._waiter(call_id)), None
                     if isinstance(step, Finish):
                         return self._conclude(step)
                     link = self._links[step.replica]
@@ -275,13 +275,13 @@ class ServerPool:
 
     # --- carrying out what was decided --------------------------------------------------------
 
-    async def _wait(self, call_id: int, waiter: asyncio.Future[Start | Finish] | None) -> Start | Finish:
-        """What is decided about the call; `waiter` was made when it was aborted, and may have it already."""
-        if waiter is None:
-            if self.halted is not None:
-                raise self._halt_error()
-            waiter = self._waiters[call_id] = asyncio.get_running_loop().create_future()
-        return await waiter
+    def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
+        """Where the call hears what is decided about it."""
+        if self.halted is not None:
+            raise self._halt_error()
+        waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
+        self._waiters[call_id] = waiter
+        return waiter
 
     def _abort(self, call_id: int) -> None:
         """Cancel a call's exchange; the call itself waits for what is decided next, maybe in the same list."""

@@ -121,7 +121,11 @@ class Walker:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
                 kept.append(result)
-                made += merged(step, item, result["o"])
+                outputs = result["o"]
+                if len(outputs) == 1:
+                    made.append((item[0], step.merge(item[1], outputs[0])))
+                else:  # several outputs make several rows with keys of their own
+                    made += [(f"{item[0]}.{i}", step.merge(item[1], output)) for i, output in enumerate(outputs)]
         if any_fresh:
             if way.models_left > 0:
                 self._save(way.record, node.fingerprint, kept)
@@ -240,11 +244,3 @@ class _Way:
                 except RecordError as error:
                     self.fail(key, step, error)
         return joined
-
-
-def merged(step: ModelStep, item: Item, outputs: list[Row]) -> list[Item]:
-    """The row with a step's outputs; several outputs make several rows with keys of their own."""
-    key, row = item
-    if len(outputs) == 1:
-        return [(key, step.merge(row, outputs[0]))]
-    return [(f"{key}.{number}", step.merge(row, made)) for number, made in enumerate(outputs)]
