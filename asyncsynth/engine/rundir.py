@@ -147,8 +147,9 @@ class RunDirectory:
             walked.failed.append(failed)
             walked = Walked({}, [failed])
             entry, status = self._last_entry(record, walked), "failed"
+        where = self._append(entry)
         self._sidecars.facts.final(
-            self._append(entry), record.key, record.position, [step for step, _ in walked.unsaved], record.digest,
+            where, record.key, record.position, [step for step, _ in walked.unsaved], record.digest,
             self._epoch, status, walked.rows, walked.failed, walked.dropped,
         )  # fmt: skip
 
@@ -189,7 +190,10 @@ class RunDirectory:
         return self._epoch, self._journal.report.entries + self._appended
 
     def _append(self, entry: bytes) -> int:
-        """The entry's location; its facts are to be noted next, before anything else is appended."""
+        """The entry's location; its facts are to be noted next, before anything else is appended.
+
+        In a statement of their own: an entry that begins a segment makes `self._sidecars.facts` another object.
+        """
         self._appended += 1
         return self._journal.append(entry)
 

@@ -20,6 +20,9 @@ from asyncsynth.errors import (
     RunChangedError,
     ServerRefused,
 )
+from asyncsynth.storage.files import REAL
+from asyncsynth.storage.segments import list_segments
+from asyncsynth.storage.verify import verify
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
 from tests.client.kit import until
 from tests.engine.helpers import preference, rows, run_async, server, single
@@ -56,6 +59,28 @@ def test_a_second_run_pays_nothing(tmp_path: Path) -> None:
             assert len(again["default"]["train"]) == 10
 
     run_async(main())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_every_segment_of_a_run_has_its_sidecar(tmp_path: Path, steps: int) -> None:
+    """Without one a resume reads the segment line by line. An entry that begins a segment is the place to go wrong."""
+    pad = "x" * 3_000_000
+    wide = [{"instruction": f"Say something about the number {number}.", "pad": pad} for number in range(30)]
+    with Pipeline(name="wide") as pipeline:
+        last: Any = LoadDataFromDicts(data=wide)
+        for _ in range(steps):
+            step = TextGeneration(llm=LLM(model="model-a"), output_mappings={"generation": "instruction"})
+            last >> step
+            last = step
+
+    async def main() -> None:
+        async with server() as fake:
+            await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run", window=2)
+
+    run_async(main())
+    found = verify(tmp_path / "run")
+    assert found.findings == []
+    assert found.sidecars == len(list_segments(tmp_path / "run", REAL)) >= 3
 
 
 def completions(fake: FaultServer) -> int:
