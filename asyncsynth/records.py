@@ -39,5 +39,10 @@ def content_hash(value: Any) -> str:
 
 def stable_seed(*parts: object) -> int:
     """A seed in [0, 2**31) that depends on `parts` alone: the same on every machine and after a resume."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=4).digest()
+    return seed_of("\x1f".join(map(str, parts)))
+
+
+def seed_of(text: str) -> int:
+    """A seed in [0, 2**31) that depends on `text` alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF

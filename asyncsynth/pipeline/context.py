@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncsynth.client.messages import Completion, ModelRequest, Usage
-from asyncsynth.records import stable_seed
+from asyncsynth.records import seed_of, stable_seed
 
 Send = Callable[[ModelRequest], Awaitable[Completion]]
 
@@ -31,7 +31,7 @@ class Context:
 
     def seed(self, sample: int = 0) -> int:
         """The sampling seed for this row's `sample`-th request."""
-        return stable_seed(self.run_seed, self.key, self._step_id, sample)
+        return seed_of(f"{self.run_seed}\x1f{self.key}\x1f{self._step_id}\x1f{sample}")
 
     def rng(self, purpose: str = "") -> random.Random:
         """A generator for this row's own choices (mutations, system prompts)."""

@@ -34,6 +34,7 @@ SEGMENT_BYTES = 32 << 20
 GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
+_OPEN, _CLOSE = b"{}"
 
 
 class _Group:
@@ -137,7 +138,7 @@ class Journal:
         `body` is the bytes of one JSON object with at least one member, without a newline. Raises
         StorageError once writing has failed, ValueError for a body of another shape.
         """
-        if body[:1] != b"{" or body[-1:] != b"}" or len(body) < 3 or b"\n" in body:
+        if len(body) < 3 or body[0] != _OPEN or body[-1] != _CLOSE or b"\n" in body:
             raise ValueError("a journal entry is one non-empty JSON object on one line")
         group = self._pending
         if group is None:
