@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PROMISED = ("cpu_us_per_record", "records_per_s", "p50_ms", "p99_ms", "peak_rss_mb")
@@ -46,6 +49,27 @@ def test_scaling(tmp_path: Path) -> None:
     for row in found["series"]:
         assert row["growth"] > 0
         assert row["reached"] == (row["growth"] <= row["goal"])
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
+def test_instructions_are_counted(tmp_path: Path) -> None:
+    found = script("instructions", "--only", "", "--sizes", "10,60", folder=tmp_path)
+    assert found["instructions_per_record"]["all"] > 10_000
+
+
+def test_the_engine_runs_without_each_of_the_parts(tmp_path: Path) -> None:
+    """What `instructions.py` leaves out is still there to be left out."""
+    import_parts = "import instructions; print(*instructions.PARTS)"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "TMPDIR": str(tmp_path)}
+    listed = subprocess.run(
+        [sys.executable, "-c", import_parts], capture_output=True, text=True, env=environment, check=True
+    )
+    parts = listed.stdout.split()
+    assert len(parts) > 5
+    command = [sys.executable, str(ROOT / "benchmarks" / "instructions.py"), "--sizes", "20", "--child"]
+    for part in parts:
+        done = subprocess.run([*command, part], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, (part, done.stderr)
 
 
 def test_peers_without_the_peers(tmp_path: Path) -> None:

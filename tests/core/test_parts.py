@@ -10,6 +10,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncsynth.core.calls import GONE, SLEEPING, Call, Timers
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import AttemptState, GiveUp, RetryAt, RetryBudget, RetryPolicy, decide
@@ -228,3 +229,40 @@ def test_tallies_merge() -> None:
     tally = Tally({"reset": 2})
     tally.merge(Tally({"reset": 1, "timeout": 4}))
     assert tally == {"reset": 3, "timeout": 4}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["wake", "gone", "tick"]), st.integers(0, 5), st.floats(0.0, 10.0)), max_size=60)
+)
+def test_a_driver_that_asks_only_after_something_was_added_misses_no_timer(
+    events: list[tuple[str, int, float]],
+) -> None:
+    """The pool's way with `soonest`: its timer never stands later than the next timer that is due."""
+    timers = Timers()
+    calls = [Call(number, "m", 0, 0, 0, number) for number in range(6)]
+    now, set_for = 0.0, math.inf
+
+    def arm() -> None:
+        nonlocal set_for
+        due = timers.next()
+        if due is not None and due < set_for:
+            set_for = due
+
+    for what, number, delay in events:
+        call = calls[number]
+        if what == "wake":
+            timers.wake(call, now + delay)
+        elif what == "gone":
+            call.state = GONE
+        else:
+            now += delay
+            if set_for <= now:
+                set_for = math.inf
+                for target, _ in timers.due(now):
+                    assert isinstance(target, Call)
+                    target.state = GONE
+                arm()
+        if timers.soonest < set_for:
+            arm()
+        sleeping = [call.wake_at for call in calls if call.state is SLEEPING]
+        assert set_for <= min(sleeping, default=math.inf)

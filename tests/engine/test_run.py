@@ -20,7 +20,9 @@ from asyncsynth.errors import (
     RunChangedError,
     ServerRefused,
 )
+from asyncsynth.records import content_hash
 from asyncsynth.storage.files import REAL
+from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.verify import verify
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
@@ -391,9 +393,7 @@ def test_use_cache_false_starts_over_and_keeps_the_old_run(tmp_path: Path) -> No
     run_async(main())
 
 
-def test_pipelines_without_a_name_do_not_meet_in_one_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipelines_without_a_name_do_not_meet_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nameless(temperature: float) -> Pipeline:
         with Pipeline() as pipeline:
             LoadDataFromDicts(data=rows(2)) >> TextGeneration(llm=LLM(model="model-a", temperature=temperature))
@@ -422,3 +422,66 @@ def test_a_torn_journal_is_repaired_and_the_report_says_so(tmp_path: Path) -> No
             assert any("cut 20 bytes" in note for note in again.report.notes)
 
     run_async(main())
+
+
+def test_tasks_are_as_many_as_records_in_flight_not_as_records(tmp_path: Path) -> None:
+    """A task that has done its record takes the next one."""
+    made: list[str] = []
+
+    def counting(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def main() -> None:
+        async with server() as fake:
+            asyncio.get_running_loop().set_task_factory(counting)
+            result = await single(rows(200)).arun(servers=[fake.base_url], output=tmp_path / "run", window=8)
+            assert result.report.counts.ok == 200
+            assert 1 <= made.count("Runner._work") <= 8
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("extra", [{}, {"topic": "numbers"}])
+def test_a_result_has_the_hash_of_what_its_step_saw(tmp_path: Path, extra: dict[str, str]) -> None:
+    """The journal's format: also where that is the whole record, whose hash is not taken twice."""
+    data = [{**row, **extra} for row in rows(3)]
+
+    async def main() -> None:
+        async with server() as fake:
+            await single(data).arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    run_async(main())
+    with JournalView(tmp_path / "run") as view:
+        entries = [entry for _, entry in view.entries() if entry["t"] == "rec"]
+    assert len(entries) == 3
+    for entry in entries:
+        row = data[entry["i"]]
+        assert entry["h"] == content_hash(row)
+        assert entry["s"][0]["r"][0]["h"] == content_hash({"instruction": row["instruction"]})
+
+
+def test_a_step_that_changes_its_row_in_place_changes_the_hash(tmp_path: Path) -> None:
+    class Shout(RowStep):
+        """Changes the very row that it is given."""
+
+        inputs = ("instruction",)
+        outputs = ("instruction",)
+
+        def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+            row["instruction"] = row["instruction"].upper()
+            return row
+
+    with Pipeline(name="shout") as pipeline:
+        LoadDataFromDicts(data=rows(2)) >> Shout() >> TextGeneration(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        async with server() as fake:
+            await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    run_async(main())
+    with JournalView(tmp_path / "run") as view:
+        entries = [entry for _, entry in view.entries() if entry["t"] == "rec"]
+    for entry in entries:
+        shouted = {"instruction": rows(2)[entry["i"]]["instruction"].upper()}
+        assert entry["s"][0]["r"][0]["h"] == content_hash(shouted)
