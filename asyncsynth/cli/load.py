@@ -33,7 +33,7 @@ def load_pipeline(target: str) -> Pipeline:
     except SystemExit as error:
         raise ConfigurationError(
             f"{_place(path, error)}the pipeline file ends the process with exit({error.code!r})",
-            hint="Put what is not the pipeline's definition under `if __name__ == \"__main__\":`.",
+            hint='Put what is not the pipeline\'s definition under `if __name__ == "__main__":`.',
         ) from error
     except Exception as error:
         raise ConfigurationError(

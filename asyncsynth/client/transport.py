@@ -73,9 +73,7 @@ class Exchange(Protocol):
         """Send `body` as JSON and return the whole answer, whatever its status."""
         ...
 
-    async def get(
-        self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False
-    ) -> WireResponse:
+    async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """As `post`, without a body."""
         ...
 

@@ -14,7 +14,4 @@ evol_quality.load()
 instruction = "What is synthetic data?"
 completion = "Synthetic data is artificially generated data that mimics real-world usage."
 
-print(next(evol_quality.process([{
-    "instruction": instruction,
-    "response": completion
-}])))
+print(next(evol_quality.process([{"instruction": instruction, "response": completion}])))

@@ -14,7 +14,4 @@ evol_quality.load()
 instruction = "合成データとは何ですか？"
 completion = "合成データは、実際の使用状況を模倣する人工的に生成されたデータです。"
 
-print(next(evol_quality.process([{
-    "instruction": instruction,
-    "response": completion
-}])))
+print(next(evol_quality.process([{"instruction": instruction, "response": completion}])))

@@ -14,7 +14,4 @@ evol_quality.load()
 instruction = "Dữ liệu giả lập (synthetic data) là gì?"
 completion = "Dữ liệu giả lập là dữ liệu được tạo ra nhân tạo, bắt chước cách sử dụng trong thế giới thực."
 
-print(next(evol_quality.process([{
-    "instruction": instruction,
-    "response": completion
-}])))
+print(next(evol_quality.process([{"instruction": instruction, "response": completion}])))

@@ -13,7 +13,9 @@ gen = TextGeneration(llm=llm)
 gen.load()
 
 # %%
-print(next(gen.process([{"instruction": "Generate a questions about the Hugging Face Smol-Course on small AI models."}])))
+print(
+    next(gen.process([{"instruction": "Generate a questions about the Hugging Face Smol-Course on small AI models."}]))
+)
 
 # %%
 print(next(gen.process([{"instruction": "What is the purpose of Smol-Course?"}])))

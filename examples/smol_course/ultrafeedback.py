@@ -15,7 +15,4 @@ instruction = "What is synthetic data?"
 completion_a = "Synthetic data is artificially generated data that mimics real-world usage."
 completion_b = "Synthetic data refers to data that has been generated artificially."
 
-print(next(ultrafeedback.process([{
-    "instruction": instruction,
-    "generations": [completion_a, completion_b]
-}])))
+print(next(ultrafeedback.process([{"instruction": instruction, "generations": [completion_a, completion_b]}])))

@@ -15,7 +15,4 @@ instruction = "合成データとは何ですか？"
 completion_a = "合成データは、実際の使用状況を模倣する人工的に生成されたデータです。"
 completion_b = "合成データとは、人工的に生成されたデータを指します。"
 
-print(next(ultrafeedback.process([{
-    "instruction": instruction,
-    "generations": [completion_a, completion_b]
-}])))
+print(next(ultrafeedback.process([{"instruction": instruction, "generations": [completion_a, completion_b]}])))

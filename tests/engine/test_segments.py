@@ -268,7 +268,7 @@ def test_a_run_drained_in_its_first_segment_stops_there(tmp_path: Path) -> None:
         async with server(delay_s=0.002) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
             task = asyncio.create_task(two_models(rows(40), Even).arun(**options, on_runner=runners.append))
-            await until(lambda: (runners and runners[0].counts.ok > 3))
+            await until(lambda: runners and runners[0].counts.ok > 3)
             runners[0].drain("SIGINT")
             result = await task
             assert result.report.exit_code == 4

@@ -48,9 +48,7 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name)
-def test_pipelines_on_the_fault_server(
-    path: Path, tmp_path: Path, fault_server: Callable[..., FaultServer]
-) -> None:
+def test_pipelines_on_the_fault_server(path: Path, tmp_path: Path, fault_server: Callable[..., FaultServer]) -> None:
     server = fault_server(models=MODELS)
     ran = run(
         tmp_path,

@@ -20,9 +20,7 @@ def body(n: int, size: int = 0) -> bytes:
     return b'{"t":"rec","k":"%d","i":%d,"h":"0","x":"%b"}' % (n, n, b"y" * size)
 
 
-async def write(
-    directory: Path, start: int, count: int, *, size: int = 40, group: int = 7, **options: object
-) -> None:
+async def write(directory: Path, start: int, count: int, *, size: int = 40, group: int = 7, **options: object) -> None:
     """Appends entries start..start+count-1 in synced groups; opens the journal, or makes it."""
     options = {**SMALL, **options}
     async with _open_or_create(directory, options) as journal:
