@@ -1,13 +1,14 @@
 """Where the engine's instructions go: the whole engine, then again with one part left out at a time.
 
     python benchmarks/instructions.py
-    python benchmarks/instructions.py --root ../other-checkout --only codec,journal
+    python benchmarks/instructions.py --root ../other-checkout --only encoding,append
 
-Instructions do not hang on who else uses the machine, so two versions of the code compare to a tenth of a percent where
-microseconds differ by a third from one minute to the next. They are counted by valgrind (Linux; `apt install
-valgrind`), for one record more: the difference between runs of 1,000 and of 2,000 records. The requests are answered
-within the process, after a millisecond, by ready answers of 0.8 KB: what sockets and kernel cost is not in it, and
-neither is the export. 1,000 instructions are about 0.2 microseconds.
+Instructions hang little on who else uses the machine (timers and commit groups move them by a percent or two), so two
+versions of the code compare where microseconds differ by a third from one minute to the next. They are counted by
+valgrind (Linux; `apt install valgrind`), for one record more: the difference between runs of 1,000 and of 2,000
+records, the median of `--repeat` such pairs. The requests are answered within the process, after a millisecond, by
+ready answers of 0.8 KB: what sockets and kernel cost is not in it, and neither is the export. 1,000 instructions are
+about 0.2 microseconds.
 
 A part's cost is what is saved when its work is left out (its functions give ready results instead). Parts overlap: a
 call to the pool holds the request's encoding and the answer's decoding.
@@ -23,6 +24,7 @@ import asyncio
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -244,17 +246,18 @@ def counted(part: str, records: int, root: Path) -> int:
     return int(found[1].replace(",", ""))
 
 
-def a_record(part: str, sizes: tuple[int, int], root: Path) -> int | None:
+def a_record(part: str, sizes: tuple[int, int], root: Path, repeat: int) -> int | None:
     """Instructions for one record more; None where the checkout has not what the part replaces."""
     small, large = sizes
     try:
         with ThreadPoolExecutor(2) as both:
-            before, after = both.map(lambda records: counted(part, records, root), sizes)
+            runs = list(both.map(lambda records: counted(part, records, root), sizes * repeat))
     except SystemExit:
         if part == "all":
             raise
         return None
-    return round((after - before) / (large - small))
+    slopes = [(after - before) / (large - small) for before, after in zip(runs[::2], runs[1::2], strict=True)]
+    return round(statistics.median(slopes))
 
 
 def main() -> None:
@@ -265,20 +268,26 @@ def main() -> None:
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="the checkout to measure"
     )
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="records of the smaller and the larger run")
+    parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is told")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sizes = [int(size) for size in options.sizes.split(",")]
+    sizes = tuple(int(size) for size in options.sizes.split(","))
     if options.child:
         child(options.child, sizes[0])
         return
+    if len(sizes) != 2:
+        raise SystemExit("--sizes takes two numbers, such as 1000,2000")
     if shutil.which("valgrind") is None:
         raise SystemExit("valgrind is not installed: it counts the instructions")
-    whole = a_record("all", (sizes[0], sizes[1]), options.root)
+    parts = [part for part in options.only.split(",") if part]
+    if unknown := set(parts) - set(PARTS):
+        raise SystemExit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    whole = a_record("all", sizes, options.root, options.repeat)
     assert whole is not None
     found: Numbers = {"all": whole}
     table = Table(["part", "instructions a record", "share"], [["all", whole, "100 %"]])
-    for part in filter(None, options.only.split(",")):
-        left = a_record(part, (sizes[0], sizes[1]), options.root)
+    for part in parts:
+        left = a_record(part, sizes, options.root, options.repeat)
         found[part] = None if left is None else whole - left
         share = "-" if left is None else f"{100 * (whole - left) / whole:.1f} %"
         table.rows.append([part, "not there" if left is None else whole - left, share])

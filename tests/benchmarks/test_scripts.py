@@ -53,7 +53,7 @@ def test_scaling(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
 def test_instructions_are_counted(tmp_path: Path) -> None:
-    found = script("instructions", "--only", "", "--sizes", "10,60", folder=tmp_path)
+    found = script("instructions", "--only", "", "--sizes", "10,60", "--repeat", "1", folder=tmp_path)
     assert found["instructions_per_record"]["all"] > 10_000
 
 
