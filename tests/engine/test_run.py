@@ -63,6 +63,7 @@ def test_a_second_run_pays_nothing(tmp_path: Path) -> None:
     run_async(main())
 
 
+@pytest.mark.row(2)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_every_segment_of_a_run_has_its_sidecar(tmp_path: Path, steps: int) -> None:
     """Without one a resume reads the segment line by line. An entry that begins a segment is the place to go wrong."""

@@ -85,6 +85,12 @@ MUTATIONS = (
         2, ("tests/storage/test_sidecars.py::test_a_sidecar_is_not_trusted_when_its_segment_changed",),
     ),
     Mutation(
+        "an entry that begins a segment is noted in the facts of the one before", "engine/rundir.py",
+        "        where = self._append(entry)\n        self._sidecars.facts.final(\n",
+        "        facts = self._sidecars.facts\n        where = self._append(entry)\n        facts.final(\n",
+        2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
+    ),
+    Mutation(
         "a full disk is no failure", "storage/journal.py",
         "            raise storage_error(error, path, doing) from error\n", "            return\n",
         7, ("tests/cli/test_cli.py::test_a_disk_that_takes_no_more_is_5_and_loses_nothing",),
@@ -173,7 +179,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a seed that depends on the order of requests", "pipeline/context.py",
-        "return stable_seed(self.run_seed, self.key, self._step_id, sample)\n",
+        'return seed_of(f"{self.run_seed}\\x1f{self.key}\\x1f{self._step_id}\\x1f{sample}")\n',
         "return stable_seed(len(self.completions), random.random())\n",
         9, ("tests/matrix/test_interrupted.py",),
     ),
