@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -82,8 +83,13 @@ class DidNotInstall(Exception):
 
 
 def python_of(peer: Peer, cache: Path) -> Path:
-    """The interpreter of a peer's environment, made if it is not there. Raises DidNotInstall."""
-    folder = cache / peer.environment
+    """The interpreter of a peer's environment, made if it is not there. Raises DidNotInstall.
+
+    Each interpreter that runs this script has environments of its own: one build of the same Python takes a fifth
+    less than another, and all programs of a comparison have to run on the same.
+    """
+    interpreter = hashlib.blake2b(f"{sys.version} {sys.base_prefix}".encode(), digest_size=4).hexdigest()
+    folder = cache / f"{peer.environment}-{interpreter}"
     python, marker = folder / "bin" / "python", folder / "installed.json"
     wanted = json.dumps(peer.requirements)
     if marker.exists() and marker.read_text() == wanted:
