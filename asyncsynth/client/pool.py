@@ -110,10 +110,10 @@ class ServerPool:
                         return self._conclude(step)
                     link = self._links[step.replica]
                     server = link.server
-                    path, body = encode(request, dialect=server.dialect)
                     began = clock()
-                    response = await server.exchange.post(path, body, link.timeouts_for(request))
-                    outcome = self._read(request, response, link, began, clock(), step.attempt)
+                    # The body has no name here, nor has the answer: it would live on while the call waits for a retry.
+                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts_for(request))
+                    outcome = self._read(request, await sent, link, began, clock(), step.attempt)
                 except TransportFailure as failure:
                     outcome = outcome_of(failure)
                 except asyncio.CancelledError:
@@ -352,7 +352,7 @@ class ServerPool:
         self._timer, self._timer_at = None, inf
         # The loop may fire a little early; then nothing is due and the timer is set again.
         self._apply(self._scheduler.tick(self._clock()), 0)
-        self._arm()
+        self._arm()  # `ticks_before` does not know of what the tick has added
 
     def _halt(self) -> None:
         self.halted = self._halt_error()

@@ -221,7 +221,8 @@ class WaitQueue:
 class Timers:
     """Wake-ups of sleeping calls and of replicas, in order of time. Stale ones are dropped as they come up.
 
-    `soonest` is the earliest of those added since `next` was last asked, so that a driver need not ask each time.
+    `soonest` is the earliest of those added since `next` was last asked (`due` asks it, too), so that a driver need not
+    ask each time.
     """
 
     __slots__ = ("_heap", "_seq", "soonest")

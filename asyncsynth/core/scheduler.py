@@ -161,7 +161,10 @@ class Scheduler(Faults):
         return self._timers.next()
 
     def ticks_before(self, at: float) -> bool:
-        """Whether something was added, since `next_tick` was asked, that may be due before `at`. Costs nothing."""
+        """Whether something was added, since the last `next_tick` or `tick`, that may be due before `at`.
+
+        Costs nothing. After a `tick`, ask `next_tick`: what the tick itself added may be forgotten here.
+        """
         return self._timers.soonest < at
 
     # --- replicas -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in flight are finished or given back untouched, and the same command goes on fro
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Iterator
 
 from asyncsynth.client.concurrency import first_error
@@ -62,6 +63,8 @@ class Runner:
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
+        self._over = False  #: no task gets another record
+        self._context = contextvars.copy_context()  #: what a record's task begins with
         self._broken = False  #: the journal can write no more
         directory.watch(self._settled, self._journal_failed)
         self._draining = False
@@ -86,10 +89,11 @@ class Runner:
         problem: AsyncsynthError | None = None
         try:
             async with asyncio.TaskGroup() as records:
-                problem = await self._feed(records)
-                await self._all_settled()
-                for rest in self._resting:
-                    rest.set_result(None)
+                try:
+                    problem = await self._feed(records)
+                    await self._all_settled()
+                finally:
+                    self._end_tasks()
         except BaseExceptionGroup as errors:
             error = first_error(errors)
             if not isinstance(error, AsyncsynthError):
@@ -115,6 +119,7 @@ class Runner:
 
         An input that cannot be read on is returned, not raised, so that records in flight are not cancelled.
         """
+        self._context = contextvars.copy_context()
         rows = self._rows()
         since_turn = 0
         while not self._draining:
@@ -185,7 +190,8 @@ class Runner:
     async def _work(self, record: Record, size: int) -> None:
         """One record after another, each from credit to acknowledgement; to wake a task costs a third of making one.
 
-        A record is acknowledged when it is durable: `_settled` then gets its token. `None` ends the work.
+        Where nobody takes the rows (`on_rows`), `_settled` hears of a record when it is durable. A resting task that
+        is given `None` ends, and so does one in which a step has set context variables: they are that record's.
         """
         while True:
             try:
@@ -203,6 +209,8 @@ class Runner:
                 self._give_back(size)
                 raise
             del record, walked  # not kept while there is nothing to do
+            if self._over or contextvars.copy_context() != self._context:
+                return
             rest = self._loop.create_future()
             self._resting.append(rest)
             given = await rest
@@ -210,6 +218,13 @@ class Runner:
                 return
             record, size = given
             del given
+
+    def _end_tasks(self) -> None:
+        """No record will come, whatever the reason. A step may have kept its task from being cancelled."""
+        self._over = True
+        for rest in self._resting:
+            if not rest.done():
+                rest.set_result(None)
 
     def _settled(self, done: list[tuple[Walked, int]]) -> None:
         """A commit group is on the disk, and with it the last entries of these records."""

@@ -56,12 +56,18 @@ class Walker:
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
-        # Steps are abstract base classes: asking their kind for every record would cost more than the rest here.
+        # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
+        # rest here.
         self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
-        self._first = plan.nodes[1] if self._linear and len(plan.nodes) > 1 else None  #: sees records as they were read
+        self._first = self._sees_records(plan.nodes[1]) if self._linear and len(plan.nodes) > 1 else None
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
+
+    @staticmethod
+    def _sees_records(node: Node) -> Node | None:
+        """The node after the source, if what its step sees of a record is some of its columns, by their own names."""
+        return node if not node.step.input_mappings and type(node.step).view is Step.view else None
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
@@ -141,8 +147,8 @@ class Walker:
         record = way.record
         try:
             view = step.view(row)
-            # The hash of a whole record as it was read is known.
-            digest = record.digest if node is self._first and view == row else content_hash(view)
+            # The hash of a whole record is known.
+            digest = record.digest if node is self._first and len(view) == len(row) else content_hash(view)
         except KeyError as missing:
             way.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
             return None

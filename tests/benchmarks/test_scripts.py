@@ -58,7 +58,7 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_engine_runs_without_each_of_the_parts(tmp_path: Path) -> None:
-    """What `instructions.py` leaves out is still there to be left out."""
+    """What `instructions.py` leaves out is still there to be left out, and called: it says so itself."""
     import_parts = "import instructions; print(*instructions.PARTS)"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "TMPDIR": str(tmp_path)}
     listed = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,6 +17,7 @@ from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused
+from asyncsynth.testing.virtual_time import run_virtually
 
 FAST = RetryPolicy(wait=tenacity.wait_none())
 
@@ -255,6 +257,49 @@ def test_retries_sleep_on_the_loop_and_are_woken() -> None:
         assert not pool._waiters
 
     run(main())
+
+
+@pytest.mark.row(11)
+def test_each_of_several_sleeping_retries_is_woken() -> None:
+    """The tick that wakes the first one has to set the timer for the next."""
+
+    def reply(n: int, _: dict[str, Any]) -> WireResponse:
+        return WireResponse(500, {"retry-after": str(n)}, b"{}") if n <= 2 else answer()
+
+    async def main() -> None:
+        pool = make(FakeExchange(reply))
+        done = await asyncio.gather(*(pool.send(ask()) for _ in range(2)))
+        assert [completion.attempts for completion in done] == [2, 2]
+        assert 2 <= asyncio.get_running_loop().time() < 3
+
+    run_virtually(asyncio.wait_for(main(), 60))
+
+
+def test_a_call_that_sleeps_keeps_neither_its_body_nor_the_answer_in_memory() -> None:
+    class Big(WireResponse):
+        """Unlike its base, it can be referred to weakly."""
+
+    refused: list[weakref.ref[WireResponse]] = []
+
+    def reply(n: int, _: dict[str, Any]) -> WireResponse:
+        if refused:
+            return answer()
+        response = Big(500, {"retry-after": "5"}, b"{}")
+        refused.append(weakref.ref(response))
+        return response
+
+    async def main() -> None:
+        pool = make(FakeExchange(reply))
+        sending = asyncio.create_task(pool.send(ask()))
+        await settle()
+        assert pool._waiters
+        assert refused[0]() is None
+        frame = sending.get_coro().cr_frame  # type: ignore[union-attr]
+        assert frame is not None
+        assert not [name for name, value in frame.f_locals.items() if isinstance(value, bytes)]
+        assert (await sending).attempts == 2
+
+    run_virtually(asyncio.wait_for(main(), 60))
 
 
 def test_the_total_deadline_grows_with_max_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from asyncsynth.errors import (
     RunChangedError,
     ServerRefused,
 )
+from asyncsynth.pipeline import ModelStep
 from asyncsynth.records import content_hash
 from asyncsynth.storage.files import REAL
 from asyncsynth.storage.reading import JournalView
@@ -486,3 +488,82 @@ def test_a_step_that_changes_its_row_in_place_changes_the_hash(tmp_path: Path) -
     for entry in entries:
         shouted = {"instruction": rows(2)[entry["i"]]["instruction"].upper()}
         assert entry["s"][0]["r"][0]["h"] == content_hash(shouted)
+
+
+def test_equal_values_that_are_not_the_same_json_have_hashes_of_their_own(tmp_path: Path) -> None:
+    """Columns swapped: 1 and True are equal in Python, and so would be what the step sees and the record."""
+
+    class Adding(ModelStep):
+        """Asks nobody."""
+
+        inputs = ("a", "b")
+        outputs = ("sum",)
+
+        async def generate(self, row: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
+            return [{"sum": row["a"] + row["b"]}]
+
+        def models(self) -> tuple[LLM, ...]:
+            return (LLM(model="model-a"),)
+
+    with Pipeline(name="swap") as pipeline:
+        LoadDataFromDicts(data=[{"a": 1, "b": True}]) >> Adding(input_mappings={"a": "b", "b": "a"})
+
+    async def main() -> None:
+        async with server() as fake:
+            await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    run_async(main())
+    with JournalView(tmp_path / "run") as view:
+        (entry,) = [entry for _, entry in view.entries() if entry["t"] == "rec"]
+    assert entry["s"][0]["r"][0]["h"] == content_hash({"a": True, "b": 1})
+
+
+def test_what_a_step_sets_in_its_context_is_gone_for_the_next_record(tmp_path: Path) -> None:
+    of_record: contextvars.ContextVar[str] = contextvars.ContextVar("of_record", default="")
+    seen: list[str] = []
+
+    class Setting(TextGeneration):
+        """As libraries for tracing and logging do."""
+
+        async def generate(self, row: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
+            seen.append(of_record.get())
+            of_record.set(ctx.key)
+            return await super().generate(row, ctx)
+
+    with Pipeline(name="context") as pipeline:
+        LoadDataFromDicts(data=rows(30)) >> Setting(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        of_record.set("the caller's")
+        async with server() as fake:
+            await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run", window=4)
+
+    run_async(main())
+    assert seen == ["the caller's"] * 30
+
+
+def test_a_step_that_keeps_its_task_from_being_cancelled_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    class Stubborn(TextGeneration):
+        """Makes an answer of everything that goes wrong."""
+
+        async def generate(self, row: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
+            try:
+                return await super().generate(row, ctx)
+            except BaseException:
+                return [{"generation": "none", "model_name": "none"}]
+
+    with Pipeline(name="stubborn") as pipeline:
+        LoadDataFromDicts(data=rows(20)) >> Stubborn(llm=LLM(model="model-a"))
+
+    async def main() -> None:
+        def hang(info: RequestInfo) -> Fault | None:
+            return Fault("hang") if "seed" in info.json else None
+
+        async with server(script=hang, keep_requests=True) as fake:
+            run = asyncio.create_task(pipeline.arun(servers=[fake.base_url], output=tmp_path / "run", window=4))
+            await until(lambda: completions(fake) == 4)
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+
+    run_async(main())

@@ -133,6 +133,11 @@ MUTATIONS = (
         14, ("tests/core/test_crashes.py::test_exactly_the_poison_record_is_quarantined",), hangs=True,
     ),
     Mutation(
+        "a tick that wakes one call forgets the next", "client/pool.py",
+        "        self._arm()  # `ticks_before`", "        # `ticks_before`",
+        11, ("tests/client/test_pool.py::test_each_of_several_sleeping_retries_is_woken",), hangs=True,
+    ),
+    Mutation(
         "silence is not noticed", "core/dispatch.py",
         "SILENCE_S = 30.0 ", "SILENCE_S = 30_000.0 ",
         17, ("tests/core/test_crashes.py::test_a_hung_server_is_found_within_two_minutes",),
