@@ -6,9 +6,11 @@ Times are held only where there are a million records: the promise is about thos
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ def part(name: str, url: str, run: Path) -> dict[str, Any]:
     assert ran.returncode == 0, ran.stderr
     said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return said
+
+
+def by_tenth(memory: Sequence[float]) -> tuple[list[float], list[float]]:
+    """(MB held for most of the time, most MB) in each tenth of a run.
+
+    Saving a segment's sidecar takes some MB for a moment. Such peaks come from the first segment on, so that they are
+    compared with each other, and not with what happened to be held when the first sample was taken.
+    """
+    size = len(memory) // 10
+    tenths = [memory[at : at + size] for at in range(0, 10 * size, size)]
+    return [statistics.median(tenth) for tenth in tenths], [max(tenth) for tenth in tenths]
 
 
 @pytest.mark.row(19, 20)
@@ -60,8 +73,12 @@ def test_a_long_run_keeps_its_size_and_comes_back_soon(tmp_path: Path, tried: Tr
     settled = [sample for sample in whole["samples"] if SETTLED <= sample[0] < RECORDS - WINDOW]
     assert len(settled) > (100 if FULL else 1), "too few samples"
     _, memory, descriptors, tasks = zip(*settled, strict=True)
-    growth = max(memory) / memory[0] - 1
-    assert growth <= (0.10 if FULL else 0.25), f"from {memory[0]:.1f} to {max(memory):.1f} MB"
+    if FULL:
+        held, highest = by_tenth(memory)
+        assert max(held) <= 1.10 * held[0], f"MB held, by tenths of the run: {held}"
+        assert max(highest) <= 1.10 * highest[0], f"most MB, by tenths of the run: {highest}"
+    else:
+        assert max(memory) <= 1.25 * memory[0], f"from {memory[0]:.1f} to {max(memory):.1f} MB"
     assert max(tasks) <= WINDOW + 16, f"{max(tasks)} tasks for a window of {WINDOW}"
     assert max(descriptors) <= 256 + 64, f"{min(descriptors)} to {max(descriptors)} descriptors"
     if FULL:  # a few samples of a short run say nothing of growth
