@@ -21,7 +21,7 @@ from asyncsynth.engine.pipeline import run_in_loop
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
 
-SAMPLE_S = 0.2
+SAMPLE_S = 0.05
 MODEL = "model-a"
 WINDOW = 1024
 
