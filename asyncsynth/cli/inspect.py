@@ -11,6 +11,7 @@ from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.storage.exports import export as export_rows
+from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import atomic_write
 
 _FAILURES_SHOWN = 5
@@ -55,9 +56,9 @@ def _say_counts(status: RunStatus) -> None:
         say(f"  e.g. {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'])}{said}")
 
 
-def export_command(directory: Path, to: Path, *, leaf: str, as_json: bool) -> None:
-    """Writes the rows of one end of the graph."""
-    exported = export_rows(directory, to, leaf=leaf)
+def export_command(directory: Path, to: Path, *, leaf: str, failed: bool, as_json: bool) -> None:
+    """Writes the rows of one end of the graph, or those that failed."""
+    exported = export_failures(directory, to) if failed else export_rows(directory, to, leaf=leaf)
     if as_json:
         event({"event": "exported", "path": str(to), "rows": exported.rows})
     else:

@@ -237,12 +237,15 @@ def export(
     directory: RunDir,
     to: Annotated[Path, typer.Option("--to", help="File to write; its ending says the format (.jsonl, .csv).")],
     leaf: Annotated[str, typer.Option(help="Which end of the graph, where it has several.")] = "default",
+    failed: Annotated[
+        bool, typer.Option("--failed", help="The rows that failed instead: key, step, reason, message (.jsonl).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rows to a file, in input order."""
     from asyncsynth.cli.inspect import export_command
 
-    export_command(directory, to, leaf=leaf, as_json=as_json)
+    export_command(directory, to, leaf=leaf, failed=failed, as_json=as_json)
 
 
 @app.command()
@@ -263,6 +266,21 @@ def version() -> None:
     from asyncsynth import __version__
 
     typer.echo(__version__)
+
+
+def _version_asked(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def asyncsynth(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version_asked, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before any command."""
 
 
 def main() -> None:

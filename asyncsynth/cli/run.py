@@ -17,7 +17,7 @@ from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.serve import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import Stopped, taken
-from asyncsynth.cli.text import complain
+from asyncsynth.cli.text import complain, number
 from asyncsynth.cli.workers import Run, run_of
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
@@ -134,13 +134,16 @@ class Signals:
         with taken(self._received):
             yield
 
-    def _received(self, number: int) -> None:
+    def _received(self, signum: int) -> None:
         self.count += 1
-        name = signal.Signals(number).name
+        name = signal.Signals(signum).name
         if self.count >= 3:
             os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
         if self.count == 1 and self.runner is not None:
-            complain(f"{name}: finishing what is in flight; once more cancels it")
+            left = self.runner.progress().counts.in_flight
+            complain(
+                f"{name}: finishing the {number(left)} records in flight; once more stops now, and keeps what is done"
+            )
             self.runner.drain(name)
             return
         complain(f"{name}: cancelling; once more exits at once")

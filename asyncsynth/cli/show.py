@@ -129,7 +129,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     state = "done" if report.complete else f"stopped ({one_line(report.stopped_why) or 'before the end'})"
     say(f"{one_line(report.pipeline)}: {state} in {duration(report.elapsed_s)}")
     say(f"  records   {number(counts.read)} read, {number(counts.ok)} ok, {number(counts.failed)} failed"
-        + (f", {number(counts.earlier)} done earlier" if counts.earlier else ""))  # fmt: skip
+        + (f", {number(counts.earlier)} done earlier" if counts.earlier else "")
+        + (f" ({number(counts.earlier_failed)} of them with failures)" if counts.earlier_failed else ""))  # fmt: skip
     say(f"  rows      {number(counts.rows)} made"
         + (f", {number(counts.failed_rows)} failed" if counts.failed_rows else ""))  # fmt: skip
     if counts.reused_steps:
@@ -154,7 +155,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
         say("  The same command goes on from here.")
-    elif counts.failed_rows:
+    elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)
         say(f"  See `asyncsynth status {directory}`; --retry-failed tries the failed records again.")
 

@@ -16,6 +16,7 @@ class Counts:
 
     read: int = 0  #: records taken from the source
     earlier: int = 0  #: of these, already done in an earlier run of this directory
+    earlier_failed: int = 0  #: of those, done with failed rows, or without any row that did not fail
     ok: int = 0  #: done now
     failed: int = 0  #: ended now without a row
     in_flight: int = 0
@@ -84,10 +85,10 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 done with failed records, 4 stopped and resumable."""
+        """0 done, 3 done with failed records (now or in an earlier run), 4 stopped and resumable."""
         if not self.complete:
             return EXIT_STOPPED
-        return EXIT_FAILED_RECORDS if self.counts.failed_rows else EXIT_OK
+        return EXIT_FAILED_RECORDS if self.counts.failed_rows or self.counts.earlier_failed else EXIT_OK
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and for ``report.json`` in the run directory."""

@@ -40,6 +40,7 @@ class RunDirectory:
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        self.failed_earlier = 0  #: records claimed as done that had lost rows
         self._appended = 0
 
     @classmethod
@@ -73,7 +74,7 @@ class RunDirectory:
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
-                    raise changed(path, changes, plan, index.step_count)
+                    raise changed(path, manifest, changes, plan, index.step_count)
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
@@ -95,6 +96,7 @@ class RunDirectory:
             ) from error
         claim = self._index.claim(record.key, record.position, digest, self._epoch)
         if claim.done and not (claim.failed and retry_failed):
+            self.failed_earlier += claim.lost_rows
             if claim.moved:
                 where = self._append(pos_entry(record.key, record.position))
                 self._sidecars.facts.results(where, record.key, record.position, ())
@@ -286,12 +288,18 @@ def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> 
     return changes
 
 
-def changed(path: Path, changes: list[str], plan: Plan, step_count: Callable[[str], int]) -> RunChangedError:
+def changed(
+    path: Path, manifest: Manifest, changes: list[str], plan: Plan, step_count: Callable[[str], int]
+) -> RunChangedError:
     """The error that says so, and what would be reused. `step_count`: results that there are of a fingerprint."""
     lines = ["changed:", *(f"  {line}" for line in changes), "plan:"]
     for node in plan.model_steps:
         there = step_count(node.fingerprint)
-        lines.append(f"  {node.step.name}: {there} results reused" if there else f"  {node.step.name}: redone")
+        said = f"{there} results, reused for rows that did not change" if there else "redone"
+        lines.append(f"  {node.step.name}: {said}")
+    if manifest.keys == "position" and any(change.startswith("input: ") for change in changes):
+        lines.append("  rows are matched by their position: those after a line that was added or removed are redone")
+        lines.append("  (a source with an id_column keeps the results of rows that move, from its first run on)")
     return RunChangedError(
         f"{path} was made by another pipeline or from another input",
         plan=lines,

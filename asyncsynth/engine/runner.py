@@ -185,6 +185,7 @@ class Runner:
         done = self._directory.claim(record, retry_failed=self._options.retry_failed)
         if done:
             self.counts.earlier += 1
+            self.counts.earlier_failed = self._directory.failed_earlier
         return done
 
     async def _work(self, record: Record, size: int) -> None:

@@ -121,7 +121,7 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
     if changes := changes_since(manifest, plan, reader, keys):
         if not options.update:
             indexes = [_index(place, part) for place, part in journals(path, manifest)]
-            raise changed(path, changes, plan, lambda step: sum(index.step_count(step) for index in indexes))
+            raise changed(path, manifest, changes, plan, lambda step: sum(each.step_count(step) for each in indexes))
         add_epoch(manifest, keys, plan, reader)
         manifest.save(path)
     return manifest

@@ -124,7 +124,7 @@ def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | N
 
 
 def _failed_rows(view: JournalView, index: RunIndex, epoch: int) -> Iterator[FailedRow]:
-    for where in index.finals(epoch):
+    for where in index.finals_with_failures(epoch):
         yield from view.read(where).get("bad", ())
 
 

@@ -95,11 +95,16 @@ def export(
 
 def _write_jsonl(rows: RunRows, file: NewFile) -> None:
     for row in rows:
-        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        # Looking for two bytes is ten times as fast as the expression, and most lines have neither.
-        if b"\x7f" in line or b"\xc2" in line:
-            line = _JSON_CONTROL.sub(_escape, line)
-        file.write(line)
+        file.write(json_line(row))
+
+
+def json_line(row: Row) -> bytes:
+    """A row as a line of JSON without control characters."""
+    line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    # Looking for two bytes is ten times as fast as the expression, and most lines have neither.
+    if b"\x7f" in line or b"\xc2" in line:
+        line = _JSON_CONTROL.sub(_escape, line)
+    return line
 
 
 def _escape(found: re.Match[bytes]) -> bytes:

@@ -50,6 +50,7 @@ class Claim:
 
     done: bool = False  #: it ended in this epoch, from an equal row; `failed` tells how
     failed: bool = False
+    lost_rows: bool = False  #: it, or some of the rows that were made of it, failed
     moved: bool = False  #: it stood elsewhere in the input, or had left it: journal its position
     steps: Mapping[str, int] = field(default_factory=dict)
 
@@ -299,7 +300,8 @@ class RunIndex:
         moved = bool(flags & DROPPED) or self._position[slot] != position
         self._position[slot] = position
         steps = {name: where for name, column in self._steps.items() if slot < len(column) and (where := column[slot])}
-        return Claim(bool(status) and same, status == FAILED, moved, steps or _NO_STEPS)
+        lost_rows = bool(self._endings[self._ending[slot]].failed)
+        return Claim(bool(status) and same, status == FAILED, lost_rows, moved, steps or _NO_STEPS)
 
     def final_of(self, key: str) -> int | None:
         """The location of a record's last final entry, None when it has none."""
@@ -317,6 +319,11 @@ class RunIndex:
     def finals(self, epoch: int | None = None) -> Iterator[int]:
         """Locations of the final entries in the order of the input; of one epoch, or each record's last."""
         return (self._final_at[slot] for slot in self._in_order(epoch))
+
+    def finals_with_failures(self, epoch: int) -> Iterator[int]:
+        """As `finals`, of the records that have failed rows."""
+        lost = [bool(ending.failed) for ending in self._endings]
+        return (self._final_at[slot] for slot in self._in_order(epoch) if lost[self._ending[slot]])
 
     def final_rows(self, leaf: str, epoch: int | None = None) -> Iterator[tuple[int, int, int]]:
         """As `finals`, (position, location, rows of the leaf) of those that have any."""

@@ -194,7 +194,10 @@ class JsonlReader(Reader):
                 return self._refused(number, *found)
         except (ValueError, RecursionError):
             pass
-        hint = f"Mend or remove the line; look at it with `sed -n {number}p {self.path}`."
+        hint = (
+            f"Mend or remove the line (`sed -n {number}p {self.path}` shows it), then run again with --update: what is "
+            'done is kept. Or let such lines fail alone: LoadJSONL(..., on_bad_row="skip").'
+        )
         if text.strip() == "[":
             hint = "This looks like a JSON array: convert it with `jq -c '.[]' file.json > file.jsonl`."
         elif text.strip() == "{":

@@ -84,6 +84,8 @@ def run_directories(directory: Path) -> list[Path]:
     """
     try:
         names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
     except OSError as error:
         raise storage_error(error, directory, "list the run directory") from error
     if MANIFEST_NAME not in names and not any(map(_SEGMENT.match, names)):

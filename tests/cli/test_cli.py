@@ -83,6 +83,13 @@ def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_serv
     assert "bad_request 1" in ran.stdout
     told = asyncsynth("status", run)
     assert "record 5" in told.stdout
+    again = asyncsynth("run", job, "--servers", server.base_url, "--output", run)
+    assert again.returncode == 3, "it is still without its rows"
+    assert "12 done earlier (1 of them with failures)" in again.stdout
+    failed = asyncsynth("export", run, "--failed", "--to", tmp_path / "failed.jsonl")
+    assert failed.returncode == 0, failed.stderr
+    (row,) = map(json.loads, (tmp_path / "failed.jsonl").read_text().splitlines())
+    assert (row["key"], row["position"], row["reason"], row["attempts"]) == ("5", 5, "bad_request", 1)
     server.script = None
     mended = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--retry-failed")
     assert mended.returncode == 0, mended.stderr
@@ -229,7 +236,7 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
     gate.process = process = start(*arguments)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert "finishing what is in flight" in err
+    assert "records in flight; once more stops now" in err
     assert "same command" in out
     gate.process = None
     before = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)["ok"]

@@ -115,7 +115,7 @@ def test_a_changed_later_step_shows_a_plan_and_pays_only_for_it(tmp_path: Path) 
             with pytest.raises(RunChangedError) as refused:
                 await changed.arun(servers=[fake.base_url], output=tmp_path / "run")
             told = str(refused.value)
-            assert "text_generation_0: 6 results reused" in told
+            assert "text_generation_0: 6 results, reused for rows that did not change" in told
             assert "ultra_feedback_0: redone" in told
             assert "system_prompt" in told
             assert "--update" in told
@@ -160,8 +160,11 @@ def test_one_bad_record_never_touches_its_neighbours_and_can_be_retried(tmp_path
             fake.script = None
             still = await preference(rows(8)).arun(servers=[fake.base_url], output=tmp_path / "run")
             assert still.report.counts.earlier == 8
+            assert still.report.counts.earlier_failed == 1
+            assert still.report.exit_code == 3  # a record is still without its rows
             mended = await preference(rows(8)).arun(servers=[fake.base_url], output=tmp_path / "run", retry_failed=True)
             assert mended.report.counts.ok == 1
+            assert mended.report.exit_code == 0
             assert len(mended["default"]["train"]) == 8
 
     run_async(main())
