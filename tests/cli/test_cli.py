@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def test_run_resume_status_export(tmp_path: Path, fault_server: Serve) -> None:
     exported = asyncsynth("export", run, "--to", tmp_path / "out.jsonl")
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == (run / "result.jsonl").read_bytes()
+
+
+def test_the_version_is_told_either_way() -> None:
+    assert asyncsynth("--version").stdout == asyncsynth("version").stdout == f"{version('asyncsynth')}\n"
+
+
+@pytest.mark.parametrize("tool", ["verify", "repair", "stats"])
+def test_a_place_that_is_no_run_is_bad_usage(tmp_path: Path, tool: str) -> None:
+    for place in (tmp_path / "nothing", tmp_path):
+        told = asyncsynth("journal", tool, place)
+        assert told.returncode == 2
+        assert "is no run directory" in told.stderr
 
 
 def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_server: Serve) -> None:

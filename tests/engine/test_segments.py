@@ -17,6 +17,7 @@ from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import CorruptJournal, PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
 from asyncsynth.records import Row
+from asyncsynth.storage.failures import failed_rows
 from asyncsynth.storage.rows import row_key
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.engine.helpers import rows, run_async, server
@@ -301,6 +302,10 @@ def test_a_record_that_failed_before_the_barrier_counts_in_the_end(tmp_path: Pat
             assert [failed["k"] for failed in status.before.examples] == ["3"]
             assert status.before.barrier == BarrierCounts(5, 5)
             assert status.as_json()["before"]["barrier"]["kept"] == 5
+            (lost,) = failed_rows(tmp_path / "run")
+            assert (lost["key"], lost["position"], lost["step"]) == ("3", 3, "text_generation_0")
+            again = await two_models(rows(6)).arun(**options)
+            assert (again.report.counts.earlier_failed, again.report.exit_code) == (1, 3)
             fake.script = None
             mended = await two_models(rows(6)).arun(**options, retry_failed=True)
             assert mended.report.exit_code == 0
