@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.cli.show import event
+from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
@@ -18,7 +19,6 @@ from asyncsynth.client.messages import Message, ModelRequest
 from asyncsynth.client.pool import Server
 from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import Limiter
-from asyncsynth.engine.pipeline import run_in_loop
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError, InputError
 from asyncsynth.servers.bench import BenchPlan, Finding, Level, bench, limited_by
 from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
@@ -49,7 +49,8 @@ def bench_command(
     conversations = _read(prompts) if prompts is not None else None
     failed = False
     for config in configs:
-        failed |= not run_in_loop(functools.partial(_one, config, model, conversations, max_tokens, plan, as_json))
+        one = functools.partial(_one, config, model, conversations, max_tokens, plan, as_json)
+        failed |= not run_until_signal(one)
     code = EXIT_FAILED_RECORDS if failed else EXIT_OK
     if as_json:
         event({"event": "done", "exit_code": code})
@@ -90,7 +91,9 @@ async def _one(
         server,
         _requests(llm, conversations),
         plan,
-        adaptive=lambda: AdaptiveLimit(maximum=config.max_concurrency or 4096, slots=config.slots),
+        adaptive=lambda: AdaptiveLimit(
+            maximum=min(config.max_concurrency or 4096, plan.max_concurrency), slots=config.slots
+        ),
         on_level=told,
     )
     _conclude(config, chosen, finding, as_json=as_json)
@@ -182,6 +185,7 @@ def _line(level: Level) -> str:
     notes = [] if level.settled else ["too few answers to go by"]
     if level.settled and not level.adaptive and level.answers < 4 * level.concurrency:
         notes.append("few answers: within 10 %")
+    notes += ["--max-requests reached"] if level.cut_short else []
     notes += [f"{level.refused} refused"] if level.refused else []
     notes += [f"{level.failed} failed"] if level.failed else []
     return "  ".join(words) + (f"  ({', '.join(notes)})" if notes else "")
@@ -211,3 +215,5 @@ def _conclude(config: ServerConfig, model: str, finding: Finding, *, as_json: bo
         say(f"  ended      {finding.ended}")
     if finding.adaptive is not None and share is not None:
         say(f"  adaptive   {share:.0%} of the best, the limit a run would have: {one_line(finding.adaptive.why)}")
+    elif finding.used_up:
+        say(f"  adaptive   not measured: {finding.used_up}")

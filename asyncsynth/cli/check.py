@@ -8,10 +8,11 @@ from typing import Any
 
 from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.show import event
+from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.needs import Need
-from asyncsynth.engine.pipeline import Pipeline, run_in_loop
+from asyncsynth.engine.pipeline import Pipeline
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError
 from asyncsynth.servers.binding import Plan, Target, make_plan
 from asyncsynth.servers.capabilities import Capabilities, Lack, lacks
@@ -35,7 +36,7 @@ def check_command(target: str | None, *, servers: Sequence[str], model: str | No
             "no servers to check", hint="Give --servers URL|FILE|DIR, or set ASYNCSYNTH_SERVERS to them."
         )
     needs = [need for need in (pipeline.needs() if pipeline is not None else ()) if model in (None, need.model)]
-    inspections = run_in_loop(lambda: _inspect_all(plan, needs if pipeline is not None else None, model))
+    inspections = run_until_signal(lambda: _inspect_all(plan, needs if pipeline is not None else None, model))
     problems = _problems(inspections, needs, plan, model)
     if as_json:
         _print_json(inspections, needs, problems)

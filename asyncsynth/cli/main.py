@@ -130,7 +130,8 @@ def check(
 ) -> None:
     """Ask servers what they can do, by a few small requests to each.
 
-    Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed.
+    Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed,
+    4 a signal.
     """
     from asyncsynth.cli.check import check_command
 
@@ -158,7 +159,7 @@ def bench(
     """Load servers more and more: how many requests at once they make good use of, and what limits them.
 
     Exit codes: 0 measured, 2 bad usage or configuration, 3 a server does not answer or gave too few answers to go by,
-    4 a server refuses every request.
+    4 a signal, or a server that refuses every request.
     """
     from asyncsynth.cli.bench import bench_command
     from asyncsynth.servers.bench import BenchPlan

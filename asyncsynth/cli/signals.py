@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,35 +19,71 @@ class Stopped(BaseException):
 
 def stop_on_signals() -> None:
     """From now on these signals raise Stopped in the main thread, so that files half written are taken away."""
-    for number in STOPPING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a shell's background job
-            signal.signal(number, _raise)
+    for number in _heeded():
+        signal.signal(number, _raise)
+
+
+def run_until_signal(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """`run_in_loop` for what has nothing to drain: a signal cancels it, and Stopped is raised when the loop has ended.
+
+    A handler must not raise inside an event loop: uvloop prints what comes out of its callbacks, and goes on.
+    """
+    import asyncio
+
+    from asyncsynth.engine.pipeline import run_in_loop
+
+    received: list[int] = []
+
+    async def cancellable() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        with taken(stop, _heeded()):
+            return await main()
+
+    try:
+        result = run_in_loop(cancellable)
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    if received:  # also where all was done just then: more may be to come in the next loop
+        raise Stopped(signal.Signals(received[0]).name)
+    return result
 
 
 @contextlib.contextmanager
-def taken(received: Callable[[int], None]) -> Iterator[None]:
+def taken(received: Callable[[int], None], numbers: Sequence[int] = STOPPING) -> Iterator[None]:
     """Gives these signals to `received`, in the running event loop, for as long as the block runs."""
     import asyncio  # `--help` imports this module, and needs no event loop
 
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number in STOPPING:
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
         loop.add_signal_handler(number, received, number)
     try:
         yield
     finally:
         # Held back meanwhile: the loop leaves the system's defaults for a moment, and those kill.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def past_stopping() -> None:
     """The exit code is decided: a signal in the interpreter's last moments must not put another in its place."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _heeded() -> list[signal.Signals]:
+    """Those that nobody told this process to ignore, as nohup or a shell does for a background job."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

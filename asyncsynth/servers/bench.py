@@ -72,6 +72,7 @@ class Level:
     waiting: float | None = None
     kv: float | None = None
     adaptive: bool = False
+    cut_short: bool = False  #: there were no more requests before its time was over
     why: str = ""  #: why the limit is what it is
 
 
@@ -82,6 +83,7 @@ class Finding:
     levels: list[Level] = field(default_factory=list)
     adaptive: Level | None = None
     ended: str = ""  #: why no higher level was tried
+    used_up: str = ""  #: that there were no more requests, where that left something unmeasured
 
     @property
     def best(self) -> Level | None:
@@ -118,7 +120,8 @@ async def bench(
     Args:
         server: the server with this limit, on connections of its own; called for each level.
         requests: as many as are asked for.
-        adaptive: makes the limit that a run would have; it is tried last. None leaves that out.
+        adaptive: makes the limit that a run would have; it is tried last, with no more requests in flight than the
+            levels may have. None leaves that out.
         on_level: told each level as it ends.
         cpu: seconds of CPU that this process has used.
 
@@ -128,6 +131,7 @@ async def bench(
     clock = asyncio.get_running_loop().time
     deadline = clock() + plan.seconds
     left = islice(requests, plan.max_requests)
+    used_up = f"--max-requests {plan.max_requests} reached"
     finding = Finding()
     flat = 0
     for size in plan.levels():
@@ -137,6 +141,10 @@ async def bench(
             break
         before = finding.best
         level = await measure(server(FixedLimit(size)), left, size, span, turnover=size, cpu=cpu)
+        if level.cut_short:
+            finding.ended = finding.used_up = used_up
+            if not level.settled:  # for want of requests: it says nothing of the server
+                break
         finding.levels.append(level)
         on_level(level)
         if not level.settled:
@@ -149,12 +157,18 @@ async def bench(
         if flat == 2:
             finding.ended = "more in flight brings no more tokens/s"
             break
-    knee = finding.knee
-    if adaptive is not None and knee is not None:
-        span = min(deadline - clock(), 2 * _ADAPTIVE_PARTS * plan.level_s())
-        workers = max(64, 2 * finding.levels[-1].concurrency)
-        finding.adaptive = await measure(server(adaptive()), left, workers, span, turnover=None, cpu=cpu)
-        on_level(finding.adaptive)
+        if level.cut_short:
+            break
+    if adaptive is not None and finding.knee is not None and not finding.used_up:
+        began = clock()
+        span = min(deadline - began, 2 * _ADAPTIVE_PARTS * plan.level_s())
+        workers = min(max(64, 2 * finding.levels[-1].concurrency), plan.max_concurrency)
+        level = await measure(server(adaptive()), left, workers, span, turnover=None, cpu=cpu)
+        if level.cut_short and clock() - began < _ADAPTIVE_PARTS * plan.level_s():
+            finding.used_up = used_up  # while the limit was still growing, as like as not
+        else:
+            finding.adaptive = level
+            on_level(level)
     return finding
 
 
@@ -170,14 +184,15 @@ async def measure(
     """One closed loop: `workers` requests, each followed by the next, for so long or until there are no more.
 
     `turnover`: the answers after which the rates begin to count; None counts from half of the time on. Requests in
-    flight at the end are cancelled, which makes a server give them up. The server's connections are closed.
+    flight at the end are cancelled, which makes a server give them up. So are those that are left when there are no
+    more: fewer in flight are another concurrency. The server's connections are closed.
     """
     load = _Load(server, requests)
     clock = asyncio.get_running_loop().time
     began, cpu_before = clock(), cpu()
     tasks = [asyncio.create_task(load.work(clock), name="asyncsynth bench") for _ in range(workers)]
     try:
-        while clock() - began < seconds and not all(task.done() for task in tasks):
+        while clock() - began < seconds and not load.used_up and not all(task.done() for task in tasks):
             await asyncio.sleep(min(_SAMPLE_S, seconds / 20))
             load.look()
         if load.pool.halted is not None:
@@ -195,6 +210,7 @@ class _Load:
 
     def __init__(self, server: Server, requests: Iterator[ModelRequest]) -> None:
         self.pool = ServerPool([server])
+        self.used_up = False  #: a request was wanted, and there was none
         self._requests = requests
         self._answers: list[tuple[float, float, int]] = []  #: when, latency, tokens; in the order of time
         self._failed = 0
@@ -208,7 +224,9 @@ class _Load:
             except RequestFailed:
                 self._failed += 1
             else:
-                self._answers.append((clock(), answer.latency_s, answer.usage.completion_tokens))
+                if not self.used_up:
+                    self._answers.append((clock(), answer.latency_s, answer.usage.completion_tokens))
+        self.used_up = True
 
     def look(self) -> None:
         """Keeps the server's own report, if there is a new one."""
@@ -248,6 +266,7 @@ class _Load:
             waiting=fmean(load.waiting for load in reports) if reports else None,
             kv=max((load.kv for load in reports if load.kv is not None), default=None),
             adaptive=turnover is None,
+            cut_short=self.used_up,
             why=replica.why,
         )
 
@@ -260,6 +279,8 @@ def limited_by(finding: Finding) -> str:
     """What keeps the server from more tokens/s, in a line for a person, as far as it can be told from here."""
     best, last = finding.best, finding.levels[-1] if finding.levels else None
     if best is None or last is None:
+        if finding.used_up:
+            return f"too few answers came to tell: {finding.used_up}"
         return "too few answers came to tell; give it more --seconds, or fewer --max-tokens"
     if max(best.client_cpu, last.client_cpu) >= _BUSY_CLIENT:
         used = max(best.client_cpu, last.client_cpu)
@@ -267,7 +288,10 @@ def limited_by(finding: Finding) -> str:
     if last.refused > _REFUSED * max(1, last.answers):
         return f"the server refuses at {last.concurrency} in flight (429 or 503): its queue or its rate limit is full"
     if last is best and len(finding.levels) > 1 and finding.levels[-2].tokens_per_s * _WORTH < best.tokens_per_s:
-        return f"nothing yet: tokens/s still rise at {last.concurrency} in flight; try a higher --max-concurrency"
+        ended = finding.ended or "try a higher --max-concurrency"
+        return f"nothing yet: tokens/s still rise at {last.concurrency} in flight; {ended}"
+    if len(finding.levels) == 1:
+        return f"not known: only {last.concurrency} in flight were measured, and nothing to compare that with"
     if last.kv is not None and last.kv >= _FULL_KV:
         return f"the server's KV cache ({last.kv:.0%} full): shorter prompts and answers, or more memory, bring more"
     if last.waiting is None:

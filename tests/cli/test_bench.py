@@ -37,6 +37,20 @@ def test_it_says_what_it_will_send_and_keeps_to_it(fault_server: Serve) -> None:
     assert "model-a, 8 to 16 requests at once, for 2 s; at most 50 requests of up to 32 tokens each" in done.stderr
     assert server.requests <= 50 + 1  # the one before: does it answer at all?
     assert "tokens/s" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "  ended      --max-requests 50 reached" in done.stdout
+    assert "  adaptive   not measured: --max-requests 50 reached" in done.stdout
+    assert " 0.0 " not in done.stdout  # no row of what was not sent
+    assert "limited by the server" not in done.stdout
+
+
+def test_no_more_are_in_flight_than_was_said_also_of_the_adaptive_limit(fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"], delay_s=0.01)
+    done = asyncsynth("bench", "--servers", server.base_url, "--seconds", 2, "--max-concurrency", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    told = events(done.stdout)
+    assert [(one["concurrency"], one["adaptive"]) for one in told if one["event"] == "level"] == [(4, False), (4, True)]
+    assert server.highest_in_flight == 4
 
 
 def test_refusals_are_what_limits(fault_server: Serve) -> None:

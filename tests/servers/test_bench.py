@@ -33,6 +33,7 @@ class Simulated:
     def __init__(self, server: BatchingServer, shortest: int, longest: int, *, tells: bool, way_s: float) -> None:
         self.server = server
         self.most = 0
+        self.asked = 0
         self._lengths = random.Random(5)
         self._range = (shortest, longest)
         self._tells = tells
@@ -43,6 +44,7 @@ class Simulated:
         self._loop = asyncio.get_running_loop()
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+        self.asked += 1
         await asyncio.sleep(self._way_s)
         tokens = self._lengths.randint(*self._range)
         number = next(self._ids)
@@ -94,6 +96,7 @@ def load(
     cpu: Callable[[], float] = lambda: 0.0,
     most: int = 512,
     max_requests: int = 100_000,
+    told: Callable[[Level], None] = lambda level: None,
 ) -> tuple[Finding, list[Simulated]]:
     """A bench of fresh simulated servers, one for each level."""
     made: list[Simulated] = []
@@ -108,7 +111,7 @@ def load(
             return Server("s", "http://simulated/v1", frozenset({"m"}), made[-1], limiter=limiter)
 
         plan = BenchPlan(seconds=seconds, max_concurrency=most, max_requests=max_requests)
-        return await bench(server, requests(), plan, adaptive=lambda: AdaptiveLimit(), cpu=cpu)
+        return await bench(server, requests(), plan, adaptive=lambda: AdaptiveLimit(), on_level=told, cpu=cpu)
 
     return run_virtually(run()), made
 
@@ -192,6 +195,65 @@ def test_the_time_and_the_requests_are_bounded() -> None:
     sent = sum(level.answers for level in finding.levels) + (finding.adaptive.answers if finding.adaptive else 0)
     assert 0 < sent <= 300
     assert made
+
+
+def test_requests_that_run_out_leave_the_server_unjudged() -> None:
+    finding, made = load(lambda: BatchingServer(4096), max_requests=3000)
+    assert finding.ended == "--max-requests 3000 reached"
+    sizes = [level.concurrency for level in finding.levels]
+    assert len(sizes) > 1
+    for level in finding.levels:
+        assert level.settled
+        size = level.concurrency
+        assert level.tokens_per_s == pytest.approx(size / (0.02 + 0.0002 * size), rel=0.15)
+    last = finding.levels[-1]
+    assert last.cut_short
+    assert last.answers == made[-1].asked - (last.concurrency - 1)  # with fewer in flight it was no such level any more
+    assert finding.adaptive is None
+    assert finding.adaptive_share is None
+    limits = limited_by(finding)
+    assert limits == f"nothing yet: tokens/s still rise at {sizes[-1]} in flight; --max-requests 3000 reached"
+
+
+def test_fewer_requests_than_a_level_needs() -> None:
+    finding, _ = load(lambda: BatchingServer(SLOTS), max_requests=10)
+    assert (finding.levels, finding.adaptive) == ([], None)
+    assert finding.ended == "--max-requests 10 reached"
+    assert "--max-requests 10 reached" in limited_by(finding)
+
+
+def test_requests_that_run_out_just_after_a_level_add_no_empty_one() -> None:
+    told: list[Level] = []
+    whole, made = load(lambda: BatchingServer(SLOTS), lengths=(200, 200))
+    finding, _ = load(
+        lambda: BatchingServer(SLOTS), lengths=(200, 200), max_requests=made[0].asked + made[1].asked, told=told.append
+    )
+    assert finding.levels == told == whole.levels[:2]
+    assert finding.ended == f"--max-requests {made[0].asked + made[1].asked} reached"
+
+
+def test_an_adaptive_limit_without_requests_is_not_measured() -> None:
+    _, made = load(lambda: BatchingServer(SLOTS))
+    asked = sum(simulated.asked for simulated in made[:-1])
+    finding, _ = load(lambda: BatchingServer(SLOTS), max_requests=asked + 200)
+    assert finding.ended == "more in flight brings no more tokens/s"
+    assert finding.knee is not None
+    assert finding.adaptive is None
+    assert finding.used_up == f"--max-requests {asked + 200} reached"
+    enough, _ = load(lambda: BatchingServer(SLOTS), max_requests=asked + made[-1].asked - 100)
+    assert enough.adaptive is not None
+    assert enough.adaptive.cut_short
+    assert enough.adaptive_share is not None
+    assert enough.adaptive_share >= 0.95
+
+
+def test_the_adaptive_limit_keeps_to_the_most_in_flight_and_one_level_tells_no_limit() -> None:
+    finding, made = load(lambda: BatchingServer(SLOTS), most=8)
+    assert [simulated.most for simulated in made] == [8, 8]
+    assert finding.adaptive_share == pytest.approx(1.0, rel=0.05)
+    assert limited_by(finding).startswith("not known: only 8 in flight were measured")
+    refused = Finding(levels=[level(concurrency=8, refused=50)])  # that is seen, and needs nothing to compare
+    assert "refuses at 8 in flight" in limited_by(refused)
 
 
 def test_a_server_too_slow_for_the_time_is_told() -> None:

@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM in commands that ask servers and have nothing to drain: the first one ends them, at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from asyncsynth.testing import Fault, RequestInfo
+from tests.cli.test_check import write
+from tests.cli.test_cli import Gate, Serve, start
+
+HELD_S = 600.0  #: longer than a test waits: what ends in time was stopped
+
+
+class Held(Gate):
+    """Answers the first requests, signals at the next one, and keeps it and all others waiting."""
+
+    def __call__(self, info: RequestInfo) -> Fault | None:
+        fault = super().__call__(info)
+        return fault if info.index >= self.count else None
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it wrote till its end, which must come soon."""
+    try:
+        return process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing, where it has ended
+
+
+@pytest.mark.row(21)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "answered"),
+    [
+        (("bench", "--seconds", HELD_S), 0),  # while it looks whether the server answers
+        (("bench", "--seconds", HELD_S), 20),  # in the first level
+        (("check",), 0),
+        (("check",), 3),
+    ],
+)
+def test_the_first_signal_ends_the_command(
+    fault_server: Serve, command: tuple[object, ...], answered: int, number: signal.Signals
+) -> None:
+    gate = Held(answered, delay_s=HELD_S)
+    gate.signals = [number]
+    server = fault_server(models=["model-a"], script=gate)
+    gate.process = process = start(*command, "--servers", server.base_url)
+    _, err = ended(process)
+    assert process.returncode == 4, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"{number.name}: stopped")
+
+
+@pytest.mark.row(21)
+def test_no_other_server_is_loaded_after_a_signal(fault_server: Serve) -> None:
+    gate = Held(20, delay_s=HELD_S)
+    gate.signals = [signal.SIGINT]
+    first = fault_server(models=["model-a"], script=gate)
+    second = fault_server(models=["model-a"])
+    servers = ("--servers", first.base_url, "--servers", second.base_url)
+    gate.process = process = start("bench", *servers, "--seconds", HELD_S, "--json")
+    out, err = ended(process)
+    assert process.returncode == 4, err
+    assert json.loads(out.splitlines()[-1])["exit_code"] == 4
+    assert second.requests == 0
+
+
+@pytest.mark.row(21)
+def test_a_check_of_a_pipeline_is_stopped_on_all_servers(tmp_path: Path, fault_server: Serve) -> None:
+    gate = Held(1, delay_s=HELD_S)
+    gate.signals = [signal.SIGTERM]
+    first = fault_server(models=["model-a"], script=lambda info: Fault(delay_s=HELD_S))
+    second = fault_server(models=["model-a"], script=gate)
+    servers = ("--servers", first.base_url, "--servers", second.base_url)
+    gate.process = process = start("check", write(tmp_path), *servers)
+    out, err = ended(process)
+    assert process.returncode == 4, err
+    assert (out, err.count("\n")) == ("", 1)
