@@ -19,7 +19,8 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.engine.pipeline import run_in_loop
 from asyncsynth.errors import EXIT_OK, EXIT_STOPPED, ConfigurationError
 from asyncsynth.servers.configs import ServerConfig, parse_servers
-from asyncsynth.servers.vllm.checks import already_served, check_servers, require_sound
+from asyncsynth.servers.problems import Problems
+from asyncsynth.servers.vllm.checks import already_served, check_servers, gpu_count, require_sound
 from asyncsynth.servers.vllm.launch import VLLMCommand, command_line, find_vllm
 from asyncsynth.servers.vllm.starting import placed
 from asyncsynth.servers.vllm.supervisor import ServerEvent, Supervisor
@@ -40,67 +41,94 @@ def serve_command(
     as_json: bool,
 ) -> int:
     """Runs servers until a signal ends them; returns the exit code. Raises AsyncsynthError."""
-    servers = read_servers(files, gpus)
+    problems = Problems()
+    servers = read_servers(files, gpus, problems)
     vllm: VLLMCommand | None = None
-    try:
-        vllm = find_vllm(vllm_command)
-    except ConfigurationError:
-        if not check or vllm_command:  # a file can be checked where no vLLM is
-            raise
-    warnings = require_sound(check_servers(servers, vllm=vllm))
-    for warning in warnings:
+    if not check or vllm_command:
+        vllm = problems.tried(find_vllm, vllm_command)
+    else:
+        with contextlib.suppress(ConfigurationError):  # a file can be checked where no vLLM is
+            vllm = find_vllm()
+    findings = check_servers(servers, vllm=vllm)
+    running = run_in_loop(lambda: _already_served(servers, problems))
+    for warning in require_sound(findings, problems):
         complain(f"warning: {warning}")
     show = ServerDisplay(as_json=as_json)
+    for server in running:
+        show.on_event(ServerEvent("already_running", server.name, "it is left as it is"))
     if check:
         _show_check(servers, vllm, as_json=as_json)
         return EXIT_OK
     assert vllm is not None
     folder = logs or cache_dir() / "servers"
     chosen = vllm
-    return run_in_loop(lambda: _serve(servers, chosen, folder, ready_timeout, show))
+    wanted = [server for server in servers if server not in running]
+    if not wanted:
+        return EXIT_OK
+    return run_in_loop(lambda: _serve(servers, wanted, chosen, folder, ready_timeout, show))
 
 
-def read_servers(files: Sequence[str], gpus: Sequence[str]) -> list[ServerConfig]:
-    """The servers of the files that can be started here, on the GPUs that the options say."""
-    given = parse_servers(files, origin="serve")
+def read_servers(files: Sequence[str], gpus: Sequence[str], problems: Problems) -> list[ServerConfig]:
+    """The servers of the files that can be started here, on the GPUs that the options say.
+
+    What is wrong is kept in `problems`, and raised where nothing is left to look at.
+    """
+    given = parse_servers(files, origin="serve", problems=problems)
     servers = [server for server in given if server.launch is not None]
     if not servers:
+        problems.require_none()
         raise ConfigurationError(
             "none of the files describes a server to start",
             hint="Give vLLM --config files, folders of them, or fleet files with `config` entries.",
         )
-    return placed(servers, gpus)
+    return problems.tried(placed, servers, gpus) or servers
+
+
+async def _already_served(servers: Sequence[ServerConfig], problems: Problems) -> list[ServerConfig]:
+    """Those that answer already; a port that something else holds is kept in `problems`."""
+
+    async def answers(server: ServerConfig) -> bool:
+        try:
+            return await already_served(server)
+        except ConfigurationError as error:
+            problems.add(error)
+            return False
+
+    found = await all_or_error([answers(server) for server in servers])
+    return [server for server, runs in zip(servers, found, strict=True) if runs]
 
 
 def _show_check(servers: Sequence[ServerConfig], vllm: VLLMCommand | None, *, as_json: bool) -> None:
+    machine = gpu_count()
     for server in servers:
         assert server.launch is not None
         line = command_line(server, vllm or VLLMCommand(("vllm",)))
         if as_json:
             event({"event": "checked", "server": server.name, "url": server.base_url, "command": line,
-                   "models": sorted(server.models or ()), "gpus": server.launch.gpus})  # fmt: skip
+                   "models": sorted(server.models or ()), "gpus": server.launch.gpus,
+                   "gpus_seen": machine})  # fmt: skip
             continue
         where = "" if server.launch.gpus is None else f"  on GPU {','.join(server.launch.gpus)}"
         say(f"{server.name}  {', '.join(sorted(server.models or ()))}{where}")
         say(f"  {' '.join(line)}")
     if not as_json:
+        if not machine and (vllm is None or not vllm.is_cpu):
+            say("GPUs: not checked, none seen here")
         version = "no vLLM is installed here" if vllm is None else f"vLLM {vllm.version or 'of unknown version'}"
         say(f"{len(servers)} servers, nothing wrong found ({version})")
 
 
 async def _serve(
-    servers: Sequence[ServerConfig], vllm: VLLMCommand, logs: Path, ready_timeout: float, show: ServerDisplay
+    servers: Sequence[ServerConfig],
+    wanted: Sequence[ServerConfig],
+    vllm: VLLMCommand,
+    logs: Path,
+    ready_timeout: float,
+    show: ServerDisplay,
 ) -> int:
     signals = ServeSignals()
     with signals.installed():
         try:
-            running = await all_or_error([already_served(server) for server in servers])
-            for server, runs in zip(servers, running, strict=True):
-                if runs:
-                    show.on_event(ServerEvent("already_running", server.name, "it is left as it is"))
-            wanted = [server for server, runs in zip(servers, running, strict=True) if not runs]
-            if not wanted:
-                return EXIT_OK
             supervisor = Supervisor(wanted, vllm, logs, ready_s=ready_timeout, on_event=show.on_event)
             signals.supervisor = supervisor
             with show.watching(supervisor):

@@ -29,7 +29,8 @@ class RunOptions:
         servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
         start: start the vLLM servers that `servers` describes, that the models need and that do not answer; they
             are stopped at the end. None starts nothing.
-        embedded: answer every model with an embedded one (True for the default, or its name or GGUF path).
+        embedded: answer every model with an embedded one (True for the default, or its name or GGUF path), whatever
+            ``ASYNCSYNTH_SERVERS`` says; not together with `servers`.
         limit: stop after this many input records.
         seed: the run seed; all sampling seeds and random choices come from it.
         retry_failed: try the records that failed in an earlier run again.
@@ -67,6 +68,12 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+        if self.servers and self.embedded:
+            raise ConfigurationError(
+                "servers and an embedded model are both given: which are to answer?",
+                hint="Leave out --embedded (and --embedded-model) to use the servers, or --servers to use the small "
+                "model on this CPU.",
+            )
 
     def directory(self, pipeline_name: str) -> Path:
         """Where the run lives."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from asyncsynth.client.llm import LLM
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
+from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.vllm.starting import started
 from asyncsynth.servers.vllm.supervisor import Supervisor
 from asyncsynth.storage.shards import Part
@@ -29,8 +30,13 @@ def shared(server: ServerConfig, share: Part) -> ServerConfig:
 
 def given_servers(options: RunOptions) -> list[ServerConfig]:
     """The servers that the options or the environment name. Raises ConfigurationError, InputError."""
-    servers = parse_servers(options.servers) if options.servers else servers_from_environment()
-    require_keys(servers)
+    problems = Problems()
+    servers = (
+        parse_servers(options.servers, problems=problems)
+        if options.servers
+        else servers_from_environment(problems=problems)
+    )
+    require_keys(servers, problems=problems)
     return servers
 
 

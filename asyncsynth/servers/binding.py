@@ -113,6 +113,21 @@ def make_plan(
     return plan
 
 
+def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
+    """A model that no file names is told before anyone waits for a server, or starts one. A server whose models are
+    not written down has to be asked, and then nothing is told here.
+
+    Raises:
+        ModelNotServed: with the models that there are.
+    """
+    if not given or any(server.models is None for server in given):
+        return
+    named = frozenset[str]().union(*(server.models or () for server in given))
+    if missing := models - named:
+        origins = ", ".join(sorted({server.origin for server in given}))
+        raise not_served(min(missing), named, searched=origins, how="read")
+
+
 def _base_url(llm: LLM) -> str:
     """The server that an LLM names itself, or ''."""
     url = llm.base_url or (str(llm.http_client.base_url) if llm.http_client is not None else "")
@@ -181,6 +196,7 @@ async def open_pool(
     """
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
+    require_named(plan.shared, given)
     patience = ready or ReadyPolicy()
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []

@@ -12,11 +12,12 @@ Keys of a fleet are names of environment variables, never keys.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import yaml
@@ -24,6 +25,7 @@ import yaml
 from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.launches import LAUNCH_KEYS, Launch, read_launch
+from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.yaml_mapping import YamlMapping, read_mapping
 
 ENVIRONMENT = "ASYNCSYNTH_SERVERS"
@@ -92,35 +94,57 @@ class ServerConfig:
         return self.api_key_env
 
 
-def servers_from_environment(environ: Mapping[str, str] | None = None) -> list[ServerConfig]:
-    """The servers of ASYNCSYNTH_SERVERS, separated by commas. Raises as `parse_servers`."""
+def servers_from_environment(
+    environ: Mapping[str, str] | None = None, *, problems: Problems | None = None
+) -> list[ServerConfig]:
+    """The servers of ASYNCSYNTH_SERVERS, separated by commas. `problems`, and what it raises: as `parse_servers`."""
     text = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
-    return parse_servers([part.strip() for part in text.split(",") if part.strip()], origin=ENVIRONMENT)
+    return parse_servers(_split(text), origin=ENVIRONMENT, problems=problems)
 
 
-def parse_servers(given: Sequence[str], *, origin: str = "--servers") -> list[ServerConfig]:
+def parse_servers(
+    given: Sequence[str], *, origin: str = "--servers", problems: Problems | None = None
+) -> list[ServerConfig]:
     """The servers of the `--servers` options; `origin` is what messages call the place they come from.
 
+    A value with a URL in it may name several servers, separated by commas, as ASYNCSYNTH_SERVERS does.
+
+    Args:
+        problems: takes what is wrong, for a caller with more to check; what could be read is returned.
+
     Raises:
-        ConfigurationError: a value that is no URL, file or folder; a server named twice.
+        ConfigurationError: a value that is no URL, file or folder; a server named twice; several such errors.
         InputError: a file that does not say what it should, with its line.
     """
-    servers = [server for value in given for server in _load_one(value, origin)]
+    found = Problems() if problems is None else problems
+    values = [part for value in given for part in (_split(value) if "://" in value else [value])]
+    servers = [server for value in values for server in found.tried(_load_one, value, origin, found) or ()]
     seen: dict[str, ServerConfig] = {}
     for server in servers:
         if (first := seen.setdefault(server.base_url, server)) is not server:
-            raise ConfigurationError(
-                f"two servers have the address {server.base_url}: {first.origin} and {server.origin}",
-                hint="Give each its own port, or leave one out.",
+            found.add(
+                ConfigurationError(
+                    f"two servers have the address {server.base_url}: {first.origin} and {server.origin}",
+                    hint="Give each its own port, or leave one out.",
+                )
             )
+    if problems is None:
+        found.require_none()
     return servers
+
+
+def _split(text: str) -> list[str]:
+    """At commas, but not within a URL that holds a user: a comma may be of its password, which is quoted nowhere."""
+    wholes = re.split(r",(?=\s*https?://)", text)
+    parts = [part for one in wholes for part in ([one] if "://" in one and "@" in one else one.split(","))]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def parse_url(url: str, *, where: str) -> str:
     """A base URL as it is used: checked, ``/v1`` added where there is no path.
 
     Raises:
-        ConfigurationError: not http(s), no host, or a user, query or fragment in it.
+        ConfigurationError: not http(s), no host, a user, query or fragment in it, or the path of one endpoint.
     """
     try:
         parts = urlsplit(url.strip())
@@ -137,6 +161,13 @@ def parse_url(url: str, *, where: str) -> str:
             f"{where}: {shown_url(url)!r} is not the base URL of a server",
             hint="It looks like http://127.0.0.1:8000/v1",
         )
+    path = parts.path.rstrip("/")
+    if path.endswith("/completions"):  # /chat/completions, too
+        base = path.removesuffix("/completions").removesuffix("/chat")
+        raise ConfigurationError(
+            f"{where}: {shown_url(url)!r} is where one kind of request goes, not the base URL of a server",
+            hint=f"The base URL ends in /v1: {_base_url(parts.scheme, parts.hostname, port, base)}",
+        )
     return _base_url(parts.scheme, parts.hostname, port, parts.path)
 
 
@@ -147,89 +178,99 @@ def _base_url(scheme: str, host: str, port: int | None, path: str) -> str:
     return f"{scheme}://{shown}{'' if port is None else f':{port}'}{path.rstrip('/') or '/v1'}"
 
 
-def _load_one(value: str, origin: str) -> list[ServerConfig]:
+def _load_one(value: str, origin: str, problems: Problems) -> list[ServerConfig]:
     if "://" in value:
         return [ServerConfig(base_url=parse_url(value, where=origin), origin=origin)]
     path = Path(value).expanduser()
     if path.is_dir():
-        return _read_folder(path, origin)
+        return _read_folder(path, origin, problems)
     if not path.is_file():
         raise ConfigurationError(
             f"{origin}: there is no file or folder {value}",
             hint="Give a URL (http://127.0.0.1:8000/v1), a vLLM --config file, a fleet file, or a folder.",
         )
-    return read_file(path)
+    return _servers(read_mapping(path), problems)
 
 
-def read_file(path: Path) -> list[ServerConfig]:
-    """The servers of one YAML file: a fleet (it has ``servers``) or a vLLM configuration.
-
-    Raises:
-        InputError: with the file and the line.
-    """
-    return _servers(read_mapping(path))
-
-
-def _servers(top: YamlMapping) -> list[ServerConfig]:
+def _servers(top: YamlMapping, problems: Problems) -> list[ServerConfig]:
+    """The servers of one YAML file: a fleet (it has ``servers``) or a vLLM configuration."""
     if "servers" in top.values:
-        return [_entry(entry) for entry in _entries(top)]
-    return [replace(_vllm(top), launch=read_launch(top))]
+        found = [problems.tried(_entry, entry, problems) for entry in _entries(top, problems)]
+        return [server for server in found if server is not None]
+    config, launch = _vllm(top, problems), read_launch(top)
+    return [] if config is None else [replace(config, launch=launch)]
 
 
-def _read_folder(folder: Path, origin: str) -> list[ServerConfig]:
+def _read_folder(folder: Path, origin: str, problems: Problems) -> list[ServerConfig]:
     """Every YAML file in it; a vLLM file that one of its fleets starts is read there, with its placement."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
     if not files:
         raise ConfigurationError(f"{origin}: the folder {folder} holds no .yaml file")
-    tops = [read_mapping(file) for file in files]
-    entries = [entry for top in tops if "servers" in top.values for entry in _entries(top)]
-    started = {_config_file(entry).resolve() for entry in entries if "config" in entry.values}
-    return [server for top in tops if top.path.resolve() not in started for server in _servers(top)]
+    tops = [top for file in files if (top := problems.tried(read_mapping, file)) is not None]
+    untold = Problems()  # the fleets are read again below, and tell what is wrong then
+    entries = [entry for top in tops if "servers" in top.values for entry in untold.tried(_entries, top, untold) or ()]
+    named = [untold.tried(_config_file, entry) for entry in entries if "config" in entry.values]
+    started = {file.resolve() for file in named if file is not None}
+    alone = [top for top in tops if top.path.resolve() not in started]
+    return [server for top in alone for server in problems.tried(_servers, top, problems) or ()]
 
 
-def _entries(top: YamlMapping) -> list[YamlMapping]:
+def _entries(top: YamlMapping, problems: Problems) -> list[YamlMapping]:
     listed = top.values["servers"]
     if not isinstance(listed, yaml.SequenceNode) or not listed.value:
         top.fail("servers is to be a list, each with a url or a config", listed)
-    return [YamlMapping(node, top.path) for node in listed.value]
+    found = [problems.tried(YamlMapping, node, top.path) for node in listed.value]
+    return [entry for entry in found if entry is not None]
 
 
-def _entry(entry: YamlMapping) -> ServerConfig:
-    """One server of a fleet: it runs somewhere (url), or it can be started here (config)."""
-    starts = "config" in entry.values
-    _check_keys(entry, _CONFIG_KEYS if starts else _URL_KEYS)
+def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
+    """One server of a fleet: it runs somewhere (url), or it can be started here (config).
+
+    A setting that is wrong is left at its default, so that all others are looked at, too; None where it cannot be
+    told which server this is.
+    """
+    tried = problems.tried
+    starts, runs = "config" in entry.values, "url" in entry.values
+    known = _CONFIG_KEYS if starts else _URL_KEYS if runs else tuple(dict.fromkeys((*_CONFIG_KEYS, *_URL_KEYS)))
+    unknown = [key for key in entry.values if key not in _dashed(known)]
+    for key in unknown:
+        tried(_refuse_key, entry, key, known)
     if "limit" in entry.values and "max-concurrency" in entry.values:
-        entry.fail(
+        tried(
+            entry.fail,
             "limit and max_concurrency exclude each other",
             entry.values["max-concurrency"],
             hint="limit is a fixed number in flight; max_concurrency bounds one that adapts.",
         )
+    key_env = tried(entry.get, "api_key_env", str, DEFAULT_KEY_ENV)
     common: dict[str, Any] = {
-        "api_key_env": entry.get("api_key_env", str, DEFAULT_KEY_ENV),
-        "key_required": "api-key-env" in entry.values,
-        "limit": entry.at_least_one("limit"),
-        "max_concurrency": entry.at_least_one("max_concurrency"),
-        "requests_per_minute": entry.at_least_one("requests_per_minute"),
-        "tokens_per_minute": entry.at_least_one("tokens_per_minute"),
-        "orca": entry.get("orca", bool, False),
+        "api_key_env": DEFAULT_KEY_ENV if key_env is None else key_env,
+        "key_required": "api-key-env" in entry.values and key_env is not None,
+        "limit": tried(entry.at_least_one, "limit"),
+        "max_concurrency": tried(entry.at_least_one, "max_concurrency"),
+        "requests_per_minute": tried(entry.at_least_one, "requests_per_minute"),
+        "tokens_per_minute": tried(entry.at_least_one, "tokens_per_minute"),
+        "orca": tried(entry.get, "orca", bool) or False,
         "origin": entry.place(),
     }
-    name = entry.get("name", str, "")
+    name = tried(entry.get, "name", str) or ""
     if starts:
-        settings = read_mapping(_config_file(entry))
-        launch = read_launch(settings, entry)
-        config = _vllm(settings)
+        file = tried(_config_file, entry)
+        settings = None if file is None else tried(read_mapping, file)
+        if settings is None:
+            return None
+        launch = tried(read_launch, settings, entry)
+        config = _vllm(settings, problems)
+        if launch is None or config is None:
+            return None
         return replace(config, name=name or config.name, launch=launch, **common)
+    models, slots = tried(entry.names, "models"), tried(entry.at_least_one, "max_num_seqs")
     url = entry.get("url", str)
     if url is None:
-        entry.fail("a server without a url or a config")
-    return ServerConfig(
-        base_url=parse_url(url, where=entry.place()),
-        name=name,
-        models=entry.names("models"),
-        slots=entry.at_least_one("max_num_seqs"),
-        **common,
-    )
+        if not unknown:  # else one of them was to be it
+            entry.fail("a server without a url or a config")
+        return None
+    return ServerConfig(base_url=parse_url(url, where=entry.place()), name=name, models=models, slots=slots, **common)
 
 
 def _config_file(entry: YamlMapping) -> Path:
@@ -241,32 +282,63 @@ def _config_file(entry: YamlMapping) -> Path:
     return file
 
 
-def _check_keys(entry: YamlMapping, known: Sequence[str]) -> None:
-    allowed = [key.replace("_", "-") for key in known]
-    for key, value in entry.values.items():
-        if key in allowed:
-            continue
-        near = get_close_matches(key, allowed, n=1)
-        meant = f"Did you mean {near[0].replace('-', '_')}? " if near else ""
-        if key == "api-key":
-            meant = "Keys do not belong into files: name an environment variable as api_key_env. "
-        elif key in ("url", *LAUNCH_KEYS):
-            meant = "A server has either a url, or a config to start it with. "
-        entry.fail(f"unknown key {key.replace('-', '_')}", value, hint=f"{meant}Known: {', '.join(known)}")
+def _dashed(known: Sequence[str]) -> list[str]:
+    return [key.replace("_", "-") for key in known]
 
 
-def require_keys(servers: Sequence[ServerConfig], environ: Mapping[str, str] | None = None) -> None:
-    """Raises ConfigurationError where a fleet names a key's variable and that is not set."""
+def _refuse_key(entry: YamlMapping, key: str, known: Sequence[str]) -> NoReturn:
+    near = get_close_matches(key, _dashed(known), n=1)
+    meant = f"Did you mean {near[0].replace('-', '_')}? " if near else ""
+    if key == "api-key":
+        meant = "Keys do not belong into files: name an environment variable as api_key_env. "
+    elif key in ("url", *LAUNCH_KEYS):
+        meant = "A server has either a url, or a config to start it with. "
+    hint = f"{meant}Known: {', '.join(known)}"
+    entry.fail(f"unknown key {key.replace('-', '_')}", entry.values[key], hint=hint)
+
+
+def require_keys(
+    servers: Sequence[ServerConfig], environ: Mapping[str, str] | None = None, *, problems: Problems | None = None
+) -> None:
+    """Raises ConfigurationError where a fleet names a key's variable and that is not set; `problems` are told with
+    it."""
+    problems = Problems() if problems is None else problems
     for server in servers:
         if server.key_required and server.key(environ) is None:
-            raise ConfigurationError(
-                f"{server.origin}: {server.name} takes its key from {server.api_key_env}, which is not set",
-                hint=f"export {server.api_key_env}=..., or take api_key_env out where the server wants none.",
+            problems.add(
+                ConfigurationError(
+                    f"{server.origin}: {server.name} takes its key from {server.api_key_env}, which is not set",
+                    hint=f"export {server.api_key_env}=..., or take api_key_env out where the server wants none.",
+                )
             )
+    problems.require_none()
 
 
-def _vllm(top: YamlMapping) -> ServerConfig:
-    """What a client needs of a `vllm serve --config` file; the other hundred keys are vLLM's own matter."""
+def _vllm(top: YamlMapping, problems: Problems) -> ServerConfig | None:
+    """What a client needs of a `vllm serve --config` file; the other hundred keys are vLLM's own matter.
+
+    None where its model or its address cannot be told.
+    """
+    tried = problems.tried
+    served = tried(_served, top)
+    port = tried(_port, top)
+    host, tls = tried(top.get, "host", str, ""), tried(top.get, "ssl-certfile", str)
+    keys, slots = tried(top.get, "api-key", (str, list)), tried(_slots, top)
+    if "uds" in top.values:
+        top.fail("servers on a Unix socket (uds) are not supported", top.values["uds"], hint="Use host and port.")
+    if served is None or port is None or host is None:
+        return None
+    key = keys[0] if isinstance(keys, list) and keys else keys
+    return ServerConfig(
+        base_url=_base_url("https" if tls else "http", host, port, "/v1"),
+        models=served,
+        api_key=Secret(str(key)) if key else None,
+        slots=slots,
+        origin=f"{top.path}:{top.line}",
+    )
+
+
+def _served(top: YamlMapping) -> frozenset[str]:
     model = top.get("model", str) or top.get("model-tag", str)
     served = top.names("served-model-name") or (frozenset([model]) if model else None)
     if served is None:
@@ -274,20 +346,14 @@ def _vllm(top: YamlMapping) -> ServerConfig:
             "no model is named",
             hint="A vLLM configuration names its `model`; a list of running servers stands under `servers`.",
         )
-    if "uds" in top.values:
-        top.fail("servers on a Unix socket (uds) are not supported", top.values["uds"], hint="Use host and port.")
-    port = top.get("port", int, 8000)
+    return served
+
+
+def _port(top: YamlMapping) -> int:
+    port: int = top.get("port", int, 8000)
     if not 0 < port < 65536:
         top.fail(f"port is to be between 1 and 65535, not {port}", top.values["port"])
-    keys = top.get("api-key", (str, list))
-    key = keys[0] if isinstance(keys, list) and keys else keys
-    return ServerConfig(
-        base_url=_base_url("https" if top.get("ssl-certfile", str) else "http", top.get("host", str, ""), port, "/v1"),
-        models=served,
-        api_key=Secret(str(key)) if key else None,
-        slots=_slots(top),
-        origin=f"{top.path}:{top.line}",
-    )
+    return port
 
 
 def _slots(top: YamlMapping) -> int | None:

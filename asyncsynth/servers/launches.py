@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import yaml
 
 from asyncsynth.errors import ConfigurationError
+from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.yaml_mapping import YamlMapping
 
 LAUNCH_KEYS = ("gpus", "env", "flags")
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
-_GPU = re.compile(r"[A-Za-z0-9_./:-]+")
+_GPU = re.compile(r"\d+|(GPU|MIG)-[A-Za-z0-9/-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,14 @@ def read_launch(settings: YamlMapping, entry: YamlMapping | None = None) -> Laun
 
     The fleet's flags are laid over `settings`. Raises InputError, with file and line.
     """
+    problems = Problems()
     file = settings.path
     overrides: tuple[str, ...] = ()
     if entry is not None and (over := entry.mapping("flags")) is not None:
-        for name in ("api-key", "config", "model"):
-            if name in over.values:
-                over.fail(f"{name} cannot be among a fleet's flags", over.values[name], hint=_NOT_HERE[name])
+        for name in [name for name in _NOT_HERE if name in over.values]:
+            problems.tried(
+                over.fail, f"{name} cannot be among a fleet's flags", over.values[name], hint=_NOT_HERE[name]
+            )
         settings.overlay(over)
         overrides = tuple(over.values)
     flags = {
@@ -89,10 +92,13 @@ def read_launch(settings: YamlMapping, entry: YamlMapping | None = None) -> Laun
     }
     if entry is None:
         return Launch(file=file, flags=flags, place=settings.place())
-    gpus = _entry_gpus(entry)
-    env = _entry_env(entry)
+    gpus = problems.tried(_entry_gpus, entry)
+    env = problems.tried(_entry_env, entry) or {}
     if gpus is not None and GPU_VARIABLE in env:
-        entry.fail(f"gpus and {GPU_VARIABLE} both say where it runs", entry.values["env"], hint="Keep gpus.")
+        problems.tried(
+            entry.fail, f"gpus and {GPU_VARIABLE} both say where it runs", entry.values["env"], hint="Keep gpus."
+        )
+    problems.require_none()
     return Launch(
         file=file,
         flags=flags,
@@ -118,7 +124,7 @@ def _entry_gpus(entry: YamlMapping) -> tuple[str, ...] | None:
     try:
         return parse_gpus(value)
     except ValueError as error:
-        entry.fail(f"gpus: {error}", entry.values["gpus"], hint="They look like 0, [0, 1] or '0,1'.")
+        entry.fail(f"gpus: {error}", entry.values["gpus"], hint="They look like 0, [0, 1], '0,1' or GPU-8932f937.")
 
 
 def parse_gpus(value: object) -> tuple[str, ...]:
@@ -171,7 +177,7 @@ def place_on_gpus(launches: Mapping[S, Launch], options: Sequence[str], names: M
             gpus = parse_gpus(value)
         except ValueError as error:
             raise ConfigurationError(
-                f"--gpus {option}: {error}", hint="It looks like --gpus qwen2.5-1.5b.yaml=0,1"
+                f"--gpus {option}: {error}", hint="It looks like --gpus qwen2.5-1.5b.yaml=0,1 (or GPU-8932f937)"
             ) from None
         fits = [key for key, launch in launches.items() if names[key] == target or _is_named(launch.file, target)]
         if not sign or len(fits) != 1:

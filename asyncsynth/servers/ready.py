@@ -180,8 +180,12 @@ class Probe:
         return ServerRefused(f"{self._where} {state} (HTTP {status})", hint=todo)
 
 
-def not_served(model: str, served: Iterable[str], *, searched: str) -> ModelNotServed:
-    """The error for a model that no server offers, with what there is and the ways out."""
+def not_served(model: str, served: Iterable[str], *, searched: str, how: str = "asked") -> ModelNotServed:
+    """The error for a model that no server offers, with what there is and the ways out.
+
+    Args:
+        searched: the servers, or the files, and `how` they were.
+    """
     names = sorted(set(served))
     near = get_close_matches(model, names, n=1, cutoff=0.6)
     if not near:  # the same model under another owner, or without one
@@ -189,7 +193,7 @@ def not_served(model: str, served: Iterable[str], *, searched: str) -> ModelNotS
         near = [name for name in names if name.rpartition("/")[2].lower() == short]
     lines = [f"no server serves the model {model!r}"]
     if searched:
-        lines.append(f"  asked: {searched}")
+        lines.append(f"  {how}: {searched}")
     if names:
         lines.append(f"  served: {', '.join(names)}")
     ways = [f"Did you mean {near[0]!r}?"] if near else []

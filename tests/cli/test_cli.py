@@ -169,11 +169,14 @@ def test_bad_servers(tmp_path: Path, fault_server: Serve) -> None:
     none = asyncsynth("run", job, "--output", tmp_path / "b")
     assert none.returncode == 2
     assert "--embedded" in none.stderr
+    both = asyncsynth("run", job, "--servers", nobody.base_url, "--embedded", "--output", tmp_path / "b")
+    assert both.returncode == 2
+    assert "Leave out --embedded" in both.stderr
     locked = fault_server(models=["model-a"], api_key="right")
     key = asyncsynth("run", job, "--servers", locked.base_url, "--output", tmp_path / "c")
     assert key.returncode == 2
     assert "401" in key.stderr
-    for ran in (unknown, none, key):
+    for ran in (unknown, none, both, key):
         assert "Traceback" not in ran.stderr
 
 

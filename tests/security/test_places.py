@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.errors import AsyncsynthError, InputError, PipelineError, TaskFailure
-from asyncsynth.servers.configs import read_file
+from asyncsynth.servers.configs import parse_servers
 from asyncsynth.storage.exports import export
 from asyncsynth.tasks.templates import check_template, render
 from asyncsynth.testing import FaultServer
@@ -123,7 +123,7 @@ def test_texts_come_out_of_a_template_unchanged() -> None:
 def test_yaml_makes_values_only(tmp_path: Path, yaml: str) -> None:
     (tmp_path / "evil.yaml").write_text(yaml.format(marker=tmp_path / "owned"))
     with pytest.raises((InputError, AsyncsynthError)):
-        read_file(tmp_path / "evil.yaml")
+        parse_servers([str(tmp_path / "evil.yaml")])
     assert not (tmp_path / "owned").exists()
 
 

@@ -244,6 +244,21 @@ def test_errors_are_of_one_tree() -> None:
         ask([LLM(model="m", base_url="not a url")])
 
 
+def test_a_model_that_no_file_names_is_told_before_any_server_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("model: m\nport: 9\n")  # nobody answers
+    given = parse_servers([str(file)])
+
+    async def scenario(servers: Sequence[ServerConfig]) -> None:
+        async with open_pool([LLM(model="Meta/Nope-8B")], servers=servers, ready=NO_PATIENCE, environ={}):
+            pass
+
+    with pytest.raises(ModelNotServed, match=r"'Meta/Nope-8B'\n  read: .*small\.yaml:1\n  served: m"):
+        asyncio.run(scenario(given))
+    with pytest.raises(ServerUnreachable):  # one with a URL alone may have it
+        asyncio.run(scenario([*given, ServerConfig(base_url="http://127.0.0.1:19/v1")]))
+
+
 def test_a_server_that_could_be_started_is_not_only_called_absent(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("model: m\nport: 9\n")  # the discard port: nobody answers

@@ -8,7 +8,8 @@ import pytest
 
 from asyncsynth.client.secret import Secret
 from asyncsynth.errors import ConfigurationError, InputError
-from asyncsynth.servers.configs import ServerConfig, parse_servers, servers_from_environment
+from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
+from asyncsynth.servers.problems import Problems
 
 
 def write(folder: Path, text: str, name: str = "a.yaml") -> str:
@@ -37,9 +38,28 @@ def test_urls(given: str, base_url: str) -> None:
     assert server.models is None
 
 
+def test_urls_in_one_value() -> None:
+    given = ["http://a:1/v1, http://b:2/v1", "http://c:3"]
+    assert [server.name for server in parse_servers(given)] == ["a:1", "b:2", "c:3"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions/"])
+def test_the_url_of_an_endpoint_is_refused_with_the_one_to_give(path: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--servers: .*completions") as caught:
+        parse_servers([f"http://a:1{path}"])
+    assert caught.value.hint == "The base URL ends in /v1: http://a:1/v1"
+
+
 @pytest.mark.parametrize(
     "given",
-    ["ftp://host", "http://", "http://host/v1?x=1", "http://user:s3cret@host/v1", "http://host:99999"],
+    [
+        "ftp://host",
+        "http://",
+        "http://host/v1?x=1",
+        "http://user:s3cret@host/v1",
+        "http://a/v1,http://user:x,s3cret@host/v1",
+        "http://host:99999",
+    ],
 )
 def test_urls_that_are_none(given: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -147,6 +167,67 @@ def test_errors_name_the_line(tmp_path: Path, text: str, line: int, message: str
         one(tmp_path, text)
     assert caught.value.line == line
     assert caught.value.path.endswith("a.yaml")
+
+
+BAD_FLEET = """\
+servers:
+  - config: none.yaml
+  - confg: good.yaml
+  - url: gpu:8000
+  - {url: "http://a:1", limt: 3, limit: 0, api_key: k, api_key_env: NOT_SET}
+  - {config: good.yaml, gpus: -1, env: {HF_TOKEN: x}}
+  - {config: bad.yaml, flags: {model: m}}
+  - just words
+"""
+SAID = [
+    "{fleet}:8: expected keys and values",  # what is no entry at all is met first
+    "{fleet}:2: config: there is no file",
+    "{fleet}:3: unknown key confg",
+    "{fleet}:4: 'gpu:8000' is not the base URL",
+    "{fleet}:5: unknown key limt",
+    "{fleet}:5: unknown key api_key",
+    "{fleet}:5: limit is to be at least 1",
+    "{fleet}:6: gpus: -1 is no index or UUID",
+    "{fleet}:6: env: HF_TOKEN looks like a secret",
+    "{fleet}:7: model cannot be among a fleet's flags",
+    "{bad}:2: port is to be between",
+    "{bad}:3: max-num-seqs is to be at least 1",
+]
+
+
+def starts_of_errors(error: ConfigurationError) -> list[str]:
+    return [line for line in error.message.splitlines() if not line.startswith("  ")]
+
+
+def test_all_that_is_wrong_with_a_fleet_is_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "model: m\n", "good.yaml")
+    bad = write(tmp_path, "model: m\nport: 0\nmax-num-seqs: 0\n", "bad.yaml")
+    fleet = write(tmp_path, BAD_FLEET, "fleet.yaml")
+    expected = [start.format(fleet=fleet, bad=bad) for start in SAID]
+    with pytest.raises(ConfigurationError) as caught:
+        parse_servers([fleet])
+    told = starts_of_errors(caught.value)
+    assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+    assert "Did you mean config?" in caught.value.message
+    # What could be read is there for further checks, which are told with the rest.
+    problems = Problems()
+    [server] = parse_servers([fleet], problems=problems)
+    with pytest.raises(ConfigurationError, match="NOT_SET, which is not set") as caught:
+        require_keys([server], {}, problems=problems)
+    assert len(starts_of_errors(caught.value)) == len(SAID) + 1
+
+
+def test_all_bad_files_and_values_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "model: m\nport: 0\n", "a.yaml")
+    write(tmp_path, "model: [}\n", "b.yaml")
+    write(tmp_path, "servers: 3\n", "c.yaml")
+    write(tmp_path, "servers: [{config: nowhere.yaml}, {config: e.yaml, limit: 0}]\n", "d.yaml")
+    write(tmp_path, "model: m\n", "e.yaml")
+    with pytest.raises(ConfigurationError) as caught:
+        parse_servers([str(tmp_path), str(tmp_path / "nope"), "ftp://host"])
+    told = starts_of_errors(caught.value)
+    files = [tmp_path / place for place in ("b.yaml:1", "a.yaml:2", "c.yaml:1", "d.yaml:1", "d.yaml:1")]
+    assert [line.partition(": ")[0] for line in told] == [*map(str, files), "--servers", "--servers"]
 
 
 def test_fleet_url_error_names_the_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.cli.load import load_pipeline
-from asyncsynth.servers.configs import read_file
+from asyncsynth.servers.configs import parse_servers
 from asyncsynth.servers.vllm.flags import check_flags, load_table
 from tests.real_vllm.page import BEGIN, END, PAGE
 from tests.real_vllm.serving import SMOL, TINY
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parents[1] / "real_vllm"
 def test_its_configurations_hold_flags_of_the_pinned_version(name: str, tmp_path: Path) -> None:
     text = string.Template((HERE / "configs" / name).read_text(encoding="utf-8"))
     (tmp_path / name).write_text(text.substitute(models="/models", port=8000), encoding="utf-8")
-    (server,) = read_file(tmp_path / name)
+    (server,) = parse_servers([str(tmp_path / name)])
     assert server.launch is not None
     assert check_flags(server.launch.flags, load_table()) == []
     assert server.slots == 64

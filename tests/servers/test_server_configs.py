@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsynth.servers.configs import ServerConfig, parse_servers, read_file
+from asyncsynth.servers.configs import ServerConfig, parse_servers
 from asyncsynth.servers.vllm.flags import check_flags, load_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,7 @@ IDS = [str(path.relative_to(FOLDER)) for path in FILES]
 
 
 def servers_of(path: Path) -> list[ServerConfig]:
-    servers = read_file(path)
+    servers = parse_servers([str(path)])
     assert servers, path
     return servers
 

@@ -14,6 +14,7 @@ from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.launches import GPU_VARIABLE, Launch
+from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.ready import Probe, ReadyPolicy
 from asyncsynth.servers.vllm.flags import Finding, FlagTable, check_flags, load_table
 from asyncsynth.servers.vllm.launch import VLLMCommand
@@ -58,11 +59,13 @@ def check_servers(
     return list(dict.fromkeys(found))
 
 
-def require_sound(findings: Sequence[Finding]) -> list[Finding]:
-    """The warnings among them. Raises ConfigurationError that tells all errors, where there are any."""
-    errors = [finding for finding in findings if finding.is_error]
-    if errors:
-        raise ConfigurationError("\n".join(map(str, errors)))
+def require_sound(findings: Sequence[Finding], problems: Problems | None = None) -> list[Finding]:
+    """The warnings among them. Raises ConfigurationError that tells all errors, and `problems` before them."""
+    problems = Problems() if problems is None else problems
+    for finding in findings:
+        if finding.is_error:
+            problems.add(ConfigurationError(f"{finding.place}: {finding.message}", hint=finding.hint))
+    problems.require_none()
     return [finding for finding in findings if not finding.is_error]
 
 

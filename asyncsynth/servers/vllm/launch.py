@@ -69,7 +69,7 @@ def find_vllm(given: str = "", environ: Mapping[str, str] | None = None) -> VLLM
         where = f"{origin} names {argv[0]!r}, and there is no such command" if text else "there is no command vllm"
         raise ConfigurationError(
             f"vLLM cannot be started: {where}",
-            hint="pip install 'asyncsynth[vllm]' (Linux with a GPU), or name the one of another environment: "
+            hint="pip install '.[vllm]' in the clone (Linux with a GPU), or name the one of another environment: "
             f"--vllm-command /path/to/bin/vllm, or {COMMAND_VARIABLE}.",
         )
     return VLLMCommand((found, *argv[1:]), _version_beside(Path(found)))

@@ -11,12 +11,11 @@ from pathlib import Path
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.servers.binding import make_plan
+from asyncsynth.servers.binding import make_plan, require_named
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.embedded import EmbeddedSpec
 from asyncsynth.servers.keeping import HangPolicy
 from asyncsynth.servers.launches import place_on_gpus
-from asyncsynth.servers.ready import not_served
 from asyncsynth.servers.restarts import RestartPolicy
 from asyncsynth.servers.vllm.checks import already_served, check_servers, require_sound
 from asyncsynth.servers.vllm.flags import Finding
@@ -83,7 +82,11 @@ async def started(
         for server in given
         if server.base_url in own or (plan.shared and (server.models is None or server.models & plan.shared))
     ]
-    _require_served(plan.shared, needed, given)
+    if not given:
+        raise ConfigurationError(
+            "no servers are given that could be started", hint="Name their files: --servers server_configs/"
+        )
+    require_named(plan.shared, given)
     startable = [server for server in needed if server.launch is not None]
     runs = await all_or_error([already_served(server, environ) for server in startable])
     missing = [server for server, answers in zip(startable, runs, strict=True) if not answers]
@@ -108,16 +111,3 @@ async def started(
         with options.loading(supervisor):
             await stack.enter_async_context(supervisor)
         yield needed, supervisor
-
-
-def _require_served(models: set[str], needed: Sequence[ServerConfig], given: Sequence[ServerConfig]) -> None:
-    """A model that no file serves is told before a server takes minutes to start."""
-    if not given:
-        raise ConfigurationError(
-            "no servers are given that could be started", hint="Name their files: --servers server_configs/"
-        )
-    if any(server.models is None for server in needed):
-        return  # one that has to be asked
-    offered = frozenset[str]().union(*(server.models or () for server in given))
-    if missing := models - offered:
-        raise not_served(min(missing), offered, searched=", ".join(sorted({server.origin for server in given})))

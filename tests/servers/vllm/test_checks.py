@@ -174,6 +174,8 @@ def test_keys_and_folders_that_are_not_there(tmp_path: Path) -> None:
     [
         ("{config: none.yaml}", "there is no file"),
         ("{config: a.yaml, gpus: x y}", "is no index or UUID"),
+        ("{config: a.yaml, gpus: -1}", "-1 is no index or UUID of a GPU"),
+        ("{config: a.yaml, gpus: [0, x]}", "'x' is no index or UUID of a GPU"),
         ("{config: a.yaml, gpus: [0, 0]}", "names one twice"),
         ("{config: a.yaml, gpu: 0}", "Did you mean gpus?"),
         ("{config: a.yaml, url: 'http://a:1'}", "either a url, or a config"),
@@ -222,13 +224,17 @@ def test_one_file_as_two_replicas(tmp_path: Path) -> None:
     for option in ("a.yaml=0", "b.yaml=0", "second", "second=", "second=x y"):
         with pytest.raises(ConfigurationError, match="--gpus"):
             placed([first, second], [option])
+    with pytest.raises(ConfigurationError, match="--gpus second=x: 'x' is no index or UUID") as caught:
+        placed([first, second], ["second=x"])
+    assert "0,1" in caught.value.hint
 
 
 def test_gpu_names() -> None:
     assert parse_gpus(0) == ("0",)
     assert parse_gpus("0, 1") == ("0", "1")
     assert parse_gpus(["GPU-8932f937-d72c-4106", 1]) == ("GPU-8932f937-d72c-4106", "1")
-    for bad in ("", [], [True], [0.5], "a;b"):
+    assert parse_gpus("MIG-41b359/1/0") == ("MIG-41b359/1/0",)
+    for bad in ("", [], [True], [0.5], "a;b", -1, "-1", "x", "GPU-"):
         with pytest.raises(ValueError):  # noqa: PT011 - its words are tested with the file
             parse_gpus(bad)
 

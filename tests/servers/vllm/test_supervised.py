@@ -21,6 +21,7 @@ from asyncsynth.errors import ServerError, ServerUnreachable
 from asyncsynth.servers.configs import parse_servers
 from asyncsynth.servers.guarded import GuardedProcess
 from asyncsynth.servers.restarts import RestartPolicy
+from asyncsynth.servers.vllm.checks import gpu_count
 from asyncsynth.servers.vllm.launch import find_vllm
 from asyncsynth.servers.vllm.supervisor import ServerEvent, Supervisor
 from asyncsynth.testing import FaultServer
@@ -164,10 +165,11 @@ def test_a_failed_start_tells_why_and_stops_the_others(site: Site) -> None:
 def test_a_port_that_something_else_holds(site: Site, fault_server: Callable[..., FaultServer]) -> None:
     other = fault_server(models=["model-z"])
     file, port = site.file("a", port=other.port)
-    done = serve(site, file)
-    assert done.returncode == 2
-    assert f"{file}:3: the port of 127.0.0.1:{port} is taken" in done.stderr
-    assert "it serves model-z" in done.stderr
+    for options in ([], ["--check"]):
+        done = serve(site, file, *options)
+        assert done.returncode == 2
+        assert f"{file}:3: the port of 127.0.0.1:{port} is taken" in done.stderr
+        assert "it serves model-z" in done.stderr
     with socket.socket() as holder:  # holds the port, and does not listen
         holder.bind(("127.0.0.1", 0))
         file, port = site.file("b", port=holder.getsockname()[1])
@@ -175,6 +177,30 @@ def test_a_port_that_something_else_holds(site: Site, fault_server: Callable[...
     assert done.returncode == 2
     assert f"{file}:3: the port of 127.0.0.1:{port} is taken" in done.stderr
     assert site.pids() == []
+
+
+def test_a_check_tells_all_at_once_and_starts_nothing(site: Site, fault_server: Callable[..., FaultServer]) -> None:
+    held, _ = site.file("held", port=fault_server(models=["model-z"]).port)
+    site.file("away", model="/no/such/folder")
+    fleet = site.folder / "fleet.yaml"
+    fleet.write_text(
+        "servers:\n  - {config: away.yaml, api_key_env: NOT_SET, api_key: k}\n  - {config: nowhere.yaml}\n"
+    )
+    done = serve(site, held, fleet, "--check", "--gpus", "held.yaml=x")
+    assert done.returncode == 2
+    for said in (
+        f"{fleet}:2: unknown key api_key", f"{fleet}:3: config: there is no file", "--gpus held.yaml=x: 'x' is no",
+        f"{fleet}:2: the key of", f"{held}:3: the port of", "model: there is no folder /no/such/folder",
+    ):  # fmt: skip
+        assert said in done.stderr
+    assert site.pids() == []
+
+
+def test_a_check_says_where_gpus_are_not_seen(site: Site) -> None:
+    done = serve(site, site.file("a")[0], "--check")
+    assert done.returncode == 0, done.stderr
+    assert ("GPUs: not checked, none seen here" in done.stdout) is (gpu_count() == 0)
+    assert "nothing wrong found" in done.stdout
 
 
 def test_one_that_answers_already_is_left_as_it_is(site: Site) -> None:

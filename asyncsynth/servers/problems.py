@@ -1,0 +1,40 @@
+"""What is wrong with several files, entries or options, collected so that all of it is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from asyncsynth.errors import ConfigurationError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Problems:
+    """Errors in what the user wrote, in the order they were met; one that two places lead to is told once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ConfigurationError] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, error: ConfigurationError) -> None:
+        """Keep an error for `require_none`."""
+        self._found.setdefault(str(error), error)
+
+    def tried(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `read` returns; None where it raised a ConfigurationError, which is kept."""
+        try:
+            return read(*args, **kwargs)
+        except ConfigurationError as error:
+            self.add(error)
+            return None
+
+    def require_none(self) -> None:
+        """Raises the error where there is one, as it is; where there are several, a ConfigurationError of them all."""
+        if len(self._found) == 1:
+            raise next(iter(self._found.values()))
+        if self._found:
+            raise ConfigurationError("\n".join(self._found))
