@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.cli.show import event
-from asyncsynth.cli.signals import Stopped, taken
+from asyncsynth.cli.signals import Stopped, run_until_signal, taken
 from asyncsynth.cli.text import complain, duration, one_line, safe, say
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.engine.pipeline import run_in_loop
@@ -50,7 +50,7 @@ def serve_command(
         with contextlib.suppress(ConfigurationError):  # a file can be checked where no vLLM is
             vllm = find_vllm()
     findings = check_servers(servers, vllm=vllm)
-    running = run_in_loop(lambda: _already_served(servers, problems))
+    running = run_until_signal(lambda: _already_served(servers, problems))
     for warning in require_sound(findings, problems):
         complain(f"warning: {warning}")
     show = ServerDisplay(as_json=as_json)

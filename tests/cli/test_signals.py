@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -81,3 +82,22 @@ def test_a_check_of_a_pipeline_is_stopped_on_all_servers(tmp_path: Path, fault_s
     out, err = ended(process)
     assert process.returncode == 4, err
     assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.row(21)
+def test_serve_is_stopped_while_it_looks_whether_a_server_runs_already(tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        file.write_text(f"model: model-a\nhost: 127.0.0.1\nport: {silent.getsockname()[1]}\n")
+        silent.settimeout(60)
+        process = start("serve", file, "--check")
+        asked = b""
+        while not asked:  # the first connection only looks whether the port is held
+            connection, _ = silent.accept()
+            with connection:
+                connection.settimeout(60)
+                if asked := connection.recv(1000):
+                    process.send_signal(signal.SIGINT)
+                    _, err = ended(process)
+    assert process.returncode == 4, err
+    assert err.splitlines()[-1].startswith("SIGINT: stopped")
