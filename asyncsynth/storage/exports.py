@@ -80,17 +80,21 @@ def export(
             hint=f"Name a file that ends with {', '.join(_WRITERS)}.",
         )
     directory = Path(directory)
-    if to.is_dir():
-        raise ConfigurationError(f"{to} is a directory", hint="Name a file, e.g. rows.jsonl in it.")
-    if to.resolve().parent == directory.resolve() and (
-        to.name.startswith("seg-") or to.name in (MANIFEST_NAME, "LOCK")
-    ):
-        raise ConfigurationError(f"{to} is a name of the run's own files", hint="Choose another name.")
+    refuse_own_files(directory, to)
     rows = RunRows(directory, leaf, epoch=epoch)
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         writer(rows, file)
     return Exported(to, len(rows))
+
+
+def refuse_own_files(directory: Path, to: Path) -> None:
+    """Raises ConfigurationError for a folder, and for a name that the run's own files have, its shards' included."""
+    if to.is_dir():
+        raise ConfigurationError(f"{to} is a directory", hint="Name a file, e.g. rows.jsonl in it.")
+    within = to.resolve().parent.is_relative_to(directory.resolve())
+    if within and (to.name.startswith("seg-") or to.name in (MANIFEST_NAME, "LOCK")):
+        raise ConfigurationError(f"{to} is a name of the run's own files", hint="Choose another name.")
 
 
 def _write_jsonl(rows: RunRows, file: NewFile) -> None:

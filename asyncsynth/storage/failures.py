@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.storage.exports import Exported, NewFile, json_line
+from asyncsynth.storage.exports import Exported, NewFile, json_line, refuse_own_files
 from asyncsynth.storage.files import REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
@@ -39,11 +39,12 @@ def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def export_failures(directory: Path, to: Path, *, fs: FileSystem = REAL) -> Exported:
-    """Writes `failed_rows` to a JSONL file, in place of one that is there."""
+    """Writes `failed_rows` to a JSONL file, in place of one that is there. Raises as `failed_rows`."""
     if to.suffix.lower() != ".jsonl":
         raise ConfigurationError(
             f"{to}: failed rows are written as JSON lines", hint="Name a file that ends with .jsonl."
         )
+    refuse_own_files(directory, to)
     count = 0
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:

@@ -11,7 +11,7 @@ import json
 import os
 import tracemalloc
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from asyncsynth.errors import ConfigurationError, StorageError
 from asyncsynth.storage.entries import drop_entry, pos_entry, rec_entry
-from asyncsynth.storage.exports import RunRows, _cell, export, leaves
+from asyncsynth.storage.exports import Exported, RunRows, _cell, export, leaves
+from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import FileSystem
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
@@ -222,13 +223,17 @@ def test_an_unknown_suffix(run: Path, tmp_path: Path, name: str) -> None:
     assert ".jsonl, .csv, .parquet" in caught.value.hint
 
 
-def test_places_where_an_export_would_do_harm(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [export, export_failures])
+def test_places_where_an_export_would_do_harm(
+    run: Path, tmp_path: Path, write: Callable[[Path, Path], Exported]
+) -> None:
     before = (run / "seg-000001.jsonl").read_bytes()
-    with pytest.raises(ConfigurationError, match="the run's own files"):
-        export(run, run / "seg-000001.jsonl")
+    for own in (run / "seg-000001.jsonl", run / "shard-0" / "seg-000001.jsonl"):
+        with pytest.raises(ConfigurationError, match="the run's own files"):
+            write(run, own)
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(ConfigurationError, match="is a directory"):
-        export(run, tmp_path / "folder.jsonl")
+        write(run, tmp_path / "folder.jsonl")
     assert (run / "seg-000001.jsonl").read_bytes() == before
     assert export(run, run / "result.jsonl").rows == 10
 
