@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from asyncsynth.engine.measures import StepMeasures
 from asyncsynth.engine.textstats import SAMPLE_SIZE, Agreement, Ratings, Sample
-from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import RecEntry, StepResult
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
@@ -42,12 +41,7 @@ class RunQuality:
     @classmethod
     def read(cls, directory: Path) -> RunQuality:
         """Reads manifests and journals. Raises ConfigurationError where there is no run, CorruptJournal."""
-        manifest = Manifest.load(directory)
-        if manifest is None:
-            raise ConfigurationError(
-                f"{directory} is no run directory: it has no MANIFEST.json",
-                hint="Give the directory that `asyncsynth run` printed as its output.",
-            )
+        manifest = Manifest.of_run(directory)
         fields: dict[str, Any] = {"steps": {}}
         quality = cls(directory, manifest.pipeline, fields)
         for place, part in [*_segments(directory, manifest), *journals(directory, manifest)]:

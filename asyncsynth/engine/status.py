@@ -6,15 +6,16 @@ import contextlib
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
 from asyncsynth.engine.limits import kept_lines, merged_lines
-from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.failures import failures
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
 from asyncsynth.storage.manifest import Manifest
@@ -44,12 +45,7 @@ class RunStatus:
     @classmethod
     def read(cls, directory: Path, *, examples: int = 0) -> RunStatus:
         """Reads the manifest and the journal. Raises ConfigurationError where there is no run."""
-        manifest = Manifest.load(directory)
-        if manifest is None:
-            raise ConfigurationError(
-                f"{directory} is no run directory: it has no MANIFEST.json",
-                hint="Give the directory that `asyncsynth run` printed as its output.",
-            )
+        manifest = Manifest.of_run(directory)
         if manifest.shards:
             parts = [cls._read(place, part, examples) for place, part in journals(directory, manifest)]
             return _together(directory, manifest, parts, examples)
@@ -62,12 +58,9 @@ class RunStatus:
         with JournalView(directory) as view:
             view.walk(index)
             counts = index.counts(epoch)
-            shown: list[FailedRow] = []
-            if examples and counts.failed_rows:
-                for failed in _failed_rows(view, index, epoch):
-                    shown.append(failed)
-                    if len(shown) == examples:
-                        break
+            # Where nothing failed, that is not looked for in a million records.
+            found = failures(view, index, epoch) if counts.failed_rows else ()
+            shown = [failed for _, failed in islice(found, examples)]
         return cls(
             pipeline=manifest.pipeline,
             directory=directory,
@@ -121,11 +114,6 @@ def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | N
         return None
     place = directory / folder if (directory / folder).is_dir() else directory.parent / folder
     return RunStatus.read(place, examples=examples) if Manifest.exists(place) else None
-
-
-def _failed_rows(view: JournalView, index: RunIndex, epoch: int) -> Iterator[FailedRow]:
-    for where in index.finals_with_failures(epoch):
-        yield from view.read(where).get("bad", ())
 
 
 def writer_pid(directory: Path) -> int | None:

@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import ConfigurationError
+from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.exports import Exported, NewFile, json_line, refuse_own_files
 from asyncsynth.storage.files import REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.verify import run_directories
+
+
+def failures(view: JournalView, index: RunIndex, epoch: int) -> Iterator[tuple[int, FailedRow]]:
+    """(position of its record, the row) for each that failed, in the order of the input. The index has seen the view.
+
+    Raises CorruptJournal, StorageError.
+    """
+    for where in index.finals_with_failures(epoch):
+        entry = view.read(where)
+        for failed in entry["bad"]:
+            yield entry["i"], failed
 
 
 def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
@@ -22,20 +34,13 @@ def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
     model's text could not be read `raw`, that text. Raises ConfigurationError, StorageError, CorruptJournal.
     """
     for place in run_directories(directory):
-        manifest = Manifest.load(place)
-        if manifest is None:
-            raise ConfigurationError(
-                f"{place} is no run directory: it has no MANIFEST.json",
-                hint="Give the directory that `asyncsynth run` printed as its output.",
-            )
+        manifest = Manifest.of_run(place)
         index = RunIndex(keys=manifest.keys, stride=manifest.stride)
         with JournalView(place) as view:
             view.walk(index)
-            for where in index.finals_with_failures(len(manifest.epochs) - 1):
-                entry = view.read(where)
-                for failed in entry["bad"]:
-                    row = dict(failed)
-                    yield {"key": row.pop("k"), "position": entry["i"], **row}
+            for position, failed in failures(view, index, len(manifest.epochs) - 1):
+                row: dict[str, Any] = {**failed}
+                yield {"key": row.pop("k"), "position": position, **row}
 
 
 def export_failures(directory: Path, to: Path, *, fs: FileSystem = REAL) -> Exported:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.errors import ConfigurationError, CorruptJournal, StorageError
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -76,6 +76,17 @@ class Manifest:
             f"{path}: has format {version}; this version of asyncsynth reads format {FORMAT}",
             hint="Use the asyncsynth version that made the run, or start a new run directory.",
         )
+
+    @classmethod
+    def of_run(cls, directory: Path) -> Manifest:
+        """As `load`, of a directory that has to be a run. Raises ConfigurationError where it is none, StorageError."""
+        manifest = cls.load(directory)
+        if manifest is None:
+            raise ConfigurationError(
+                f"{directory} is no run directory: it has no {MANIFEST_NAME}",
+                hint="Give the directory that `asyncsynth run` printed as its output.",
+            )
+        return manifest
 
     def save(self, directory: Path, *, fs: FileSystem = REAL) -> None:
         """Writes it atomically and durably. Raises StorageError."""

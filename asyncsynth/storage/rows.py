@@ -46,7 +46,7 @@ class RunRows(Sequence[Row]):
     def __init__(self, directory: Path | str, leaf: str = "default", *, epoch: int | None = None) -> None:
         self.directory = Path(directory)
         self.leaf = leaf
-        manifest = _manifest(self.directory)
+        manifest = Manifest.of_run(self.directory)
         chosen = _epoch(self.directory, manifest, epoch)
         known = manifest.epochs[chosen].leaves
         if leaf not in known:
@@ -123,7 +123,7 @@ class RunColumn(Sequence[Any]):
 
 def leaves(directory: Path | str) -> list[str]:
     """Names of the ends of the run's graph. Raises ConfigurationError where there is no run."""
-    return list(_manifest(Path(directory)).epochs[-1].leaves)
+    return list(Manifest.of_run(Path(directory)).epochs[-1].leaves)
 
 
 def row_key(record: str, number: int, count: int) -> str:
@@ -229,16 +229,6 @@ def _row_map(directory: Path, leaf: str, epoch: int, manifest: Manifest) -> _Row
         while len(_maps) > _KEPT_MAPS:
             _maps.popitem(last=False)
     return found
-
-
-def _manifest(directory: Path) -> Manifest:
-    manifest = Manifest.load(directory)
-    if manifest is None:
-        raise ConfigurationError(
-            f"{directory} is no run directory: there is no MANIFEST.json in it",
-            hint="Name the directory that the run printed (`--output`).",
-        )
-    return manifest
 
 
 def _epoch(directory: Path, manifest: Manifest, epoch: int | None) -> int:
