@@ -40,7 +40,6 @@ class RunDirectory:
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
-        self.failed_earlier = 0  #: records claimed as done that had lost rows
         self._appended = 0
 
     @classmethod
@@ -86,8 +85,8 @@ class RunDirectory:
 
     # --- one record ----------------------------------------------------------------------------
 
-    def claim(self, record: Record, *, retry_failed: bool) -> bool:
-        """True when the record is done already. Raises InputError for a key that came before in this run."""
+    def claim(self, record: Record, *, retry_failed: bool) -> Claim | None:
+        """How the record ended, when it is done already. Raises InputError for a key that came before in this run."""
         try:
             record.digest = digest = content_hash(record.data)
         except TypeError as error:
@@ -96,14 +95,13 @@ class RunDirectory:
             ) from error
         claim = self._index.claim(record.key, record.position, digest, self._epoch)
         if claim.done and not (claim.failed and retry_failed):
-            self.failed_earlier += claim.lost_rows
             if claim.moved:
                 where = self._append(pos_entry(record.key, record.position))
                 self._sidecars.facts.results(where, record.key, record.position, ())
-            return True
+            return claim
         if claim.steps:
             self._claims[record.key] = claim
-        return False
+        return None
 
     def recall(self, record: Record) -> Recall:
         """Looks up the record's earlier results of a step, by row key."""

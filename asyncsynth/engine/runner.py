@@ -64,7 +64,6 @@ class Runner:
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._over = False  #: no task gets another record
-        self._context = contextvars.copy_context()  #: what a record's task begins with
         self._broken = False  #: the journal can write no more
         directory.watch(self._settled, self._journal_failed)
         self._draining = False
@@ -119,7 +118,6 @@ class Runner:
 
         An input that cannot be read on is returned, not raised, so that records in flight are not cancelled.
         """
-        self._context = contextvars.copy_context()
         rows = self._rows()
         since_turn = 0
         while not self._draining:
@@ -183,10 +181,11 @@ class Runner:
 
     def _is_done(self, record: Record) -> bool:
         done = self._directory.claim(record, retry_failed=self._options.retry_failed)
-        if done:
-            self.counts.earlier += 1
-            self.counts.earlier_failed = self._directory.failed_earlier
-        return done
+        if done is None:
+            return False
+        self.counts.earlier += 1
+        self.counts.earlier_failed += done.lost_rows
+        return True
 
     async def _work(self, record: Record, size: int) -> None:
         """One record after another, each from credit to acknowledgement; to wake a task costs a third of making one.
@@ -194,6 +193,7 @@ class Runner:
         Where nobody takes the rows (`on_rows`), `_settled` hears of a record when it is durable. A resting task that
         is given `None` ends, and so does one in which a step has set context variables: they are that record's.
         """
+        context = contextvars.copy_context()
         while True:
             try:
                 walked = await self._walker.walk(record, self._directory.recall(record))
@@ -210,7 +210,7 @@ class Runner:
                 self._give_back(size)
                 raise
             del record, walked  # not kept while there is nothing to do
-            if self._over or contextvars.copy_context() != self._context:
+            if self._over or contextvars.copy_context() != context:
                 return
             rest = self._loop.create_future()
             self._resting.append(rest)
