@@ -49,7 +49,8 @@ def serve_command(
     else:
         with contextlib.suppress(ConfigurationError):  # a file can be checked where no vLLM is
             vllm = find_vllm()
-    findings = check_servers(servers, vllm=vllm)
+    machine = gpu_count()
+    findings = check_servers(servers, vllm=vllm, gpus=machine)
     running = run_until_signal(lambda: _already_served(servers, problems))
     for warning in require_sound(findings, problems):
         complain(f"warning: {warning}")
@@ -57,7 +58,7 @@ def serve_command(
     for server in running:
         show.on_event(ServerEvent("already_running", server.name, "it is left as it is"))
     if check:
-        _show_check(servers, vllm, as_json=as_json)
+        _show_check(servers, vllm, machine, as_json=as_json)
         return EXIT_OK
     assert vllm is not None
     folder = logs or cache_dir() / "servers"
@@ -98,8 +99,7 @@ async def _already_served(servers: Sequence[ServerConfig], problems: Problems) -
     return [server for server, runs in zip(servers, found, strict=True) if runs]
 
 
-def _show_check(servers: Sequence[ServerConfig], vllm: VLLMCommand | None, *, as_json: bool) -> None:
-    machine = gpu_count()
+def _show_check(servers: Sequence[ServerConfig], vllm: VLLMCommand | None, machine: int, *, as_json: bool) -> None:
     for server in servers:
         assert server.launch is not None
         line = command_line(server, vllm or VLLMCommand(("vllm",)))

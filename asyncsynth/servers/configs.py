@@ -232,7 +232,8 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
     tried = problems.tried
     starts, runs = "config" in entry.values, "url" in entry.values
     known = _CONFIG_KEYS if starts else _URL_KEYS if runs else tuple(dict.fromkeys((*_CONFIG_KEYS, *_URL_KEYS)))
-    unknown = [key for key in entry.values if key not in _dashed(known)]
+    allowed = [key.replace("_", "-") for key in known]
+    unknown = [key for key in entry.values if key not in allowed]
     for key in unknown:
         tried(_refuse_key, entry, key, known)
     if "limit" in entry.values and "max-concurrency" in entry.values:
@@ -282,19 +283,16 @@ def _config_file(entry: YamlMapping) -> Path:
     return file
 
 
-def _dashed(known: Sequence[str]) -> list[str]:
-    return [key.replace("_", "-") for key in known]
-
-
 def _refuse_key(entry: YamlMapping, key: str, known: Sequence[str]) -> NoReturn:
-    near = get_close_matches(key, _dashed(known), n=1)
-    meant = f"Did you mean {near[0].replace('-', '_')}? " if near else ""
+    name = key.replace("-", "_")
+    near = get_close_matches(name, known, n=1)
+    meant = f"Did you mean {near[0]}? " if near else ""
     if key == "api-key":
         meant = "Keys do not belong into files: name an environment variable as api_key_env. "
     elif key in ("url", *LAUNCH_KEYS):
         meant = "A server has either a url, or a config to start it with. "
     hint = f"{meant}Known: {', '.join(known)}"
-    entry.fail(f"unknown key {key.replace('-', '_')}", entry.values[key], hint=hint)
+    entry.fail(f"unknown key {name}", entry.values[key], hint=hint)
 
 
 def require_keys(

@@ -17,9 +17,6 @@ class Problems:
     def __init__(self) -> None:
         self._found: dict[str, ConfigurationError] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
     def add(self, error: ConfigurationError) -> None:
         """Keep an error for `require_none`."""
         self._found.setdefault(str(error), error)

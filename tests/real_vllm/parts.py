@@ -244,7 +244,9 @@ def drain(check: Check) -> Part:
             return None if ended() else posts
 
         # As short as the machine allows: the server has 20 s to end them.
-        tokens, posts = next((n, posts) for n in (600, 1200, 1900) if (posts := in_flight(n)) is not None)
+        tokens, posts = next(((n, posts) for n in (600, 1200, 1900) if (posts := in_flight(n)) is not None), (0, None))
+        if posts is None:
+            raise SystemExit("eight requests were never seen in flight together: the server answered them sooner")
         code, seconds = served.stop()
         whole = [post.result() for post in posts if post.exception() is None]
     answered = sum(r.status_code == 200 and r.json()["usage"]["completion_tokens"] == tokens for r in whole)
