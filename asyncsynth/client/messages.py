@@ -48,11 +48,15 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """One answer. `logprobs` is the server's own object, unread, when it was asked for."""
+    """One answer. `text` is the answer alone, without the model's reasoning.
+
+    `logprobs` is the server's own object, unread, when it was asked for.
+    """
 
     text: str
     finish_reason: str | None = None  #: "stop" | "length" | "content_filter" | "abort" | ...
     logprobs: Any = None
+    reasoning: str | None = None  #: what the model thought before it answered, where the server or the text shows it
 
 
 @dataclass(slots=True)
