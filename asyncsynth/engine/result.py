@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from asyncsynth.engine.report import RunReport
@@ -11,8 +12,8 @@ from asyncsynth.storage.rows import RunRows, leaves
 SPLIT = "train"
 
 
-class Leaf:
-    """The rows that one end of the graph made: ``result["default"]``."""
+class Leaf(Mapping[str, RunRows]):
+    """The rows that one end of the graph made, by split: ``result["default"]["train"]``."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -23,15 +24,17 @@ class Leaf:
             raise KeyError(f"{split!r}: a generated dataset has one split, {SPLIT!r}")
         return RunRows(self._directory, self._name)
 
-    def keys(self) -> list[str]:
-        """The splits."""
-        return [SPLIT]
+    def __iter__(self) -> Iterator[str]:
+        return iter((SPLIT,))
+
+    def __len__(self) -> int:
+        return 1
 
     def __repr__(self) -> str:
         return f"Leaf({self._name!r}, rows={len(self[SPLIT])})"
 
 
-class Result:
+class Result(Mapping[str, Leaf]):
     """The result of a run, by end of the graph and split, as in ``result["default"]["train"][0]``.
 
     Nothing is loaded until it is asked for; rows come from the journal in input order.
@@ -42,14 +45,17 @@ class Result:
         self.directory = report.directory
 
     def __getitem__(self, leaf: str) -> Leaf:
-        known = self.keys()
+        known = leaves(self.directory)
         if leaf not in known:
             raise KeyError(f"{leaf!r}: this run has {', '.join(map(repr, known)) or 'no rows yet'}")
         return Leaf(self.directory, leaf)
 
-    def keys(self) -> list[str]:
-        """Names of the graph's ends: ``["default"]`` where there is one."""
-        return leaves(self.directory)
+    def __iter__(self) -> Iterator[str]:
+        """Names of the graph's ends: "default" where there is one."""
+        return iter(leaves(self.directory))
+
+    def __len__(self) -> int:
+        return len(leaves(self.directory))
 
     def __repr__(self) -> str:
         return f"Result({str(self.directory)!r}, {', '.join(self.keys())})"

@@ -367,9 +367,9 @@ def test_branches_before_and_after_a_barrier(tmp_path: Path) -> None:
         async with server(keep_requests=True) as fake:
             result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
             assert completions(fake) == 10 + 8
-        assert result.keys() == ["model-a", "model-b"]
+        assert list(result) == ["model-a", "model-b"]
         assert result.report.counts.dropped == {"deduplicate_0: duplicate": 1}
-        assert [len(result[leaf]["train"]) for leaf in result.keys()] == [4, 4]  # noqa: SIM118
+        assert [len(result[leaf]["train"]) for leaf in result] == [4, 4]
         assert result["model-b"]["train"][0]["model_name"] == "model-b"
 
     run_async(main())
