@@ -178,10 +178,19 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'asyncsynth' has no attribute {name!r}")
+        raise _unknown(name)
     value = getattr(import_module(f"asyncsynth.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _unknown(name: str) -> Exception:
+    """`from asyncsynth import NAME` shows the words of an ImportError, and hides those of an AttributeError."""
+    from asyncsynth.distilabel_names import hint
+
+    if (words := hint(name)) is not None:
+        return ImportError(words, name="asyncsynth")
+    return AttributeError(f"module 'asyncsynth' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ app = typer.Typer(
     name="asyncsynth",
     help="Make instruction-tuning and preference data by prompting models that you serve.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
