@@ -262,6 +262,21 @@ def draw(
 
 
 @app.command()
+def demo(
+    output: Annotated[Path | None, typer.Option(help="Run directory [default: asyncsynth-runs/preference].")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many of the 24 instructions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make preference pairs from 24 instructions on a small model on this CPU: no server, no GPU, no key.
+
+    Exit codes: as of `run`.
+    """
+    from asyncsynth.cli.demo import demo_command
+
+    raise typer.Exit(demo_command(output, limit=limit, as_json=as_json))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from asyncsynth import __version__
