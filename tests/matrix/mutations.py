@@ -214,6 +214,17 @@ MUTATIONS = (
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
     ),
+    Mutation(
+        "a run's folders are not its own", "storage/layout.py",
+        'r"segment-\\d+", folder=True', 'r"segment-0", folder=True',
+        36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+    ),
+    Mutation(
+        "an export asks about its own run only", "storage/layout.py",
+        "owner = run if run is not None and is_own(run, to) else owner_of(to)",
+        "owner = run if run is not None and is_own(run, to) else None",
+        36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+    ),
 )  # fmt: skip
 
 
