@@ -311,7 +311,7 @@ def structure(schema: Any) -> Any:
     written for another engine, and pydantic checks them."""
     if not isinstance(schema, dict):
         return schema
-    made = {}
+    made: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in ("pattern", "patternProperties") or keyword not in json_schema.RULES:
             continue

@@ -127,7 +127,8 @@ def _parts(item: Any) -> Iterator[Any]:
         if generic["origin"] is not None:
             yield generic["origin"]
         yield from generic["args"]
-    for attribute in ("func", "__value__", "default_factory", "discriminator"):  # AfterValidator and its like; `type X = ...`
+    # What AfterValidator and its like hold; `type X = ...`; fields.
+    for attribute in ("func", "__value__", "default_factory", "discriminator"):
         if not isinstance(item, type) and (held := getattr(item, attribute, None)) is not None:
             yield held
     if not isinstance(item, type) and not inspect.isroutine(item):

@@ -16,7 +16,9 @@ from asyncsynth.tasks.parsing import json_values, rewritten_text
 pytestmark = pytest.mark.row(31)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+)
 values: st.SearchStrategy[Any] = st.recursive(
     scalars | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=20
 )

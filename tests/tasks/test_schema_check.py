@@ -63,7 +63,8 @@ CASES: list[tuple[Any, Any, Any, bool]] = [
     ({"patternProperties": {"^n": {"type": "integer"}}, "additionalProperties": False}, {"n": 1}, {"m": 1}, True),
     (TREE, {"v": 1, "next": {"v": 2}}, {"v": 1, "next": {"v": "2"}}, True),
     ({"properties": {"$ref": {"type": "null"}, "pattern": {"type": "null"}}}, {"$ref": None}, {"pattern": 1}, True),
-    ({"properties": {"a/b~c%": {"type": "null"}, "z": {"$ref": "#/properties/a~1b~0c%25"}}}, {"z": None}, {"z": 1}, True),
+    ({"properties": {"a/b~c%": {"type": "null"}, "z": {"$ref": "#/properties/a~1b~0c%25"}}},
+     {"z": None}, {"z": 1}, True),
     ({"anyOf": [{"type": "null"}], "items": {"$ref": "#/anyOf/0"}, "x-note": "mine"}, None, [1], True),
 ]  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_schemas_that_cannot_be_used_are_told_with_their_place(schema: Any, word
 
 
 def test_a_format_that_nothing_knows_is_refused() -> None:
-    with pytest.raises(BadSchema, match="#/items/format: the format \"int32\" cannot be checked; known here: date"):
+    with pytest.raises(BadSchema, match='#/items/format: the format "int32" cannot be checked; known here: date'):
         check_of({"items": {"format": "int32"}}, library=True)
 
 
