@@ -90,7 +90,7 @@ FOLDERS: dict[str, Callable[[Path, Path], object]] = {
     "run --output": lambda run, to: asyncio.run(run_into(to)),
     "run --output --workers": share_into,
 }
-SUFFIX = {"export": ".jsonl", "export --failed": ".jsonl", "draw --to": ".txt", "Pipeline.draw": ".txt"}
+SUFFIX = {"export": ".jsonl", "export --failed": ".jsonl", "draw --to": "", "Pipeline.draw": ".txt"}
 
 below = st.lists(st.sampled_from(["a", "b", "answers", "seg-000001.jsonl"]), max_size=2)
 mixed_case = st.sampled_from([str, str.upper, str.title, str.swapcase])

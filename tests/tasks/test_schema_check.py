@@ -116,7 +116,7 @@ def test_without_the_package_what_is_not_checked_is_refused(schema: Any) -> None
     ],
     ids=str,
 )
-def test_schemas_that_cannot_be_used_are_told_with_their_place(schema: Any, words: str) -> None:
+def test_schemas_that_cannot_be_used_are_refused_with_their_place(schema: Any, words: str) -> None:
     for library in (True, False):
         with pytest.raises(BadSchema) as caught:
             check_of(schema, library=library)
