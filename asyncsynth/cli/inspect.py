@@ -13,6 +13,7 @@ from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import atomic_write
+from asyncsynth.storage.layout import refuse_own_files
 
 _FAILURES_SHOWN = 5
 
@@ -76,4 +77,5 @@ def draw_command(target: str, *, form: str, to: Path | None) -> None:
     if to is None:
         say(drawing)
     else:
+        refuse_own_files(to)
         atomic_write(to, drawing.encode() + b"\n")

@@ -27,6 +27,7 @@ from asyncsynth.engine.workers import Workers
 from asyncsynth.errors import EXIT_STOPPED, ConfigurationError
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.vllm.starting import StartOptions
+from asyncsynth.storage import layout
 from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.rows import leaves
 
@@ -157,6 +158,6 @@ def _export_all(report: RunReport) -> dict[str, object]:
     """Each end of the graph to a JSONL file of its name in the run directory."""
     exported: dict[str, object] = {}
     for leaf in leaves(report.directory):
-        to = report.directory / ("result.jsonl" if leaf == "default" else f"result-{leaf}.jsonl")
+        to = report.directory / layout.result_name(leaf)
         exported[str(to)] = export_rows(report.directory, to, leaf=leaf).rows
     return exported

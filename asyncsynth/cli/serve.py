@@ -25,6 +25,7 @@ from asyncsynth.servers.vllm.launch import VLLMCommand, command_line, find_vllm
 from asyncsynth.servers.vllm.starting import placed
 from asyncsynth.servers.vllm.supervisor import ServerEvent, Supervisor
 from asyncsynth.servers.weights import cache_dir
+from asyncsynth.storage.layout import refuse_own_places
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 15.0
@@ -41,6 +42,8 @@ def serve_command(
     as_json: bool,
 ) -> int:
     """Runs servers until a signal ends them; returns the exit code. Raises AsyncsynthError."""
+    if logs is not None:
+        refuse_own_places(logs)
     problems = Problems()
     servers = read_servers(files, gpus, problems)
     vllm: VLLMCommand | None = None

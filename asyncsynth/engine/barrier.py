@@ -18,13 +18,14 @@ import orjson
 from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError
 from asyncsynth.pipeline import Dropped, GlobalStep
 from asyncsynth.records import Row
+from asyncsynth.storage import layout
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
 from asyncsynth.storage.rows import RunRows
 from asyncsynth.storage.sources import JsonlReader, SourceRow
 
-OUTPUT_NAME = "barrier.jsonl"
-FACTS_NAME = "barrier.json"
+OUTPUT_NAME = layout.BARRIER_ROWS
+FACTS_NAME = layout.BARRIER_FACTS
 
 
 class BarrierStopped(Exception):

@@ -16,9 +16,10 @@ import orjson
 
 from asyncsynth.client.pool import PoolSnapshot, ReplicaSnapshot, ServerPool
 from asyncsynth.core.window import Window
+from asyncsynth.storage import layout
 from asyncsynth.storage.shards import Part
 
-FILE = "servers.json"
+FILE = layout.SERVERS
 KEEP_EVERY_S = 5.0
 #: Records that the window grows to of itself. Each costs about 10 KB of tasks and buffers beside its own bytes,
 #: and after a crash so many are generated again.

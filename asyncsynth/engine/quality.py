@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from asyncsynth.engine.measures import StepMeasures
 from asyncsynth.engine.textstats import SAMPLE_SIZE, Agreement, Ratings, Sample
+from asyncsynth.storage import layout
 from asyncsynth.storage.entries import RecEntry, StepResult
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
@@ -131,7 +132,7 @@ def _segments(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manif
     """The run directories before a run's barriers, in their order."""
     number = 1
     while manifest.source.get("kind") == _SEGMENT:
-        place = directory / f"segment-{number}"
+        place = directory / layout.stage_name(number)
         part = Manifest.load(place)
         if part is None:
             return

@@ -18,6 +18,7 @@ from asyncsynth.engine.walk import Recall, Walked
 from asyncsynth.errors import ConfigurationError, InputError, RunChangedError, StorageError
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
+from asyncsynth.storage import layout
 from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
@@ -221,13 +222,11 @@ def check_place(path: Path) -> None:
     """Raises ConfigurationError for a file, and for a directory of something else."""
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
-    if path.is_dir() and any(path.iterdir()) and not Manifest.exists(path):
-        known = {"LOCK", "result.jsonl"}
-        if not all(entry.name in known or entry.name.startswith("seg-") for entry in path.iterdir()):
-            raise ConfigurationError(
-                f"{path} holds other files and is no run directory",
-                hint="Choose an empty or a new directory for --output.",
-            )
+    if path.is_dir() and not Manifest.exists(path) and not layout.may_become_run(item.name for item in path.iterdir()):
+        raise ConfigurationError(
+            f"{path} holds other files and is no run directory",
+            hint="Choose an empty or a new directory for --output.",
+        )
 
 
 def _set_aside(path: Path) -> None:

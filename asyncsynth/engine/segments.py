@@ -30,6 +30,7 @@ from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import RunChangedError
 from asyncsynth.pipeline import GlobalStep, Node, Plan
 from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.storage import layout
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.readers import Reader
 
@@ -91,6 +92,8 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
     plans = split(plan)
     count = len(plans)
     root = options.directory(name)
+    if options.shard is None:
+        layout.refuse_own_places(root)
     segments: list[Segment] = []
     changed: dict[int, RunChangedError] = {}
     async with contextlib.AsyncExitStack() as stack:
@@ -121,7 +124,7 @@ def _name(plan: Plan) -> str:
 
 
 def _place(root: Path, number: int, count: int) -> Path:
-    return root if number == count else root / f"segment-{number}"
+    return root if number == count else root / layout.stage_name(number)
 
 
 def _all_changes(root: Path, changed: dict[int, RunChangedError]) -> RunChangedError:

@@ -13,6 +13,7 @@ from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys
 from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.vllm.starting import started
 from asyncsynth.servers.vllm.supervisor import Supervisor
+from asyncsynth.storage import layout
 from asyncsynth.storage.shards import Part
 
 
@@ -53,6 +54,6 @@ async def servers_of(
         yield servers, None
         return
     async with started(
-        servers, llms, options.start, logs=directory / "servers", embedded=options.embedded_spec()
+        servers, llms, options.start, logs=directory / layout.SERVER_LOGS, embedded=options.embedded_spec()
     ) as running:
         yield running

@@ -19,6 +19,7 @@ from asyncsynth.engine.rundir import add_epoch, changed, changes_since, check_pl
 from asyncsynth.errors import ConfigurationError, PipelineError, RunLockedError
 from asyncsynth.pipeline import GlobalStep, Plan
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.storage import layout
 from asyncsynth.storage.files import REAL, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import RunLock
@@ -89,6 +90,7 @@ def opened(name: str, plan: Plan, options: RunOptions, workers: int) -> Iterator
     Raises RunChangedError, RunLockedError, ConfigurationError for another kind of run, StorageError.
     """
     path = options.directory(name)
+    layout.refuse_own_places(path)
     check_place(path)
     refuse_barriers(plan)
     make_directory(REAL, path)

@@ -23,6 +23,8 @@ from asyncsynth.pipeline.step import (
     nearest,
     snake_case,
 )
+from asyncsynth.storage.files import atomic_write
+from asyncsynth.storage.layout import refuse_own_files
 
 
 @dataclass(slots=True)
@@ -155,7 +157,8 @@ class Graph:
                     f"draw() does not write {suffix or 'files without a suffix'}",
                     hint="Use .mmd, .md or .txt.",
                 )
-        target.write_text(text, encoding="utf-8")
+        refuse_own_files(target)
+        atomic_write(target, text.encode())
         return drawing
 
     # --- checking ------------------------------------------------------------------------------

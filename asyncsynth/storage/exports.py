@@ -30,7 +30,7 @@ from asyncsynth.storage.files import (
     temporary_path,
     write_all,
 )
-from asyncsynth.storage.manifest import MANIFEST_NAME
+from asyncsynth.storage.layout import refuse_own_files
 from asyncsynth.storage.rows import RunColumn, RunRows, leaves
 
 __all__ = ["Exported", "RunColumn", "RunRows", "export", "leaves"]
@@ -80,21 +80,12 @@ def export(
             hint=f"Name a file that ends with {', '.join(_WRITERS)}.",
         )
     directory = Path(directory)
-    refuse_own_files(directory, to)
+    refuse_own_files(to, directory)
     rows = RunRows(directory, leaf, epoch=epoch)
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         writer(rows, file)
     return Exported(to, len(rows))
-
-
-def refuse_own_files(directory: Path, to: Path) -> None:
-    """Raises ConfigurationError for a folder, and for a name that the run's own files have, its shards' included."""
-    if to.is_dir():
-        raise ConfigurationError(f"{to} is a directory", hint="Name a file, e.g. rows.jsonl in it.")
-    within = to.resolve().parent.is_relative_to(directory.resolve())
-    if within and (to.name.startswith("seg-") or to.name in (MANIFEST_NAME, "LOCK")):
-        raise ConfigurationError(f"{to} is a name of the run's own files", hint="Choose another name.")
 
 
 def _write_jsonl(rows: RunRows, file: NewFile) -> None:

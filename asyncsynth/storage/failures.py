@@ -8,9 +8,10 @@ from typing import Any
 
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
-from asyncsynth.storage.exports import Exported, NewFile, json_line, refuse_own_files
+from asyncsynth.storage.exports import Exported, NewFile, json_line
 from asyncsynth.storage.files import REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.layout import refuse_own_files
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.verify import run_directories
@@ -49,7 +50,7 @@ def export_failures(directory: Path, to: Path, *, fs: FileSystem = REAL) -> Expo
         raise ConfigurationError(
             f"{to}: failed rows are written as JSON lines", hint="Name a file that ends with .jsonl."
         )
-    refuse_own_files(directory, to)
+    refuse_own_files(to, directory)
     count = 0
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:

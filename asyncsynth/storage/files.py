@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import sys
 from pathlib import Path
 from zlib import crc32
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage import layout
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
 
 #: Which machine wrote a temporary file, in few characters.
 _HOST = f"{crc32(os.uname().nodename.encode()):08x}"
-_TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})\.tmp\Z")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HINTS = {
@@ -131,7 +130,7 @@ def make_directory(fs: FileSystem, path: Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """Where a file is written before it takes its name. Tells whose it is: see `remove_stale`."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
+    return path.with_name(layout.temporary_name(path.name, os.getpid(), _HOST))
 
 
 def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = None) -> list[Path]:
@@ -143,8 +142,8 @@ def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = Non
     removed: list[Path] = []
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
-            match = _TEMPORARY.match(name)
-            if match is None or match[3] != _HOST or of not in (None, match[1]) or _is_alive(int(match[2])):
+            parts = layout.temporary_parts(name)
+            if parts is None or parts[2] != _HOST or of not in (None, parts[0]) or _is_alive(parts[1]):
                 continue
             with contextlib.suppress(OSError):
                 fs.unlink(directory / name)

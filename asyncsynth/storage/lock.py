@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 
 from asyncsynth.errors import RunLockedError
+from asyncsynth.storage import layout
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
 
-LOCK_NAME = "LOCK"
+LOCK_NAME = layout.LOCK
 
 
 class RunLock:

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import ConfigurationError, CorruptJournal, StorageError
+from asyncsynth.storage import layout
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
 
-MANIFEST_NAME = "MANIFEST.json"
+MANIFEST_NAME = layout.MANIFEST
 FORMAT = 1
 _SHOWN = 60  #: characters of a value shown in a difference
 

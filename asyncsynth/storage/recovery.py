@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from asyncsynth.errors import CorruptJournal
+from asyncsynth.storage import layout
 from asyncsynth.storage.files import FileSystem, storage_error, write_all
 from asyncsynth.storage.framing import location
 from asyncsynth.storage.segments import Scan, Segment, list_segments, open_for_reading, synced_past
@@ -206,7 +207,7 @@ def _settle(scan: Scan, directory: Path, fs: FileSystem) -> None:
 def _cut(torn: Torn, directory: Path, fs: FileSystem, report: RecoveryReport) -> None:
     """Keeps the torn tail in a file of its own, then removes it from the segment; durable at every step."""
     path = torn.segment.path
-    tail = _free_name(directory, f"tail-{torn.segment.number:06d}-{torn.at}")
+    tail = _free_name(directory, layout.tail_stem(torn.segment.number, torn.at))
     try:
         if torn.at == 0:  # not even a header: the whole file is the tail
             report.bytes_cut = torn.segment.size

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage import layout
 from asyncsynth.storage.checking import SegmentCheck, good_lines
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.facts import sidecar_path
@@ -25,7 +26,7 @@ from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.segments import open_for_reading
 from asyncsynth.storage.verify import Finding, Verified, run_directories, verify
 
-DAMAGED = "damaged"  #: folder of the originals
+DAMAGED = layout.DAMAGED  #: folder of the originals
 LOST = b'{"t":"lost"}'
 _COPY = 1 << 20
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.storage import layout
 from asyncsynth.storage.files import FileSystem, storage_error
 from asyncsynth.storage.framing import FORMAT, MARK_START, Header, check_next, mark_durable_upto, parse_header
 
-_NAME = re.compile(r"seg-(\d{6,})\.jsonl\Z")
 _CHUNK = 1 << 20
 _HEADER = 1 << 12  #: bytes that any header fits in
 
@@ -29,17 +28,15 @@ class Segment:
 
 
 def segment_path(directory: Path, number: int) -> Path:
-    return directory / f"seg-{number:06d}.jsonl"
+    return directory / layout.segment_name(number)
 
 
 def list_segments(directory: Path, fs: FileSystem) -> list[Segment]:
     """The segments in order. Raises StorageError, and CorruptJournal when one between others is missing."""
-    numbers: list[int] = []
     try:
-        numbers.extend(int(m[1]) for name in os.listdir(directory) if (m := _NAME.match(name)))
+        numbers = layout.segment_numbers(os.listdir(directory))
     except OSError as error:
         raise storage_error(error, directory, "list the run directory") from error
-    numbers.sort()
     for want, have in enumerate(numbers, 1):
         if want != have:
             raise CorruptJournal(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsynth.errors import CorruptJournal
+from asyncsynth.storage import layout
 from asyncsynth.storage.facts import key_hash
 from asyncsynth.storage.manifest import Manifest
 
@@ -46,7 +47,7 @@ class Part:
 
 def shard_path(directory: Path, number: int) -> Path:
     """Where shard `number` (from 0) of a run lies."""
-    return directory / f"shard-{number}"
+    return directory / layout.shard_name(number)
 
 
 def journals(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import ConfigurationError, StorageError
+from asyncsynth.storage import layout
 from asyncsynth.storage.checking import SegmentCheck, check_segment, read_header, size_of
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
 from asyncsynth.storage.manifest import MANIFEST_NAME, Manifest
 from asyncsynth.storage.segments import segment_path
-
-_SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
-_PART = re.compile(r"segment-(\d+)\Z")
-_SHARD = re.compile(r"shard-(\d+)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +84,14 @@ def run_directories(directory: Path) -> list[Path]:
         names = []
     except OSError as error:
         raise storage_error(error, directory, "list the run directory") from error
-    if MANIFEST_NAME not in names and not any(map(_SEGMENT.match, names)):
+    if MANIFEST_NAME not in names and not layout.segment_numbers(names):
         raise ConfigurationError(
             f"{directory} is no run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
             hint="Name the directory that the run printed (`--output`).",
         )
-    if shards := sorted((int(m[1]), name) for name in names if (m := _SHARD.match(name))):
-        return [directory / name for _, name in shards]
-    parts = sorted((int(m[1]), name) for name in names if (m := _PART.match(name)))
-    return [*(directory / name for _, name in parts), directory]
+    if shards := layout.shard_numbers(names):
+        return [directory / layout.shard_name(number) for number in shards]
+    return [*(directory / layout.stage_name(number) for number in layout.stage_numbers(names)), directory]
 
 
 def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
@@ -123,7 +118,7 @@ def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
 
 def _headers(directory: Path, manifest: Manifest | None, fs: FileSystem) -> list[SegmentCheck]:
     """The segments that there are and those that are missing between them."""
-    numbers = sorted(int(m[1]) for name in os.listdir(directory) if (m := _SEGMENT.match(name)))
+    numbers = layout.segment_numbers(os.listdir(directory))
     checks: list[SegmentCheck] = []
     run_id = manifest.run_id if manifest is not None else None
     for number in range(1, numbers[-1] + 1 if numbers else 1):

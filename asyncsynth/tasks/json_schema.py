@@ -1,64 +1,33 @@
-"""Whether a JSON value is what a JSON schema asks for: servers may ignore the constraint, or stop in its middle."""
+"""Whether a JSON value is what a JSON schema asks for: servers may ignore the constraint, or stop in its middle.
+
+A check of our own for the keywords that structured output uses, without a dependency. `schema_check` decides which
+schemas may be given to it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
-
-from asyncsynth.records import canonical_json
+from urllib.parse import unquote
 
 _MAX_DEPTH = 64
-#: Keywords whose values are data, and no schemas.
-_DATA = frozenset({"const", "enum", "default", "examples"})
 
 
 def mismatch(value: Any, schema: Any) -> str:
     """Where a value is not what a JSON schema asks for, in words; '' when it is.
 
-    Knows what structured output uses: type, enum, const, properties, required, additionalProperties, items,
-    prefixItems, sizes, bounds, multipleOf, pattern, uniqueItems, anyOf, oneOf, allOf, not, local $ref.
-    Other keywords (`format`) are not looked at.
+    The schema holds only the keywords of `RULES` and those that describe; others are not looked at.
     """
     return _mismatch(value, schema, schema, "the answer", 0)
 
 
-def schema_problem(schema: Any) -> str:
-    """Why a value cannot be checked against a schema, in words; '' when it can."""
-
-    def walk(node: Any, depth: int) -> str:
-        if depth > _MAX_DEPTH:
-            return "it is nested too deep"
-        if isinstance(node, list):
-            return next((found for item in node if (found := walk(item, depth + 1))), "")
-        if not isinstance(node, dict):
-            return ""
-        if isinstance(ref := node.get("$ref"), str):
-            try:
-                resolve(ref, schema)
-            except KeyError:
-                return f"the reference {ref!r} leads nowhere within it"
-        if isinstance(pattern := node.get("pattern"), str):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                return f"the pattern {pattern!r} does not compile: {error}"
-        names = [node["type"]] if isinstance(node.get("type"), str) else node.get("type")
-        if isinstance(names, list) and (unknown := [name for name in names if name not in _TYPES]):
-            return f"{unknown[0]!r} is no JSON type"
-        parts = [item for key, item in node.items() if key not in _DATA]
-        return next((found for item in parts if (found := walk(item, depth + 1))), "")
-
-    if found := walk(schema, 0):
-        return found
-    try:
-        samples: list[Any] = [{}, [], "", 0, True, None]
-        for value in samples:
-            mismatch(value, schema)
-    except Exception as error:  # keywords with values of another type than they have
-        return f"it is malformed ({type(error).__name__}: {error})"
-    return ""
+def is_multiple(value: float, step: float) -> bool:
+    """Whether one number is a multiple of another, by the decimals that are written: 0.3 is one of 0.1."""
+    return Fraction(repr(value)) % Fraction(repr(step)) == 0
 
 
 def _mismatch(value: Any, schema: Any, root: Any, at: str, depth: int) -> str:
@@ -90,12 +59,16 @@ def resolve(ref: str, root: Any) -> Any:
     if not ref.startswith("#"):
         raise KeyError(ref)
     node = root
-    for part in ref[1:].strip("/").split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if key:
-            if not isinstance(node, dict) or key not in node:
-                raise KeyError(ref)
+    if ref != "#" and not ref.startswith("#/"):
+        raise KeyError(ref)  # an anchor
+    for part in ref[1:].split("/")[1:]:
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict) and key in node:
             node = node[key]
+        else:
+            raise KeyError(ref)
     return node
 
 
@@ -167,7 +140,7 @@ def _array(value: list[Any], schema: dict[str, Any], root: Any, at: str, depth: 
         part = prefix[number] if number < len(prefix) else schema.get("items", True)
         if found := _mismatch(item, part, root, f"{at}[{number}]", depth + 1):
             return found
-    if schema.get("uniqueItems") and len({canonical_json(item) for item in value}) < len(value):
+    if schema.get("uniqueItems") and len({_key(item) for item in value}) < len(value):
         return f"{at} has an item twice"
     return _size(len(value), schema, "minItems", "maxItems", at, "items")
 
@@ -185,7 +158,7 @@ def _number(value: float, schema: dict[str, Any], at: str) -> str:
         or ("maximum" in schema and value > schema["maximum"])
         or ("exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"])
         or ("exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"])
-        or (step and not math.isclose(value / step, round(value / step), abs_tol=1e-9))
+        or (step is not None and not is_multiple(value, step))
     )
     return f"{at} is {value}, out of bounds" if wrong else ""
 
@@ -197,12 +170,107 @@ def _size(size: int, schema: dict[str, Any], low: str, high: str, at: str, unit:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """JSON's equality: 1 is 1.0, and true is not 1."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    return bool(left == right)
+    """JSON's equality: 1 is 1.0, and true is not 1, at any depth."""
+    return bool(_key(left) == _key(right))
+
+
+def _key(value: Any) -> Any:
+    """Equal and hashable for values that are equal in JSON."""
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, dict):
+        return frozenset((name, _key(item)) for name, item in value.items())
+    return tuple(map(_key, value)) if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- which keywords, with which values ----------------------------------------------------------
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value == int(value)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _schema(value: Any) -> bool:
+    return isinstance(value, (dict, bool))
+
+
+def _schemas(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_schema, value))
+
+
+def _named_schemas(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_schema, value.values()))
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value)) and len(set(value)) == len(value)
+
+
+def _types(value: Any) -> bool:
+    return (_text(value) and value in _TYPES) or (_names(value) and bool(value) and set(value) <= _TYPES.keys())
+
+
+def _pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return True
+
+
+def _patterns(value: Any) -> bool:
+    return _named_schemas(value) and all(map(_pattern, value))
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNT: _Rule = (_count, "a whole number from 0 on")
+_NUMBER: _Rule = (_real, "a number")
+_SCHEMAS: _Rule = (_schemas, "a list of schemas")
+_ONE_SCHEMA: _Rule = (_schema, "a schema")
+_NAMED: _Rule = (_named_schemas, "an object of schemas")
+
+#: The keywords that `mismatch` checks: what each may hold, and that in words.
+RULES: dict[str, _Rule] = {
+    "$ref": (_text, "a reference"),
+    "$defs": _NAMED,
+    "definitions": _NAMED,
+    "type": (_types, f"a JSON type ({', '.join(_TYPES)}), or a list of some"),
+    "enum": (lambda value: isinstance(value, list), "a list"),
+    "const": (lambda value: True, ""),
+    "properties": _NAMED,
+    "patternProperties": (_patterns, "an object of schemas, by regular expressions that compile"),
+    "additionalProperties": _ONE_SCHEMA,
+    "required": (_names, "a list of different names"),
+    "minProperties": _COUNT,
+    "maxProperties": _COUNT,
+    "prefixItems": _SCHEMAS,
+    "items": _ONE_SCHEMA,
+    "minItems": _COUNT,
+    "maxItems": _COUNT,
+    "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
+    "pattern": (_pattern, "a regular expression that compiles"),
+    "minLength": _COUNT,
+    "maxLength": _COUNT,
+    "minimum": _NUMBER,
+    "maximum": _NUMBER,
+    "exclusiveMinimum": _NUMBER,
+    "exclusiveMaximum": _NUMBER,
+    "multipleOf": (lambda value: _real(value) and value > 0, "a number above 0"),
+    "allOf": _SCHEMAS,
+    "anyOf": _SCHEMAS,
+    "oneOf": _SCHEMAS,
+    "not": _ONE_SCHEMA,
+}

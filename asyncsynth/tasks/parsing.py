@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
+from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
 
 #: A run of this many words which comes back this often is a model that loops.
 _LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
-_CONTROL = re.compile(r"[\x00-\x1f]")
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\[^\x00-\x1f])*+"')
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i\s*['\u2019]?\s*a?m\s+)?(?:(?:very|so|really)\s+)?sorry\b(?=[\s,.:;!\u2014-]*(?:but|i\b|as|that|for|$))"
     r"|i\s+(?:must\s+|have\s+to\s+)?apologi[sz]e\b|(?:my\s+)?apologies\b"
@@ -62,16 +60,23 @@ _TAG = re.compile(
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "\u300c": "\u300d"}
 
 
-def json_values(text: str) -> Iterator[Any]:
+def json_values(text: str, refused: list[str] | None = None) -> Iterator[Any]:
     """JSON values in a text: the whole, or objects and arrays between prose and code fences.
 
     In those, line breaks, tabs and other control characters may stand bare in strings, against RFC 8259: models
     write them so, and the grammars that constrain a vLLM's answer to a schema let them pass.
+
+    A value that a row cannot hold as it was written (an integer over 64 bits, NaN, a key twice) is passed over, with
+    all that is in it; `refused` gets a line that names it and its place.
     """
     try:
-        yield _loads(text.strip())
-    except orjson.JSONDecodeError:
+        yield exact_json(text.strip())
+    except NoJson:
         pass
+    except InexactJson as error:
+        if refused is not None:
+            refused.append(str(error))
+        return
     else:
         return
     closing = {"{": "}", "[": "]"}
@@ -81,9 +86,13 @@ def json_values(text: str) -> Iterator[Any]:
         tries = 0
         while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
             try:
-                yield _loads(text[found.start() : end + 1])
+                yield exact_json(text[found.start() : end + 1])
                 break
-            except orjson.JSONDecodeError:
+            except InexactJson as error:
+                if refused is not None:
+                    refused.append(str(error))
+                break
+            except NoJson:
                 end = text.rfind(closing[found[0]], found.start(), end)
                 tries += 1
                 all_tries += 1
@@ -93,20 +102,6 @@ def json_values(text: str) -> Iterator[Any]:
                 return
             continue
         start = end + 1
-
-
-def _loads(text: str) -> Any:
-    """`orjson.loads`, control characters in the strings of an object or array allowed."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        if not text.startswith(("{", "[")) or not _CONTROL.search(text):
-            raise
-    return orjson.loads(_JSON_STRING.sub(lambda string: _CONTROL.sub(_escaped, string[0]), text))
-
-
-def _escaped(control: re.Match[str]) -> str:
-    return f"\\u{ord(control[0]):04x}"
 
 
 def string_of(value: Any) -> str:

@@ -11,12 +11,13 @@ from asyncsynth.client.messages import Choice, Message
 from asyncsynth.client.needs import Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.fingerprint import function_identity
 from asyncsynth.records import Row, canonical_json
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.json_schema import mismatch, schema_problem
+from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
 from asyncsynth.tasks.parsing import json_values
+from asyncsynth.tasks.schema_check import BadSchema, Check, check_of
 from asyncsynth.tasks.templates import prompt_source, render
+from asyncsynth.tasks.typed_schema import TypedSchema
 
 
 class StructuredGeneration(Task):
@@ -28,15 +29,26 @@ class StructuredGeneration(Task):
     ``model_name``. Without a `schema` argument every row must have the column.
 
     Args:
-        schema: a JSON schema as a dict, or a pydantic model class: its schema is sent, its validators check
-            the answer, and ``generation`` is its ``model_dump(mode="json")``.
+        schema: a JSON schema as a dict, or a type that pydantic knows: a model (also generic, ``Box[int]``), a union,
+            ``list[Model]``, ``dict[str, int]``, a dataclass, a TypedDict, an ``Annotated`` type, a ``TypeAdapter``. The
+            type's JSON schema is sent, and pydantic checks the answer, with your validators.
+        dump: with a type as the schema: ``generation`` is what pydantic made of the answer (defaults filled in, what
+            validators changed), dumped as JSON by its aliases. False keeps the answer's own JSON.
         show_schema: put the schema into the prompt as well: the model then sees descriptions, and servers that
             ignore constraints are told the format. False sends the instruction as it is.
         Others: see `Task`.
 
-    The check covers types, enum, const, required and additional properties, items, sizes, bounds, pattern,
-    anyOf, oneOf, allOf, not and local references; ``format`` is not looked at. Bound texts by ``maxLength``:
-    a weak model fills an open one until max_tokens.
+    Every keyword of a JSON schema is checked, or the schema is refused when the step is made (of a row: before
+    anything is sent). With the extra ``asyncsynth[schema]`` the package jsonschema checks: draft 2020-12, or the one
+    that ``$schema`` names, ``format`` included. Without it the step itself checks types, enum, const, properties,
+    required, items, sizes, bounds, pattern, anyOf, oneOf, allOf, not and references. A keyword that nothing checks
+    and that does not begin with ``x-`` is refused, and so is a reference out of the schema: nothing is fetched.
+
+    Values stay as the model wrote them. ``5.0`` is an integer to a JSON schema and stays 5.0; for a type it is none:
+    an answer must fit the type's JSON schema, and pydantic's strict mode, which converts nothing. An answer with an
+    integer beyond 64 bits, a float out of range, NaN or a key with two values does not fit, whatever the schema. Of
+    several values that fit, the last one is taken. Bound texts by ``maxLength``: a weak model fills an open one until
+    max_tokens.
 
     Example::
 
@@ -48,22 +60,32 @@ class StructuredGeneration(Task):
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
     """
 
+    version = 2
     outputs = ("generation", "model_name")
     prompt = "structured_generation"
 
-    def __init__(self, llm: LLM, *, schema: Any = None, show_schema: bool = True, **settings: Any) -> None:
-        self._model_class = schema if isinstance(schema, type) else None
-        self.json_schema = None if schema is None else task_schema(schema)
+    def __init__(
+        self, llm: LLM, *, schema: Any = None, show_schema: bool = True, dump: bool = False, **settings: Any
+    ) -> None:
+        self._typed = None if schema is None or isinstance(schema, dict) else TypedSchema(schema)
+        self.json_schema = None if schema is None else task_schema(self._typed.json_schema if self._typed else schema)
+        self._check = None if schema is None or self._typed else _checked(schema)
+        if dump and self._typed is None:
+            raise ConfigurationError(
+                "StructuredGeneration(dump=True): there is nothing to dump without a type as the schema",
+                hint="Give a pydantic model or another type as the schema, or leave dump out.",
+            )
         self.show_schema = show_schema
+        self.dump = dump
         self.inputs = ("instruction",) if schema is not None else ("instruction", "schema")
         self.optional_inputs = ("system_prompt", "schema") if schema is not None else ("system_prompt",)
         super().__init__(llm, **settings)
 
     def settings(self) -> dict[str, Any]:
-        """The task's settings; of a pydantic model also its source, for its validators decide as well."""
+        """The task's settings; of a type also the code of its classes, for their validators decide as well."""
         settings = super().settings()
-        if self._model_class is not None:
-            settings["model_class"] = function_identity(self._model_class, where=f"step {self.name!r}")
+        if self._typed is not None:
+            settings["schema_code"] = self._typed.code(where=f"step {self.name!r}")
         return settings
 
     def does_without(self) -> frozenset[Feature]:
@@ -84,49 +106,55 @@ class StructuredGeneration(Task):
         if given is None and self.json_schema is not None:
             return self.json_schema
         try:
-            found = orjson.loads(given) if isinstance(given, str) else given
-        except orjson.JSONDecodeError as error:
+            found = exact_json(given.strip()) if isinstance(given, str) else given
+            if not isinstance(found, dict):
+                raise BadSchema(f"{found!r:.60}")
+            check_of(found)
+        except (NoJson, InexactJson) as error:
             raise TaskFailure(f"the input 'schema' is not JSON: {error}", reason="bad_input") from None
-        if not isinstance(found, dict) or (problem := schema_problem(found)):
-            raise TaskFailure(
-                f"the input 'schema' is no JSON schema: {problem if isinstance(found, dict) else f'{found!r:.60}'}",
-                reason="bad_input",
-            )
+        except BadSchema as error:
+            raise TaskFailure(f"the input 'schema' is no JSON schema: {error}", reason="bad_input") from None
         return found
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The first JSON value in the answer that fits."""
-        schema = self.schema(row)
+        """The last JSON value in the answer that fits."""
+        refused: list[str] = []
+        values = list(json_values(choice.text, refused))
+        if refused:
+            raise ParseFailure(f"the answer cannot be kept as it is: {refused[0]}", raw=choice.text)
         wrong = "there is no JSON in it"
         if choice.finish_reason == "length":
             wrong += ": it was cut at max_tokens"
-        for value in json_values(choice.text):
-            if not (wrong := mismatch(value, schema)):
-                return {"generation": self._validated(value, row, choice)}
+        for value in reversed(values):
+            generation, words = self._fitting(value, row)
+            if not words:
+                return {"generation": generation}
+            wrong = words
         raise ParseFailure(f"the answer does not fit the schema: {wrong}", raw=choice.text)
 
-    def _validated(self, value: Any, row: Row, choice: Choice) -> Any:
-        """The value as the pydantic model has it, where the task's schema is one."""
-        if self._model_class is None or row.get("schema") is not None:
-            return value
-        try:
-            return self._model_class.model_validate(value).model_dump(mode="json")  # type: ignore[attr-defined]
-        except ValueError as error:  # pydantic's ValidationError is one
-            raise ParseFailure(f"the answer is not valid: {error}", raw=choice.text) from error
+    def _fitting(self, value: Any, row: Row) -> tuple[Any, str]:
+        """(what goes into the row, '') for a value that fits; else why it does not, in words."""
+        if row.get("schema") is not None or (self._typed is None and self._check is None):
+            return value, check_of(self.schema(row))(value)
+        if self._typed is None:
+            assert self._check is not None
+            return value, self._check(value)
+        made, words = self._typed.parsed(value)
+        return (self._typed.dumped(made) if self.dump and not words else value), words
 
 
-def task_schema(schema: Any) -> dict[str, Any]:
-    """The JSON schema in a dict or of a pydantic model class. Raises ConfigurationError for anything else."""
-    if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-        schema = schema.model_json_schema()
-    if not isinstance(schema, dict):
-        raise ConfigurationError(
-            f"StructuredGeneration(schema={schema!r:.60}): a JSON schema or a pydantic model class was expected"
-        )
+def _checked(schema: dict[str, Any]) -> Check:
+    """The check of the step's schema. Raises ConfigurationError where some of it cannot be checked."""
+    try:
+        return check_of(schema)
+    except BadSchema as error:
+        raise ConfigurationError(f"StructuredGeneration: the schema cannot be used: {error}") from None
+
+
+def task_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that can be sent and fingerprinted. Raises ConfigurationError."""
     try:
         canonical_json(schema)
     except TypeError as error:
         raise ConfigurationError(f"StructuredGeneration: the schema is not JSON: {error}") from None
-    if problem := schema_problem(schema):
-        raise ConfigurationError(f"StructuredGeneration: the schema cannot be used: {problem}")
     return dict(schema)

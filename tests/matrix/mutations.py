@@ -214,6 +214,27 @@ MUTATIONS = (
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
     ),
+    Mutation(
+        "an integer beyond 64 bits becomes a float", "tasks/exact_json.py",
+        'return refuse(f"{_short(literal)} is an integer beyond 64 bits")', "return float(literal)",
+        31, ("tests/tasks/test_exact_json.py::test_an_integer_beyond_64_bits_is_refused_wherever_it_is",),
+    ),
+    Mutation(
+        "a keyword that nothing checks passes", "tasks/schema_check.py",
+        'elif keyword not in self._known and not keyword.startswith("x-"):', "elif False:",
+        31, ("tests/tasks/test_schema_check.py::test_without_the_package_what_is_not_checked_is_refused",),
+    ),
+    Mutation(
+        "a run's folders are not its own", "storage/layout.py",
+        'r"segment-\\d+", folder=True', 'r"segment-0", folder=True',
+        36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+    ),
+    Mutation(
+        "an export asks about its own run only", "storage/layout.py",
+        "owner = run if run is not None and is_own(run, to) else owner_of(to)",
+        "owner = run if run is not None and is_own(run, to) else None",
+        36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+    ),
 )  # fmt: skip
 
 

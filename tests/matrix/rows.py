@@ -49,6 +49,8 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
+    31: Row("values that a row cannot hold", "each refused by name and place, 0 changed"),
+    36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
 }
 
 

@@ -21,6 +21,7 @@ from asyncsynth.servers.vllm.checks import already_served, check_servers, requir
 from asyncsynth.servers.vllm.flags import Finding
 from asyncsynth.servers.vllm.launch import READY_S, find_vllm
 from asyncsynth.servers.vllm.supervisor import ServerEvent, Supervisor
+from asyncsynth.storage.layout import refuse_own_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ async def started(
     Raises:
         ConfigurationError, ServerError: a bad file, a model that nobody serves, a server that does not start.
     """
+    if options.logs is not None:
+        refuse_own_places(options.logs)
     given = placed(servers, options.gpus)
     plan = make_plan(llms, servers=given, embedded=embedded)
     own = {target.config.base_url for target in plan.targets.values() if target.own}

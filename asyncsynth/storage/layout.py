@@ -1,0 +1,202 @@
+"""Every name in a run directory. Whoever writes at a path that a user chose asks here first: `refuse_own_files`.
+
+A run directory has names of two kinds: the run's own, which this module lists, and all others, which are the user's
+(`result.jsonl` and other exports among them). A name is the run's own whether or not the file is there yet: the
+next session may make it. Names are compared without regard to case, since some file systems do not tell
+`lock` from `LOCK`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncsynth.errors import ConfigurationError
+
+MANIFEST = "MANIFEST.json"
+LOCK = "LOCK"
+SERVERS = "servers.json"
+SERVER_LOGS = "servers"
+INPUT = "input.json"
+ANSWERS = "answers"
+DAMAGED = "damaged"
+BARRIER_ROWS = "barrier.jsonl"
+BARRIER_FACTS = "barrier.json"
+RESULT = "result.jsonl"
+
+_SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
+_STAGE = re.compile(r"segment-(\d+)\Z")
+_SHARD = re.compile(r"shard-(\d+)\Z")
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})\.tmp\Z")
+_RESULT = re.compile(r"result(-.+)?\.jsonl\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnName:
+    """Names of one kind. `example` is one of them; `pattern` matches all, as whole names in any case.
+
+    A folder is the run's own with everything in it.
+    """
+
+    example: str
+    pattern: re.Pattern[str]
+    folder: bool = False
+
+
+def _own(example: str, pattern: str | None = None, *, folder: bool = False) -> OwnName:
+    return OwnName(example, re.compile(rf"(?:{pattern or re.escape(example)})\Z", re.IGNORECASE), folder)
+
+
+#: All that a run makes in its directory. docs/journal.md has a line for each.
+OWN_NAMES = (
+    _own("seg-000001.jsonl", r"seg-\d+\.jsonl"),
+    _own("seg-000001.idx", r"seg-\d+\.idx"),
+    _own(MANIFEST),
+    _own(LOCK),
+    _own("tail-000001-4096.bin", r"tail-\d+-\d+(?:-\d+)?\.bin"),
+    _own(DAMAGED, folder=True),
+    _own(SERVERS, r"servers\.json(?:\.new)?"),
+    _own(SERVER_LOGS, folder=True),
+    _own(INPUT),
+    _own(ANSWERS, folder=True),
+    _own("segment-1", r"segment-\d+", folder=True),
+    _own(BARRIER_ROWS),
+    _own(BARRIER_FACTS),
+    _own("shard-0", r"shard-\d+", folder=True),
+    _own(".MANIFEST.json.4711@89abcdef.tmp", r"\..+\.\d+@[0-9a-f]{8}\.tmp"),
+)
+
+
+# --- names of numbered files ------------------------------------------------------------------
+
+
+def segment_name(number: int) -> str:
+    """The name of the journal's segment `number` (from 1)."""
+    return f"seg-{number:06d}.jsonl"
+
+
+def tail_stem(number: int, at: int) -> str:
+    """The name, without its ending, of what a crash left in segment `number` from byte `at` on."""
+    return f"tail-{number:06d}-{at}"
+
+
+def stage_name(number: int) -> str:
+    """The folder of stage `number` (from 1) of a pipeline that steps over all rows split, unless it is the last."""
+    return f"segment-{number}"
+
+
+def shard_name(number: int) -> str:
+    """The folder of shard `number` (from 0)."""
+    return f"shard-{number}"
+
+
+def segment_numbers(names: Iterable[str]) -> list[int]:
+    """The numbers of the journal's segments among the names, in order."""
+    return _numbers(_SEGMENT, names)
+
+
+def stage_numbers(names: Iterable[str]) -> list[int]:
+    """The numbers of the stages' folders among the names, in order."""
+    return _numbers(_STAGE, names)
+
+
+def shard_numbers(names: Iterable[str]) -> list[int]:
+    """The numbers of the shards' folders among the names, in order."""
+    return _numbers(_SHARD, names)
+
+
+def _numbers(pattern: re.Pattern[str], names: Iterable[str]) -> list[int]:
+    return sorted(int(match[1]) for name in names if (match := pattern.match(name)))
+
+
+def temporary_name(name: str, pid: int, host: str) -> str:
+    """The name that process `pid` of machine `host` (8 hexadecimal digits) writes a file under until it is whole."""
+    return f".{name}.{pid}@{host}.tmp"
+
+
+def temporary_parts(name: str) -> tuple[str, int, str] | None:
+    """(name, pid, host) of a `temporary_name`; None for any other."""
+    match = _TEMPORARY.match(name)
+    return None if match is None else (match[1], int(match[2]), match[3])
+
+
+def result_name(leaf: str) -> str:
+    """The file that a finished run exports one end of the graph to. It is the user's, and made again each time."""
+    return RESULT if leaf == "default" else f"result-{leaf}.jsonl"
+
+
+# --- whose is a path? -------------------------------------------------------------------------
+
+
+def is_own_name(name: str) -> bool:
+    """True if a run makes a file or a folder of this name in its directory."""
+    folded = name.casefold()  # folds more than re.IGNORECASE does, as file systems do
+    return any(own.pattern.match(folded) for own in OWN_NAMES)
+
+
+def is_own(run: Path, path: Path) -> bool:
+    """True if the path is a file of the run in directory `run`, or may become one. Symbolic links are followed."""
+    directory = os.path.realpath(run)
+    return any(_is_within(directory, place) for place in _places(path))
+
+
+def owner_of(path: Path) -> Path | None:
+    """The run directory, anywhere above, that has the path for a file of its own; None when there is none."""
+    for place in _places(path):
+        for directory in Path(place).parents:
+            if _is_within(str(directory), place) and is_run(directory):
+                return directory
+    return None
+
+
+def is_run(directory: Path) -> bool:
+    """True if the directory holds a manifest, or a journal that has lost it."""
+    return (directory / MANIFEST).exists() or (directory / segment_name(1)).exists()
+
+
+def _places(path: Path) -> set[str]:
+    """Where the name is, and where it leads: writing may replace the one or the other."""
+    return {os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)}
+
+
+def _is_within(directory: str, place: str) -> bool:
+    """True if the first name below the directory on the way to the place is a run's own. Both are real paths."""
+    above = Path(directory).parts
+    parts = Path(place).parts
+    return len(parts) > len(above) and parts[: len(above)] == above and is_own_name(parts[len(above)])
+
+
+def refuse_own_files(to: Path, run: Path | None = None) -> None:
+    """Raises ConfigurationError if `to` is a folder, or a run's own: of the one in `run`, or of any other."""
+    if to.is_dir():
+        raise ConfigurationError(f"{to} is a directory", hint="Name a file, e.g. rows.jsonl in it.")
+    refuse_own_places(to, run)
+
+
+def refuse_own_places(to: Path, run: Path | None = None) -> None:
+    """The same for a folder that is to be written to."""
+    owner = run if run is not None and is_own(run, to) else owner_of(to)
+    if owner is not None:
+        raise ConfigurationError(
+            f"{to} is a name of the run's own files: the run in {owner} reads or writes it",
+            hint="Choose another name, or a place outside the run directory.",
+        )
+
+
+# --- directories that are no run yet ----------------------------------------------------------
+
+
+def may_become_run(names: Iterable[str]) -> bool:
+    """True if a directory without a manifest, with these names in it, may be taken for a run's.
+
+    It is when it is empty, when it holds exports only, or what a run makes before its manifest. Names that others
+    use as well (`answers`, `input.json`) do not make it one.
+    """
+    there = list(names)
+    if not all(is_own_name(name) or _RESULT.match(name) for name in there):
+        return False
+    begun = any(name == LOCK or _RESULT.match(name) or _SEGMENT.match(name) for name in there)
+    return begun or not any(is_own_name(name) for name in there)
