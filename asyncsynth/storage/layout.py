@@ -2,7 +2,7 @@
 
 A run directory has names of two kinds: the run's own, which this module lists, and all others, which are the user's
 (`result.jsonl` and other exports among them). A name is the run's own whether or not the file is there yet: a
-next session may make it. Names are compared without regard to case, since some file systems do not tell
+later run may make it. Names are compared without regard to case, since some file systems do not tell
 `lock` from `LOCK`.
 """
 
