@@ -42,6 +42,7 @@ def run_command(
     gpus: Sequence[str] = (),
     vllm_command: str = "",
     workers: int | None = None,
+    answers: str | None = None,
     **options: Any,
 ) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
@@ -56,6 +57,7 @@ def run_command(
         )
     elif gpus or vllm_command:
         raise ConfigurationError("--gpus and --vllm-command are for servers that --start starts")
+    options["answers"] = answers_option(answers)
     path = list(sys.path)
     pipeline = load_pipeline(target)
     apply_settings(pipeline, settings)
@@ -73,6 +75,15 @@ def run_command(
     else:
         summary(report, exported)
     return report.exit_code
+
+
+def answers_option(given: str | None) -> bool | str | None:
+    """``--answers`` as `RunOptions.answers` has it. Raises ConfigurationError for nothing."""
+    if given is not None and not given.strip():
+        raise ConfigurationError("--answers is empty", hint="Use own, run, none, or the path of a directory.")
+    words: dict[str | None, bool | None] = {None: None, "own": None, "run": True, "none": False}
+    # Absolute: worker processes get it, too.
+    return words[given] if given in words else str(Path(str(given)).absolute())
 
 
 async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:

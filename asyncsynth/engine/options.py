@@ -35,6 +35,9 @@ class RunOptions:
         seed: the run seed; all sampling seeds and random choices come from it.
         retry_failed: try the records that failed in an earlier run again.
         update: accept that the pipeline or its input has changed since the directory was made.
+        answers: which answers of models are kept, so that a changed parser reads them again instead of paying again:
+            None those of steps with code of your own, in the run directory; True all, there; False none, and none is
+            read; a path all, in a directory that several runs may share.
         use_cache: False starts over in the directory's place, keeping the old one aside.
         concurrency: requests in flight on each server, fixed; None finds out what each server takes.
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
@@ -53,6 +56,7 @@ class RunOptions:
     seed: int = 0
     retry_failed: bool = False
     update: bool = False
+    answers: bool | str | Path | None = None
     use_cache: bool = True
     concurrency: int | None = None
     window: int | None = None
@@ -68,6 +72,11 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+        if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and self.answers != "")):
+            raise ConfigurationError(
+                f"answers must be True, False, None or the path of a directory (got {self.answers!r})",
+                hint="True keeps all answers, False none, None those of steps with code of your own.",
+            )
         if self.servers and self.embedded:
             raise ConfigurationError(
                 "servers and an embedded model are both given: which are to answer?",
