@@ -84,8 +84,8 @@ def run(
         str | None,
         typer.Option(
             metavar="own|run|none|DIR",
-            help="Which answers to keep, so that a changed parser does not pay for them again: those of steps with your "
-            "own code, all in the run directory, none, or all in a directory that runs share [default: own].",
+            help="Which answers to keep, so that a changed parser does not pay for them again: those of steps with "
+            "your own code, all in the run directory, none, or all in a directory that runs share [default: own].",
         ),
     ] = None,
     update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
