@@ -77,13 +77,10 @@ def run_command(
     return report.exit_code
 
 
-def answers_option(given: str | None) -> bool | str | None:
-    """``--answers`` as `RunOptions.answers` has it. Raises ConfigurationError for nothing."""
-    if given is not None and not given.strip():
-        raise ConfigurationError("--answers is empty", hint="Use own, run, none, or the path of a directory.")
-    words: dict[str | None, bool | None] = {None: None, "own": None, "run": True, "none": False}
-    # Absolute: worker processes get it, too.
-    return words[given] if given in words else str(Path(str(given)).absolute())
+def answers_option(given: str | None) -> str | None:
+    """``--answers`` as `RunOptions.answers` has it."""
+    # An absolute path: worker processes get it, too.
+    return given if given in (None, "", "own", "run", "none") else str(Path(given).absolute())
 
 
 async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:

@@ -59,9 +59,7 @@ class KeptAnswers:
         """What a user must know of the store."""
         return self._store.notes()
 
-    def asker(
-        self, node: Node, record: str, key: str, send: Callable[..., Awaitable[Completion]]
-    ) -> Asker | None:
+    def asker(self, node: Node, record: str, key: str, send: Callable[..., Awaitable[Completion]]) -> Asker | None:
         """How a step asks for one row; None where there is nothing to read and nothing to keep."""
         keeps = self._keeps[node.index]
         if not keeps and not self._store.count:
@@ -167,13 +165,12 @@ def _is_foreign(code: object) -> bool:
 
 def answer_places(directory: Path, options: RunOptions) -> tuple[Path | None, list[Path]]:
     """Where a run's answers are written (None: nowhere), and where they are read, what wins last."""
-    own = directory / ANSWERS_NAME
-    if options.answers is False:
+    own, chosen = directory / ANSWERS_NAME, options.kept_answers()
+    if chosen is False:
         return None, []
-    if options.answers is None or options.answers is True:
+    if chosen is None or chosen is True or chosen.absolute() == own.absolute():
         return own, [own]
-    cache = Path(options.answers)
-    return cache, [own, cache]
+    return chosen, [own, chosen]
 
 
 @contextmanager
@@ -182,12 +179,13 @@ def open_answers(directory: Path, plan: Plan, options: RunOptions) -> Iterator[A
 
     Raises ConfigurationError for a named path that is something else, StorageError.
     """
-    if options.answers not in (None, True, False):
-        check_cache(Path(str(options.answers)))
+    chosen = options.kept_answers()
+    if isinstance(chosen, Path):
+        check_cache(chosen)
     write_to, read_from = answer_places(directory, options)
     store = AnswerStore(write_to, read_from)
     try:
-        keeps = options.answers is not None or any(has_own_code(node.step) for node in plan.model_steps)
+        keeps = chosen is not None or any(has_own_code(node.step) for node in plan.model_steps)
         yield store if write_to is not None and (keeps or store.count) else None
     finally:
         store.close()

@@ -123,7 +123,7 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
                     store,
                     segment.plan,
                     run_seed=options.seed,
-                    only_own=options.answers is None,
+                    only_own=options.kept_answers() is None,
                     refused=segment.directory.refused,
                 )
         yield sorted(segments, key=lambda segment: segment.number)
