@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
+from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, ModelRequest, Usage
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.pipeline import Node, Plan
 from asyncsynth.records import canonical_json
@@ -106,7 +106,7 @@ class Asker:
                 return completion
         completion = await self._send(request, **how)
         if self._keeps:
-            kept._store.put(key, padded(bytes.fromhex(self._seed_id)), completion)
+            kept._store.put(key, padded(bytes.fromhex(self._seed_id)), saved_form(completion))
         return completion
 
     def _key_of(self, request: ModelRequest) -> bytes | None:
@@ -115,12 +115,9 @@ class Asker:
         The same request twice for one row asks for two answers, and so does one without a seed for two rows: what
         tells them apart is then part of the key.
         """
-        fields = {
-            field.name: value
-            for field in dataclasses.fields(request)
-            if (value := getattr(request, field.name)) is not None
-        }
-        parts: list[Any] = [type(request).__name__, fields, self._kept._answering.get(request.model, request.model)]
+        kind = type(request)
+        fields = {name: value for name in _FIELDS[kind] if (value := getattr(request, name)) is not None}
+        parts: list[Any] = [kind.__name__, fields, self._kept._answering.get(request.model, request.model)]
         try:
             digest = _hash(parts)
             times = self._asked[digest] = self._asked.get(digest, 0) + 1
@@ -131,18 +128,40 @@ class Asker:
             return None
 
 
+def _names(kind: type[ChatRequest] | type[CompletionRequest] | type[Choice] | type[Completion]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+#: Fields of a request; one that is None is not part of the key, so that a new field leaves old keys as they are.
+_FIELDS = {kind: _names(kind) for kind in (ChatRequest, CompletionRequest)}
+_CHOICE_FIELDS = _names(Choice)
+_OTHER_FIELDS = tuple(name for name in _names(Completion) if name not in ("choices", "usage"))
+
+
 def _hash(value: Any) -> bytes:
     return hashlib.blake2b(canonical_json(value), digest_size=KEY_BYTES).digest()
+
+
+def saved_form(completion: Completion) -> dict[str, Any]:
+    """A completion as the store keeps it. All fields: what a reader does not use today it may use when it is edited."""
+    usage = completion.usage
+    saved: dict[str, Any] = {name: value for name in _OTHER_FIELDS if (value := getattr(completion, name))}
+    saved["usage"] = [usage.prompt_tokens, usage.completion_tokens]
+    saved["choices"] = [
+        {name: value for name in _CHOICE_FIELDS if (value := getattr(choice, name)) is not None}
+        for choice in completion.choices
+    ]
+    return saved
 
 
 def completion_of(saved: Any) -> Completion | None:
     """A kept answer as it was; None for one of another version of asyncsynth that this one cannot read."""
     try:
         choices = [Choice(**choice) for choice in saved["choices"]]
-        usage = Usage(**saved["usage"])
+        usage = Usage(*saved["usage"])
         if not choices:
             return None
-        return Completion(**{**saved, "choices": choices, "usage": usage, "flags": tuple(saved["flags"])})
+        return Completion(**{**saved, "choices": choices, "usage": usage, "flags": tuple(saved.get("flags", ()))})
     except (KeyError, TypeError):
         return None
 

@@ -47,7 +47,7 @@ _ENTRY = struct.Struct("<16sQ8s")
 _HEADER = b'{"t":"answers",'
 _FILE_BITS = 40  #: of a location: file number above, byte offset below
 #: Bytes that are written at once, and how long fewer of them wait (seconds).
-_GROUP_BYTES = 1 << 16
+_GROUP_BYTES = 1 << 18
 _GROUP_DELAY_S = 0.05
 #: Answers that a slow disk has not taken yet; beyond, they are not kept, and counted.
 _MOST_BEHIND = 64 << 20

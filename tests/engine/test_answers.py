@@ -22,7 +22,7 @@ from asyncsynth import (
     task,
 )
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, Usage
-from asyncsynth.engine.answers import KeptAnswers, completion_of, has_own_code, paid_answers
+from asyncsynth.engine.answers import KeptAnswers, completion_of, has_own_code, paid_answers, saved_form
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
 from asyncsynth.pipeline import Plan
@@ -473,11 +473,7 @@ def test_failures_are_not_kept_and_what_is_no_json_goes_to_the_client(tmp_path: 
 
 
 def test_an_answer_of_another_version_is_asked_for_again() -> None:
-    whole = {
-        "choices": [{"text": "t", "finish_reason": None, "logprobs": None, "reasoning": None}], "model": "m",
-        "usage": {"prompt_tokens": 1, "completion_tokens": 2}, "server": "", "latency_s": 0.1, "attempts": 1,
-        "flags": [],
-    }  # fmt: skip
+    whole = saved_form(Completion([Choice("t")], "m", Usage(1, 2), flags=("a",)))
     assert completion_of(whole) is not None
     for broken in ({**whole, "new": 1}, {**whole, "choices": []}, {**whole, "usage": None}, [], None, {}):
         assert completion_of(broken) is None
