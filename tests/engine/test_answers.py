@@ -21,7 +21,7 @@ from asyncsynth import (
     TextGeneration,
     task,
 )
-from asyncsynth.client.messages import ChatRequest, Choice, Completion, Usage
+from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, Usage
 from asyncsynth.engine.answers import KeptAnswers, completion_of, has_own_code, paid_answers, saved_form
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
@@ -412,17 +412,19 @@ class Model:
 
     async def send(self, request: Any, **how: Any) -> Completion:
         self.sent += 1
-        if "broken" in str(request.messages):
+        if "broken" in str(request):
             raise RequestFailed("no", reason="bad_request")
         choice = Choice(f"answer {self.sent}", "stop", {"tokens": [1]}, "thought")
         return Completion([choice], "m", Usage(3, 4), "server", 0.5, 2, ("replaced_surrogates",))
 
 
-async def asked(place: Path, model: Model, requests: list[ChatRequest], *, row: str = "0") -> list[Any]:
+async def asked(
+    place: Path, model: Model, requests: list[Any], *, row: str = "0", answering: dict[str, str] | None = None
+) -> list[Any]:
     """One session, one row."""
     [node] = pipeline_of(lambda: function_task(upper)).checked().model_steps
     store = AnswerStore(place, [place])
-    kept = KeptAnswers(store, Plan([node], {}, {}, ""), run_seed=0, only_own=True, refused={})
+    kept = KeptAnswers(store, Plan([node], {}, {}, "", answering or {}), run_seed=0, only_own=True, refused={})
     asker = kept.asker(node, row, row, model.send)
     assert asker is not None
     answers = []
@@ -456,6 +458,34 @@ def test_the_same_request_twice_is_two_answers_and_stays_two(tmp_path: Path, par
     assert len({answer.text for answer in first}) == 3
     assert asyncio.run(asked(tmp_path, model, same)) == first
     assert model.sent == 3
+
+
+@pytest.mark.row(35)
+def test_every_field_of_a_request_tells_its_answer_from_others(tmp_path: Path, tried: Tried) -> None:
+    user: Any = [{"role": "user", "content": "a"}]
+    different: list[Any] = [
+        chat("a", seed=1),
+        chat("b", seed=1),
+        chat("a", seed=2),
+        chat("a", seed=1, temperature=0.1),
+        chat("a", seed=1, temperature=0.2),
+        chat("a", seed=1, logprobs=True),
+        ChatRequest("other", user, {"seed": 1}),
+        ChatRequest("m", [{"role": "system", "content": "s"}, *user], {"seed": 1}),
+        ChatRequest("m", user, {"seed": 1}, {"type": "object"}),
+        ChatRequest("m", user, {"seed": 1}, {"type": "array"}),
+        CompletionRequest("m", "a", {"seed": 1}),
+    ]
+    model = Model()
+    for request in different:
+        asyncio.run(asked(tmp_path, model, [request]))
+    assert model.sent == len(different)
+    for number, request in enumerate(different):
+        [again] = asyncio.run(asked(tmp_path, model, [request]))
+        assert again.text == f"answer {number + 1}"
+    [stand_in] = asyncio.run(asked(tmp_path, model, [chat("a", seed=1)], answering={"m": "a small model"}))
+    assert stand_in.text == f"answer {len(different) + 1}"
+    tried(len(different), "requests that differ in one field")
 
 
 def test_without_a_seed_another_row_asks_for_itself(tmp_path: Path) -> None:

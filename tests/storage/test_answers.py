@@ -140,12 +140,12 @@ class FullDisk(FileSystem):
 
 
 def test_a_full_disk_stops_the_keeping_and_is_told(tmp_path: Path) -> None:
-    store = keep(tmp_path / "a", dict.fromkeys(range(3), "x" * 100000), FullDisk(150_000))
+    store = keep(tmp_path / "a", dict.fromkeys(range(3), "x" * 300_000), FullDisk(450_000))
     [note] = store.notes()
     assert "no longer kept" in note
     assert "ENOSPC" in note
     again = AnswerStore(None, [tmp_path / "a"])
-    assert [again.get(key(number)) for number in range(3)] == ["x" * 100_000, None, None]
+    assert [again.get(key(number)) for number in range(3)] == ["x" * 300_000, None, None]
     again.close()
 
 
