@@ -11,8 +11,10 @@ Request seeds come from (run seed, row key, seed id, sample). A step's seed id h
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,19 +169,26 @@ def completion_of(saved: Any) -> Completion | None:
 
 
 def has_own_code(step: object) -> bool:
-    """Whether a step has code that is not asyncsynth's: a class of the user's, `@task`, a function in a setting."""
-    return any(map(_is_foreign, type(step).__mro__)) or any(
-        _is_foreign(value) for name, value in vars(step).items() if not name.startswith("_") and _is_code(value)
-    )
+    """Whether a step has code that is not asyncsynth's: a class of the user's, `@task`, a function or a pydantic model
+    in a setting."""
+    return any(map(_is_foreign, type(step).__mro__)) or any(_holds_code(value, 3) for value in vars(step).values())
 
 
-def _is_code(value: object) -> bool:
-    return inspect.isroutine(value) or inspect.isclass(value)
+def _holds_code(value: object, depth: int) -> bool:
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        inside = value.values() if isinstance(value, dict) else value
+        return depth > 0 and any(_holds_code(item, depth - 1) for item in inside)
+    if isinstance(value, functools.partial):
+        return _holds_code(value.func, depth)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return _is_foreign(value)
+    # Objects that are called, and pydantic's TypeAdapter.
+    return (callable(value) or hasattr(value, "validate_python")) and _is_foreign(type(value))
 
 
 def _is_foreign(code: object) -> bool:
-    module = str(getattr(code, "__module__", None) or "")
-    return module.split(".")[0] not in ("asyncsynth", "abc", "typing", "builtins", "")
+    package = str(getattr(code, "__module__", None) or "builtins").split(".")[0]
+    return package != "asyncsynth" and (package == "__main__" or package not in sys.stdlib_module_names)
 
 
 def answer_places(directory: Path, options: RunOptions) -> tuple[Path | None, list[Path]]:

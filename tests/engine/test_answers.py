@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from asyncsynth import (
@@ -17,6 +19,7 @@ from asyncsynth import (
     EvolInstruct,
     LoadDataFromDicts,
     Pipeline,
+    StructuredGeneration,
     Task,
     TextGeneration,
     task,
@@ -34,6 +37,10 @@ from tests.matrix.plugin import Tried
 
 LLM_A = LLM(model="model-a")
 Reader = Callable[[str], str]
+
+
+class Sailor(pydantic.BaseModel):
+    name: str
 
 
 def upper(text: str) -> str:
@@ -288,7 +295,12 @@ def test_who_keeps_what(tmp_path: Path) -> None:
 
     run_async(main())
     assert has_own_code(function_task(upper))
-    assert has_own_code(TextGeneration(LLM_A)) is False
+    for plain in (TextGeneration(LLM_A), StructuredGeneration(LLM_A, schema={"type": "object"}), EvolInstruct(LLM_A)):
+        assert not has_own_code(plain), plain
+    assert has_own_code(StructuredGeneration(LLM_A, schema=Sailor))
+    held = TextGeneration(LLM_A)
+    held.more = {"readers": [functools.partial(upper)]}  # type: ignore[attr-defined]
+    assert has_own_code(held)
     for wrong in (5, "", ["x"]):
         with pytest.raises(ConfigurationError, match="answers must be"):
             RunOptions(answers=wrong)  # type: ignore[arg-type]
