@@ -263,7 +263,7 @@ class AnswerStore:
         if self._problem:
             notes.append(f"answers are no longer kept, and may have to be paid for again: {self._problem}")
         elif self.not_kept:
-            notes.append(f"{self.not_kept} answers were not kept: the disk is slower than the answers, or no JSON")
+            notes.append(f"{self.not_kept} answers were not kept: the disk was too slow for them, or they are not JSON")
         if self.damaged:
             notes.append(f"{self.damaged} kept answers are damaged and were asked for again")
         if self._unreadable:
@@ -318,6 +318,14 @@ def count_kept(directories: Iterable[Path]) -> dict[bytes, int]:
             for _, _, tag in _ENTRY.iter_unpack(_bytes(path)):
                 counts[tag] = counts.get(tag, 0) + 1
     return counts
+
+
+def disk_use(directory: Path) -> tuple[int, int]:
+    """(answers, bytes) of a directory of answers; (0, 0) where there is none. Raises StorageError."""
+    indexes = list(_index_files(directory))
+    sizes = [_size(path) for path in indexes]
+    entries = sum(size // _ENTRY.size for size in sizes)
+    return entries, sum(sizes) + sum(_size(path.with_suffix(".jsonl")) for path in indexes)
 
 
 def padded(tag: bytes) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage.answers import ANSWERS_NAME, disk_use
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem
 from asyncsynth.storage.index import RunIndex
@@ -34,6 +35,8 @@ class JournalStats:
     superseded_bytes: int = 0
     sidecars: int = 0  #: usable ones
     sidecar_bytes: int = 0
+    answers: int = 0  #: answers of models that are kept, see `storage.answers`
+    answer_bytes: int = 0
     first: str = ""  #: when the run directory was made, ISO 8601
     last: str = ""  #: when its last segment was written to
 
@@ -77,6 +80,7 @@ def journal_stats(directory: Path, *, fs: FileSystem = REAL) -> JournalStats:
             changed = view.segments[-1].path.stat().st_mtime
             stats.last = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     stats.entries = dict(kinds)
+    stats.answers, stats.answer_bytes = disk_use(directory / ANSWERS_NAME)
     counts = index.counts()
     stats.final, stats.failed, stats.partial = counts.ok, counts.failed, index.partial()
     stats.steps = {name: index.step_count(step) for name, step in manifest.epochs[-1].steps.items()}

@@ -63,6 +63,12 @@ def test_an_edited_file_pays_nothing_and_a_fresh_run_makes_the_same(
     more = ("--workers", workers)
     run(write(tmp_path, "str.upper"), server, tmp_path / "run", *more)
     assert paid(server) == 2 * RECORDS
+    if workers == 1:
+        counted = json.loads(asyncsynth("journal", "stats", tmp_path / "run", "--json").stdout)
+        assert counted["answers"] == 2 * RECORDS
+        kept = tmp_path / "run" / "answers"
+        assert counted["answer_bytes"] == sum(path.stat().st_size for path in kept.iterdir())
+        assert f"answers   {2 * RECORDS} kept" in asyncsynth("journal", "stats", tmp_path / "run").stdout
     said = run(write(tmp_path, "str.title"), server, tmp_path / "run", "--update", *more)
     assert paid(server) == 2 * RECORDS
     assert (said["reread_answers"], said["requests"]) == (2 * RECORDS, 0)

@@ -276,6 +276,64 @@ def test_a_row_that_failed_on_a_request_keeps_the_answers_before_it(tmp_path: Pa
     run_async(main())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_generations_pay_for_the_new_ones(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            await pipeline_of(lambda: KINDS[kind](upper, num_generations=2)).arun(**options)
+            more = await pipeline_of(lambda: KINDS[kind](upper, num_generations=3)).arun(**options, update=True)
+            assert completions(fake) == 24
+            assert more.report.reread_answers == 16
+
+    run_async(main())
+
+
+def test_a_body_edited_between_two_calls_pays_for_the_second(tmp_path: Path) -> None:
+    def made(between: Reader) -> Any:
+        @task(llm=LLM_A, inputs=["instruction"], outputs=["read"])
+        async def twice(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+            first = await ctx.chat(row["instruction"])
+            return {"read": (await ctx.chat("Again: " + between(first.text))).text}
+
+        return twice()
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            await pipeline_of(lambda: made(upper)).arun(**options)
+            again = await pipeline_of(lambda: made(first_word)).arun(**options, update=True)
+            assert completions(fake) == 16 + 8
+            assert again.report.reread_answers == 8
+
+    run_async(main())
+
+
+def test_two_equal_steps_have_answers_of_their_own(tmp_path: Path) -> None:
+    """Two samples of one request are two requests, before an edit and after it."""
+
+    def made(reader: Reader) -> Pipeline:
+        with Pipeline(name="answers") as pipeline:
+            last: Any = LoadDataFromDicts(data=rows(4))
+            for number in range(2):
+                step = function_task(reader, name=f"say_{number}", output_mappings={"read": f"read_{number}"})
+                last >> step
+                last = step
+        return pipeline
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            await made(upper).arun(**options)
+            again = await made(str.strip).arun(**options, update=True)
+            assert completions(fake) == 8
+            assert again.report.reread_answers == 8
+            for row in again["default"]["train"]:
+                assert row["read_0"] != row["read_1"]
+
+    run_async(main())
+
+
 def test_who_keeps_what(tmp_path: Path) -> None:
     """By default only where readers are edited; the user's choice otherwise."""
 
