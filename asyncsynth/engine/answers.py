@@ -117,7 +117,7 @@ class Asker:
         The same request twice for one row asks for two answers, and so does one without a seed for two rows: what
         tells them apart is then part of the key.
         """
-        kind = type(request)
+        kind = ChatRequest if isinstance(request, ChatRequest) else CompletionRequest
         fields = {name: value for name in _FIELDS[kind] if (value := getattr(request, name)) is not None}
         parts: list[Any] = [kind.__name__, fields, self._kept._answering.get(request.model, request.model)]
         try:
