@@ -231,7 +231,7 @@ class Ready:
         """Nothing is open."""
 
 
-async def run(rows: Path, output: Path, records: int) -> None:
+async def run(rows: Path, output: Path, records: int, answers: str) -> None:
     """The engine over `records` rows, as a run does it once its servers are known."""
     from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
     from asyncsynth.client.pool import Server, ServerPool
@@ -242,7 +242,8 @@ async def run(rows: Path, output: Path, records: int) -> None:
         load: Any = LoadJSONL(rows)
         load >> TextGeneration(llm=LLM(model=MODEL))
     pool = ServerPool([Server("ready", Ready.base_url, frozenset({MODEL}), Ready(), limit=IN_FLIGHT)])
-    options = RunOptions(output=output, limit=records)
+    kept: dict[str, Any] = {"answers": answers} if answers else {}
+    options = RunOptions(output=output, limit=records, **kept)
     async with open_segments(pipeline.name, pipeline.checked(options), options) as segments:
         report = await run_segments(pipeline.name, segments, pool, on_rows=None, on_runner=None)
     await pool.aclose()
@@ -250,7 +251,7 @@ async def run(rows: Path, output: Path, records: int) -> None:
         raise SystemExit(f"not a clean run: {report.counts}")
 
 
-def child(part: str, records: int) -> None:
+def child(part: str, records: int, answers: str) -> None:
     """One run without a part."""
     import uvloop
 
@@ -261,7 +262,7 @@ def child(part: str, records: int) -> None:
         raise SystemExit(NOT_THERE) from missing
     with tempfile.TemporaryDirectory() as folder:
         rows = instructions(Path(folder) / "rows.jsonl", records)
-        uvloop.run(run(rows, Path(folder) / "run", records))
+        uvloop.run(run(rows, Path(folder) / "run", records, answers))
     if unused := _replaced - _used:
         raise SystemExit(f"replaced, but never called: {', '.join(sorted(unused))}")
 
@@ -269,11 +270,11 @@ def child(part: str, records: int) -> None:
 # --- counting --------------------------------------------------------------------------------------
 
 
-def counted(part: str, records: int, root: Path) -> int:
+def counted(part: str, records: int, root: Path, answers: str) -> int:
     """Instructions of one whole process. Raises NotThere when the checkout has not what the part replaces, SystemExit
     when it failed."""
     command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", sys.executable]
-    command += [__file__, "--child", part, "--sizes", str(records)]
+    command += [__file__, "--child", part, "--sizes", str(records), "--answers", answers]
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     found = _COUNTED.search(done.stderr)
@@ -284,12 +285,12 @@ def counted(part: str, records: int, root: Path) -> int:
     return int(found[1].replace(",", ""))
 
 
-def a_record(part: str, sizes: tuple[int, int], root: Path, repeat: int) -> int | None:
+def a_record(part: str, sizes: tuple[int, int], root: Path, repeat: int, answers: str) -> int | None:
     """Instructions for one record more; None where the checkout has not what the part replaces."""
     small, large = sizes
     try:
         with ThreadPoolExecutor(2) as both:
-            runs = list(both.map(lambda records: counted(part, records, root), sizes * repeat))
+            runs = list(both.map(lambda records: counted(part, records, root, answers), sizes * repeat))
     except NotThere:
         return None
     slopes = [(after - before) / (large - small) for before, after in zip(runs[::2], runs[1::2], strict=True)]
@@ -305,11 +306,12 @@ def main() -> None:
     )
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="records of the smaller and the larger run")
     parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is told")
+    parser.add_argument("--answers", default="", help="which answers the run keeps, as `run --answers` takes it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = tuple(int(size) for size in options.sizes.split(","))
     if options.child:
-        child(options.child, sizes[0])
+        child(options.child, sizes[0], options.answers)
         return
     if len(sizes) != 2:
         raise SystemExit("--sizes takes two numbers, such as 1000,2000")
@@ -318,12 +320,12 @@ def main() -> None:
     parts = [part for part in options.only.split(",") if part]
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    whole = a_record("all", sizes, options.root, options.repeat)
+    whole = a_record("all", sizes, options.root, options.repeat, options.answers)
     assert whole is not None
     found: Numbers = {"all": whole}
     table = Table(["part", "instructions a record", "share"], [["all", whole, "100 %"]])
     for part in parts:
-        left = a_record(part, sizes, options.root, options.repeat)
+        left = a_record(part, sizes, options.root, options.repeat, options.answers)
         found[part] = None if left is None else whole - left
         share = "-" if left is None else f"{100 * (whole - left) / whole:.1f} %"
         table.rows.append([part, "not there" if left is None else whole - left, share])

@@ -107,6 +107,8 @@ def stats(directory: RunDir, as_json: AsJson = False) -> None:
         say(f"{place}")
         say(f"  journal   {number(found.segments)} segments, {number(found.bytes)} bytes{each}")
         say(f"  sidecars  {number(found.sidecars)}, {number(found.sidecar_bytes)} bytes")
+        if found.answers:
+            say(f"  answers   {number(found.answers)} kept, {number(found.answer_bytes)} bytes")
         say(f"  written   {found.first} to {found.last or 'now'}")
         for kind, n in sorted(found.entries.items()):
             say(f"  entries   {one_line(kind, 40)}: {number(n)}")

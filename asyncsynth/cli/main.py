@@ -80,6 +80,14 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")
     ] = False,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="own|run|none|DIR",
+            help="Which answers to keep, so that a changed parser does not pay for them again: those of steps with "
+            "your own code, all in the run directory, none, or all in a directory that runs share [default: own].",
+        ),
+    ] = None,
     update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,
@@ -110,6 +118,7 @@ def run(
         workers=workers,
         retry_failed=retry_failed,
         update=update,
+        answers=answers,
     )
     raise typer.Exit(code)
 

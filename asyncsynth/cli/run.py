@@ -43,6 +43,7 @@ def run_command(
     gpus: Sequence[str] = (),
     vllm_command: str = "",
     workers: int | None = None,
+    answers: str | None = None,
     **options: Any,
 ) -> int:
     """Runs a pipeline file and returns the exit code. Raises AsyncsynthError."""
@@ -57,6 +58,7 @@ def run_command(
         )
     elif gpus or vllm_command:
         raise ConfigurationError("--gpus and --vllm-command are for servers that --start starts")
+    options["answers"] = answers_option(answers)
     path = list(sys.path)
     pipeline = load_pipeline(target)
     apply_settings(pipeline, settings)
@@ -74,6 +76,12 @@ def run_command(
     else:
         summary(report, exported)
     return report.exit_code
+
+
+def answers_option(given: str | None) -> str | None:
+    """``--answers`` as `RunOptions.answers` has it."""
+    # An absolute path: worker processes get it, too.
+    return given if given in (None, "", "own", "run", "none") else str(Path(given).absolute())
 
 
 async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:

@@ -90,6 +90,8 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"{number(progress.requests_waiting)} waiting")
     if retries := sum(progress.retries.values()):
         parts.append(f"{number(retries)} retries")
+    if progress.reread_answers:
+        parts.append(f"{number(progress.reread_answers)} answers re-read")
     if counts.failures:
         parts.append("failed: " + _by_reason(counts.failures))
     paused = [one_line(server["name"], 60) for server in progress.servers if server["state"] != "closed"]
@@ -135,6 +137,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         + (f", {number(counts.failed_rows)} failed" if counts.failed_rows else ""))  # fmt: skip
     if counts.reused_steps:
         say(f"  reused    {number(counts.reused_steps)} step results of earlier runs")
+    if report.reread_answers:
+        say(f"  re-read   {number(report.reread_answers)} answers that were paid for earlier")
     if counts.dropped:
         say(f"  dropped   {_by_reason(counts.dropped)}")
     if counts.failures:

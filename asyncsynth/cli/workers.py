@@ -26,7 +26,7 @@ from asyncsynth.servers.capabilities import Capabilities
 Run = Callable[..., Awaitable[RunReport]]
 
 #: What a worker is told of the options; the rest is the parent's.
-_TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed")
+_TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed", "answers")
 _CALL = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker import main; main()"
 
 

@@ -35,6 +35,9 @@ class RunOptions:
         seed: the run seed; all sampling seeds and random choices come from it.
         retry_failed: try the records that failed in an earlier run again.
         update: accept that the pipeline or its input has changed since the directory was made.
+        answers: which answers of models are kept, so that a changed parser reads them again instead of paying again:
+            "own" (None) those of steps with code of your own, in the run directory; "run" (True) all, there; "none"
+            (False) none, and none is read; any other path all, in a directory that several runs may share.
         use_cache: False starts over in the directory's place, keeping the old one aside.
         concurrency: requests in flight on each server, fixed; None finds out what each server takes.
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
@@ -53,6 +56,7 @@ class RunOptions:
     seed: int = 0
     retry_failed: bool = False
     update: bool = False
+    answers: bool | str | Path | None = None
     use_cache: bool = True
     concurrency: int | None = None
     window: int | None = None
@@ -68,6 +72,11 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+        if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
+            raise ConfigurationError(
+                f"answers must be own, run, none or the path of a directory (got {self.answers!r})",
+                hint="`own` keeps the answers of steps with code of your own, `run` all, `none` none.",
+            )
         if self.servers and self.embedded:
             raise ConfigurationError(
                 "servers and an embedded model are both given: which are to answer?",
@@ -80,6 +89,13 @@ class RunOptions:
         if self.output is not None:
             return Path(self.output)
         return Path(os.environ.get("ASYNCSYNTH_RUNS", "asyncsynth-runs")) / pipeline_name
+
+    def kept_answers(self) -> bool | Path | None:
+        """`answers` without its words: None for those of steps with code of the user's own, True for all."""
+        if isinstance(self.answers, str):
+            words = {"own": None, "run": True, "none": False}
+            return words[self.answers] if self.answers in words else Path(self.answers)
+        return self.answers
 
     def embedded_spec(self) -> EmbeddedSpec | None:
         """Which embedded model is to answer, if one is."""

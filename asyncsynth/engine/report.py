@@ -43,6 +43,7 @@ class Progress:
     retries: dict[str, int]
     servers: list[dict[str, Any]]  #: see `engine.limits.server_lines`
     notes: list[str] = field(default_factory=list)  #: what became of servers since the start
+    reread_answers: int = 0  #: answers that were paid for earlier and read again
     segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only
 
     @property
@@ -80,6 +81,7 @@ class RunReport:
     latency_p99_s: float | None
     stopped_why: str = ""
     notes: list[str] = field(default_factory=list)
+    reread_answers: int = 0  #: answers that were paid for earlier and read again; `requests` does not count them
     limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
     servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
 

@@ -41,6 +41,9 @@ class RunDirectory:
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
+        #: were of no use: to read these again would fail again.
+        self.refused: dict[str, set[tuple[str, str]]] = {}
         self._appended = 0
 
     @classmethod
@@ -102,7 +105,23 @@ class RunDirectory:
             return claim
         if claim.steps:
             self._claims[record.key] = claim
+        if retry_failed and (claim.failed or claim.lost_rows) and (refused := self._refused_answers(record)):
+            self.refused[record.key] = refused
         return None
+
+    def _refused_answers(self, record: Record) -> set[tuple[str, str]]:
+        """Of a record that failed: the rows that were answered, and failed on the answer."""
+        where = self._index.final_of(record.key)
+        if where is None:
+            return set()
+        entry = self._journal.read(where)
+        steps = self._manifest.epochs[entry["e"]].steps
+        return {
+            (steps[failed["step"]], failed["k"])
+            for failed in entry.get("bad", ())
+            # One that has attempts and no text got no answer: what was answered before that is still good.
+            if failed["step"] in steps and ("raw" in failed or not failed["attempts"])
+        }
 
     def recall(self, record: Record) -> Recall:
         """Looks up the record's earlier results of a step, by row key."""
@@ -138,6 +157,8 @@ class RunDirectory:
         """Journals a record's end: durable after the next `flush`."""
         if self._claims:
             self._claims.pop(record.key, None)
+        if self.refused:
+            self.refused.pop(record.key, None)
         try:
             entry, status = self._last_entry(record, walked), "ok" if walked.ok else "failed"
         except NotJson as error:  # a step of the user's made something that is not JSON

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.core.stats import Histogram
+from asyncsynth.engine.answers import KeptAnswers
 from asyncsynth.engine.limits import KEEP_EVERY_S, FollowingWindow, keep_lines, server_lines
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -50,6 +51,7 @@ class Runner:
         options: RunOptions,
         *,
         on_rows: OnRows | None = None,
+        answers: KeptAnswers | None = None,
     ) -> None:
         self._name = name
         self._plan = plan
@@ -58,7 +60,8 @@ class Runner:
         self._directory = directory
         self._options = options
         self._on_rows = on_rows
-        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
+        self._answers = answers
+        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, answers=answers)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
@@ -290,6 +293,7 @@ class Runner:
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
             notes=list(self._pool.notes),
+            reread_answers=self._answers.reread if self._answers else 0,
         )
 
     def _keep(self, *, again: bool = True) -> None:
@@ -329,7 +333,8 @@ class Runner:
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
             stopped_why="" if complete else self._stopped_why,
-            notes=[*self._directory.notes, *self._pool.notes],
+            notes=[*self._directory.notes, *self._pool.notes, *(self._answers.notes if self._answers else ())],
+            reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from asyncsynth.client.pool import ServerPool
+from asyncsynth.engine.answers import KeptAnswers, open_answers
 from asyncsynth.engine.barrier import (
     BarrierCounts,
     BarrierReader,
@@ -58,6 +59,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
             after=[index - start for index in node.after if index < end],
             depth=node.depth - plan.nodes[start].depth,
             fingerprint=node.fingerprint,
+            seed_id=node.seed_id,
         )
         for node in plan.nodes[start:end]
     ]
@@ -69,7 +71,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
     if start:
         steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
     part_fields = {**plan.fields, "steps": steps}
-    return Plan(nodes, leaves, part_fields, short_hash(part_fields))
+    return Plan(nodes, leaves, part_fields, short_hash(part_fields), plan.answering)
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Segment:
     reader: Reader
     options: RunOptions
     directory: RunDirectory
+    answers: KeptAnswers | None = None  #: of all segments there is one store
 
 
 @contextlib.asynccontextmanager
@@ -116,6 +119,16 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
                 segments.append(Segment(number, part, reader, own, directory))
         if changed:
             raise _all_changes(root, changed)
+        # One store for all: a step that moves to another segment finds its answers.
+        if (store := stack.enter_context(open_answers(root, plan, options))) is not None:
+            for segment in segments:
+                segment.answers = KeptAnswers(
+                    store,
+                    segment.plan,
+                    run_seed=options.seed,
+                    only_own=options.kept_answers() is None,
+                    refused=segment.directory.refused,
+                )
         yield sorted(segments, key=lambda segment: segment.number)
 
 
@@ -178,7 +191,9 @@ class _Whole:
         if len(self.segments) > 1:
             return SegmentRunner(self, segment, pool, on_rows)
         plan, reader, directory = segment.plan, segment.reader, segment.directory
-        return Runner(self.name, plan, reader, pool, directory, segment.options, on_rows=on_rows)
+        return Runner(
+            self.name, plan, reader, pool, directory, segment.options, on_rows=on_rows, answers=segment.answers
+        )
 
     async def between(self, segment: Segment, following: Segment, runner: SegmentRunner) -> bool:
         """Takes the segment's rows through the barrier. False when the run is to stop first."""
@@ -245,8 +260,9 @@ class SegmentRunner(Runner):
 
     def __init__(self, whole: _Whole, segment: Segment, pool: ServerPool, on_rows: OnRows | None) -> None:
         super().__init__(
-            whole.name, segment.plan, segment.reader, pool, segment.directory, segment.options, on_rows=on_rows
-        )
+            whole.name, segment.plan, segment.reader, pool, segment.directory, segment.options, on_rows=on_rows,
+            answers=segment.answers,
+        )  # fmt: skip
         self._whole = whole
         self._number = segment.number
         # Rates are this segment's: the pool has counted since the first one's start.
@@ -285,4 +301,5 @@ class SegmentRunner(Runner):
             elapsed_s=self._loop.time() - self._whole.started,
             stopped_why="" if complete else self._stopped_why,
             notes=[*self._whole.notes, *report.notes],
+            reread_answers=sum(part.answers.reread for part in self._whole.segments if part.answers is not None),
         )

@@ -13,6 +13,7 @@ from functools import partial
 
 from asyncsynth.client.concurrency import all_or_error, first_error
 from asyncsynth.client.pool import ServerPool
+from asyncsynth.engine.answers import KeptAnswers
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
 from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.step import Step
@@ -49,13 +50,17 @@ class Walker:
     Args:
         send: `ServerPool.send`, or anything like it.
         save: journals a finished step's results while the record goes on.
+        answers: those that were paid for earlier, and where new ones are kept; None for neither.
     """
 
-    def __init__(self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep) -> None:
+    def __init__(
+        self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep, answers: KeptAnswers | None = None
+    ) -> None:
         self._plan = plan
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
+        self._answers = answers
         # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
         # rest here.
         self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
@@ -161,11 +166,15 @@ class Walker:
             return old, False
         # Later steps first, then older records: what is in flight ends before new work begins.
         priority = (-node.depth << _DEPTH_SHIFT) + record.position
+        send = partial(self._pool.send, priority=priority)
+        asker = None
+        if self._answers is not None:
+            asker = self._answers.asker(node, record.key, key, send)
         ctx = Context(
             key=key,
             run_seed=self._run_seed,
-            step_id=node.fingerprint,
-            send=partial(self._pool.send, priority=priority),
+            step_id=node.seed_id,
+            send=send if asker is None else asker.send,
         )
         try:
             outputs = await step.generate(view, ctx)
@@ -177,6 +186,8 @@ class Walker:
         except Exception as error:  # a step's own bug costs its row, and is told as what it is
             way.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
             return None
+        if asker is not None and asker.reread:
+            ctx.notes["reread"] = asker.reread  # of its calls, those that cost nothing this time
         return {"k": key, "h": digest, "o": outputs, "m": ctx.provenance()}, True
 
 

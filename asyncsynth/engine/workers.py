@@ -199,6 +199,7 @@ class Workers:
             retries=added(said["retries"] for said in every),
             servers=merged_lines(said["servers"] for said in now),
             notes=self._notes(),
+            reread_answers=sum(said["reread_answers"] for said in every),
         )
 
     def report(self) -> RunReport:
@@ -222,6 +223,7 @@ class Workers:
             latency_p99_s=latency.quantile(0.99) if latency.count else None,
             stopped_why="" if complete else self._stopped_why,
             notes=self._notes(),
+            reread_answers=sum(one["reread_answers"] for one in said),
             limits=merged_lines(one["limits"] for one in last.values()),
         )
 

@@ -15,8 +15,8 @@ Send = Callable[[ModelRequest], Awaitable[Completion]]
 class Context:
     """One model step's work on one row.
 
-    Random choices and request seeds come from (run seed, row key, step) alone, so that a resumed run makes
-    the same ones.
+    Random choices and request seeds come from (run seed, row key, step id) alone, so that a resumed run makes
+    the same ones. In a run the step id is `Node.seed_id`: an edited parser makes the same requests.
     """
 
     __slots__ = ("_send", "_step_id", "completions", "key", "notes", "run_seed")

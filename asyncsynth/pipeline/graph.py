@@ -13,7 +13,7 @@ from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
 from asyncsynth.pipeline.draw import mermaid, plain_text
-from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.pipeline.fingerprint import jsonable, short_hash
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
     JoinStep,
@@ -37,6 +37,7 @@ class Node:
     after: list[int] = field(default_factory=list)
     depth: int = 0  #: longest way from the source
     fingerprint: str = ""  #: model steps: key of their journal entries
+    seed_id: str = ""  #: model steps: what their random choices and request seeds come from; nothing of their code
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Plan:
     leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
     fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
     fingerprint: str
+    answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
 
     @property
     def source(self) -> SourceStep:
@@ -174,6 +176,7 @@ class Graph:
         self._check_shape(nodes)
         self._check_columns(nodes)
         self._fingerprint(nodes, run_seed, answering or {})
+        _give_seed_ids(nodes)
         ends = [node for node in nodes if not node.after]
         leaves = {"default" if len(ends) == 1 else node.step.name: node.index for node in ends}
         fields = {
@@ -186,7 +189,7 @@ class Graph:
                 for node in nodes
             },
         }
-        return Plan(nodes, leaves, fields, short_hash(fields))
+        return Plan(nodes, leaves, fields, short_hash(fields), dict(answering or {}))
 
     def llms(self) -> list[LLM]:
         """All models that the pipeline asks, in the order of the steps."""
@@ -291,6 +294,22 @@ class Graph:
                 number = seen.get(base, 0)
                 seen[base] = number + 1
                 node.fingerprint = base if number == 0 else short_hash([base, number])
+
+
+def _give_seed_ids(nodes: list[Node]) -> None:
+    """Tells each model step from its neighbours by what is asked, never by how the answer is read.
+
+    With the same seeds an edited parser meets the same requests, and so the answers that were paid for. A prompt, a
+    schema or a version changes the request, or it does not: either way it has no part in the seed.
+    """
+    seen: dict[str, int] = {}
+    for node in nodes:
+        if isinstance(node.step, ModelStep):
+            models = [jsonable(llm, where=f"step {node.step.name!r}") for llm in node.step.models()]
+            base = short_hash({"step": type(node.step).__name__, "models": models})
+            number = seen.get(base, 0)
+            seen[base] = number + 1
+            node.seed_id = base if number == 0 else short_hash([base, number])
 
 
 def _with_answering(settings: dict[str, Any], answering: dict[str, str]) -> dict[str, Any]:

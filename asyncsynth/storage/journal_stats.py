@@ -11,9 +11,11 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage.answers import disk_use
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem
 from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.layout import ANSWERS
 from asyncsynth.storage.manifest import MANIFEST_NAME, Manifest
 from asyncsynth.storage.reading import JournalView
 
@@ -34,6 +36,8 @@ class JournalStats:
     superseded_bytes: int = 0
     sidecars: int = 0  #: usable ones
     sidecar_bytes: int = 0
+    answers: int = 0  #: answers of models that are kept, see `storage.answers`
+    answer_bytes: int = 0
     first: str = ""  #: when the run directory was made, ISO 8601
     last: str = ""  #: when its last segment was written to
 
@@ -77,6 +81,7 @@ def journal_stats(directory: Path, *, fs: FileSystem = REAL) -> JournalStats:
             changed = view.segments[-1].path.stat().st_mtime
             stats.last = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     stats.entries = dict(kinds)
+    stats.answers, stats.answer_bytes = disk_use(directory / ANSWERS)
     counts = index.counts()
     stats.final, stats.failed, stats.partial = counts.ok, counts.failed, index.partial()
     stats.steps = {name: index.step_count(step) for name, step in manifest.epochs[-1].steps.items()}

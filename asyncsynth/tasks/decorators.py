@@ -158,7 +158,7 @@ def task(
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. Its source, what it closes
     over, and the constants and functions of its module that it uses belong to the checkpoint fingerprint: an
-    edited function is asked anew.
+    edited function is called anew. Requests that stay the same are answered from those kept (``--answers``).
 
     Example::
 

@@ -57,6 +57,12 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
     assert found["instructions_per_record"]["all"] > 10_000
 
 
+def test_kept_answers(tmp_path: Path) -> None:
+    found = script("answers", "--answers", "500", folder=tmp_path)
+    assert 560 < found["bytes"] < 1200
+    assert found["memory_bytes"] <= 48
+
+
 def test_the_engine_runs_without_each_of_the_parts(tmp_path: Path) -> None:
     """What `instructions.py` leaves out is still there to be left out, and called: it says so itself."""
     import_parts = "import instructions; print(*instructions.PARTS)"

@@ -20,6 +20,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
 SCHEDULER = "tests/core/test_scheduler.py"
+ANSWERS = "tests/engine/test_answers.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,26 @@ MUTATIONS = (
         "owner = run if run is not None and is_own(run, to) else owner_of(to)",
         "owner = run if run is not None and is_own(run, to) else None",
         36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+        "seeds come from the code of a step", "pipeline/graph.py",
+        'base = short_hash({"step": type(node.step).__name__, "models": models})',
+        'base = short_hash({"step": node.step.settings(), "models": models})',
+        35, (f"{ANSWERS}::test_an_edited_reader_pays_nothing",),
+    ),
+    Mutation(
+        "an answer is kept without the sampling fields it was asked with", "engine/answers.py",
+        "fields = {name: value for name in _FIELDS[kind] if (value := getattr(request, name)) is not None}",
+        "fields = {name: getattr(request, name) for name in _FIELDS[kind] if name != 'params'}",
+        35, (f"{ANSWERS}::test_every_field_of_a_request_tells_its_answer_from_others",),
+    ),
+    Mutation(
+        "a retried row reads the answers that failed", "engine/rundir.py",
+        "        if retry_failed and (claim.failed or claim.lost_rows) and", "        if False and",
+        35, (f"{ANSWERS}::test_retrying_with_the_same_reader_really_asks_again",),
+    ),
+    Mutation(
+        "a damaged answer is believed", "storage/answers.py",
+        "if check(line, self._files[(place >> _FILE_BITS) - 1].salt)[0] < 0:", "if not line:",
+        35, ("tests/storage/test_answers.py::test_a_flipped_bit_costs_the_answer_and_never_changes_it",),
     ),
 )  # fmt: skip
 

@@ -51,6 +51,7 @@ ROWS = {
     26: Row("the code broken on purpose", "each break is caught by a row"),
     31: Row("values that a row cannot hold", "each refused by name and place, 0 changed"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
 }
 
 
