@@ -47,9 +47,15 @@ class Result:
             raise KeyError(f"{leaf!r}: this run has {', '.join(map(repr, known)) or 'no rows yet'}")
         return Leaf(self.directory, leaf)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every record of the input has ended; else the rows are a part of the result."""
+        return self.report.complete
+
     def keys(self) -> list[str]:
         """Names of the graph's ends: ``["default"]`` where there is one."""
         return leaves(self.directory)
 
     def __repr__(self) -> str:
-        return f"Result({str(self.directory)!r}, {', '.join(self.keys())})"
+        unfinished = "" if self.complete else ", unfinished"
+        return f"Result({str(self.directory)!r}, {', '.join(self.keys())}{unfinished})"
