@@ -19,6 +19,7 @@ LIMIT_S = 120.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
+STOPPING = "tests/engine/test_stopping.py"
 SCHEDULER = "tests/core/test_scheduler.py"
 
 
