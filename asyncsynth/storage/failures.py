@@ -51,9 +51,7 @@ def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
                     yield {"key": row.pop("k"), "position": entry["i"], **row, "input": entry.get(INPUT)}
 
 
-def export_failures(
-    directory: Path, to: Path, *, complete_only: bool = False, fs: FileSystem = REAL
-) -> Exported:
+def export_failures(directory: Path, to: Path, *, complete_only: bool = False, fs: FileSystem = REAL) -> Exported:
     """Writes `failed_rows` to a JSONL file, in place of one that is there. Raises as `failed_rows`, and RunUnfinished
     under `complete_only`."""
     if to.suffix.lower() != ".jsonl":

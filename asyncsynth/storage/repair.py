@@ -18,8 +18,8 @@ from typing import Any
 from asyncsynth.errors import StorageError
 from asyncsynth.storage.checking import SegmentCheck, good_lines
 from asyncsynth.storage.exports import NewFile
-from asyncsynth.storage.facts import sidecar_path
 from asyncsynth.storage.extent import reopen
+from asyncsynth.storage.facts import sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, make_directory, storage_error
 from asyncsynth.storage.framing import Header, frame, header_line
 from asyncsynth.storage.lock import RunLock

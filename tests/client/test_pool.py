@@ -368,7 +368,7 @@ def test_no_tenacity_object_on_the_way_of_success(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.row(28)
 def test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more() -> None:
     async def main() -> None:
-        exchange = FakeExchange(lambda n, body: refusal(503) if n == 1 else answer())
+        exchange = FakeExchange(lambda n, body: refusal(500) if n == 1 else answer())
         exchange.gate = asyncio.Semaphore(0)
         pool = make(exchange, limit=2, policy=RetryPolicy(wait=tenacity.wait_fixed(50)))
         calls = [asyncio.create_task(pool.send(ask())) for n in range(6)]

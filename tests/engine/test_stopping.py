@@ -15,13 +15,10 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, ExpandColumns, GroupColumns, LoadDataFromDicts, Pipeline, TextGeneration
-from asyncsynth.client.messages import ChatRequest
 from asyncsynth.engine.report import Counts, RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import AsyncsynthError, RunUnfinished
-from asyncsynth.pipeline import Context, GlobalStep, ModelStep
-from asyncsynth.records import Row
 from asyncsynth.storage.exports import export
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
@@ -46,10 +43,10 @@ def three(count: int) -> Pipeline:
         steps = [
             TextGeneration(
                 llm=LLM(model="model-a"),
-                template="step %d: {{ %s }}" % (number, "instruction" if number == 0 else f"text_{number - 1}"),
+                template=f"step {number}: {{{{ {column} }}}}",
                 output_mappings={"generation": f"text_{number}", "model_name": f"model_{number}"},
             )
-            for number in range(3)
+            for number, column in enumerate(("instruction", "text_0", "text_1"))
         ]
         load >> steps[0] >> steps[1] >> steps[2]
     return pipeline
@@ -269,5 +266,37 @@ def test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound(tmp_pa
             assert fake.log is not None
             paid = Counter(info.body for info in fake.log if "seed" in info.json)
             assert max(paid.values()) == 1, "an answer was paid twice"
+
+    run_async(main())
+
+
+@pytest.mark.row(28)
+def test_a_part_of_a_step_over_several_rows_is_kept(tmp_path: Path) -> None:
+    """A record of twelve rows, four of which have their answers when the run stops: these are not asked again."""
+
+    def twelve() -> Pipeline:
+        with Pipeline(name="twelve") as pipeline:
+            (
+                LoadDataFromDicts(data=[{"instruction": [f"the number {n}" for n in range(12)]}])
+                >> ExpandColumns(columns=["instruction"])
+                >> TextGeneration(llm=LLM(model="model-a"))
+            )
+        return pipeline
+
+    async def main() -> None:
+        busy = Busy()
+        async with server(script=busy, keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 4}
+            runners: list[Runner] = []
+            task = asyncio.create_task(twelve().arun(on_runner=runners.append, **options))
+            await until(lambda: len(busy.came) == 4)
+            runners[-1].drain("SIGINT")
+            report = (await task).report
+            assert (report.requests, report.counts.pending, report.complete) == (4, 1, False)
+            fake.script = None
+            again = await twelve().arun(**options)
+            assert (again.report.requests, again.report.counts.rows) == (8, 12)
+            assert fake.log is not None
+            assert max(Counter(info.body for info in fake.log if "seed" in info.json).values()) == 1
 
     run_async(main())

@@ -215,6 +215,32 @@ MUTATIONS = (
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
     ),
+    Mutation(
+        "done as soon as the input was read", "engine/runner.py",
+        "if self._exhausted and not self.counts.pending:", "if self._exhausted:",
+        27, (f"{STOPPING}::test_done_means_ended_whatever_stops_the_run",),
+    ),
+    Mutation(
+        "a stop withdraws nothing", "engine/runner.py",
+        "        self._pool.withdraw()\n", "",
+        28, (f"{STOPPING}::test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound",),
+    ),
+    Mutation(
+        "a call that waits is not withdrawn", "client/pool.py",
+        "        for waiter in waiters.values():\n            _fail(waiter, refusal)\n", "",
+        28, ("tests/client/test_pool.py::test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more",),
+        hangs=True,
+    ),
+    Mutation(
+        "answers of a record that is given back are lost", "engine/walk.py",
+        "if way.models_left > 0 or way.withdrawn:", "if way.models_left > 0 and not way.withdrawn:",
+        28, (f"{STOPPING}::test_a_part_of_a_step_over_several_rows_is_kept",),
+    ),
+    Mutation(
+        "failures that are alike go on", "engine/failing.py",
+        "if self._over or self._count < ALIKE:", "if True:",
+        29, ("tests/engine/test_failing.py",),
+    ),
 )  # fmt: skip
 
 

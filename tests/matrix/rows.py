@@ -49,7 +49,7 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
-    27: Row("done means ended, whatever stops the run", "read = earlier + ok + failed + pending; done only with 0 pending"),
+    27: Row("done means ended, whatever stops the run", "read = earlier + ok + failed + pending, done: 0 pending"),
     28: Row("stopping is quick", "0 requests sent after the stop, over when the slowest answer is, 0 paid twice"),
     29: Row("failures that repeat stop the run", "exit 4 after 20 alike, or at --max-failures; resumable"),
 }
