@@ -87,8 +87,8 @@ class Stop:
     def __call__(self, info: RequestInfo) -> Fault | None:
         for runner in self.runners:
             assert adds_up(runner.counts), "while it runs"
-        self.left -= 1
-        if self.left == 0 and self.runners:
+        self.left -= bool(self.runners)  # before there is one, servers are being tried
+        if self.left == 0 and not self.struck:
             self.struck = True
             self.strike()
         if self.struck and self.way == "refused":
@@ -145,7 +145,7 @@ def test_done_means_ended_whatever_stops_the_run(tmp_path: Path, tried: Tried, r
     async def main() -> None:
         async with server() as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": run, "window": window, "concurrency": 3}
-            stop = Stop(way, rng.randrange(1, 2 * count + 6), rng)
+            stop = Stop(way, rng.randrange(1, count + 1), rng)
             report = await stopped(lambda: SHAPES[shape](count), stop, fake, options)
             if report is not None:
                 assert adds_up(report.counts), why
@@ -195,7 +195,7 @@ def test_a_longer_input_and_an_update_make_a_complete_run_unfinished_again(tmp_p
                 (lambda: single(rows(9)), {}, "unfinished: 3 of 9 records have not ended"),
                 (lambda: single(rows(9), system_prompt="Be brief."), {"update": True}, "unfinished: 9 of 9"),
             ):
-                stop = Stop("cancel", 2, random.Random(1))  # the first request is a probe
+                stop = Stop("cancel", 1, random.Random(1))
                 await stopped(make, stop, fake, {**options, **more})
                 assert RunStatus.read(run).completeness.startswith(said)
                 assert (await make().arun(**options)).complete
@@ -238,7 +238,7 @@ class Busy:
         return None
 
 
-@pytest.mark.row(28)
+@pytest.mark.row(27, 28)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound(tmp_path: Path, shape: str) -> None:
     async def main() -> None:
@@ -257,6 +257,7 @@ def test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound(tmp_pa
             assert len([at for at in busy.came if at > began]) <= on_the_way, "sent after the stop"
             assert took < 0.4 + 1.0, f"{took:.2f} s for answers that take 0.4 s"
             assert report.requests == len(busy.came)
+            assert (report.complete, report.exit_code) == (False, 4)  # though the input was read to its end
             assert report.counts.failed == 0
             assert report.counts.pending == report.counts.read - report.counts.ok > 0
             # What was answered is kept, whatever became of its record: nothing is paid twice.
