@@ -94,6 +94,19 @@ class RunStopped(ServerRefused):
     exit_code = EXIT_STOPPED
 
 
+class Withdrawn(BaseException):
+    """Nothing more is sent, because the run stops. Not a failure: the record is given back and stays pending.
+
+    Like CancelledError no `Exception`, so that a step's own ``except Exception`` does not take it for a failed request.
+    """
+
+
+class RunUnfinished(AsyncsynthError):
+    """A run directory whose records have not all ended, where a complete one is asked for."""
+
+    exit_code = EXIT_STOPPED
+
+
 # --- the disk ----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import atomic_write
 from asyncsynth.storage.layout import refuse_own_files
 
-_FAILURES_SHOWN = 5
+_FAILURES_SHOWN = 20  #: kinds of them, each by one example
 
 
 def status_command(directory: Path, *, as_json: bool) -> None:
@@ -26,6 +26,7 @@ def status_command(directory: Path, *, as_json: bool) -> None:
         return
     writing = f" (process {status.writer_pid} is writing)" if status.writer_pid else ""
     say(one_line(f"{status.pipeline} in {directory}{writing}", 4096))
+    say(f"  state     {one_line(status.completeness, 200)}")
     _say_counts(status)
 
 
@@ -57,13 +58,22 @@ def _say_counts(status: RunStatus) -> None:
         say(f"  e.g. {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'])}{said}")
 
 
-def export_command(directory: Path, to: Path, *, leaf: str, failed: bool, as_json: bool) -> None:
-    """Writes the rows of one end of the graph, or those that failed."""
-    exported = export_failures(directory, to) if failed else export_rows(directory, to, leaf=leaf)
-    if as_json:
-        event({"event": "exported", "path": str(to), "rows": exported.rows})
+def export_command(
+    directory: Path, to: Path, *, leaf: str, failed: bool, as_json: bool, complete_only: bool = False
+) -> None:
+    """Writes the rows of one end of the graph, or those that failed, and says whether the run is complete."""
+    if failed:
+        exported = export_failures(directory, to, complete_only=complete_only)
     else:
-        say(f"{one_line(str(to), 4096)}: {number(exported.rows)} rows")
+        exported = export_rows(directory, to, leaf=leaf, complete_only=complete_only)
+    how = exported.completeness
+    if as_json:
+        state = {"complete": how.complete, "unfinished": how.unfinished, "records": how.records}
+        event({"event": "exported", "path": str(to), "rows": exported.rows, **state, "completeness": how.words})
+        return
+    say(f"{one_line(str(to), 4096)}: {number(exported.rows)} rows")
+    if not how.complete:
+        say(f"  The run is {one_line(how.words, 200)}")
 
 
 def draw_command(target: str, *, form: str, to: Path | None) -> None:

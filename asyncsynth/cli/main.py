@@ -88,6 +88,13 @@ def run(
             "your own code, all in the run directory, none, or all in a directory that runs share [default: own].",
         ),
     ] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|P%",
+            help="Stop, resumable, when more records fail [default: when the first 20 all fail in the same way].",
+        ),
+    ] = None,
     update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,
@@ -95,7 +102,8 @@ def run(
     """Run a pipeline; the same command resumes it.
 
     Exit codes: 0 done, 2 bad usage or configuration, 3 done with failed records, 4 stopped and resumable,
-    5 disk or journal failure. Ctrl-C drains; a second one cancels; a third exits at once.
+    5 disk or journal failure. Ctrl-C sends nothing more and waits for the requests at the servers; a second one
+    cancels these; a third exits at once.
     """
     from asyncsynth.cli.run import run_command
 
@@ -117,6 +125,7 @@ def run(
         window=window,
         workers=workers,
         retry_failed=retry_failed,
+        max_failures=max_failures,
         update=update,
         answers=answers,
     )
@@ -248,14 +257,18 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="File to write; its ending says the format (.jsonl, .csv).")],
     leaf: Annotated[str, typer.Option(help="Which end of the graph, where it has several.")] = "default",
     failed: Annotated[
-        bool, typer.Option("--failed", help="The rows that failed instead: key, step, reason, message (.jsonl).")
+        bool,
+        typer.Option("--failed", help="The rows that failed instead: key, step, reason, message, input (.jsonl)."),
+    ] = False,
+    complete_only: Annotated[
+        bool, typer.Option("--complete-only", help="Write nothing and exit with 4 if the run is unfinished.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's rows to a file, in input order."""
+    """Write a run's rows to a file, in input order. An unfinished run is exported, too, and reported as such."""
     from asyncsynth.cli.inspect import export_command
 
-    export_command(directory, to, leaf=leaf, failed=failed, as_json=as_json)
+    export_command(directory, to, leaf=leaf, failed=failed, as_json=as_json, complete_only=complete_only)
 
 
 @app.command()

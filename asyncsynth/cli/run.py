@@ -129,7 +129,8 @@ class Download:
 
 
 class Signals:
-    """SIGINT and SIGTERM: the first drains, the second cancels, the third exits at once."""
+    """SIGINT and SIGTERM: the first sends nothing more and waits for what is at the servers, the second cancels that,
+    the third exits at once."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -149,9 +150,10 @@ class Signals:
         if self.count >= 3:
             os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
         if self.count == 1 and self.runner is not None:
-            left = self.runner.progress().counts.in_flight
+            left = self.runner.progress().requests_in_flight
             complain(
-                f"{name}: finishing the {number(left)} records in flight; once more stops now, and keeps what is done"
+                f"{name}: sending nothing more and waiting for the {number(left)} requests at the servers; "
+                "once more cancels them. What is done is kept."
             )
             self.runner.drain(name)
             return

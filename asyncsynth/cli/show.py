@@ -128,9 +128,15 @@ def event(fields: Mapping[str, object]) -> None:
 def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     """The closing words of a run."""
     counts = report.counts
-    state = "done" if report.complete else f"stopped ({one_line(report.stopped_why) or 'before the end'})"
+    state = "done" if report.complete else f"stopped ({one_line(report.stopped_why, 400) or 'before the end'})"
     say(f"{one_line(report.pipeline)}: {state} in {duration(report.elapsed_s)}")
+    if not report.complete:
+        of = f"{number(report.unfinished)} of {number(report.total)} records have not ended" if (
+            report.unfinished is not None and report.total is not None
+        ) else "the input was not read to its end"  # fmt: skip
+        say(f"  unfinished: {of}")
     say(f"  records   {number(counts.read)} read, {number(counts.ok)} ok, {number(counts.failed)} failed"
+        + (f", {number(counts.pending)} pending" if counts.pending else "")
         + (f", {number(counts.earlier)} done earlier" if counts.earlier else "")
         + (f" ({number(counts.earlier_failed)} of them with failures)" if counts.earlier_failed else ""))  # fmt: skip
     say(f"  rows      {number(counts.rows)} made"
@@ -143,6 +149,9 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  dropped   {_by_reason(counts.dropped)}")
     if counts.failures:
         say(f"  failures  {_by_reason(counts.failures)}")
+    for failed in counts.examples.values():
+        place = f"record {one_line(failed['key'], 60)}, step {one_line(failed['step'], 60)}"
+        say(f"  e.g.      {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'], 400)}")
     if report.requests:
         rate = report.completion_tokens / max(report.elapsed_s, 1e-9)
         say(f"  requests  {number(report.requests)}, {number(report.completion_tokens)} tokens "
@@ -158,7 +167,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     for path, rows in exported.items():
         say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
-        say("  The same command goes on from here.")
+        say("  output    not written, since the run is unfinished; `asyncsynth export` writes what is there")
+        say(f"  {report.advice or 'Run the same command again to resume.'}")
     elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)
         say(f"  See `asyncsynth status {directory}`; --retry-failed tries the failed records again.")

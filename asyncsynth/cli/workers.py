@@ -22,11 +22,13 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Plan
 from asyncsynth.servers.binding import open_pool
 from asyncsynth.servers.capabilities import Capabilities
+from asyncsynth.storage.extent import Extent
+from asyncsynth.storage.manifest import Manifest
 
 Run = Callable[..., Awaitable[RunReport]]
 
 #: What a worker is told of the options; the rest is the parent's.
-_TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed", "answers")
+_TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed", "max_failures", "answers")
 _CALL = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker import main; main()"
 
 
@@ -62,6 +64,8 @@ def run_of(
     count = workers or there
     _check(pipeline, chosen, count)
     with opened(pipeline.name, plan, chosen, count) as shards:
+        epoch = len(Manifest.of_run(chosen.directory(pipeline.name)).epochs) - 1
+        extent = Extent(epoch, _total(plan, chosen.limit), chosen.limit)
         job = {
             "target": target,
             "input": None if input is None else str(input),
@@ -78,7 +82,8 @@ def run_of(
                 workers=count,
                 name=pipeline.name,
                 directory=chosen.directory(pipeline.name),
-                total=_total(plan, chosen.limit),
+                extent=extent,
+                max_failures=chosen.max_failures,
             )
             return await _run(pipeline, replace(chosen, **more), all_of_them, on_runner)
 

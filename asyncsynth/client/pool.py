@@ -29,7 +29,7 @@ from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
-from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped
+from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
 __all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
 
@@ -72,6 +72,7 @@ class ServerPool:
         self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
         self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
         self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
+        self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets instead
 
     async def send(self, request: ModelRequest, *, priority: int = 0, affinity: int = 0) -> Completion:
         """The model's answer, after as many attempts as the policy allows.
@@ -85,12 +86,13 @@ class ServerPool:
         Raises:
             RequestFailed: this request failed; `reason` is the last outcome's.
             RunStopped: the pool is halted: every request would fail.
+            Withdrawn: the run stops (`withdraw`), and no server has the request.
             ModelNotServed: no server has the model.
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
-        if self.halted is not None:
-            raise self._halt_error()
+        if self._refusal is not None:
+            raise self._refusal()
         clock = self._clock or self._begin()
         self._next_id = call_id = self._next_id + 1
         scheduler = self._scheduler
@@ -106,6 +108,8 @@ class ServerPool:
                 try:
                     if step is None:
                         step, waiter = await (waiter or self._waiter(call_id)), None
+                        if self._refusal is not None and not isinstance(step, Finish):
+                            raise self._refusal()
                     if isinstance(step, Finish):
                         return self._conclude(step)
                     link = self._links[step.replica]
@@ -123,6 +127,8 @@ class ServerPool:
                     continue
                 step = self._apply(scheduler.outcome(call_id, outcome, clock()), call_id)
                 if not isinstance(step, Finish) and not isinstance(outcome, Ok):
+                    if self._refusal is not None:
+                        raise self._refusal()
                     self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
         except BaseException:
             # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
@@ -131,6 +137,20 @@ class ServerPool:
             raise
         finally:
             del self._senders[call_id]
+
+    def withdraw(self) -> None:
+        """Sends nothing more. Requests at the servers end; all others, and those to come, raise `Withdrawn`.
+
+        That takes in requests that wait for a slot, for their next attempt, or for a server that is away.
+        """
+        if self._refusal is None:
+            self._refuse(Withdrawn)
+
+    def _refuse(self, refusal: Callable[[], BaseException]) -> None:
+        self._refusal = refusal
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            _fail(waiter, refusal)
 
     # --- servers that come and go -------------------------------------------------------------
 
@@ -277,8 +297,8 @@ class ServerPool:
 
     def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
         """Where the call hears what is decided about it."""
-        if self.halted is not None:
-            raise self._halt_error()
+        if self._refusal is not None:
+            raise self._refusal()
         waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
         self._waiters[call_id] = waiter
         return waiter
@@ -288,7 +308,10 @@ class ServerPool:
         task = self._senders.get(call_id)
         if task is not None:
             waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
-            self._waiters[call_id] = waiter
+            if self._refusal is None:
+                self._waiters[call_id] = waiter
+            else:
+                _fail(waiter, self._refusal)
             self._aborted[call_id] = (task.cancelling(), waiter)
             task.cancel()
 
@@ -356,10 +379,7 @@ class ServerPool:
 
     def _halt(self) -> None:
         self.halted = self._halt_error()
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters.values():
-            if not waiter.done():
-                waiter.set_exception(self._halt_error())
+        self._refuse(self._halt_error)
 
     def _halt_error(self) -> RunStopped:
         halt = self._scheduler.halted
@@ -367,3 +387,10 @@ class ServerPool:
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
         hint = self._advice.get(halt.replica, "check the key, the model's name and the server; then resume")
         return RunStopped(halt.message, hint=hint)
+
+
+def _fail(waiter: asyncio.Future[Start | Finish], refusal: Callable[[], BaseException]) -> None:
+    """Ends a wait. A call that was cancelled meanwhile will not read the error, and that is no fault to log."""
+    if not waiter.done():
+        waiter.set_exception(refusal())
+        waiter.exception()

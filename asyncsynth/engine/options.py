@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
@@ -43,6 +44,9 @@ class RunOptions:
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         on_servers: told what was found out about each server and model, before anything is sent.
+        max_failures: stop the run, resumable, when more than this many records have failed in it (``100``), or more
+            than this share of those that have ended (``"5%"``, once 50 have). None stops it only when the first 20
+            records all fail in the same way and none ends well; a number or share replaces that rule.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
         shard: which part of the records is this run's; of several processes that share one (`engine.shards`).
         share: which part of each server's limits, of memory and of records in flight is this process's.
@@ -61,6 +65,7 @@ class RunOptions:
     concurrency: int | None = None
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
+    max_failures: int | str | None = None
     retry: RetryPolicy | None = None
     shard: Part | None = None
     share: Part | None = None
@@ -77,6 +82,8 @@ class RunOptions:
                 f"answers must be own, run, none or the path of a directory (got {self.answers!r})",
                 hint="`own` keeps the answers of steps with code of your own, `run` all, `none` none.",
             )
+        if self.max_failures is not None:
+            FailureLimit(self.max_failures)
         if self.servers and self.embedded:
             raise ConfigurationError(
                 "servers and an embedded model are both given: which are to answer?",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, EXIT_STOPPED
+from asyncsynth.storage.entries import FailedRow
+
+_EXAMPLES = 100  #: reasons that get an example
+_MESSAGE_CHARS = 1_000  #: of an example's message
 
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of one run. Always ``read == earlier + ok + failed + in_flight``."""
+    """Counts of one run. Always ``read == earlier + ok + failed + pending``."""
 
     read: int = 0  #: records taken from the source
     earlier: int = 0  #: of these, already done in an earlier run of this directory
@@ -25,6 +30,44 @@ class Counts:
     reused_steps: int = 0  #: step results taken from the journal instead of being paid again
     failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
     dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
+    #: reason -> the first row that failed for it: ``key``, ``step``, ``reason``, ``message``
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Records that were read and have not ended: in flight, or given back because the run stopped."""
+        return self.read - self.earlier - self.ok - self.failed
+
+    def fail(self, failed: FailedRow) -> None:
+        """Counts a row that failed."""
+        reason = failed["reason"]
+        self.failed_rows += 1
+        self.failures[reason] += 1
+        if reason not in self.examples and len(self.examples) < _EXAMPLES:
+            message = failed["message"]
+            if len(message) > _MESSAGE_CHARS:
+                message = message[:_MESSAGE_CHARS] + "…"
+            self.examples[reason] = {"key": failed["k"], "step": failed["step"], "reason": reason, "message": message}
+
+    def add(self, other: Counts) -> None:
+        """Adds another part's counts; of two examples for one reason the first stays."""
+        for one in fields(self):
+            if one.name == "examples":
+                self.examples = {**other.examples, **self.examples}
+            else:
+                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        # Not `asdict`: Python 3.11 makes a counter whose keys are pairs of one.
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**values, "pending": self.pending, "failures": dict(self.failures), "dropped": dict(self.dropped)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Counts:
+        """What `as_json` wrote."""
+        known = {one.name: values[one.name] for one in fields(cls)}
+        return cls(**{**known, "failures": Counter(values["failures"]), "dropped": Counter(values["dropped"])})
 
 
 @dataclass(slots=True)
@@ -61,10 +104,10 @@ class Progress:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run came to.
+    """The result of a run, in numbers.
 
-    `complete` says that the input was read to its end (or to ``limit``); else the run was stopped and
-    the same command goes on.
+    `complete` is true only when the input was read to its end (or to ``limit``) and every record that was read has
+    ended. Otherwise the run was stopped, and the same command resumes it.
     """
 
     pipeline: str
@@ -80,6 +123,9 @@ class RunReport:
     latency_p50_s: float | None
     latency_p99_s: float | None
     stopped_why: str = ""
+    advice: str = ""  #: what to do about it, where a restart alone does not help
+    total: int | None = None  #: records of the input (of the segment that was stopped), where that is known
+    unfinished: int | None = 0  #: of these, records that have not ended; None: the input was not read to its end
     notes: list[str] = field(default_factory=list)
     reread_answers: int = 0  #: answers that were paid for earlier and read again; `requests` does not count them
     limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
@@ -93,12 +139,9 @@ class RunReport:
         return EXIT_FAILED_RECORDS if self.counts.failed_rows or self.counts.earlier_failed else EXIT_OK
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json`` and for ``report.json`` in the run directory."""
+        """For ``--json``: the same facts as plain values."""
         return {**_plain(self), "directory": str(self.directory), "exit_code": self.exit_code}
 
 
 def _plain(report: Progress | RunReport) -> dict[str, Any]:
-    """`asdict`, but for the counters: Python 3.11 makes one whose keys are pairs of them."""
-    counts = asdict(report.counts)
-    counts.update(failures=dict(report.counts.failures), dropped=dict(report.counts.dropped))
-    return {**asdict(report), "counts": counts}
+    return {**asdict(report), "counts": report.counts.as_json()}

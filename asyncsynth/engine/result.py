@@ -50,6 +50,11 @@ class Result(Mapping[str, Leaf]):
             raise KeyError(f"{leaf!r}: this run has {', '.join(map(repr, known)) or 'no rows yet'}")
         return Leaf(self.directory, leaf)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every record of the input has ended; else the rows are a part of the result."""
+        return self.report.complete
+
     def __iter__(self) -> Iterator[str]:
         """Names of the graph's ends: "default" where there is one."""
         return iter(leaves(self.directory))
@@ -58,4 +63,5 @@ class Result(Mapping[str, Leaf]):
         return len(leaves(self.directory))
 
     def __repr__(self) -> str:
-        return f"Result({str(self.directory)!r}, {', '.join(self.keys())})"
+        unfinished = "" if self.complete else ", unfinished"
+        return f"Result({str(self.directory)!r}, {', '.join(self.keys())}{unfinished})"

@@ -20,6 +20,7 @@ from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
 from asyncsynth.storage import layout
 from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
@@ -186,14 +187,16 @@ class RunDirectory:
             rows=walked.rows,
             failed=walked.failed,
             dropped=walked.dropped,
+            input=(record.data or None) if walked.failed else None,
         )
 
-    def bad_row(self, record: Record, row: BadRow) -> None:
-        """Journals an input row that could not be read, under ``on_bad_row="skip"``."""
+    def bad_row(self, record: Record, row: BadRow) -> FailedRow:
+        """Journals an input row that could not be read, under ``on_bad_row="skip"``; how it failed."""
         failed: FailedRow = {
             "k": record.key, "step": "input", "reason": "bad_input", "message": row.message, "attempts": 0
         }  # fmt: skip
         self.finish(record, Walked({}, [failed]))
+        return failed
 
     def finished_rows(self, record: Record) -> FinishedRows:
         """The rows of a record that is done."""
@@ -205,6 +208,10 @@ class RunDirectory:
         for key in self._index.unclaimed_keys(self._journal.read):
             self._append(drop_entry(key))
             self._sidecars.facts.drop(key)
+
+    def note_extent(self, records: int | None, limit: int | None, *, complete: bool = False) -> None:
+        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError."""
+        Extent(self._epoch, records, limit, complete).save(self.path)
 
     @property
     def state(self) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Doing it: feed records into the window, walk each, journal its end, give its credit back.
 
-The run ends when the source does, when `limit` is reached, when it is told to drain, or when something
-stops it (a server that refuses, a disk that fails, an input that cannot be read). In every case the records
-in flight are finished or given back untouched, and the same command goes on from there.
+The run ends when the source does, when `limit` is reached, when it drains, or when something stops it (a server
+that refuses, a disk that fails, an input that cannot be read, too many failures). In every case each record that
+was read has ended or is pending, and the same command resumes from there. Pending records hold nothing back: what
+their steps have made is journaled, and the run is complete only when there is none.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.core.stats import Histogram
 from asyncsynth.engine.answers import KeptAnswers
+from asyncsynth.engine.failing import ADVICE, AllAlike, FailureLimit
 from asyncsynth.engine.limits import KEEP_EVERY_S, FollowingWindow, keep_lines, server_lines
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.walk import Walked, Walker
-from asyncsynth.errors import AsyncsynthError, InputError, StorageError
+from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, Row
+from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.readers import BadRow, Reader
 
 #: Rows skipped or failed at once before other coroutines get their turn.
@@ -71,7 +74,12 @@ class Runner:
         directory.watch(self._settled, self._journal_failed)
         self._draining = False
         self._exhausted = False
+        self._complete = False  #: the input was read to its end, every record has ended, and the directory says so
         self._stopped_why = ""
+        self._advice = ""
+        limit = options.max_failures
+        self._failure_limit = None if limit is None else FailureLimit(limit)
+        self._all_alike = AllAlike() if limit is None else None
         self.counts = Counts()
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
@@ -83,6 +91,7 @@ class Runner:
         """Runs to the end. Raises AsyncsynthError for what stopped it, after all that was done is safe."""
         self._keep()
         try:
+            self._directory.note_extent(self._counted_before(), self._options.limit)
             return await self._run()
         finally:
             self._keep(again=False)
@@ -108,12 +117,20 @@ class Runner:
         if self._exhausted and self._options.limit is None:
             self._directory.forget_unseen()
         await self._directory.flush()
+        if self._exhausted and not self.counts.pending:
+            self._directory.note_extent(self.counts.read, self._options.limit, complete=True)
+            self._complete = True
         return self.report()
 
     def drain(self, why: str) -> None:
-        """Admits nothing more; what is in flight goes on to its end."""
+        """Sends and admits nothing more. Requests at the servers end; `run` returns when the slowest of them has.
+
+        A record that needs no further request ends. The others are given back: they stay pending, and what their
+        steps have made is journaled.
+        """
         self._draining = True
         self._stopped_why = self._stopped_why or why
+        self._pool.withdraw()
         self._room.set()
 
     async def _feed(self, records: asyncio.TaskGroup) -> AsyncsynthError | None:
@@ -135,6 +152,8 @@ class Runner:
             if record is None:
                 self._window.release(0)
                 self._exhausted = True
+                if self._window.in_flight and self.counts.read != self._counted_before():
+                    self._directory.note_extent(self.counts.read, self._options.limit)
                 return None
             self.counts.read += 1
             if self._is_done(record):
@@ -177,8 +196,9 @@ class Runner:
                 record = Record(str(position), position, {})
                 self.counts.read += 1
                 if not self._is_done(record):
-                    self._directory.bad_row(record, item)
-                    self._count_failure("bad_input")
+                    self.counts.failed += 1
+                    self.counts.fail(self._directory.bad_row(record, item))
+                    self._weigh_failures()
                 continue
             yield Record(item.key if item.key is not None else str(position), position, item.row)
 
@@ -209,6 +229,9 @@ class Runner:
                     if walked.ok:
                         await self._on_rows(walked.rows)
                     self._give_back(size)
+            except Withdrawn:
+                self._give_back(size)
+                return
             except BaseException:
                 self._give_back(size)
                 raise
@@ -255,19 +278,37 @@ class Runner:
             counts.ok += 1
         else:
             counts.failed += 1
+            self._weigh_failures(walked.failed[0])
         counts.rows += sum(map(len, walked.rows.values()))
         counts.reused_steps += walked.reused
         for failed in walked.failed:
-            counts.failed_rows += 1
-            counts.failures[failed["reason"]] += 1
+            counts.fail(failed)
         for step, reasons in walked.dropped.items():
             for reason, number in reasons.items():
                 counts.dropped[f"{step}: {reason}"] += number
 
-    def _count_failure(self, reason: str) -> None:
-        self.counts.failed += 1
-        self.counts.failed_rows += 1
-        self.counts.failures[reason] += 1
+    def _weigh_failures(self, failed: FailedRow | None = None) -> None:
+        """Stops the run where a record's failure says that more would be paid in vain, or that it is one too many."""
+        if self._draining:
+            return
+        before, counts = self._before(), self.counts
+        if self._failure_limit is not None:
+            failures = before.failed + counts.failed
+            why = self._failure_limit.exceeded(failures, failures + before.ok + counts.ok)
+        elif self._all_alike is None or failed is None:
+            return
+        elif before.ok or counts.ok or before.earlier + counts.earlier > before.earlier_failed + counts.earlier_failed:
+            self._all_alike = None  # the pipeline can do it
+            return
+        else:
+            why = self._all_alike.failed(failed)
+        if why:
+            self._advice = ADVICE
+            self.drain(why)
+
+    def _before(self) -> Counts:
+        """What the segments before this one have counted."""
+        return Counts()
 
     def progress(self) -> Progress:
         """A snapshot; cheap enough to take several times a second."""
@@ -311,6 +352,10 @@ class Runner:
         shard = self._options.shard
         return total if total is None or shard is None else shard.of(total)
 
+    def _counted_before(self) -> int | None:
+        """Records of the input, before it is read; None also for a shard by ids, whose number is an estimate."""
+        return None if self._options.shard is not None and self._reader.id_column else self._total()
+
     def latency(self) -> Histogram:
         """How long requests took, in seconds: so far."""
         return self._pool.snapshot().latency
@@ -318,7 +363,10 @@ class Runner:
     def report(self) -> RunReport:
         """The run as it stands; final once `run` has returned."""
         pool = self._pool.snapshot()
-        complete = self._exhausted and not self.counts.in_flight
+        complete, counts, total = self._complete, self.counts, self._total()
+        left = counts.pending if self._exhausted else None
+        if left is None and total is not None:
+            left = max(0, total - counts.read) + counts.pending
         return RunReport(
             pipeline=self._name,
             directory=self._directory.path,
@@ -333,6 +381,9 @@ class Runner:
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
             stopped_why="" if complete else self._stopped_why,
+            advice="" if complete else self._advice,
+            total=counts.read if self._exhausted else total,
+            unfinished=0 if complete else left or None,
             notes=[*self._directory.notes, *self._pool.notes, *(self._answers.notes if self._answers else ())],
             reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),

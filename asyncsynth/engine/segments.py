@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from asyncsynth.client.pool import ServerPool
@@ -163,6 +163,8 @@ async def run_segments(
     Stops, resumable, at the first segment that does not come to its end. Raises what `Runner.run` raises.
     """
     whole = _Whole(name, segments)
+    for segment in segments[1:]:  # what they have of an earlier run is no result until this run has come there
+        segment.directory.note_extent(None, None)
     for segment, following in zip(segments, [*segments[1:], None], strict=True):
         runner = whole.runner(segment, pool, on_rows if following is None else None)
         if on_runner is not None:
@@ -211,7 +213,7 @@ class _Whole:
                 counts = await _in_thread(step, path, state, runner)
             except BarrierStopped:
                 return False
-        _add(self.earlier, runner.counts)
+        self.earlier.add(_without_rows(runner.counts))
         if made:
             for reason, number in counts.dropped.items():
                 self.earlier.dropped[f"{step.name}: {reason}"] += number
@@ -238,11 +240,9 @@ async def _in_thread(step: GlobalStep, path: Path, state: dict[str, object], run
         raise
 
 
-def _add(total: Counts, counts: Counts) -> None:
-    """Adds a segment's counts to those before it; rows that went on to a next segment are no result rows."""
-    for one in fields(Counts):
-        if one.name != "rows":
-            setattr(total, one.name, getattr(total, one.name) + getattr(counts, one.name))
+def _without_rows(counts: Counts) -> Counts:
+    """A segment's counts for the whole run's: rows that a next segment takes are no result rows."""
+    return replace(counts, rows=0)
 
 
 def _note(segment: Segment, counts: Counts, step: GlobalStep, barrier: BarrierCounts, *, made: bool) -> str:
@@ -269,6 +269,9 @@ class SegmentRunner(Runner):
         self._rate_marks.append((self._started, 0, pool.snapshot().completion_tokens))
         self.at_barrier = ""  #: name of the step over all rows that its rows are going through
 
+    def _before(self) -> Counts:
+        return self._whole.earlier
+
     @property
     def draining(self) -> bool:
         """Whether the run was told to end early."""
@@ -289,9 +292,9 @@ class SegmentRunner(Runner):
     def report(self) -> RunReport:
         report = super().report()
         last = self._whole.segments[-1]
-        counts = Counts(rows=report.counts.rows if self._number == last.number else 0)
-        for part in (self._whole.earlier, report.counts):
-            _add(counts, part)
+        counts = Counts()
+        counts.add(self._whole.earlier)
+        counts.add(report.counts if self._number == last.number else _without_rows(report.counts))
         complete = report.complete and self._number == last.number
         return replace(
             report,
@@ -300,6 +303,7 @@ class SegmentRunner(Runner):
             counts=counts,
             elapsed_s=self._loop.time() - self._whole.started,
             stopped_why="" if complete else self._stopped_why,
+            unfinished=report.unfinished or (0 if complete else None),
             notes=[*self._whole.notes, *report.notes],
             reread_answers=sum(part.answers.reread for part in self._whole.segments if part.answers is not None),
         )

@@ -15,7 +15,8 @@ from typing import Any
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
 from asyncsynth.engine.limits import kept_lines, merged_lines
 from asyncsynth.storage.entries import FailedRow
-from asyncsynth.storage.failures import failures
+from asyncsynth.storage.extent import Extent, judged, segment_before
+from asyncsynth.storage.failures import failure_examples
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
 from asyncsynth.storage.manifest import Manifest
@@ -36,10 +37,14 @@ class RunStatus:
     failed_rows: dict[str, int]  #: "step: reason" -> rows
     dropped_rows: dict[str, int]  #: "step: reason" -> rows
     steps: dict[str, int]  #: step that asks a model -> records that have its results
-    examples: list[FailedRow] = field(default_factory=list)
+    examples: list[FailedRow] = field(default_factory=list)  #: one for each step and reason
     servers: list[dict[str, Any]] = field(default_factory=list)  #: as they stood last, see `engine.limits`
     before: RunStatus | None = None  #: of the segment before, where a step over all rows splits the pipeline
     shards: int = 0  #: processes that the run was dealt out to; 0: one, and not dealt out
+    records: int | None = None  #: records of the input, or of its first `limit`, where that is known
+    complete: bool | None = None  #: all of them have ended, in the segments before, too; None: not known
+    unfinished: int | None = None  #: those that have not ended, where that is known
+    completeness: str = ""  #: the same in words
     barrier: BarrierCounts | None = None  #: what became of this segment's rows on their way to the next one
 
     @classmethod
@@ -47,20 +52,27 @@ class RunStatus:
         """Reads the manifest and the journal. Raises ConfigurationError where there is no run."""
         manifest = Manifest.of_run(directory)
         if manifest.shards:
+            extent = Extent.load(directory)
             parts = [cls._read(place, part, examples) for place, part in journals(directory, manifest)]
-            return _together(directory, manifest, parts, examples)
+            return _together(directory, manifest, extent, parts, examples)
         return cls._read(directory, manifest, examples)
 
     @classmethod
     def _read(cls, directory: Path, manifest: Manifest, examples: int) -> RunStatus:
+        extent = Extent.load(directory)  # before the journal: what is added meanwhile makes it say too little
         index = RunIndex(keys=manifest.keys, stride=manifest.stride)
         epoch = len(manifest.epochs) - 1
         with JournalView(directory) as view:
             view.walk(index)
             counts = index.counts(epoch)
             # Where nothing failed, that is not looked for in a million records.
-            found = failures(view, index, epoch) if counts.failed_rows else ()
-            shown = [failed for _, failed in islice(found, examples)]
+            found = failure_examples(view, index, epoch) if counts.failed_rows else ()
+            shown = list(islice(found, examples))
+        before = _before(directory, manifest, examples)
+        how = judged(extent, epoch, lambda: counts.ok + counts.failed)
+        complete, words = how.complete, how.words
+        if before is not None and not before.complete:
+            complete, words = before.complete, before.completeness
         return cls(
             pipeline=manifest.pipeline,
             directory=directory,
@@ -73,7 +85,11 @@ class RunStatus:
             steps={name: index.step_count(fingerprint) for name, fingerprint in manifest.epochs[-1].steps.items()},
             examples=shown,
             servers=kept_lines(directory),
-            before=_before(directory, manifest, examples),
+            before=before,
+            records=how.records,
+            complete=complete,
+            unfinished=how.unfinished,
+            completeness=words,
             barrier=earlier_output(directory, None),
         )
 
@@ -82,7 +98,9 @@ class RunStatus:
         return {"event": "status", **asdict(self), "directory": str(self.directory)}
 
 
-def _together(directory: Path, manifest: Manifest, parts: Sequence[RunStatus], examples: int) -> RunStatus:
+def _together(
+    directory: Path, manifest: Manifest, extent: Extent | None, parts: Sequence[RunStatus], examples: int
+) -> RunStatus:
     """The status of a run from those of its shards."""
 
     def added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -91,29 +109,33 @@ def _together(directory: Path, manifest: Manifest, parts: Sequence[RunStatus], e
             total.update(one)
         return dict(total)
 
+    ok, failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
+    how = judged(extent, len(manifest.epochs) - 1, lambda: ok + failed)
+    first = {(failed["step"], failed["reason"]): failed for part in reversed(parts) for failed in part.examples}
     return RunStatus(
         pipeline=manifest.pipeline,
         directory=directory,
         writer_pid=writer_pid(directory),
-        ok=sum(part.ok for part in parts),
-        failed=sum(part.failed for part in parts),
+        ok=ok,
+        failed=failed,
         rows=added(part.rows for part in parts),
         failed_rows=added(part.failed_rows for part in parts),
         dropped_rows=added(part.dropped_rows for part in parts),
         steps=added(part.steps for part in parts),
-        examples=[failed for part in parts for failed in part.examples][:examples],
+        examples=list(first.values())[:examples],
         servers=merged_lines(part.servers for part in parts),
         shards=manifest.shards,
+        records=how.records,
+        complete=how.complete,
+        unfinished=how.unfinished,
+        completeness=how.words,
     )
 
 
 def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | None:
     """The status of the segment that the rows come from. The last segment's directory holds all others."""
-    folder = manifest.source.get("segment")
-    if not folder:
-        return None
-    place = directory / folder if (directory / folder).is_dir() else directory.parent / folder
-    return RunStatus.read(place, examples=examples) if Manifest.exists(place) else None
+    place = segment_before(directory, manifest)
+    return None if place is None else RunStatus.read(place, examples=examples)
 
 
 def writer_pid(directory: Path) -> int | None:

@@ -14,7 +14,7 @@ from functools import partial
 from asyncsynth.client.concurrency import all_or_error, first_error
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.engine.answers import KeptAnswers
-from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
+from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash
@@ -75,13 +75,19 @@ class Walker:
         return node if not node.step.input_mappings and type(node.step).view is Step.view else None
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
-        """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
+        """Takes a record through all steps. Raises only what must stop the run, never for the record's sake.
+
+        Raises Withdrawn when the run stops and the record would need another request. What its steps have made is
+        journaled then, and what is at the servers for it has ended.
+        """
         way = _Way(record, recall, self._model_steps)
         items = [(record.key, record.data)]
         if self._linear:
             for node, model_step in self._nodes:
                 if model_step is not None:
                     items = await self._ask(way, node, model_step, items)
+                    if way.withdrawn:
+                        raise Withdrawn
                 elif node.before:
                     items = way.step(node.step, [items])
             (leaf,) = self._plan.leaves
@@ -94,6 +100,8 @@ class Walker:
                     await self._advance(way, 0, made, waiting, branches)
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from errors
+            if way.withdrawn:
+                raise Withdrawn
             rows = {name: [row for _, row in made[index]] for name, index in self._plan.leaves.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
 
@@ -106,6 +114,8 @@ class Walker:
             node, model_step = self._nodes[here]
             if model_step is not None:
                 made[here] = await self._ask(way, node, model_step, made[node.before[0]])
+                if way.withdrawn:
+                    return  # quietly: an error would cancel what other branches have at the servers
             elif node.before:
                 made[here] = way.step(node.step, [made[index] for index in node.before])
             ready = []
@@ -138,7 +148,7 @@ class Walker:
                 else:  # several outputs make several rows with keys of their own
                     made += [(f"{item[0]}.{i}", step.merge(item[1], output)) for i, output in enumerate(outputs)]
         if any_fresh:
-            if way.models_left > 0:
+            if way.models_left > 0 or way.withdrawn:
                 self._save(way.record, node.fingerprint, kept)
             else:
                 way.unsaved.append((node.fingerprint, kept))  # rides in the record's last entry
@@ -177,7 +187,19 @@ class Walker:
             send=send if asker is None else asker.send,
         )
         try:
-            outputs = await step.generate(view, ctx)
+            try:
+                outputs = await step.generate(view, ctx)
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                if ctx.stopped is not None:
+                    raise ctx.stopped from None  # what the step's own code made of it is no result
+                raise
+            if ctx.stopped is not None:
+                raise ctx.stopped
+        except Withdrawn:
+            way.withdrawn = True
+            return None
         except RecordError as error:
             way.fail(key, step, error)
             return None
@@ -194,7 +216,7 @@ class Walker:
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = ("dropped", "failed", "models_left", "recall", "record", "reused", "unsaved")
+    __slots__ = ("dropped", "failed", "models_left", "recall", "record", "reused", "unsaved", "withdrawn")
 
     def __init__(self, record: Record, recall: Recall, model_steps: int) -> None:
         self.record = record
@@ -204,6 +226,7 @@ class _Way:
         self.dropped: dict[str, dict[str, int]] = {}
         self.unsaved: list[tuple[str, list[StepResult]]] = []
         self.reused = 0
+        self.withdrawn = False  #: a request was refused because the run stops
 
     def step(self, step: Step, branches: list[list[Item]]) -> list[Item]:
         """What a step that asks no model makes of the rows of its predecessors."""

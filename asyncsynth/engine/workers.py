@@ -12,7 +12,7 @@ import contextlib
 import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import orjson
 
 from asyncsynth import errors
 from asyncsynth.core.stats import Histogram
+from asyncsynth.engine.failing import ADVICE, FailureLimit
 from asyncsynth.engine.limits import merged_lines
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.errors import AsyncsynthError
+from asyncsynth.storage.extent import Extent
 
 _LINE_BYTES = 16 << 20  #: of what a worker says at once: notes and servers, far less
 
@@ -41,7 +43,7 @@ class Worker:
 
     @property
     def counts(self) -> Counts:
-        return counts_of(self.said["counts"]) if self.said else Counts()
+        return Counts.from_json(self.said["counts"]) if self.said else Counts()
 
     def tell(self, word: str) -> None:
         """Says a word to the process; one that has ended does not hear it."""
@@ -57,7 +59,8 @@ class Workers:
         command: how a worker process is called.
         job: what each is told, beside ``shard``, ``shards``, ``place`` and ``workers``; JSON.
         shards, workers: parts that the records are dealt out to, and processes at a time.
-        total: records in all, where that is known.
+        extent: of the run's directory: records in all, where that is known, and the state of the pipeline.
+        max_failures: as in `RunOptions`, over all processes. Half a second passes until the parent hears of a failure.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class Workers:
         workers: int,
         name: str,
         directory: Path,
-        total: int | None,
+        extent: Extent,
+        max_failures: int | str | None = None,
     ) -> None:
         self._command = command
         self._job = job
@@ -77,7 +81,10 @@ class Workers:
         self._count = min(workers, shards)
         self._name = name
         self._directory = directory
-        self._total = total
+        self._extent = extent
+        self._complete = False  #: all shards are, and the directory says so
+        self._failure_limit = None if max_failures is None else FailureLimit(max_failures)
+        self._advice = ""
         self._waiting = deque(range(shards))
         self._workers: list[Worker] = []
         self._stopped_why = ""
@@ -88,6 +95,7 @@ class Workers:
 
     async def run(self) -> RunReport:
         """Runs all shards to their ends. Raises what the first worker that failed raised, when all have ended."""
+        self._extent.save(self._directory)
         lanes = [
             asyncio.create_task(self._lane(place), name=f"asyncsynth worker {place}") for place in range(self._count)
         ]
@@ -102,10 +110,15 @@ class Workers:
             lane.result()
         if self._error is not None:
             raise self._error
+        said = [worker.said for worker in self._workers if worker.done]
+        if len(said) == self._shards and all(one["complete"] for one in said):
+            self._extent = replace(self._extent, records=self.counts().read, complete=True)
+            self._extent.save(self._directory)
+            self._complete = True
         return self.report()
 
     def drain(self, why: str) -> None:
-        """Begins nothing more; what is in flight goes on to its end."""
+        """Begins nothing more, and has all workers drain: see `Runner.drain`."""
         self._draining = True
         self._stopped_why = self._stopped_why or why
         self._tell(f"drain {why}")
@@ -163,8 +176,13 @@ class Workers:
         match said.pop("event"):
             case "progress":
                 worker.said = said
+                self._weigh_failures()
             case "done":
                 worker.said, worker.done = said, True
+                self._weigh_failures()
+                if not said["complete"] and not self._draining:  # it stopped by itself: so do the others
+                    self._advice = said["advice"]
+                    self.drain(f"worker {worker.shard}: {said['stopped_why']}")
             case "stopped":
                 worker.stopped = True
             case "error":
@@ -173,13 +191,20 @@ class Workers:
                     self._error = error_of(said)
                     self.drain(f"worker {worker.shard}: {said['message']}")
 
+    def _weigh_failures(self) -> None:
+        if self._failure_limit is not None and not self._draining:
+            counts = self.counts()
+            if why := self._failure_limit.exceeded(counts.failed, counts.failed + counts.ok):
+                self._advice = ADVICE
+                self.drain(why)
+
     # --- all together --------------------------------------------------------------------------
 
     def counts(self) -> Counts:
         """Of all workers, those that have ended included."""
         total = Counts()
         for worker in self._workers:
-            add_counts(total, worker.counts)
+            total.add(worker.counts)
         return total
 
     def progress(self) -> Progress:
@@ -190,7 +215,7 @@ class Workers:
             pipeline=self._name,
             elapsed_s=self._loop.time() - self._started,
             counts=self.counts(),
-            total=self._total,
+            total=self._extent.records,
             requests_in_flight=sum(said["requests_in_flight"] for said in now),
             requests_waiting=sum(said["requests_waiting"] for said in now),
             completion_tokens=sum(said["completion_tokens"] for said in every),
@@ -205,7 +230,8 @@ class Workers:
     def report(self) -> RunReport:
         """The whole run; final once `run` has returned. A worker that was killed is counted as it last said."""
         said = [worker.said for worker in self._workers if worker.done]
-        complete = len(said) == self._shards and all(one["complete"] for one in said)
+        complete, counts, total = self._complete, self.counts(), self._extent.records
+        left = None if total is None else max(0, total - counts.read) + counts.pending
         latency = merged_latency(one["latency"] for one in said)
         last = {worker.place: worker.said for worker in self._workers if worker.done}
         return RunReport(
@@ -213,7 +239,7 @@ class Workers:
             directory=self._directory,
             complete=complete,
             elapsed_s=self._loop.time() - self._started,
-            counts=self.counts(),
+            counts=counts,
             answered_by=added(one["answered_by"] for one in said),
             requests=sum(one["requests"] for one in said),
             prompt_tokens=sum(one["prompt_tokens"] for one in said),
@@ -222,6 +248,9 @@ class Workers:
             latency_p50_s=latency.quantile(0.5) if latency.count else None,
             latency_p99_s=latency.quantile(0.99) if latency.count else None,
             stopped_why="" if complete else self._stopped_why,
+            advice="" if complete else self._advice,
+            total=total,
+            unfinished=0 if complete else left or None,
             notes=self._notes(),
             reread_answers=sum(one["reread_answers"] for one in said),
             limits=merged_lines(one["limits"] for one in last.values()),
@@ -243,17 +272,6 @@ def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for one in counts:
         total.update(one)
     return dict(total)
-
-
-def counts_of(values: Mapping[str, Any]) -> Counts:
-    """`Counts` from its JSON."""
-    return Counts(**{**values, "failures": Counter(values["failures"]), "dropped": Counter(values["dropped"])})
-
-
-def add_counts(total: Counts, counts: Counts) -> None:
-    """Adds every count of one to the other's."""
-    for one in fields(Counts):
-        setattr(total, one.name, getattr(total, one.name) + getattr(counts, one.name))
 
 
 def latency_json(latency: Histogram) -> dict[str, Any]:

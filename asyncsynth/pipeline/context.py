@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncsynth.client.messages import Completion, ModelRequest, Usage
+from asyncsynth.errors import RunStopped, Withdrawn
 from asyncsynth.records import seed_of, stable_seed
 
 Send = Callable[[ModelRequest], Awaitable[Completion]]
@@ -19,7 +20,7 @@ class Context:
     the same ones. In a run the step id is `Node.seed_id`: an edited parser makes the same requests.
     """
 
-    __slots__ = ("_send", "_step_id", "completions", "key", "notes", "run_seed")
+    __slots__ = ("_send", "_step_id", "completions", "key", "notes", "run_seed", "stopped")
 
     def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key = key
@@ -27,6 +28,7 @@ class Context:
         self._step_id = step_id
         self._send = send
         self.completions: list[Completion] = []  #: every answer got, in order; provenance is made of them
+        self.stopped: Withdrawn | RunStopped | None = None  #: the run stops, and a request of this row was refused
         self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
 
     def seed(self, sample: int = 0) -> int:
@@ -39,7 +41,11 @@ class Context:
 
     async def send(self, request: ModelRequest) -> Completion:
         """Asks the model. Raises RequestFailed when it ends without a completion."""
-        completion = await self._send(request)
+        try:
+            completion = await self._send(request)
+        except (Withdrawn, RunStopped) as stopped:
+            self.stopped = stopped  # the engine must know of it, whatever the step's code makes of it
+            raise
         self.completions.append(completion)
         return completion
 

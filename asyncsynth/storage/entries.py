@@ -2,7 +2,7 @@
 
 - `{"t":"rec","k":key,"i":position,"h":row hash,"s":[{"f":step fingerprint,"r":[result…]}…]}`: results of steps.
   The record's last entry also has `"e":epoch,"st":"ok"|"failed","rows":{leaf:[row…]}`, and where there are any,
-  `"bad":[failed row…]` and `"drop":{step:{reason:n}}`.
+  `"bad":[failed row…]` with `"in":row`, the record's input row, and `"drop":{step:{reason:n}}`.
 - `{"t":"pos","k":key,"i":position}`: the record now stands elsewhere in the input, or is back in it.
 - `{"t":"drop","k":key}`: the input no longer has it.
 
@@ -19,6 +19,7 @@ import orjson
 from asyncsynth.errors import RecordError
 from asyncsynth.records import Row
 
+INPUT = "in"  #: of an entry: the input row of a record that has failed rows
 Status = Literal["ok", "failed"]
 
 
@@ -81,6 +82,7 @@ def rec_entry(
     rows: Mapping[str, Sequence[Row]] | None = None,
     failed: Sequence[FailedRow] = (),
     dropped: Mapping[str, Mapping[str, int]] | None = None,
+    input: Row | None = None,
 ) -> bytes:
     """Results of a record's steps, and with `status` and `epoch` its end. Raises NotJson."""
     entry: dict[str, Any] = {"t": "rec", "k": key, "i": position, "h": row_hash}
@@ -92,6 +94,8 @@ def rec_entry(
         entry["rows"] = rows or {}
         if failed:
             entry["bad"] = failed
+            if input is not None:
+                entry[INPUT] = input
         if dropped:
             entry["drop"] = dropped
     return _dump(entry)

@@ -21,6 +21,7 @@ import orjson
 
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
+from asyncsynth.storage.extent import Completeness, completeness, refuse_unfinished
 from asyncsynth.storage.files import (
     REAL,
     FileSystem,
@@ -55,6 +56,7 @@ class Exported:
 
     path: Path
     rows: int
+    completeness: Completeness  #: of the run: an unfinished one has rows that are not there yet
 
 
 def export(
@@ -63,6 +65,7 @@ def export(
     *,
     leaf: str = "default",
     epoch: int | None = None,
+    complete_only: bool = False,
     fs: FileSystem = REAL,
 ) -> Exported:
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
@@ -70,7 +73,9 @@ def export(
     `epoch` as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
     JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front. JSON Lines
     and Parquet carry every text as it is, JSON Lines with control characters escaped.
-    Raises ConfigurationError, StorageError, CorruptJournal.
+
+    The result says whether the run is complete. With `complete_only` a run that is not known to be complete raises
+    RunUnfinished, and nothing is written. Raises ConfigurationError, StorageError, CorruptJournal.
     """
     to = Path(to)
     writer = _WRITERS.get(to.suffix.lower())
@@ -81,11 +86,15 @@ def export(
         )
     directory = Path(directory)
     refuse_own_files(to, directory)
+    # Looked at before the rows: a record that ends meanwhile makes it say too little, never too much.
+    found = completeness(directory)
+    if complete_only:
+        refuse_unfinished(directory, found)
     rows = RunRows(directory, leaf, epoch=epoch)
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         writer(rows, file)
-    return Exported(to, len(rows))
+    return Exported(to, len(rows), found)
 
 
 def _write_jsonl(rows: RunRows, file: NewFile) -> None:

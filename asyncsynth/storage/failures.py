@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.entries import INPUT, FailedRow
 from asyncsynth.storage.exports import Exported, NewFile, json_line
+from asyncsynth.storage.extent import completeness, refuse_unfinished
 from asyncsynth.storage.files import REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.layout import refuse_own_files
@@ -17,44 +18,55 @@ from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.verify import run_directories
 
 
-def failures(view: JournalView, index: RunIndex, epoch: int) -> Iterator[tuple[int, FailedRow]]:
-    """(position of its record, the row) for each that failed, in the order of the input. The index has seen the view.
+def failure_examples(view: JournalView, index: RunIndex, epoch: int) -> Iterator[FailedRow]:
+    """The first row that failed for each step and reason, in the order of the input. The index has seen the view.
 
     Raises CorruptJournal, StorageError.
     """
-    for where in index.finals_with_failures(epoch):
-        entry = view.read(where)
-        for failed in entry["bad"]:
-            yield entry["i"], failed
+    shown: set[tuple[str, str]] = set()
+    for where in index.first_failures(epoch):
+        for failed in view.read(where)["bad"]:
+            kind = failed["step"], failed["reason"]
+            if kind not in shown:
+                shown.add(kind)
+                yield failed
 
 
 def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
     """One object for each row that failed, in the order of the input; parts of a run one after the other.
 
     `key`, `position` (place of its record in the input, from 0), `step`, `reason`, `message`, `attempts`, and where the
-    model's text could not be read `raw`, that text. Raises ConfigurationError, StorageError, CorruptJournal.
+    model's text could not be read `raw`, that text; last `input`, the input row of its record: None where the row could
+    not be read, and in journals of versions that did not keep it. Of a record that came through a step over all rows,
+    that is the row which the step let through. Raises ConfigurationError, StorageError, CorruptJournal.
     """
     for place in run_directories(directory):
         manifest = Manifest.of_run(place)
         index = RunIndex(keys=manifest.keys, stride=manifest.stride)
         with JournalView(place) as view:
             view.walk(index)
-            for position, failed in failures(view, index, len(manifest.epochs) - 1):
-                row: dict[str, Any] = {**failed}
-                yield {"key": row.pop("k"), "position": position, **row}
+            for where in index.finals_with_failures(len(manifest.epochs) - 1):
+                entry = view.read(where)
+                for failed in entry["bad"]:
+                    row: dict[str, Any] = {**failed}
+                    yield {"key": row.pop("k"), "position": entry["i"], **row, "input": entry.get(INPUT)}
 
 
-def export_failures(directory: Path, to: Path, *, fs: FileSystem = REAL) -> Exported:
-    """Writes `failed_rows` to a JSONL file, in place of one that is there. Raises as `failed_rows`."""
+def export_failures(directory: Path, to: Path, *, complete_only: bool = False, fs: FileSystem = REAL) -> Exported:
+    """Writes `failed_rows` to a JSONL file, in place of one that is there. Raises as `failed_rows`, and RunUnfinished
+    under `complete_only`."""
     if to.suffix.lower() != ".jsonl":
         raise ConfigurationError(
             f"{to}: failed rows are written as JSON lines", hint="Name a file that ends with .jsonl."
         )
     refuse_own_files(to, directory)
+    found = completeness(directory)
+    if complete_only:
+        refuse_unfinished(directory, found)
     count = 0
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         for row in failed_rows(directory):
             file.write(json_line(row))
             count += 1
-    return Exported(to, count)
+    return Exported(to, count, found)

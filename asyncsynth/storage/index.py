@@ -325,6 +325,17 @@ class RunIndex:
         lost = [bool(ending.failed) for ending in self._endings]
         return (self._final_at[slot] for slot in self._in_order(epoch) if lost[self._ending[slot]])
 
+    def first_failures(self, epoch: int) -> Iterator[int]:
+        """As `finals_with_failures`, but only records that are the first with a step and reason."""
+        left = {(step, reason) for step, reason in self.counts(epoch).failed_rows}
+        kinds = [{(step, reason) for step, reason, _ in ending.failed} for ending in self._endings]
+        for slot in self._in_order(epoch) if left else ():
+            if not left.isdisjoint(kinds[self._ending[slot]]):
+                left -= kinds[self._ending[slot]]
+                yield self._final_at[slot]
+                if not left:
+                    return
+
     def final_rows(self, leaf: str, epoch: int | None = None) -> Iterator[tuple[int, int, int]]:
         """As `finals`, (position, location, rows of the leaf) of those that have any."""
         rows = [next((n for name, n in ending.rows if name == leaf), 0) for ending in self._endings]

@@ -20,7 +20,7 @@ MANIFEST = "MANIFEST.json"
 LOCK = "LOCK"
 SERVERS = "servers.json"
 SERVER_LOGS = "servers"
-INPUT = "input.json"
+EXTENT = "extent.json"
 ANSWERS = "answers"
 DAMAGED = "damaged"
 BARRIER_ROWS = "barrier.jsonl"
@@ -60,7 +60,7 @@ OWN_NAMES = (
     _own(DAMAGED, folder=True),
     _own(SERVERS, r"servers\.json(?:\.new)?"),
     _own(SERVER_LOGS, folder=True),
-    _own(INPUT),
+    _own(EXTENT),
     _own(ANSWERS, folder=True),
     _own("segment-1", r"segment-\d+", folder=True),
     _own(BARRIER_ROWS),
@@ -193,7 +193,7 @@ def may_become_run(names: Iterable[str]) -> bool:
     """True if a directory without a manifest, with these names in it, may be taken for a run's.
 
     It is when it is empty, when it holds exports only, or what a run makes before its manifest. Names that others
-    use as well (`answers`, `input.json`) do not make it one.
+    use as well (`answers`, `extent.json`) do not make it one.
     """
     there = list(names)
     if not all(is_own_name(name) or _RESULT.match(name) for name in there):

@@ -19,6 +19,7 @@ from asyncsynth.errors import StorageError
 from asyncsynth.storage import layout
 from asyncsynth.storage.checking import SegmentCheck, good_lines
 from asyncsynth.storage.exports import NewFile
+from asyncsynth.storage.extent import reopen
 from asyncsynth.storage.facts import sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, make_directory, storage_error
 from asyncsynth.storage.framing import Header, frame, header_line
@@ -69,7 +70,11 @@ def repair(directory: Path, *, dry_run: bool = False, fs: FileSystem = REAL) -> 
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.callback(RunLock(place, fs=fs).release)
-        return [_repair(place, dry_run, fs) for place in places]
+        done = [_repair(place, dry_run, fs) for place in places]
+        if not dry_run and any(each.rewritten for each in done):
+            for place in {directory, *places}:
+                reopen(place)
+        return done
 
 
 def _repair(directory: Path, dry_run: bool, fs: FileSystem) -> Repaired:

@@ -16,7 +16,7 @@ from asyncsynth.client.messages import ChatRequest
 from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused
+from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused, Withdrawn
 from asyncsynth.testing.virtual_time import run_virtually
 
 FAST = RetryPolicy(wait=tenacity.wait_none())
@@ -363,3 +363,51 @@ def test_no_tenacity_object_on_the_way_of_success(monkeypatch: pytest.MonkeyPatc
         await asyncio.gather(*(pool.send(ask()) for _ in range(20)))
 
     run(main())
+
+
+@pytest.mark.row(28)
+def test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: refusal(500) if n == 1 else answer())
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange, limit=2, policy=RetryPolicy(wait=tenacity.wait_fixed(50)))
+        calls = [asyncio.create_task(pool.send(ask())) for n in range(6)]
+        await settle()
+        assert exchange.busy == 2
+        exchange.gate.release()
+        await settle()  # the first sleeps now, the third has its slot
+        assert len(exchange.bodies) == 3
+        pool.withdraw()
+        pool.withdraw()  # a second time changes nothing
+        with pytest.raises(Withdrawn):
+            await pool.send(ask())
+        await asyncio.wait([calls[0], *calls[3:]])
+        assert [type(call.exception()) for call in (calls[0], *calls[3:])] == [Withdrawn] * 4
+        assert not calls[1].done()
+        exchange.gate.release()
+        exchange.gate.release()
+        assert (await calls[1]).text == (await calls[2]).text == "hi"
+        assert len(exchange.bodies) == 3
+        assert pool.snapshot().waiting == 0
+        await pool.aclose()
+
+    run_virtually(main())
+
+
+@pytest.mark.row(28)
+def test_an_attempt_that_fails_after_the_withdrawal_is_not_repeated() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: refusal(503))
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange)
+        call = asyncio.create_task(pool.send(ask()))
+        await settle()
+        assert exchange.busy == 1
+        pool.withdraw()
+        exchange.gate.release()
+        with pytest.raises(Withdrawn):
+            await call
+        assert len(exchange.bodies) == 1
+        await pool.aclose()
+
+    run_virtually(main())

@@ -18,7 +18,7 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.engine.serving import shared
 from asyncsynth.engine.shards import opened, refuse_barriers, refuse_small_limits, shared_options
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.engine.workers import counts_of, error_json, error_of, latency_json, merged_latency
+from asyncsynth.engine.workers import error_json, error_of, latency_json, merged_latency
 from asyncsynth.errors import (
     EXIT_STOPPED,
     AsyncsynthError,
@@ -103,8 +103,8 @@ def test_histograms_merge_through_json() -> None:
 
 def test_counts_and_errors_come_through_json() -> None:
     counts = Counts(read=4, ok=3, failed=1)
-    counts.failures["timeout"] += 1
-    assert counts_of(json.loads(json.dumps(vars_of(counts)))) == counts
+    counts.fail({"k": "3", "step": "gen", "reason": "timeout", "message": "no answer", "attempts": 4})
+    assert Counts.from_json(json.loads(json.dumps(counts.as_json()))) == counts
     for error in (
         RunStopped("no key", hint="set it"),
         InputError("is bad", path="a.jsonl", line=3),

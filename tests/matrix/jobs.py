@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,17 @@ def write_job(folder: Path, records: int) -> Path:
 class Job:
     """One command, to be started again and again."""
 
-    def __init__(self, job: Path, base_url: str, run: Path, *, window: int) -> None:
+    def __init__(self, job: Path, base_url: str, run: Path, *, window: int, more: Sequence[str] = ()) -> None:
         self.run = run
         self._command = [
             sys.executable, "-c", LAUNCH, "run", str(job), "--servers", base_url, "--output", str(run),
-            "--window", str(window), "--json",
+            "--window", str(window), "--json", *more,
         ]  # fmt: skip
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *more: str) -> subprocess.Popen[str]:
         """The command, running."""
         return subprocess.Popen(
-            self._command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*self._command, *more], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
     def finish(self) -> dict[str, Any]:
@@ -71,6 +72,14 @@ class Job:
         out, err = (process := self.start()).communicate(timeout=300)
         assert process.returncode == 0, f"exit {process.returncode}: {out}\n{err}"
         said: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return said
+
+    def ask(self, command: str, *options: str, code: int = 0) -> dict[str, Any]:
+        """What another command says of the run, as JSON."""
+        arguments = [sys.executable, "-m", "asyncsynth", command, str(self.run), "--json", *options]
+        done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=60, check=False)
+        assert done.returncode == code, f"exit {done.returncode}: {done.stdout}\n{done.stderr}"
+        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return said
 
     def finals(self) -> Counter[str]:

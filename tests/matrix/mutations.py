@@ -19,6 +19,7 @@ LIMIT_S = 120.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
+STOPPING = "tests/engine/test_stopping.py"
 SCHEDULER = "tests/core/test_scheduler.py"
 ANSWERS = "tests/engine/test_answers.py"
 
@@ -255,6 +256,30 @@ MUTATIONS = (
         "a damaged answer is believed", "storage/answers.py",
         "if check(line, self._files[(place >> _FILE_BITS) - 1].salt)[0] < 0:", "if not line:",
         35, ("tests/storage/test_answers.py::test_a_flipped_bit_costs_the_answer_and_never_changes_it",),
+        "done as soon as the input was read", "engine/runner.py",
+        "if self._exhausted and not self.counts.pending:", "if self._exhausted:",
+        27, (f"{STOPPING}::test_done_means_ended_whatever_stops_the_run",),
+    ),
+    Mutation(
+        "a stop withdraws nothing", "engine/runner.py",
+        "        self._pool.withdraw()\n", "",
+        28, (f"{STOPPING}::test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound",),
+    ),
+    Mutation(
+        "a call that waits is not withdrawn", "client/pool.py",
+        "        for waiter in waiters.values():\n            _fail(waiter, refusal)\n", "",
+        28, ("tests/client/test_pool.py::test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more",),
+        hangs=True,
+    ),
+    Mutation(
+        "answers of a record that is given back are lost", "engine/walk.py",
+        "if way.models_left > 0 or way.withdrawn:", "if way.models_left > 0 and not way.withdrawn:",
+        28, (f"{STOPPING}::test_a_part_of_a_step_over_several_rows_is_kept",),
+    ),
+    Mutation(
+        "failures that are alike go on", "engine/failing.py",
+        "if self._over or self._count < ALIKE:", "if True:",
+        29, ("tests/engine/test_failing.py",),
     ),
 )  # fmt: skip
 

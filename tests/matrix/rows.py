@@ -52,6 +52,9 @@ ROWS = {
     31: Row("values that a row cannot hold", "each refused by name and place, 0 changed"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
+    27: Row("done means ended, whatever stops the run", "read = earlier + ok + failed + pending, done: 0 pending"),
+    28: Row("stopping is quick", "0 requests sent after the stop, over when the slowest answer is, 0 paid twice"),
+    29: Row("failures that repeat stop the run", "exit 4 after 20 alike, or at --max-failures; resumable"),
 }
 
 

@@ -215,7 +215,7 @@ def test_a_hard_link_to_the_journal_is_no_way_in(run: Path, tmp_path: Path) -> N
         (["LOCK", "shard-0", "shard-1"], True),
         (["result.jsonl", "result-judged.jsonl"], True),
         (["LOCK", "notes.txt"], False),
-        (["input.json"], False),
+        (["extent.json"], False),
         (["answers"], False),
         (["servers.json", "servers"], False),
     ],

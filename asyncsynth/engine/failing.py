@@ -1,0 +1,77 @@
+"""When failures stop a run: because all fail alike from the first record on, or because there are too many."""
+
+from __future__ import annotations
+
+import re
+
+from asyncsynth.errors import ConfigurationError
+from asyncsynth.storage.entries import FailedRow
+
+#: Records that must fail alike, with none that ended well, before the run stops.
+ALIKE = 20
+#: Records that must have ended before a percentage says anything.
+LEAST_ENDED = 50
+
+ADVICE = (
+    "Mend the cause, then run the same command with --retry-failed, which tries these records again. "
+    "(--update alone does, too, where the pipeline itself has changed.)"
+)
+#: A bad row costs no answer, and a user who skips bad rows has decided about them.
+_COSTS_NOTHING = "bad_input"
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
+
+
+class FailureLimit:
+    """How many records may fail: ``N`` records, or ``P%`` of those that have ended (of 50 at least).
+
+    Raises ConfigurationError for anything else.
+    """
+
+    def __init__(self, limit: int | str) -> None:
+        text = str(limit).strip()
+        number = text.removesuffix("%").strip()
+        try:
+            value = float(number) if text.endswith("%") else int(number)
+        except ValueError:
+            value = -1
+        if isinstance(limit, bool) or not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
+            raise ConfigurationError(
+                f"max_failures is {limit!r}; a number of records or a percentage is needed",
+                hint="Write for example 100, or '5%'.",
+            )
+        self._text = text
+        self._share = value / 100 if text.endswith("%") else None
+        self._records = value
+
+    def exceeded(self, failed: int, ended: int) -> str:
+        """Why the run stops with `failed` of `ended` records, or ''."""
+        if self._share is None:
+            if failed <= self._records:
+                return ""
+        elif ended < LEAST_ENDED or failed <= self._share * ended:
+            return ""
+        return f"{failed:,} of {ended:,} records failed; at most {self._text} may (--max-failures)"
+
+
+class AllAlike:
+    """Whether the first records of a run all fail in the same way: then it is the pipeline, and not the data."""
+
+    def __init__(self) -> None:
+        self._way: tuple[str, str, str] | None = None
+        self._count = 0
+        self._over = False  #: two ways were seen
+
+    def failed(self, failed: FailedRow) -> str:
+        """Takes a record that failed while none has ended well; why the run stops, or ''."""
+        if self._over or failed["reason"] == _COSTS_NOTHING:
+            return ""
+        way = failed["step"], failed["reason"], _VARIES.sub("#", failed["message"].replace(failed["k"], "#"))
+        self._way = self._way or way
+        self._over = way != self._way
+        self._count += 1
+        if self._over or self._count < ALIKE:
+            return ""
+        return (
+            f"the first {ALIKE} records all failed in the same way: step {failed['step']!r}, "
+            f"{failed['reason']}: {failed['message']}"
+        )

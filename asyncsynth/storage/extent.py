@@ -1,0 +1,156 @@
+"""extent.json: how many records a run's input has, and whether all of them have ended.
+
+The journal says which records have ended; it cannot say how many there are. A run writes this file before it reads
+its first record (``complete`` is false) and again when every record of the input has ended. It is replaced
+atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from asyncsynth.errors import RunUnfinished
+from asyncsynth.storage import layout
+from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
+from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.reading import JournalView
+from asyncsynth.storage.shards import journals
+
+EXTENT_NAME = layout.EXTENT
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far the last run over a directory came.
+
+    Args:
+        epoch: the state of the pipeline that it ran; what it says holds for this one only.
+        records: records of the input, or of its first `limit`; None where that is not known yet.
+        limit: the run's ``limit``.
+        complete: the input was read to its end, or to `limit`, and every record has ended.
+    """
+
+    epoch: int
+    records: int | None
+    limit: int | None = None
+    complete: bool = False
+
+    @classmethod
+    def load(cls, directory: Path) -> Extent | None:
+        """The directory's; None where there is none, or none that can be read. Raises StorageError."""
+        path = directory / EXTENT_NAME
+        try:
+            return cls(**orjson.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, path, "read the file") from error
+        except (ValueError, TypeError):
+            return None
+
+    def save(self, directory: Path, *, fs: FileSystem = REAL) -> None:
+        """Writes it atomically and durably. Raises StorageError."""
+        atomic_write(directory / EXTENT_NAME, orjson.dumps(asdict(self)) + b"\n", fs=fs)
+
+
+def reopen(directory: Path) -> None:
+    """The directory's records have not all ended any more: entries were lost. Raises StorageError."""
+    extent = Extent.load(directory)
+    if extent is not None and extent.complete:
+        Extent(extent.epoch, extent.records, extent.limit).save(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Completeness:
+    """Whether all records of a run have ended.
+
+    Args:
+        complete: None where it is not known: the directory was made by an earlier version.
+        records: records of the input, or of its first `limit`, where that is known.
+        unfinished: of these, those that have not ended; None where that is not known.
+        limit: the run's ``limit``.
+        part: name of the segment that is not complete; '' for the last one, and for a run that has one only.
+    """
+
+    complete: bool | None
+    records: int | None
+    unfinished: int | None
+    limit: int | None = None
+    part: str = ""
+
+    @property
+    def words(self) -> str:
+        """For a person: one line."""
+        place = f" ({self.part})" if self.part else ""
+        if self.complete:
+            return f"complete (--limit {self.limit:,})" if self.limit is not None else "complete"
+        if self.complete is None:
+            return "not known to be complete: resume the run with this version of asyncsynth to find out"
+        if self.records is not None and self.unfinished:
+            return f"unfinished: {self.unfinished:,} of {self.records:,} records have not ended{place}"
+        return f"unfinished: the input was not read to its end{place}"
+
+
+def judged(extent: Extent | None, epoch: int, ended: Callable[[], int]) -> Completeness:
+    """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it."""
+    if extent is None:
+        return Completeness(None, None, None)
+    if extent.epoch != epoch:  # the run was stopped before it began to read
+        return Completeness(False, None, None)
+    count = ended()
+    left = None if extent.records is None else max(0, extent.records - count)
+    complete = extent.complete and not left
+    if not complete and not left:
+        left = None  # at least one has not ended, or is not known yet
+    return Completeness(complete, extent.records, left, extent.limit)
+
+
+def ended_records(directory: Path, manifest: Manifest) -> int:
+    """How many records have ended in the run's current state, of all its shards. Reads the journal's index."""
+    total = 0
+    for place, part in journals(directory, manifest):
+        index = RunIndex(keys=part.keys, stride=part.stride)
+        with JournalView(place) as view:
+            view.walk(index)
+        counts = index.counts(len(manifest.epochs) - 1)
+        total += counts.ok + counts.failed
+    return total
+
+
+def completeness(directory: Path) -> Completeness:
+    """Whether all records of a run have ended, those of the segments before its last one, and of shards, included.
+
+    Raises ConfigurationError where there is no run, CorruptJournal, StorageError.
+    """
+    manifest = Manifest.of_run(directory)
+    before = segment_before(directory, manifest)
+    if before is not None:
+        earlier = completeness(before)
+        if not earlier.complete:
+            return Completeness(
+                earlier.complete, earlier.records, earlier.unfinished, earlier.limit, earlier.part or before.name
+            )
+    extent = Extent.load(directory)
+    return judged(extent, len(manifest.epochs) - 1, lambda: ended_records(directory, manifest))
+
+
+def segment_before(directory: Path, manifest: Manifest) -> Path | None:
+    """The directory of the segment that a segment's rows come from. The last segment's directory holds all others."""
+    folder = manifest.source.get("segment")
+    if not folder:
+        return None
+    place = directory / folder if (directory / folder).is_dir() else directory.parent / folder
+    return place if Manifest.exists(place) else None
+
+
+def refuse_unfinished(directory: Path, found: Completeness) -> None:
+    """Raises RunUnfinished unless the run is known to be complete."""
+    if not found.complete:
+        raise RunUnfinished(
+            f"{directory}: {found.words}", hint="Resume the run, or leave out --complete-only (complete_only=True)."
+        )

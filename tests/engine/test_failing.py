@@ -1,0 +1,243 @@
+"""Failures that stop a run: all alike from the first record on, or too many (row 29); what is told of failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncsynth import LLM, LoadDataFromDicts, Pipeline, task
+from asyncsynth.engine.failing import ALIKE, AllAlike, FailureLimit
+from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.status import RunStatus
+from asyncsynth.errors import ConfigurationError, RunStopped
+from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.failures import export_failures, failed_rows
+from asyncsynth.testing import Fault, FaultServer, RequestInfo
+from tests.engine.helpers import rows, run_async, server, single
+
+
+def failed(number: int, message: str = "row 7: no", step: str = "judge", reason: str = "step_error") -> FailedRow:
+    return {"k": f"id-{number}", "step": step, "reason": reason, "message": message, "attempts": 1}
+
+
+def test_twenty_failures_that_differ_in_numbers_and_names_only_are_alike() -> None:
+    alike = AllAlike()
+    said = [alike.failed(failed(n, f"id-{n}: KeyError: 'x{n}' at row {n} of deadbeef{n:04}")) for n in range(ALIKE + 2)]
+    assert said[: ALIKE - 1] == [""] * (ALIKE - 1)
+    assert "first 20 records all failed in the same way: step 'judge', step_error: id-19" in said[ALIKE - 1]
+
+
+@pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
+def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
+    alike = AllAlike()
+    assert not any(alike.failed(failed(n, **(other if n == 10 else {}))) for n in range(100))
+
+
+def test_bad_rows_that_are_skipped_stop_nothing() -> None:
+    alike = AllAlike()
+    assert not any(alike.failed(failed(n, reason="bad_input", step="input")) for n in range(100))
+
+
+def test_a_limit_is_a_number_or_a_share() -> None:
+    assert not FailureLimit(3).exceeded(3, 3)
+    assert "4 of 9 records failed; at most 3 may" in FailureLimit("3").exceeded(4, 9)
+    assert not FailureLimit("5%").exceeded(49, 49)
+    assert not FailureLimit(" 5 % ").exceeded(5, 100)
+    assert FailureLimit("5%").exceeded(6, 100)
+    assert not FailureLimit("100%").exceeded(1_000, 1_000)
+    assert FailureLimit(0).exceeded(1, 1)
+
+
+@pytest.mark.parametrize("limit", ["", "many", "-1", "101%", "nan%", "1.5", "inf%", -3, True, "%"])
+def test_other_limits_are_refused_before_anything_is_sent(limit: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"max_failures is .*number of records or a percentage"):
+        RunOptions(max_failures=limit)
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+def judged(count: int, attribute: str) -> Pipeline:
+    @task(llm=LLM(model="model-a"), inputs=["instruction"], outputs=["s"])
+    async def judge(row: Any, ctx: Any) -> dict[str, Any]:
+        completion = await ctx.chat(row["instruction"])
+        return {"s": len(str(getattr(completion, attribute)))}
+
+    with Pipeline(name="judged") as pipeline:
+        LoadDataFromDicts(data=rows(count)) >> judge()
+    return pipeline
+
+
+def asked(fake: FaultServer) -> int:
+    assert fake.log is not None
+    return sum(b"number" in info.body for info in fake.log)
+
+
+@pytest.mark.row(29)
+def test_a_typing_error_in_a_step_stops_the_run_after_twenty_records_and_what_was_sent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True, delay_s=0.01) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 8}
+            report = (await judged(2_000, "txt").arun(**options)).report
+            assert report.exit_code == 4
+            assert "first 20 records all failed in the same way: step 'judge_0', step_error" in report.stopped_why
+            assert "'txt'" in report.stopped_why
+            assert "--retry-failed" in report.advice
+            # Twenty, those at the server, and those of the moment until the twenty are on the disk.
+            assert report.counts.failed <= 20 + 4 * 8
+            assert asked(fake) <= report.counts.failed + 1
+            assert report.unfinished == 2_000 - report.counts.failed
+            example = report.counts.examples["step_error"]
+            assert example["step"] == "judge_0"
+            assert "'txt'" in example["message"]
+            # Mended: the step's code is part of the pipeline, so its records are done again.
+            whole = (await judged(2_000, "choices").arun(**options, update=True)).report
+            assert (whole.exit_code, whole.counts.ok) == (0, 2_000)
+
+    run_async(main())
+
+
+@pytest.mark.row(29)
+def test_records_that_failed_alike_are_tried_again_with_retry_failed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: bad_if(info, b"number"), delay_s=0.01) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 4}
+            first = (await single(rows(100)).arun(**options)).report
+            assert first.exit_code == 4
+            assert 20 <= first.counts.failed < 60
+            fake.script = None
+            rest = (await single(rows(100)).arun(**options)).report
+            assert (rest.counts.earlier, rest.exit_code) == (first.counts.failed, 3)
+            whole = (await single(rows(100)).arun(**options, retry_failed=True)).report
+            assert whole.exit_code == 0
+            assert RunStatus.read(tmp_path / "run").ok == 100
+
+    run_async(main())
+
+
+def bad_if(info: RequestInfo, words: bytes) -> Fault | None:
+    return Fault("status", status=400) if words in info.body else None
+
+
+@pytest.mark.row(29)
+def test_fewer_records_than_twenty_end_as_they_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: bad_if(info, b"number")) as fake:
+            for count in (19, 20):
+                options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / str(count)}
+                report = (await single(rows(count)).arun(**options)).report
+                assert (report.exit_code, report.counts.failed, report.complete) == (3, count, True)
+
+    run_async(main())
+
+
+@pytest.mark.row(29)
+def test_one_record_that_ends_well_lets_the_run_go_to_its_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: None if b"number 0." in info.body else bad_if(info, b"number")) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 1}
+            report = (await single(rows(60)).arun(**options)).report
+            assert (report.exit_code, report.counts.failed, report.counts.ok) == (3, 59, 1)
+            # Nor is the run stopped that tries the others again.
+            again = (await single(rows(60)).arun(**options, retry_failed=True)).report
+            assert (again.exit_code, again.counts.failed, again.counts.earlier) == (3, 59, 1)
+
+    run_async(main())
+
+
+@pytest.mark.row(29)
+@pytest.mark.parametrize(("limit", "least", "most"), [(5, 6, 6 + 16), ("10%", 6, 30), ("100%", 100, 100)])
+def test_more_failures_than_allowed_stop_the_run(tmp_path: Path, limit: int | str, least: int, most: int) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: bad_if(info, b"number"), delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 4}
+            report = (await single(rows(100)).arun(**options, max_failures=limit)).report
+            if limit == "10%":
+                least_, most_ = 50, 50 + 16  # a share counts from 50 records on
+            else:
+                least_, most_ = least, most
+            assert least_ <= report.counts.failed <= most_
+            assert report.complete == (limit == "100%")
+            assert report.exit_code == (3 if report.complete else 4)
+            if not report.complete:
+                assert f"at most {limit} may (--max-failures)" in report.stopped_why
+
+    run_async(main())
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+def test_each_reason_has_an_example_and_each_failed_row_its_input(tmp_path: Path) -> None:
+    def script(info: RequestInfo) -> Fault | None:
+        if b"number 3." in info.body:
+            return Fault("status", status=400, message="three is too many")
+        return Fault("null_content") if b"number 5." in info.body else None
+
+    async def main() -> None:
+        async with server(script=script) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            report = (await single(rows(8)).arun(**options)).report
+            assert set(report.counts.examples) == set(report.counts.failures)
+            told = json.loads(json.dumps(report.as_json(), default=str))["counts"]
+            assert "three is too many" in told["examples"]["bad_request"]["message"]
+            assert (told["examples"]["bad_request"]["key"], told["pending"]) == ("3", 0)
+
+    run_async(main())
+    status = RunStatus.read(tmp_path / "run", examples=20)
+    assert len(status.examples) == len(status.failed_rows) == 2
+    assert [(row["key"], row["input"]) for row in failed_rows(tmp_path / "run")] == [
+        ("3", rows(8)[3]),
+        ("5", rows(8)[5]),
+    ]
+    export_failures(tmp_path / "run", tmp_path / "failed.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()]
+    assert [line["input"]["instruction"] for line in lines] == [rows(8)[n]["instruction"] for n in (3, 5)]
+
+
+def test_a_step_that_swallows_the_refusal_makes_no_result_of_it(tmp_path: Path) -> None:
+    """Neither of the requests that a stop withdraws, nor of those that a halted pool refuses."""
+
+    @task(llm=LLM(model="model-a"), inputs=["instruction"], outputs=["s"])
+    async def careless(row: Any, ctx: Any) -> dict[str, Any]:
+        try:
+            await ctx.chat(row["instruction"])
+            await ctx.chat("again: " + row["instruction"])
+        except BaseException:
+            return {"s": "made up"}
+        return {"s": "answered"}
+
+    async def main() -> None:
+        async with server(delay_s=0.02) as fake:
+            for way in ("drain", "halt"):
+                with Pipeline(name="careless") as pipeline:
+                    LoadDataFromDicts(data=rows(40)) >> careless()
+                runners: list[Any] = []
+
+                def script(info: RequestInfo, way: str = way, runners: list[Any] = runners) -> Fault | None:
+                    if b"again: " not in info.body:
+                        return None
+                    if way == "halt":
+                        return Fault("status", status=401)
+                    asyncio.get_running_loop().call_soon(runners[0].drain, "a test")
+                    return None
+
+                fake.script = script
+                options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / way, "concurrency": 4}
+                with pytest.raises(RunStopped) if way == "halt" else contextlib.nullcontext():
+                    await pipeline.arun(on_runner=runners.append, **options)
+                status = RunStatus.read(tmp_path / way)
+                assert status.failed == 0
+                assert status.complete is False
+                fake.script = None
+                with Pipeline(name="careless") as pipeline:
+                    LoadDataFromDicts(data=rows(40)) >> careless()
+                result = await pipeline.arun(**options)
+                assert {row["s"] for row in result["default"]["train"]} == {"answered"}
+
+    run_async(main())
