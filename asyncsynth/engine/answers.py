@@ -27,6 +27,7 @@ from asyncsynth.records import canonical_json
 from asyncsynth.storage.answers import KEY_BYTES, AnswerStore, check_cache, count_kept, padded
 from asyncsynth.storage.layout import ANSWERS
 from asyncsynth.storage.shards import shard_path
+from asyncsynth.tasks.typed_schema import TypedSchema
 
 #: Row of a record whose step failed though it was answered: (step fingerprint, row key).
 Refused = tuple[str, str]
@@ -183,8 +184,9 @@ def _holds_code(value: object, depth: int) -> bool:
         return _holds_code(value.func, depth)
     if inspect.isroutine(value) or inspect.isclass(value):
         return _is_foreign(value)
-    # Objects that are called, and pydantic's TypeAdapter.
-    return (callable(value) or hasattr(value, "validate_python")) and _is_foreign(type(value))
+    if isinstance(value, TypedSchema):
+        return value.has_own_code
+    return callable(value) and _is_foreign(type(value))
 
 
 def _is_foreign(code: object) -> bool:

@@ -73,9 +73,17 @@ class TypedSchema:
     def code(self, *, where: str) -> list[str]:
         """Identities of the user's classes and functions that decide on an answer: models within models, base
         classes, validators in annotations."""
+        return sorted(_identity(item, where=where) for item in self._users_parts())
+
+    @property
+    def has_own_code(self) -> bool:
+        """True if a class or a function of the user's decides on an answer."""
+        return bool(self._users_parts())
+
+    def _users_parts(self) -> list[Any]:
         seen: dict[int, Any] = {}
         _collect(self._type, seen)
-        return sorted(_identity(item, where=where) for item in seen.values() if _is_users(item))
+        return [item for item in seen.values() if _is_users(item)]
 
 
 def _adapter_class(given: Any) -> Any:
