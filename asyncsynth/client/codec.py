@@ -4,9 +4,14 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 
 | answer                                              | outcome                                            |
 | --------------------------------------------------- | -------------------------------------------------- |
-| 2xx, choices as asked                               | Ok(Completion); finish_reason kept, never judged   |
-| 2xx, a choice null, empty or blank                  | Transient empty_content, at most 3 attempts        |
+| 2xx, choices as asked                               | Ok(Completion); finish_reason kept, never judged;  |
+|                                                     | the thought apart from the answer (client.reasoning)|
+| 2xx, a choice null, empty, blank or without content | Transient empty_content, at most 3 attempts        |
+| 2xx, such a choice with a `refusal`                 | Permanent refusal, its text kept                   |
 | 2xx, such a choice with finish_reason content_filter| Permanent content_filter                           |
+| 2xx, such a choice with `tool_calls`                | Permanent tool_calls                               |
+| 2xx, such a choice that thought until max_tokens    | Permanent reasoning_cut, the thought kept          |
+| 2xx, such a choice, max_tokens used up, no thought  | Permanent empty_content                            |
 | 2xx, fewer choices than `n`                         | Transient missing_choices, at most 3               |
 | 2xx, not JSON / nested too deep / another shape     | Transient bad_json, at most 3, a sample kept       |
 | 2xx, not UTF-8                                      | Transient bad_utf8, at most 3, a sample kept       |
@@ -16,6 +21,7 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 | 429 `insufficient_quota`, 402                       | Permanent quota, scope server: waiting is no cure  |
 | 408, 409, 425, 500, 502, 504, other 5xx             | Transient server_error                             |
 | 400, 413, 422 saying the context is too long        | Permanent context_length                           |
+| 400, 403, 422 with the code `content_filter`        | Permanent content_filter                           |
 | 413                                                 | Permanent too_large                                |
 | 400, 422, other 4xx                                 | Permanent bad_request                              |
 | 401, 403                                            | Permanent auth, scope server                       |
@@ -28,6 +34,9 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 | truncated, protocol                                 | Transient of that reason, at most 3                |
 | too_large                                           | Permanent too_large                                |
 
+Every 2xx of these but a mere `error` object is `paid`: its tokens are read from `usage` and counted by whoever
+receives the outcome, be the answer of use or not.
+
 Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
 which ignores without an error what it does not know; such fields are translated, or refused before sending.
 """
@@ -35,8 +44,10 @@ which ignores without an error what it does not know; such fields are translated
 from __future__ import annotations
 
 import email.utils
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import orjson
@@ -48,6 +59,7 @@ from asyncsynth.client.messages import (
     ModelRequest,
     Usage,
 )
+from asyncsynth.client.reasoning import answer_logprobs, is_thought, reasoning_in, separate
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import RequestFailed
@@ -70,6 +82,16 @@ _CONTEXT = re.compile(
     r"|exceeds? the (?:available )?context (?:size|length|window)|longer than the maximum",
     re.IGNORECASE,
 )
+_FILTERED = re.compile(r"\bcontent_filter\b|content_policy_violation|ResponsibleAIPolicyViolation")
+#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral.
+_CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
+#: The last counts in a body that is no JSON.
+_USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,12})\b')
+_MORE_ROOM = (
+    "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
+    "extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
+)
+_REASON_CHARS = 2000  #: of a refusal, in an outcome's message
 # An escaped backslash | a surrogate pair | a lone surrogate. Only the third is replaced.
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -193,6 +215,8 @@ def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wa
         return Transient("server_error", message, status, retry_after(headers, now_wall))
     if status in (400, 413, 422) and _CONTEXT.search(f"{kinds} {message}"):
         return Permanent("context_length", message, status)
+    if status in (400, 403, 422) and _FILTERED.search(kinds):
+        return Permanent("content_filter", message, status)
     if status in (401, 403):
         return Permanent("auth", message, status, scope="server")
     if status in (404, 405):
@@ -253,23 +277,42 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
     try:
         return _read_answer(request, status, answer, flags, dialect)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as shape:
-        return Transient(
-            "bad_json",
-            f"not a completion ({type(shape).__name__}: {shape}): {_sample(body)}",
-            status,
-            max_attempts=ANSWER_ATTEMPTS,
-        )
+        said = f"not a completion ({type(shape).__name__}: {shape}): {_sample(body)}"
+        bad = Transient("bad_json", said, status, max_attempts=ANSWER_ATTEMPTS)
+        return _paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
+
+
+def _paid(outcome: Transient | Permanent, answer: Mapping[str, Any]) -> Outcome:
+    """The outcome of an answer that is of no use, with the tokens that it took."""
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = (_told(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    return replace(outcome, paid=True, tokens=completion, prompt_tokens=prompt)
+
+
+def _told(given: Any) -> int:
+    """`_count`, for an answer that is no good anyway: what is no number counts for nothing."""
+    return _count(given) if isinstance(given, int | float) and math.isfinite(given) else 0
 
 
 def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
+    whole = body
     try:
         body.decode()
         reason = "bad_json"
     except UnicodeDecodeError as bad:
         reason, error = "bad_utf8", bad
         body = body[max(0, bad.start - 40) :]
-    text = f"{str(error)[:SAMPLE_CHARS]}: {_sample(body)}"
-    return Transient(reason, text, status, max_attempts=ANSWER_ATTEMPTS)
+    counts = {name: _count(number) for name, number in _USAGE.findall(whole)}
+    return Transient(
+        reason,
+        f"{str(error)[:SAMPLE_CHARS]}: {_sample(body)}",
+        status,
+        max_attempts=ANSWER_ATTEMPTS,
+        paid=b"completion" in counts,
+        tokens=counts.get(b"completion", 0),
+        prompt_tokens=counts.get(b"prompt", 0),
+    )
 
 
 def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect) -> Outcome:
@@ -279,19 +322,28 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     chat = isinstance(request, ChatRequest)
     choices = []
     for raw in answer["choices"]:
-        text = raw["message"]["content"] if chat else raw["text"]
+        message = raw["message"] if chat else raw
+        text = message.get("content") if chat else raw["text"]
         if type(text) is not str:
-            text = _text_of(text)
+            text = _text_of(text, message)
         finish = raw.get("finish_reason")
-        if not text or text.isspace():
-            return _empty(finish, status)
         if finish is not None and type(finish) is not str:
             finish = str(finish)[:SAMPLE_CHARS]
-        choices.append(Choice(text, finish, raw.get("logprobs")))
+        choice = Choice(text, finish, raw.get("logprobs"))
+        if len(message) > 2:
+            choice.reasoning = reasoning_in(message)
+        # Marks of thinking are rare, and these tests cost next to nothing.
+        if "<" in text or "[" in text or "\u25c1" in text or "assistantfinal" in text or text.startswith("analysis"):
+            _separate(request, choice)
+        elif choice.reasoning is not None and choice.logprobs is not None:
+            choice.logprobs = answer_logprobs(choice.logprobs, text)
+        if not choice.text or choice.text.isspace():
+            return _paid(_no_answer(request, message, choice, answer, status), answer)
+        choices.append(choice)
     wanted = request.params.get("n") or 1
     if len(choices) < wanted:
-        message = f"{len(choices)} choices where {wanted} were asked for"
-        return Transient("missing_choices", message, status, max_attempts=ANSWER_ATTEMPTS)
+        few = f"{len(choices)} choices where {wanted} were asked for"
+        return _paid(Transient("missing_choices", few, status, max_attempts=ANSWER_ATTEMPTS), answer)
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
     counts = answer.get("usage") or {}
@@ -306,16 +358,67 @@ def _count(given: Any) -> int:
     return number if 0 <= number < 1 << 53 else 0
 
 
-def _text_of(content: Any) -> str:
+def _text_of(content: Any, message: Mapping[str, Any]) -> str:
     """Of a content that is no text: nothing, or a list of parts, as some servers have it."""
-    return "" if content is None else "".join(part.get("text", "") for part in content)
+    if content is None:
+        # mlx-lm leaves the key out where a thought used up max_tokens; without a role it is no message at all.
+        if "content" not in message and "role" not in message:
+            raise KeyError("content")
+        return ""
+    parts = (part if isinstance(part, str) else "" if is_thought(part) else part.get("text") or "" for part in content)
+    return "".join(parts)
 
 
-def _empty(finish: str | None, status: int) -> Outcome:
+def _separate(request: ModelRequest, choice: Choice) -> None:
+    """Take the thought out of a choice's text, where there is one."""
+    if request.keep_reasoning:
+        return
+    beside = choice.reasoning
+    answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in _CUT, lone=beside is None)
+    if thought is not None and thought != beside:
+        choice.reasoning = thought if beside is None else f"{beside}\n\n{thought}"
+    if choice.logprobs is not None and (unfinished or beside is not None or answer != choice.text):
+        choice.logprobs = answer_logprobs(choice.logprobs, answer)
+    choice.text = answer
+
+
+def _no_answer(
+    request: ModelRequest, message: Mapping[str, Any], choice: Choice, answer: Mapping[str, Any], status: int
+) -> Transient | Permanent:
+    """What it is that came in place of an answer."""
+    finish, thought = choice.finish_reason, choice.reasoning
+    if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
+        said = f"the model refused: {_printable(refusal[:_REASON_CHARS])}"
+        return Permanent("refusal", said, status, raw=refusal)
     if finish == "content_filter":
         return Permanent("content_filter", "the server filtered the whole answer", status)
-    message = f"a choice without text (finish_reason {finish})"
-    return Transient("empty_content", message, status, max_attempts=ANSWER_ATTEMPTS)
+    if calls := message.get("tool_calls") or message.get("function_call"):
+        return Permanent("tool_calls", f"the model called a tool in place of an answer: {_called(calls)}", status)
+    limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("completion_tokens_details")
+    hidden = _told(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    cut = finish in _CUT or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
+    if cut and (thought is not None or hidden):
+        said = f"the model's reasoning used all of max_tokens={limit}, and no answer came: {_MORE_ROOM}"
+        return Permanent("reasoning_cut", said, status, raw=thought)
+    if finish in _CUT and not choice.text:
+        said = f"max_tokens={limit} was used up and no text came. If the model thinks before it answers: {_MORE_ROOM}"
+        return Permanent("empty_content", said, status)
+    said = f"a choice without text (finish_reason {finish})"
+    if finish in _CUT:
+        said = f"only blanks came until max_tokens={limit} (finish_reason {finish})"
+    elif thought is not None or hidden:
+        said = f"the model thought, and ended without an answer (finish_reason {finish})"
+    return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)
+
+
+def _called(calls: Any) -> str:
+    """The names of the tools, and what to do."""
+    listed = calls if isinstance(calls, list) else [calls]
+    names = [str((call.get("function") or call).get("name")) for call in listed if isinstance(call, dict)]
+    return f"{_sample(', '.join(names))}; take `tools` out of extra_body, or serve the model without them"
 
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
