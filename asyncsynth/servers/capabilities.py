@@ -101,7 +101,8 @@ class Capabilities:
         where = "in the text of its answers" if self.thinks == "text" else "in a field of its own"
         return (
             f"thinks before it answers, {where}: reasoning is kept apart from the answer. Leave room for it in "
-            "max_tokens, or turn it off (Qwen3 on vLLM: extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
+            "max_tokens, or turn it off "
+            "(Qwen3 on vLLM: extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
         )
 
     def as_json(self) -> dict[str, Any]:

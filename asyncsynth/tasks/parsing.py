@@ -2,22 +2,35 @@
 texts without what models say around them, and the signs of an answer that is none (refusals, loops).
 
 All functions are pure and linear in the text, but for the bounded search in `json_values`.
+
+Where an answer holds several values of one kind that differ, the last complete one counts, or the answer is a
+ParseFailure; never the first, which is a draft.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import orjson
+
+from asyncsynth.errors import ParseFailure
+
+T = TypeVar("T")
 
 #: A run of this many words which comes back this often is a model that loops.
 _LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
+_JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[\dtfn-]')
+#: Finds the end of a value, bare control characters in its strings allowed.
+_SCAN = json.JSONDecoder(strict=False).raw_decode
+_CUT_OFF = object()
+_MOST_WORK = 200_000  #: characters that may be read in vain, beside fifty times the text
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\[^\x00-\x1f])*+"')
 _REFUSAL = re.compile(
@@ -66,33 +79,63 @@ def json_values(text: str) -> Iterator[Any]:
     """JSON values in a text: the whole, or objects and arrays between prose and code fences.
 
     In those, line breaks, tabs and other control characters may stand bare in strings, against RFC 8259: models
-    write them so, and the grammars that constrain a vLLM's answer to a schema let them pass.
+    write them so, and the grammars that constrain a vLLM's answer to a schema let them pass. A value that the end of
+    the text cuts off is left out, with all that is in it. Raises ParseFailure for hostile texts, full of brackets.
     """
+    for value, _ in _json_parts(text):
+        if value is not _CUT_OFF:
+            yield value
+
+
+def last_value(text: str, read: Callable[[Any], T | None]) -> tuple[T, str] | None:
+    """What `read` makes of the last JSON value that it can read, and the text after that value.
+
+    A model that drafts and corrects itself writes several values; the first is never its answer. `read` gives None
+    for a value of another kind. None where no value is of the right kind.
+
+    Raises:
+        ParseFailure: a further value begins and the text ends within it, so the last one is not known.
+    """
+    last: tuple[T, str] | None = None
+    for value, end in _json_parts(text):
+        if value is _CUT_OFF:
+            if last is not None:
+                raise ParseFailure("the answer holds a value, and another one that is cut off", raw=text)
+        elif (made := read(value)) is not None:
+            last = made, text[end:]
+    return last
+
+
+def _json_parts(text: str) -> Iterator[tuple[Any, int]]:
+    """Each outermost JSON value with the place after it; `_CUT_OFF` as the last one where the text ends within it."""
     try:
-        yield _loads(text.strip())
+        whole = _loads(text.strip())
     except orjson.JSONDecodeError:
         pass
     else:
+        yield whole, len(text)
         return
-    closing = {"{": "}", "[": "]"}
-    start = all_tries = 0
+    length, start, work = len(text.rstrip()), 0, 0
     while (found := _BRACKET.search(text, start)) is not None:
-        end = text.rfind(closing[found[0]])
-        tries = 0
-        while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
-            try:
-                yield _loads(text[found.start() : end + 1])
-                break
-            except orjson.JSONDecodeError:
-                end = text.rfind(closing[found[0]], found.start(), end)
-                tries += 1
-                all_tries += 1
-        else:
-            start = found.end()
-            if start > 4096 or all_tries > 1000:
+        begin = found.start()
+        try:
+            _, end = _SCAN(text, begin)
+            value = _loads(text[begin:end])
+        except json.JSONDecodeError as error:  # orjson's is one, too
+            start = begin + 1
+            is_string = error.msg.startswith("Unterminated string")
+            if (is_string or error.pos >= length) and _JSON_BEGINS.match(text, begin):
+                yield _CUT_OFF, len(text)
                 return
-            continue
-        start = end + 1
+            work += length - begin if is_string else max(1, error.pos - begin)
+        except RecursionError:
+            start = begin + 1
+            work += 1000
+        else:
+            start = end
+            yield value, end
+        if work > _MOST_WORK + 50 * length:
+            raise ParseFailure("the answer is full of brackets that are no JSON", raw=text)
 
 
 def _loads(text: str) -> Any:
@@ -182,6 +225,10 @@ def _inside_tags(text: str) -> str:
     """What stands in a pair of tags that holds most of the text; else the text without stray tags around it."""
     opening = _TAG.search(text)
     if opening is not None:
+        # Several drafts in the same tags: the last whole one counts.
+        drafts = re.findall(f"<({re.escape(opening[1])})>(.*?)</\\1>", text, re.DOTALL | re.IGNORECASE)
+        if len(drafts) > 1 and sum(len(draft) for _, draft in drafts) * 2 > len(text):
+            return str(drafts[-1][1]).strip()
         end = text.find(f"</{opening[1]}>", opening.end())
         if (end - opening.end()) * 2 > len(text):
             return text[opening.end() : end].strip()
@@ -199,8 +246,9 @@ def _only_string(text: str) -> str | None:
     """The text in a JSON object of one string: some models put everything into JSON."""
     if not text.startswith(("{", "```")):
         return None
-    for value in json_values(text):
-        if isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), str):
-            return only.strip()
-        return None
-    return None
+    found = last_value(text, lambda value: next(iter(value.values())) if _is_single(value) else None)
+    return found[0].strip() if found is not None and isinstance(found[0], str) else None
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1

@@ -15,7 +15,7 @@ from asyncsynth.pipeline.fingerprint import function_identity
 from asyncsynth.records import Row, canonical_json
 from asyncsynth.tasks.base import Task, text_of
 from asyncsynth.tasks.json_schema import mismatch, schema_problem
-from asyncsynth.tasks.parsing import json_values
+from asyncsynth.tasks.parsing import last_value
 from asyncsynth.tasks.templates import prompt_source, render
 
 
@@ -48,6 +48,7 @@ class StructuredGeneration(Task):
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
     """
 
+    version = 2  # of several values in an answer the last one counts
     outputs = ("generation", "model_name")
     prompt = "structured_generation"
 
@@ -95,14 +96,20 @@ class StructuredGeneration(Task):
         return found
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The first JSON value in the answer that fits."""
+        """The last JSON value in the answer that fits: those before it are drafts."""
         schema = self.schema(row)
         wrong = "there is no JSON in it"
         if choice.finish_reason == "length":
             wrong += ": it was cut at max_tokens"
-        for value in json_values(choice.text):
-            if not (wrong := mismatch(value, schema)):
-                return {"generation": self._validated(value, row, choice)}
+        fitting: tuple[Any, str] | None = None
+
+        def fits(value: Any) -> tuple[Any] | None:
+            nonlocal wrong
+            wrong = mismatch(value, schema)
+            return None if wrong else (value,)
+
+        if (fitting := last_value(choice.text, fits)) is not None:
+            return {"generation": self._validated(fitting[0][0], row, choice)}
         raise ParseFailure(f"the answer does not fit the schema: {wrong}", raw=choice.text)
 
     def _validated(self, value: Any, row: Row, choice: Choice) -> Any:
