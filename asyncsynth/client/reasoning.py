@@ -123,11 +123,11 @@ def _end_of(text: str, opening: re.Match[str]) -> re.Match[str] | None:
     marks = re.compile(f"{re.escape(opening[0])}|(?P<end>{closing})", re.IGNORECASE)
     depth, last = 1, None
     for mark in marks.finditer(text, opening.end()):
+        if last is not None and (mark["end"] is None or not _closes(text, mark)):
+            break  # in the answer, after the end
         if _is_quoted(text, mark):
             continue
         if mark["end"] is None:
-            if last is not None:
-                break  # after the end, in the answer
             depth += 1
             continue
         last, depth = mark, depth - 1
@@ -141,15 +141,19 @@ def _lone_end(text: str) -> re.Match[str] | None:
     if "/" not in text and "<|" not in text:
         return None
     end = _LONE.search(text)
-    if end is None or _OPEN.search(text, 0, end.start()) or _is_quoted(text, end):
+    if end is None or _OPEN.search(text, 0, end.start()) or len(_FENCE.findall(text, 0, end.start())) % 2:
         return None
-    before, after = text[: end.start()], text[end.end() :]
-    if len(_FENCE.findall(before)) % 2:
-        return None
-    line = before[before.rfind("\n") + 1 :]
+    return end if _closes(text, end) else None
+
+
+def _closes(text: str, mark: re.Match[str]) -> bool:
+    """Whether a closing mark is where a thought ends, and not in the middle of a sentence about marks."""
+    if _is_quoted(text, mark):
+        return False
+    line = text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()]
     if not line.strip() or not line[-1].isspace():
-        return end
-    return end if line.rstrip()[-1] in _SENTENCE_ENDS and after.strip() else None
+        return True
+    return line.rstrip()[-1] in _SENTENCE_ENDS and bool(text[mark.end() :].strip())
 
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:

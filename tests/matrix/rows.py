@@ -49,6 +49,7 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
+    32: Row("thinking, empty answers, several values in one", "never the answer; what was paid is counted"),
 }
 
 
