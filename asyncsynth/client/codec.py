@@ -324,13 +324,14 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     for raw in answer["choices"]:
         message = raw["message"] if chat else raw
         text = message.get("content") if chat else raw["text"]
+        is_bare = len(message) <= 2  # role and content
         if type(text) is not str:
-            text = _text_of(text, message)
+            text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
         if finish is not None and type(finish) is not str:
             finish = str(finish)[:SAMPLE_CHARS]
         choice = Choice(text, finish, raw.get("logprobs"))
-        if len(message) > 2:
+        if not is_bare:
             choice.reasoning = reasoning_in(message)
         # Marks of thinking are rare, and these tests cost next to nothing.
         if "<" in text or "[" in text or "\u25c1" in text or "assistantfinal" in text or text.startswith("analysis"):
@@ -375,7 +376,9 @@ def _separate(request: ModelRequest, choice: Choice) -> None:
         return
     beside = choice.reasoning
     answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in _CUT, lone=beside is None)
-    if thought is not None and thought != beside:
+    if unfinished and thought is None:
+        choice.reasoning = beside or ""  # it had only begun
+    elif thought is not None and thought != beside:
         choice.reasoning = thought if beside is None else f"{beside}\n\n{thought}"
     if choice.logprobs is not None and (unfinished or beside is not None or answer != choice.text):
         choice.logprobs = answer_logprobs(choice.logprobs, answer)

@@ -195,7 +195,7 @@ def reasoning_in(message: Mapping[str, Any]) -> str | None:
     `reasoning` of vLLM, OpenRouter, mlx-lm; `reasoning_details`), or in parts of the content. None where it sends
     none."""
     for name in _FIELDS:
-        if (found := _thought_of(message.get(name)).strip()) != "":
+        if (value := message.get(name)) and (found := _thought_of(value).strip()):
             return found
     content = message.get("content")
     if isinstance(content, list):

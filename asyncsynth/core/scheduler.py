@@ -37,6 +37,7 @@ from asyncsynth.core.faults import Faults
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
 from asyncsynth.core.replicas import LOAD_FRESH_S, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.retry import SERVER_FAULTS
 
 __all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
@@ -105,7 +106,8 @@ class Scheduler(Faults):
 
     def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
         """An answer that is of no use took its time and its tokens all the same."""
-        replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
+        if outcome.reason not in SERVER_FAULTS:
+            replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
         if replica.gate is not None and outcome.tokens:
             replica.gate.correct(call.tokens, outcome.prompt_tokens + outcome.tokens, call.started_at, now)
 

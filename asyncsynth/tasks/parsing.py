@@ -226,9 +226,9 @@ def _inside_tags(text: str) -> str:
     opening = _TAG.search(text)
     if opening is not None:
         # Several drafts in the same tags: the last whole one counts.
-        drafts = re.findall(f"<({re.escape(opening[1])})>(.*?)</\\1>", text, re.DOTALL | re.IGNORECASE)
-        if len(drafts) > 1 and sum(len(draft) for _, draft in drafts) * 2 > len(text):
-            return str(drafts[-1][1]).strip()
+        drafts = list(re.finditer(f"<({re.escape(opening[1])})>(.*?)</\\1>", text, re.DOTALL | re.IGNORECASE))
+        if len(drafts) > 1 and sum(len(draft[0]) for draft in drafts) * 2 > len(text):
+            return drafts[-1][2].strip()
         end = text.find(f"</{opening[1]}>", opening.end())
         if (end - opening.end()) * 2 > len(text):
             return text[opening.end() : end].strip()

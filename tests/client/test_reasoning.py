@@ -188,7 +188,7 @@ def test_hostile_texts_take_bounded_time() -> None:
         {"reasoning": {"content": "hm"}},
         {"reasoning_details": [{"type": "reasoning.text", "text": "h"}, {"type": "reasoning.summary", "summary": "m"}]},
         {"thinking": "hm"},
-        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "x"}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, "x"]},
         {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]},
         {"content": [{"type": "reasoning", "text": "hm"}, "x"]},
     ],
