@@ -19,7 +19,7 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober
+from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
 
 _GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
 #: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
@@ -145,21 +145,20 @@ async def survey(
     """
     facts = await _facts(exchange)
     prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
-    prober.thinking.update(thinking or {})
+    chat_needs = [need for need in needs if need.feature is Feature.CHAT]
+    prober.with_fields = frozenset(need.model for need in chat_needs if own_fields(need.fields))
+    known = thinking or {}
+    prober.thinking.update({model: where for model, where in known.items() if model not in prober.with_fields})
     if let_think:
         unknown = sorted(chats - prober.thinking.keys())
-        await all_or_error([_let_think(prober, model, needs) for model in unknown])
+        fields = {need.model: need.fields for need in chat_needs}
+        await all_or_error([prober.think(model, fields.get(model, {})) for model in unknown])
     return await all_or_error(
         [
             _survey_model(prober, facts, server, model, [need for need in needs if need.model == model], model in chats)
             for model in sorted(models)
         ]
     )
-
-
-async def _let_think(prober: Prober, model: str, needs: Sequence[Need]) -> None:
-    fields = [need.fields for need in needs if need.model == model and need.feature is Feature.CHAT]
-    await prober.think(model, fields[0] if fields else {})
 
 
 async def _survey_model(

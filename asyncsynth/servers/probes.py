@@ -65,6 +65,9 @@ class Prober:
     repeats_prefill: bool = False  #: it gives a prefilled answer back with its beginning (llama.cpp)
     seen: set[str] = field(default_factory=set)
     thinking: dict[str, str] = field(default_factory=dict)  #: by model: where an answer held a thought, if one did
+    #: Models to which the run sends fields of the user's own, which may turn thinking off: of these, only answers to
+    #: requests with such fields tell.
+    with_fields: frozenset[str] = frozenset()
 
     async def think(self, model: str, fields: Mapping[str, Any]) -> None:
         """A small sum, with the fields that the run will send and room to think; `thinking` has what it shows."""
@@ -146,7 +149,8 @@ class Prober:
             self.seen.add(ORCA_HEADER)
         if answer.status == 200:
             choices = _choices_in(answer.body)
-            if isinstance(choices, list) and (where := where_it_thinks(choices[0])):
+            is_as_sent = request.model not in self.with_fields or own_fields(request.params)
+            if is_as_sent and isinstance(choices, list) and (where := where_it_thinks(choices[0])):
                 self.thinking[request.model] = where
             return choices
         outcome = decode(request, answer.status, answer.headers, answer.body, time.time(), dialect=self.dialect)
@@ -154,6 +158,11 @@ class Prober:
         # What may pass (a full queue, a fault of the moment) proves nothing.
         state: State = "no" if isinstance(outcome, Permanent) else "unknown"
         return Finding(state, f"HTTP {answer.status}: {' '.join(message.split())}"[:300])
+
+
+def own_fields(params: Mapping[str, Any]) -> set[str]:
+    """The fields of a request that are not OpenAI's own, such as ``chat_template_kwargs``."""
+    return set(params) - STANDARD_FIELDS - _PROBED_APART
 
 
 def _either(answer: list[dict[str, Any]] | Finding, read: Any) -> Finding:
