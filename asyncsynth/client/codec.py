@@ -44,10 +44,8 @@ which ignores without an error what it does not know; such fields are translated
 from __future__ import annotations
 
 import email.utils
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import orjson
@@ -59,16 +57,29 @@ from asyncsynth.client.messages import (
     ModelRequest,
     Usage,
 )
+from asyncsynth.client.no_answer import (
+    ANSWER_ATTEMPTS,
+    CUT,
+    DEFAULT_MAX_TOKENS,
+    SAMPLE_CHARS,
+    count,
+    no_answer,
+    paid,
+    printable,
+    sample,
+)
 from asyncsynth.client.reasoning import answer_logprobs, is_thought, reasoning_in, separate
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import RequestFailed
 
+__all__ = [
+    "ANSWER_ATTEMPTS", "CHAT_PATH", "COMPLETION_PATH", "DEFAULT_MAX_TOKENS", "SAMPLE_CHARS", "Dialect", "decode",
+    "encode", "outcome_of", "retry_after",
+]  # fmt: skip
+
 Dialect = Literal["openai", "llamacpp"]
 
-DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
-ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
-SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 
 CHAT_PATH = "/chat/completions"
 COMPLETION_PATH = "/completions"
@@ -83,15 +94,8 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _FILTERED = re.compile(r"\bcontent_filter\b|content_policy_violation|ResponsibleAIPolicyViolation")
-#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral.
-_CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
 #: The last counts in a body that is no JSON.
 _USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,12})\b')
-_MORE_ROOM = (
-    "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
-    "extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
-)
-_REASON_CHARS = 2000  #: of a refusal, in an outcome's message
 # An escaped backslash | a surrogate pair | a lone surrogate. Only the third is replaced.
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -223,7 +227,7 @@ def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wa
         return Permanent("model_not_found", message, status, scope="server")
     if 300 <= status < 400:
         where = headers.get("location", "")
-        return Permanent("redirect", f"redirected to {_sample(where)}: set base_url to it", status, scope="server")
+        return Permanent("redirect", f"redirected to {sample(where)}: set base_url to it", status, scope="server")
     return Permanent("too_large" if status == 413 else "bad_request", message, status)
 
 
@@ -245,22 +249,12 @@ def _error_text(body: bytes) -> tuple[str, str]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _sample(body), ""
+        return sample(body), ""
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
     if not isinstance(error, dict):
-        return _sample(str(error)), ""
+        return sample(str(error)), ""
     message = error.get("message", error.get("detail", error))
-    return _printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
-
-
-def _sample(raw: bytes | str) -> str:
-    """The beginning of an unreadable answer, with control characters escaped."""
-    text = raw[: 4 * SAMPLE_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return _printable(text[:SAMPLE_CHARS])
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
 
 
 def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect) -> Outcome:
@@ -277,22 +271,9 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
     try:
         return _read_answer(request, status, answer, flags, dialect)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as shape:
-        said = f"not a completion ({type(shape).__name__}: {shape}): {_sample(body)}"
+        said = f"not a completion ({type(shape).__name__}: {shape}): {sample(body)}"
         bad = Transient("bad_json", said, status, max_attempts=ANSWER_ATTEMPTS)
-        return _paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
-
-
-def _paid(outcome: Transient | Permanent, answer: Mapping[str, Any]) -> Outcome:
-    """The outcome of an answer that is of no use, with the tokens that it took."""
-    usage = answer.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = (_told(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-    return replace(outcome, paid=True, tokens=completion, prompt_tokens=prompt)
-
-
-def _told(given: Any) -> int:
-    """`_count`, for an answer that is no good anyway: what is no number counts for nothing."""
-    return _count(given) if isinstance(given, int | float) and math.isfinite(given) else 0
+        return paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
 
 
 def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
@@ -303,10 +284,10 @@ def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
     except UnicodeDecodeError as bad:
         reason, error = "bad_utf8", bad
         body = body[max(0, bad.start - 40) :]
-    counts = {name: _count(number) for name, number in _USAGE.findall(whole)}
+    counts = {name: count(number) for name, number in _USAGE.findall(whole)}
     return Transient(
         reason,
-        f"{str(error)[:SAMPLE_CHARS]}: {_sample(body)}",
+        f"{str(error)[:SAMPLE_CHARS]}: {sample(body)}",
         status,
         max_attempts=ANSWER_ATTEMPTS,
         paid=b"completion" in counts,
@@ -339,24 +320,18 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         elif choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
         if not choice.text or choice.text.isspace():
-            return _paid(_no_answer(request, message, choice, answer, status), answer)
+            return paid(no_answer(request, message, choice, answer, status), answer)
         choices.append(choice)
     wanted = request.params.get("n") or 1
     if len(choices) < wanted:
         few = f"{len(choices)} choices where {wanted} were asked for"
-        return _paid(Transient("missing_choices", few, status, max_attempts=ANSWER_ATTEMPTS), answer)
+        return paid(Transient("missing_choices", few, status, max_attempts=ANSWER_ATTEMPTS), answer)
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
     counts = answer.get("usage") or {}
-    prompt, completion = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
     model = str(answer.get("model", request.model))[:SAMPLE_CHARS]
     return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
-
-
-def _count(given: Any) -> int:
-    """A number of tokens; 0 for one that no server can have counted (negative, or too large to be journaled)."""
-    number = int(given or 0)
-    return number if 0 <= number < 1 << 53 else 0
 
 
 def _text_of(content: Any, message: Mapping[str, Any]) -> str:
@@ -375,7 +350,7 @@ def _separate(request: ModelRequest, choice: Choice) -> None:
     if request.keep_reasoning:
         return
     beside = choice.reasoning
-    answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in _CUT, lone=beside is None)
+    answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in CUT, lone=beside is None)
     if unfinished and thought is None:
         choice.reasoning = beside or ""  # it had only begun
     elif thought is not None and thought != beside:
@@ -383,45 +358,6 @@ def _separate(request: ModelRequest, choice: Choice) -> None:
     if choice.logprobs is not None and (unfinished or beside is not None or answer != choice.text):
         choice.logprobs = answer_logprobs(choice.logprobs, answer)
     choice.text = answer
-
-
-def _no_answer(
-    request: ModelRequest, message: Mapping[str, Any], choice: Choice, answer: Mapping[str, Any], status: int
-) -> Transient | Permanent:
-    """What it is that came in place of an answer."""
-    finish, thought = choice.finish_reason, choice.reasoning
-    if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
-        said = f"the model refused: {_printable(refusal[:_REASON_CHARS])}"
-        return Permanent("refusal", said, status, raw=refusal)
-    if finish == "content_filter":
-        return Permanent("content_filter", "the server filtered the whole answer", status)
-    if calls := message.get("tool_calls") or message.get("function_call"):
-        return Permanent("tool_calls", f"the model called a tool in place of an answer: {_called(calls)}", status)
-    limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-    usage = answer.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    details = counts.get("completion_tokens_details")
-    hidden = _told(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-    cut = finish in _CUT or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
-    if cut and (thought is not None or hidden):
-        said = f"the model's reasoning used all of max_tokens={limit}, and no answer came: {_MORE_ROOM}"
-        return Permanent("reasoning_cut", said, status, raw=thought)
-    if finish in _CUT and not choice.text:
-        said = f"max_tokens={limit} was used up and no text came. If the model thinks before it answers: {_MORE_ROOM}"
-        return Permanent("empty_content", said, status)
-    said = f"a choice without text (finish_reason {finish})"
-    if finish in _CUT:
-        said = f"only blanks came until max_tokens={limit} (finish_reason {finish})"
-    elif thought is not None or hidden:
-        said = f"the model thought, and ended without an answer (finish_reason {finish})"
-    return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)
-
-
-def _called(calls: Any) -> str:
-    """The names of the tools, and what to do."""
-    listed = calls if isinstance(calls, list) else [calls]
-    names = [str((call.get("function") or call).get("name")) for call in listed if isinstance(call, dict)]
-    return f"{_sample(', '.join(names))}; take `tools` out of extra_body, or serve the model without them"
 
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:

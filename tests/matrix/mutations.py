@@ -220,7 +220,7 @@ MUTATIONS = (
         32, ("tests/client/test_answers.py",),
     ),
     Mutation(
-        "a cut thought is paid three times", "client/codec.py",
+        "a cut thought is paid three times", "client/no_answer.py",
         'return Permanent("reasoning_cut", said, status, raw=thought)',
         'return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)',
         32, ("tests/client/test_answers.py",),
