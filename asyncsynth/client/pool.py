@@ -276,7 +276,9 @@ class ServerPool:
         self._totals.failed += 1
         if isinstance(outcome, Transient | Permanent):
             said, attempts = outcome.message or outcome.reason, finish.attempts
-            raise RequestFailed(said, reason=outcome.reason, attempts=attempts, raw=outcome.raw)
+            failed = RequestFailed(said, reason=outcome.reason, attempts=attempts, raw=outcome.raw)
+            failed.tokens = outcome.tokens
+            raise failed
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
     # --- carrying out what was decided --------------------------------------------------------

@@ -102,5 +102,5 @@ async def _one_model(
         server=inspection.config.name,
         chats=frozenset([model]) if chats else frozenset(),
         thinking=probe.thinking,
-        let_think=True,
+        let_think=bool(needs),
     )
