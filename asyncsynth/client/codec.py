@@ -315,9 +315,9 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         if not is_bare:
             choice.reasoning = reasoning_in(message)
         # Marks of thinking are rare, and these tests cost next to nothing.
-        if "<" in text or "[" in text or "\u25c1" in text or "assistantfinal" in text or text.startswith("analysis"):
+        if "<" in text or "[" in text or "\u25c1" in text or text.startswith("analysis"):
             _separate(request, choice)
-        elif choice.reasoning is not None and choice.logprobs is not None:
+        elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
         if not choice.text or choice.text.isspace():
             return paid(no_answer(request, message, choice, answer, status), answer)
