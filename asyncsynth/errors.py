@@ -141,6 +141,7 @@ class RequestFailed(RecordError):
     """The model call ended without a completion; `reason` is the outcome's (see core.outcomes)."""
 
     reason = "request_failed"
+    tokens = 0  #: completion tokens that the last attempt was paid with, where it came to an answer of no use
 
 
 class ParseFailure(RecordError):

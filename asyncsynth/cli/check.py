@@ -141,6 +141,8 @@ def _facts(one: Capabilities) -> list[tuple[str, str]]:
         name = "fits" if feature == "context" else str(feature)
         rows.append((name, f"{finding.state:<8} {one_line(finding.said, _SAID)}".rstrip()))
     rows.append(("load", " and ".join(one.load) or "not told"))
+    if one.thinks:
+        rows.append(("reasoning", one_line(one.thinks_text(), 2 * _SAID)))
     if one.unset:
         rows.append(("unset", one_line(one.unset_text())))
     return rows

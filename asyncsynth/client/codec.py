@@ -4,9 +4,14 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 
 | answer                                              | outcome                                            |
 | --------------------------------------------------- | -------------------------------------------------- |
-| 2xx, choices as asked                               | Ok(Completion); finish_reason kept, never judged   |
-| 2xx, a choice null, empty or blank                  | Transient empty_content, at most 3 attempts        |
+| 2xx, choices as asked                               | Ok(Completion); finish_reason kept, never judged;  |
+|                                                     | the thought apart from the answer (client.reasoning)|
+| 2xx, a choice null, empty, blank or without content | Transient empty_content, at most 3 attempts        |
+| 2xx, such a choice with a `refusal`                 | Permanent refusal, its text kept                   |
 | 2xx, such a choice with finish_reason content_filter| Permanent content_filter                           |
+| 2xx, such a choice with `tool_calls`                | Permanent tool_calls                               |
+| 2xx, such a choice that thought until max_tokens    | Permanent reasoning_cut, the thought kept          |
+| 2xx, such a choice, max_tokens used up, no thought  | Permanent empty_content                            |
 | 2xx, fewer choices than `n`                         | Transient missing_choices, at most 3               |
 | 2xx, not JSON / nested too deep / another shape     | Transient bad_json, at most 3, a sample kept       |
 | 2xx, not UTF-8                                      | Transient bad_utf8, at most 3, a sample kept       |
@@ -16,6 +21,7 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 | 429 `insufficient_quota`, 402                       | Permanent quota, scope server: waiting is no cure  |
 | 408, 409, 425, 500, 502, 504, other 5xx             | Transient server_error                             |
 | 400, 413, 422 saying the context is too long        | Permanent context_length                           |
+| 400, 403, 422 with the code `content_filter`        | Permanent content_filter                           |
 | 413                                                 | Permanent too_large                                |
 | 400, 422, other 4xx                                 | Permanent bad_request                              |
 | 401, 403                                            | Permanent auth, scope server                       |
@@ -27,6 +33,9 @@ What each answer comes to (what is *done* about an outcome stands in `asyncsynth
 | connect, reset, timeout                             | Transient of that reason; `free` kept              |
 | truncated, protocol                                 | Transient of that reason, at most 3                |
 | too_large                                           | Permanent too_large                                |
+
+Every 2xx of these but a mere `error` object is `paid`: its tokens are read from `usage` and counted by whoever
+receives the outcome, be the answer of use or not.
 
 Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
 which ignores without an error what it does not know; such fields are translated, or refused before sending.
@@ -48,15 +57,29 @@ from asyncsynth.client.messages import (
     ModelRequest,
     Usage,
 )
+from asyncsynth.client.no_answer import (
+    ANSWER_ATTEMPTS,
+    CUT,
+    DEFAULT_MAX_TOKENS,
+    SAMPLE_CHARS,
+    count,
+    no_answer,
+    paid,
+    printable,
+    sample,
+)
+from asyncsynth.client.reasoning import answer_logprobs, is_thought, reasoning_in, separate
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import RequestFailed
 
+__all__ = [
+    "ANSWER_ATTEMPTS", "CHAT_PATH", "COMPLETION_PATH", "DEFAULT_MAX_TOKENS", "SAMPLE_CHARS", "Dialect", "decode",
+    "encode", "outcome_of", "retry_after",
+]  # fmt: skip
+
 Dialect = Literal["openai", "llamacpp"]
 
-DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
-ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
-SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 
 CHAT_PATH = "/chat/completions"
 COMPLETION_PATH = "/completions"
@@ -70,6 +93,9 @@ _CONTEXT = re.compile(
     r"|exceeds? the (?:available )?context (?:size|length|window)|longer than the maximum",
     re.IGNORECASE,
 )
+_FILTERED = re.compile(r"\bcontent_filter\b|content_policy_violation|ResponsibleAIPolicyViolation")
+#: The last counts in a body that is no JSON.
+_USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,12})\b')
 # An escaped backslash | a surrogate pair | a lone surrogate. Only the third is replaced.
 _SURROGATES = re.compile(
     rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -193,13 +219,15 @@ def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wa
         return Transient("server_error", message, status, retry_after(headers, now_wall))
     if status in (400, 413, 422) and _CONTEXT.search(f"{kinds} {message}"):
         return Permanent("context_length", message, status)
+    if status in (400, 403, 422) and _FILTERED.search(kinds):
+        return Permanent("content_filter", message, status)
     if status in (401, 403):
         return Permanent("auth", message, status, scope="server")
     if status in (404, 405):
         return Permanent("model_not_found", message, status, scope="server")
     if 300 <= status < 400:
         where = headers.get("location", "")
-        return Permanent("redirect", f"redirected to {_sample(where)}: set base_url to it", status, scope="server")
+        return Permanent("redirect", f"redirected to {sample(where)}: set base_url to it", status, scope="server")
     return Permanent("too_large" if status == 413 else "bad_request", message, status)
 
 
@@ -221,22 +249,12 @@ def _error_text(body: bytes) -> tuple[str, str]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _sample(body), ""
+        return sample(body), ""
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
     if not isinstance(error, dict):
-        return _sample(str(error)), ""
+        return sample(str(error)), ""
     message = error.get("message", error.get("detail", error))
-    return _printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
-
-
-def _sample(raw: bytes | str) -> str:
-    """The beginning of an unreadable answer, with control characters escaped."""
-    text = raw[: 4 * SAMPLE_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return _printable(text[:SAMPLE_CHARS])
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
 
 
 def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect) -> Outcome:
@@ -253,23 +271,29 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
     try:
         return _read_answer(request, status, answer, flags, dialect)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as shape:
-        return Transient(
-            "bad_json",
-            f"not a completion ({type(shape).__name__}: {shape}): {_sample(body)}",
-            status,
-            max_attempts=ANSWER_ATTEMPTS,
-        )
+        said = f"not a completion ({type(shape).__name__}: {shape}): {sample(body)}"
+        bad = Transient("bad_json", said, status, max_attempts=ANSWER_ATTEMPTS)
+        return paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
 
 
 def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
+    whole = body
     try:
         body.decode()
         reason = "bad_json"
     except UnicodeDecodeError as bad:
         reason, error = "bad_utf8", bad
         body = body[max(0, bad.start - 40) :]
-    text = f"{str(error)[:SAMPLE_CHARS]}: {_sample(body)}"
-    return Transient(reason, text, status, max_attempts=ANSWER_ATTEMPTS)
+    counts = {name: count(number) for name, number in _USAGE.findall(whole)}
+    return Transient(
+        reason,
+        f"{str(error)[:SAMPLE_CHARS]}: {sample(body)}",
+        status,
+        max_attempts=ANSWER_ATTEMPTS,
+        paid=b"completion" in counts,
+        tokens=counts.get(b"completion", 0),
+        prompt_tokens=counts.get(b"prompt", 0),
+    )
 
 
 def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect) -> Outcome:
@@ -279,43 +303,61 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     chat = isinstance(request, ChatRequest)
     choices = []
     for raw in answer["choices"]:
-        text = raw["message"]["content"] if chat else raw["text"]
+        message = raw["message"] if chat else raw
+        text = message.get("content") if chat else raw["text"]
+        is_bare = len(message) <= 2  # role and content
         if type(text) is not str:
-            text = _text_of(text)
+            text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
-        if not text or text.isspace():
-            return _empty(finish, status)
         if finish is not None and type(finish) is not str:
             finish = str(finish)[:SAMPLE_CHARS]
-        choices.append(Choice(text, finish, raw.get("logprobs")))
+        choice = Choice(text, finish, raw.get("logprobs"))
+        if not is_bare:
+            choice.reasoning = reasoning_in(message)
+        # Marks of thinking are rare, and these tests cost next to nothing.
+        if "<" in text or "[" in text or "\u25c1" in text or text.startswith("analysis"):
+            _separate(request, choice)
+        elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
+            choice.logprobs = answer_logprobs(choice.logprobs, text)
+        if not choice.text or choice.text.isspace():
+            return paid(no_answer(request, message, choice, answer, status), answer)
+        choices.append(choice)
     wanted = request.params.get("n") or 1
     if len(choices) < wanted:
-        message = f"{len(choices)} choices where {wanted} were asked for"
-        return Transient("missing_choices", message, status, max_attempts=ANSWER_ATTEMPTS)
+        few = f"{len(choices)} choices where {wanted} were asked for"
+        return paid(Transient("missing_choices", few, status, max_attempts=ANSWER_ATTEMPTS), answer)
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
     counts = answer.get("usage") or {}
-    prompt, completion = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
     model = str(answer.get("model", request.model))[:SAMPLE_CHARS]
     return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
 
 
-def _count(given: Any) -> int:
-    """A number of tokens; 0 for one that no server can have counted (negative, or too large to be journaled)."""
-    number = int(given or 0)
-    return number if 0 <= number < 1 << 53 else 0
-
-
-def _text_of(content: Any) -> str:
+def _text_of(content: Any, message: Mapping[str, Any]) -> str:
     """Of a content that is no text: nothing, or a list of parts, as some servers have it."""
-    return "" if content is None else "".join(part.get("text", "") for part in content)
+    if content is None:
+        # mlx-lm leaves the key out where a thought used up max_tokens; without a role it is no message at all.
+        if "content" not in message and "role" not in message:
+            raise KeyError("content")
+        return ""
+    parts = (part if isinstance(part, str) else "" if is_thought(part) else part.get("text") or "" for part in content)
+    return "".join(parts)
 
 
-def _empty(finish: str | None, status: int) -> Outcome:
-    if finish == "content_filter":
-        return Permanent("content_filter", "the server filtered the whole answer", status)
-    message = f"a choice without text (finish_reason {finish})"
-    return Transient("empty_content", message, status, max_attempts=ANSWER_ATTEMPTS)
+def _separate(request: ModelRequest, choice: Choice) -> None:
+    """Take the thought out of a choice's text, where there is one."""
+    if request.keep_reasoning:
+        return
+    beside = choice.reasoning
+    answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in CUT, lone=beside is None)
+    if unfinished and thought is None:
+        choice.reasoning = beside or ""  # it had only begun
+    elif thought is not None and thought != beside:
+        choice.reasoning = thought if beside is None else f"{beside}\n\n{thought}"
+    if choice.logprobs is not None and (unfinished or beside is not None or answer != choice.text):
+        choice.logprobs = answer_logprobs(choice.logprobs, answer)
+    choice.text = answer
 
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:

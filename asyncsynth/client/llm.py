@@ -13,12 +13,15 @@ from typing import Any
 import httpx
 
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
+from asyncsynth.errors import ConfigurationError
 
 DEFAULT_MAX_TOKENS = 1024
 
 #: Sampling fields that vLLM would fill from the model's own generation_config.json when they are not sent.
 #: All are always sent, so that a result does not depend on what the server's model folder says.
 _EXPLICIT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 1.0, "max_tokens": DEFAULT_MAX_TOKENS}
+
+REASONING = ("separate", "keep")  #: what `LLM.reasoning` may be
 
 EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
 
@@ -31,6 +34,8 @@ class LLM:
         model: the name servers list it under, e.g. ``Qwen/Qwen2.5-1.5B-Instruct``.
         temperature, top_p, max_tokens, stop, presence_penalty, frequency_penalty: OpenAI's fields.
         extra_body: further fields by the server's own names (vLLM: ``top_k``, ``min_p``, ...).
+        reasoning: "separate" (default) takes what a model thinks before it answers out of the answer; "keep" leaves
+            the text as the server sends it, for models whose answers hold such marks as data.
         base_url: one server for this model (``http://127.0.0.1:8000/v1``), instead of ``--servers``.
         api_key_env: the *name* of the environment variable that holds the key for `base_url`.
         http_client: your own ``httpx.AsyncClient`` for `base_url`.
@@ -45,10 +50,18 @@ class LLM:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+    reasoning: str = "separate"
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     http_client: httpx.AsyncClient | None = field(default=None, repr=False, compare=False)
     is_embedded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reasoning not in REASONING:
+            raise ConfigurationError(
+                f'LLM(reasoning={self.reasoning!r}): "separate" or "keep" was expected',
+                hint='"separate" takes a model\'s thinking out of its answers; "keep" leaves it in the text.',
+            )
 
     @classmethod
     def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Any) -> LLM:
@@ -74,8 +87,8 @@ class LLM:
 
     def chat(self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any) -> ChatRequest:
         """A chat request with these settings; `overrides` are request fields such as ``seed``."""
-        return ChatRequest(self.model, messages, {**self._params, **overrides}, schema)
+        return ChatRequest(self.model, messages, {**self._params, **overrides}, schema, self.reasoning == "keep")
 
     def complete(self, prompt: str, **overrides: Any) -> CompletionRequest:
         """A raw completion request: the prompt goes out as it is."""
-        return CompletionRequest(self.model, prompt, {**self._params, **overrides})
+        return CompletionRequest(self.model, prompt, {**self._params, **overrides}, self.reasoning == "keep")

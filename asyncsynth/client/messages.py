@@ -24,6 +24,7 @@ class ChatRequest:
     messages: list[Message]
     params: dict[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None
+    keep_reasoning: bool = False  #: the answer's text stays as the server sent it, see `client.reasoning`
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class CompletionRequest:
     model: str
     prompt: str
     params: dict[str, Any] = field(default_factory=dict)
+    keep_reasoning: bool = False  #: as in `ChatRequest`
 
 
 ModelRequest = ChatRequest | CompletionRequest

@@ -228,6 +228,7 @@ class ServerPool:
             completion_tokens=totals.completion_tokens,
             answered_by=dict(totals.answered_by),
             latency=totals.latency.copy(),
+            wasted=totals.wasted,
         )
 
     async def aclose(self) -> None:
@@ -266,6 +267,10 @@ class ServerPool:
             link.hear(headers, now)
         if type(outcome) is Ok:
             self._count_answer(server, outcome.value, now - began, attempts)
+        elif isinstance(outcome, Transient | Permanent) and outcome.paid:
+            self._totals.wasted += 1
+            self._totals.prompt_tokens += outcome.prompt_tokens
+            self._totals.completion_tokens += outcome.tokens
         return outcome
 
     def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:
@@ -290,7 +295,10 @@ class ServerPool:
             raise self._halt_error()
         self._totals.failed += 1
         if isinstance(outcome, Transient | Permanent):
-            raise RequestFailed(outcome.message or outcome.reason, reason=outcome.reason, attempts=finish.attempts)
+            said, attempts = outcome.message or outcome.reason, finish.attempts
+            failed = RequestFailed(said, reason=outcome.reason, attempts=attempts, raw=outcome.raw)
+            failed.tokens = outcome.tokens
+            raise failed
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
     # --- carrying out what was decided --------------------------------------------------------

@@ -76,6 +76,12 @@ class PoolSnapshot:
     completion_tokens: int
     answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
     latency: Histogram  #: seconds, of attempts that answered
+    wasted: int = 0  #: answers that were generated, and paid, but are of no use; their tokens are in the sums
+
+    @property
+    def paid(self) -> int:
+        """Answers that servers generated, of use or not."""
+        return self.ok + self.wasted
 
 
 @dataclass(slots=True)
@@ -84,6 +90,7 @@ class Totals:
 
     ok: int = 0
     failed: int = 0
+    wasted: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: Tally = field(default_factory=Tally)

@@ -41,16 +41,26 @@ class Transient:
     retry_after: float | None = None
     free: bool = False
     max_attempts: int | None = None  #: a lower cap than the policy's, for answers that repeat (bad JSON: 3)
+    paid: bool = False  #: the server generated an answer, which is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    tokens: int = 0
+    prompt_tokens: int = 0
+    raw: str | None = None  #: what the model did say, where it is worth keeping
 
 
 @dataclass(frozen=True, slots=True)
 class Permanent:
     """It will not work next time. `scope` says whose fault: this record's, or every record's (`server`)."""
 
-    reason: str  #: context_length | bad_request | auth | model_not_found | too_large | content_filter | poison
+    #: context_length | bad_request | auth | model_not_found | too_large | content_filter | refusal | reasoning_cut
+    #: | tool_calls | poison
+    reason: str
     message: str = ""
     status: int | None = None
     scope: str = "record"  #: "record" | "server"
+    paid: bool = False  #: the server generated an answer, which is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    tokens: int = 0
+    prompt_tokens: int = 0
+    raw: str | None = None  #: what the model did say, where it is worth keeping
 
 
 Outcome = Ok | Overloaded | Transient | Permanent

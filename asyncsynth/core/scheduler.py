@@ -35,8 +35,9 @@ from asyncsynth.core.calls import (
 )
 from asyncsynth.core.faults import Faults
 from asyncsynth.core.load import ServerLoad
-from asyncsynth.core.outcomes import Ok, Outcome
+from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
 from asyncsynth.core.replicas import LOAD_FRESH_S, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.retry import SERVER_FAULTS
 
 __all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
@@ -96,10 +97,19 @@ class Scheduler(Faults):
                 self._recovered(call, replica, now, out)
             self._finish(call, outcome, out)
         else:
+            if isinstance(outcome, Transient | Permanent) and outcome.paid:
+                self._paid(call, replica, outcome, now)
             replica.in_flight -= 1
             self._failed(call, replica, outcome, now, out)
         self._slot_freed(replica, now, out)
         return out
+
+    def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
+        """An answer that is of no use took its time and its tokens all the same."""
+        if outcome.reason not in SERVER_FAULTS:
+            replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
+        if replica.gate is not None and outcome.tokens:
+            replica.gate.correct(call.tokens, outcome.prompt_tokens + outcome.tokens, call.started_at, now)
 
     def cancel(self, call_id: int, now: float) -> list[Action]:
         """Forget a call, whatever its state; it gets no Finish. Unknown calls are ignored."""

@@ -116,8 +116,8 @@ class RunReport:
     elapsed_s: float
     counts: Counts
     answered_by: dict[str, int]  #: model that really answered -> completions
-    requests: int
-    prompt_tokens: int
+    requests: int  #: answers that servers generated; those of no use (empty, refused, cut in thought) count as well
+    prompt_tokens: int  #: of all `requests`, as the servers counted them
     completion_tokens: int
     retries: dict[str, int]
     latency_p50_s: float | None

@@ -374,7 +374,7 @@ class Runner:
             elapsed_s=self._loop.time() - self._started,
             counts=self.counts,
             answered_by=dict(pool.answered_by),
-            requests=pool.ok,
+            requests=pool.paid,
             prompt_tokens=pool.prompt_tokens,
             completion_tokens=pool.completion_tokens,
             retries=dict(pool.retries),

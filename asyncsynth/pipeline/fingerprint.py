@@ -26,7 +26,8 @@ def jsonable(value: Any, *, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return _checked(value, where=where)
     if isinstance(value, LLM):
-        return {"model": value.model, "embedded": value.is_embedded, **jsonable(value.params(), where=where)}
+        kept = {} if value.reasoning == "separate" else {"reasoning": value.reasoning}  # runs from before it have none
+        return {"model": value.model, "embedded": value.is_embedded, **kept, **jsonable(value.params(), where=where)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item, where=where) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

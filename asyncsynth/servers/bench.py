@@ -219,10 +219,14 @@ class _Load:
     async def work(self, clock: Callable[[], float]) -> None:
         """One request after the other."""
         for request in self._requests:
+            began = clock()
             try:
                 answer = await self.pool.send(request)
-            except RequestFailed:
-                self._failed += 1
+            except RequestFailed as failed:
+                if failed.reason != "reasoning_cut":
+                    self._failed += 1
+                elif not self.used_up:  # a thought is as much work as an answer
+                    self._answers.append((clock(), clock() - began, failed.tokens))
             else:
                 if not self.used_up:
                     self._answers.append((clock(), answer.latency_s, answer.usage.completion_tokens))

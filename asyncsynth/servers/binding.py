@@ -338,7 +338,8 @@ async def _connect(
     found: Sequence[Capabilities] = ()
     if needs is not None:
         chats = frozenset(model for model, as_chat in zip(sorted(needed), answered, strict=True) if as_chat)
-        found = await survey(server.exchange, needed, needs, server=server.name, chats=chats)
+        thinking = probe.thinking
+        found = await survey(server.exchange, needed, needs, server=server.name, chats=chats, thinking=thinking)
     return Connected(replace(server, models=frozenset(needed)), served, found)
 
 

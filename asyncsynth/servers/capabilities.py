@@ -19,7 +19,7 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober
+from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
 
 _GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
 #: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
@@ -57,7 +57,8 @@ class Capabilities:
 
     `findings` holds the features that were tried. `context` is in tokens, None where the server does not say.
     `unset` are the sampling fields that no request sets; `defaults` what the server then takes, where it says.
-    `load` names the ways in which it reports its load.
+    `load` names the ways in which it reports its load. `thinks`: where its answers held a thought, "text" or "field";
+    '' where none was seen.
     """
 
     server: str
@@ -69,6 +70,7 @@ class Capabilities:
     unset: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     load: tuple[str, ...] = ()
+    thinks: str = ""
 
     def line(self) -> str:
         """All of it in one line."""
@@ -79,6 +81,8 @@ class Capabilities:
             parts.append(f"{feature} {finding.state}" + (f" ({finding.said})" if finding.state != "yes" else ""))
         if self.unset:
             parts.append(f"unset: {self.unset_text()}")
+        if self.thinks:
+            parts.append(self.thinks_text())
         if self.load:
             parts.append(f"load from {' and '.join(self.load)}")
         return f"{self.model} at {self.server} ({self.software or 'software not told'}): {'; '.join(parts)}"
@@ -91,6 +95,15 @@ class Capabilities:
         if self.software.startswith("vLLM"):
             return f"{names} (the model's generation_config.json may fill them; --generation-config vllm does not)"
         return f"{names} (left to the server)"
+
+    def thinks_text(self) -> str:
+        """Where the model thinks, what becomes of it, and what to do."""
+        where = "in the text of its answers" if self.thinks == "text" else "in a field of its own"
+        return (
+            f"thinks before it answers, {where}: reasoning is kept apart from the answer. Leave room for it in "
+            "max_tokens, or turn it off "
+            "(Qwen3 on vLLM: extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For reports."""
@@ -106,6 +119,7 @@ class Capabilities:
             "unset": list(self.unset),
             "defaults": dict(self.defaults),
             "load": list(self.load),
+            "thinks": self.thinks,
         }
 
 
@@ -117,6 +131,8 @@ async def survey(
     server: str,
     dialect: Dialect = "openai",
     chats: frozenset[str] = frozenset(),
+    thinking: Mapping[str, str] | None = None,
+    let_think: bool = False,
 ) -> list[Capabilities]:
     """What one server can do of `needs`, for each of `models`. Never raises for what the server does.
 
@@ -124,9 +140,19 @@ async def survey(
         models: those it is to answer; needs of others are not tried.
         server: its name in reports.
         chats: models that have answered a chat request just now, which need not be asked again.
+        thinking: by model, where such an answer held a thought.
+        let_think: ask models of which this is not known something that lets them think: a request more.
     """
     facts = await _facts(exchange)
     prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
+    chat_needs = [need for need in needs if need.feature is Feature.CHAT]
+    prober.with_fields = frozenset(need.model for need in chat_needs if own_fields(need.fields))
+    known = thinking or {}
+    prober.thinking.update({model: where for model, where in known.items() if model not in prober.with_fields})
+    if let_think:
+        unknown = sorted(chats - prober.thinking.keys())
+        fields = {need.model: need.fields for need in chat_needs}
+        await all_or_error([prober.think(model, fields.get(model, {})) for model in unknown])
     return await all_or_error(
         [
             _survey_model(prober, facts, server, model, [need for need in needs if need.model == model], model in chats)
@@ -158,6 +184,7 @@ async def _survey_model(
         unset=tuple(name for name in _FILLED if any(name not in fields for fields in requests)),
         defaults=facts.defaults,
         load=(*facts.load, *(["ORCA headers"] if ORCA_HEADER in prober.seen else [])),
+        thinks=prober.thinking.get(model, ""),
     )
 
 

@@ -96,5 +96,11 @@ async def _one_model(
         inspection.errors.append(str(error))
         return
     inspection.found += await survey(
-        exchange, [model], needs, server=inspection.config.name, chats=frozenset([model]) if chats else frozenset()
+        exchange,
+        [model],
+        needs,
+        server=inspection.config.name,
+        chats=frozenset([model]) if chats else frozenset(),
+        thinking=probe.thinking,
+        let_think=bool(needs),
     )

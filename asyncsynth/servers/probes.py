@@ -15,6 +15,7 @@ import orjson
 
 from asyncsynth.client.codec import Dialect, decode, encode
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message, ModelRequest
+from asyncsynth.client.reasoning import separate, where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.outcomes import Permanent, Transient
 from asyncsynth.errors import RequestFailed
@@ -44,6 +45,7 @@ _SCHEMA_TOKENS = 64
 _POEM: list[Message] = [{"role": "user", "content": "Write a short poem about the sea."}]
 _PREFIX, _REST = "zq-", "17"
 _SHOWN = 80
+_THINKING_TOKENS = 512  #: thoughts about a small sum mostly end before
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,16 @@ class Prober:
     dialect: Dialect = "openai"
     repeats_prefill: bool = False  #: it gives a prefilled answer back with its beginning (llama.cpp)
     seen: set[str] = field(default_factory=set)
+    thinking: dict[str, str] = field(default_factory=dict)  #: by model: where an answer held a thought, if one did
+    #: Models to which the run sends fields of the user's own, which may turn thinking off: of these, only answers to
+    #: requests with such fields tell.
+    with_fields: frozenset[str] = frozenset()
+
+    async def think(self, model: str, fields: Mapping[str, Any]) -> None:
+        """A small sum, with the fields that the run will send and room to think; `thinking` has what it shows."""
+        sent = {name: value for name, value in fields.items() if name not in _PROBED_APART}
+        messages: list[Message] = [{"role": "user", "content": "How much is 2 + 3? Answer with the number alone."}]
+        await self._ask(ChatRequest(model, messages, {**sent, "max_tokens": _THINKING_TOKENS}))
 
     async def chat(self, model: str, fields: Mapping[str, Any]) -> Finding:
         """A one-token chat with the fields that the run will send."""
@@ -136,7 +148,11 @@ class Prober:
         if ORCA_HEADER in answer.headers:
             self.seen.add(ORCA_HEADER)
         if answer.status == 200:
-            return _choices_in(answer.body)
+            choices = _choices_in(answer.body)
+            is_as_sent = request.model not in self.with_fields or own_fields(request.params)
+            if is_as_sent and isinstance(choices, list) and (where := where_it_thinks(choices[0])):
+                self.thinking[request.model] = where
+            return choices
         outcome = decode(request, answer.status, answer.headers, answer.body, time.time(), dialect=self.dialect)
         message = outcome.message if isinstance(outcome, Permanent | Transient) else "it is busy"
         # What may pass (a full queue, a fault of the moment) proves nothing.
@@ -144,10 +160,17 @@ class Prober:
         return Finding(state, f"HTTP {answer.status}: {' '.join(message.split())}"[:300])
 
 
+def own_fields(params: Mapping[str, Any]) -> set[str]:
+    """The fields of a request that are not OpenAI's own, such as ``chat_template_kwargs``."""
+    return set(params) - STANDARD_FIELDS - _PROBED_APART
+
+
 def _either(answer: list[dict[str, Any]] | Finding, read: Any) -> Finding:
     if isinstance(answer, Finding):
         return answer
     try:
+        if _still_thinks(answer[0]):
+            return Finding("unknown", "the model spent the probe's tokens on thinking")
         found: Finding = read(answer)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         return Finding("unknown", f"not a completion ({type(error).__name__}: {error})")
@@ -165,8 +188,13 @@ def _choices_in(body: bytes) -> list[dict[str, Any]] | Finding:
 
 
 def _text(choice: Mapping[str, Any]) -> str:
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return text if isinstance(text, str) else ""
+    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    return separate(text).answer if isinstance(text, str) else ""
+
+
+def _still_thinks(choice: Mapping[str, Any]) -> bool:
+    """Whether the answer ends within the model's thought, so that it shows nothing."""
+    return choice.get("finish_reason") == "length" and not _text(choice) and where_it_thinks(choice) != ""
 
 
 def _shown(text: str) -> str:

@@ -16,6 +16,7 @@ import orjson
 
 from asyncsynth.client.codec import Dialect, decode, encode, outcome_of
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
+from asyncsynth.client.reasoning import where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import ModelNotServed, ServerError, ServerRefused, ServerUnreachable
@@ -23,6 +24,8 @@ from asyncsynth.errors import ModelNotServed, ServerError, ServerRefused, Server
 _PROBE = Timeouts(connect=5.0, idle=10.0, total=10.0)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 _CANARY_ATTEMPTS = 3
+#: What may become of one token: the model did answer.
+_ANSWERED = frozenset({"empty_content", "reasoning_cut", "refusal", "tool_calls"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class Probe:
         self._policy = policy or ReadyPolicy()
         self._clock = clock
         self._sleep = sleep
+        self.thinking: dict[str, str] = {}  #: by model: where its answer to `canary` held a thought, if it did
 
     async def wait_ready(self) -> None:
         """Return once /health says so, or once the server turns out to have no /health.
@@ -125,7 +129,8 @@ class Probe:
     async def canary(self, model: str) -> bool:
         """One token from `model`: what a run sends will be answered. True when it answered as a chat.
 
-        A busy server passes. A model without a chat template passes when it completes raw prompts.
+        A busy server passes, and so does a model whose one token is a thought. A model without a chat template
+        passes when it completes raw prompts.
 
         Raises:
             ServerRefused, ModelNotServed, ServerUnreachable, ServerError: it would not have been.
@@ -168,6 +173,8 @@ class Probe:
                 outcome = outcome_of(failure)
             # After a timeout the patience is used up; anything else transient may pass in a second.
             if not isinstance(outcome, Transient) or outcome.reason in ("timeout", "empty_content"):
+                if _lives(outcome) and not isinstance(outcome, Overloaded) and (where := _thought_in(answer.body)):
+                    self.thinking[request.model] = where
                 break
         return outcome
 
@@ -203,10 +210,15 @@ def not_served(model: str, served: Iterable[str], *, searched: str, how: str = "
 
 
 def _lives(outcome: Outcome) -> bool:
-    """Whether this is the answer of a server that works. One token may be blank; a full queue is no fault."""
-    return isinstance(outcome, Ok | Overloaded) or (
-        isinstance(outcome, Transient) and outcome.reason == "empty_content"
-    )
+    """Whether this is the answer of a server that works. One token may be blank, or a thought; a full queue is no
+    fault."""
+    return isinstance(outcome, Ok | Overloaded) or (outcome.paid and outcome.reason in _ANSWERED)
+
+
+def _thought_in(body: bytes) -> str:
+    """Where an answer that the codec has read holds a thought."""
+    choices = orjson.loads(body).get("choices") or []
+    return next((where for choice in choices if (where := where_it_thinks(choice))), "")
 
 
 def _model_names(answer: WireResponse) -> tuple[str, ...] | None:

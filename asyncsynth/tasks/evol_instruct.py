@@ -13,7 +13,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.evolution import EMPTY_WORDS, MAX_EVOLUTIONS, Chain, Evolution, call_number
-from asyncsynth.tasks.parsing import is_refusal, json_values, words
+from asyncsynth.tasks.parsing import is_refusal, last_value, words
 from asyncsynth.tasks.schemas import object_of
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -24,6 +24,7 @@ _SORRY_WORDS = 80
 #: An instruction that grew to more than this times its words, and these, is none.
 _LONGEST_TIMES, _LONGEST_MORE = 2, 60
 _GAIN_PROMPT = "evol_gain"
+_YES_NO = re.compile(r"\b(not\s+(?:the\s+same|equal)|different|no|same|equal|yes|true|false)\b")
 
 
 class EvolInstruct(Evolution):
@@ -193,10 +194,18 @@ def is_no_answer(text: str, instruction: str) -> bool:
 
 def read_same(choice: Choice) -> bool:
     """A yes or no in JSON or in words."""
-    for value in json_values(choice.text):
-        if isinstance(value, dict) and isinstance(found := next(iter(value.values()), None), bool):
-            return found
-    said = re.search(r"\b(not\s+(?:the\s+same|equal)|different|no|same|equal|yes|true|false)\b", choice.text.lower())
-    if said is None:
-        raise ParseFailure("check_gain: neither yes nor no", raw=choice.text)
-    return said[1] in ("same", "equal", "yes", "true")
+    if (last := last_value(choice.text, _truth)) is not None:
+        return last[0]
+    text = choice.text.lower()
+    words_said = [found[1] for found in _YES_NO.finditer(text)]
+    if begins := _YES_NO.match(text.lstrip(" \n\t*\"'")):  # said at once; what follows is the reason
+        words_said = [begins[1]]
+    said = {word in ("same", "equal", "yes", "true") for word in words_said}
+    if len(said) != 1:
+        raise ParseFailure(f"check_gain: {'both yes and no' if said else 'neither yes nor no'}", raw=choice.text)
+    return said.pop()
+
+
+def _truth(value: Any) -> bool | None:
+    found = next(iter(value.values()), None) if isinstance(value, dict) else None
+    return found if isinstance(found, bool) else None

@@ -72,6 +72,7 @@ class Evolution(Task):
     The choices come from the run's seed and the row's key, so that they are the same after a resume.
     """
 
+    version = 2  # of several values in an answer the last one counts
     #: The column that is rewritten.
     subject: ClassVar[str]
     #: The ways in which it can be rewritten, by the names that the prompt knows.

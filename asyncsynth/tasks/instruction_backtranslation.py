@@ -33,6 +33,7 @@ class InstructionBacktranslation(Task):
     Paper: Self-Alignment with Instruction Backtranslation, arXiv 2308.06259.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("instruction", "generation")
     outputs = ("score", "reason", "model_name")
     prompt = "instruction_backtranslation"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from asyncsynth.tasks.parsing import is_chatter, is_looping, is_refusal, json_values, unquoted, words
+from asyncsynth.tasks.parsing import is_chatter, is_looping, is_refusal, json_values, last_value, unquoted, words
 
 _NAME = r"(?:instructions?|quer(?:y|ies)|questions?|tasks?|prompts?|items?|q)"
 #: "1. ", "2) ", "[3] ", "(4) ", "**5.** ", "Instruction 6: ", "### Query 7"
@@ -31,6 +31,11 @@ _STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"(?=\s*[,\]}\n])')
 _KEYS = ("instructions", "queries", "questions", "prompts", "tasks", "items", "list")
 _KEY = ("instruction", "query", "question", "prompt", "task", "text", "content")
 _ENDS = re.compile(r"[.?!:)\]\"'`\u201d\u3002\uff1f\uff01]$")
+_FINAL = re.compile(
+    rf"^[\s#*_]*(?:(?:here\s+is|here's)\s+)?(?:(?:the|my)\s+)?(?:final|revised|corrected|improved)\s+"
+    rf"(?:list|version|answer|{_NAME})[\s*_]*:[\s*_]*$",
+    re.IGNORECASE,
+)
 _PLACEHOLDERS = frozenset(
     {"string", "instruction", "query", "question", "prompt", "your instruction here", "n a", "none"}
 )
@@ -75,9 +80,8 @@ def _from_json(text: str) -> list[str] | None:
     if start is None or any(_marked(line) for line in text[: start.start()].splitlines()):
         return None
     body = text[start.start() :]
-    for value in json_values(body):
-        if (items := _strings(value)) is not None:
-            return items
+    if (last := last_value(body, _strings)) is not None:
+        return last[0]
     if re.match(r'\s*(?:\[|\{\s*"\w+"\s*:\s*\[)\s*[{"]', body):  # cut short: the strings that are whole
         whole = [found[1] for found in _STRING.finditer(body)]
         return [_unescaped(item) for item in whole if item.lower() not in (*_KEYS, *_KEY)]
@@ -130,6 +134,7 @@ def _from_lines(text: str, *, cut: bool) -> list[str]:
     lines = [line.rstrip() for line in text.split("\n") if not line.lstrip().startswith("```")]
     if sum(_NUMBERED.match(line) is not None for line in lines) < 2:
         lines = [part for line in lines for part in _INLINE.split(line)]
+    lines = _last_draft(lines)
     numbered = sum(_NUMBERED.match(line) is not None for line in lines)
     bullets = sum(_BULLET.match(line) is not None for line in lines)
     if numbered > 1 or (numbered == 1 and bullets < 2):
@@ -143,6 +148,14 @@ def _from_lines(text: str, *, cut: bool) -> list[str]:
     if cut and items and not _ENDS.search(items[-1]):
         items.pop()
     return items
+
+
+def _last_draft(lines: list[str]) -> list[str]:
+    """The lines after the last "Final list:" that stands between two lists; else all of them."""
+    for place in range(len(lines) - 1, 0, -1):
+        if _FINAL.match(lines[place]) and all(any(map(_marked, part)) for part in (lines[:place], lines[place:])):
+            return lines[place + 1 :]
+    return lines
 
 
 def _under_marks(lines: list[str], mark: re.Pattern[str]) -> list[str]:

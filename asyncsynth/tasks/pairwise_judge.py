@@ -12,7 +12,7 @@ from asyncsynth.errors import ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.parsing import json_values, string_of, without_markdown
+from asyncsynth.tasks.parsing import last_value, string_of, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: Keeps the seeds of the two orders apart.
@@ -72,6 +72,7 @@ class PairwiseJudge(Task):
     "model_name": ...}``.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("instruction", "generations")
     outputs = ("preference", "position_bias", "ratings", "rationales", "model_name")
     prompt = "pairwise_judge"
@@ -157,28 +158,35 @@ def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
 
     Raises ParseFailure where none, or more than one, can be told.
     """
-    for value in json_values(text):
-        if isinstance(value, dict):
-            lowered = {str(key).lower(): item for key, item in value.items()}
-            given = next(
-                (lowered[key] for key in ("verdict", "preference", "winner", "choice") if key in lowered), None
-            )
-            if isinstance(given, str) and (found := _BARE.fullmatch(given)):
-                why = next((lowered[key] for key in ("rationale", "reason", "explanation") if key in lowered), "")
-                return _verdict({found["value"]}, string_of(why), text, allow_ties)
+    if (last := last_value(text, _given)) is not None:
+        (given, why), after = last
+        if found := _BARE.fullmatch(given):
+            others = {match["value"] for match in [*_BRACKETS.finditer(after), *_VERDICT.finditer(after)]}
+            return _verdict({found["value"], *others}, why, text, allow_ties)
     plain = without_markdown(text)
     if found := _BARE.fullmatch(plain):
         return _verdict({found["value"]}, "", text, allow_ties)
     for pattern in (_BRACKETS, _VERDICT, _BETTER):
         if said := list(pattern.finditer(text if pattern is _BRACKETS else plain)):
             why = (text if pattern is _BRACKETS else plain)[: said[0].start()]
-            return _verdict({match["value"] for match in said}, why.strip(' \n\t:-*["'), text, allow_ties)
+            later = list(_VERDICT.finditer(text, said[-1].end())) if pattern is _BRACKETS else []
+            return _verdict({match["value"] for match in [*said, *later]}, why.strip(' \n\t:-*["'), text, allow_ties)
     raise ParseFailure("no verdict can be told in the answer", raw=text)
+
+
+def _given(value: Any) -> tuple[str, str] | None:
+    """The verdict in a JSON object, as it is written, and the reason."""
+    if not isinstance(value, dict):
+        return None
+    lowered = {str(key).lower(): item for key, item in value.items()}
+    given = next((lowered[key] for key in ("verdict", "preference", "winner", "choice") if key in lowered), None)
+    why = next((lowered[key] for key in ("rationale", "reason", "explanation") if key in lowered), "")
+    return (given, string_of(why)) if isinstance(given, str) else None
 
 
 def _verdict(values: set[str], rationale: str, text: str, allow_ties: bool) -> Verdict:
     """One verdict of what was said, if it is one."""
-    winners = {{"a": 0, "b": 1}.get(value.lower()) for value in values}
+    winners = {{"a": 0, "b": 1}.get(value.lower()) for value in values}  # None: a tie
     if len(winners) != 1:  # a tie and a tie, by whatever words, are one
         raise ParseFailure("the answer has several verdicts, or none", raw=text)
     [winner] = winners

@@ -2,22 +2,33 @@
 texts without what models say around them, and the signs of an answer that is none (refusals, loops).
 
 All functions are pure and linear in the text, but for the bounded search in `json_values`.
+
+Where an answer holds several values of one kind that differ, the last complete one counts, or the answer is a
+ParseFailure; never the first, which is a draft.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from asyncsynth.errors import ParseFailure
 from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
+
+T = TypeVar("T")
 
 #: A run of this many words which comes back this often is a model that loops.
 _LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
+_JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[\dtfn-]')
+#: Finds the end of a value, bare control characters in its strings allowed.
+_SCAN = json.JSONDecoder(strict=False).raw_decode
+_MOST_WORK = 200_000  #: characters that may be read in vain, beside fifty times the text
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i\s*['\u2019]?\s*a?m\s+)?(?:(?:very|so|really)\s+)?sorry\b(?=[\s,.:;!\u2014-]*(?:but|i\b|as|that|for|$))"
     r"|i\s+(?:must\s+|have\s+to\s+)?apologi[sz]e\b|(?:my\s+)?apologies\b"
@@ -64,44 +75,86 @@ def json_values(text: str, refused: list[str] | None = None) -> Iterator[Any]:
     """JSON values in a text: the whole, or objects and arrays between prose and code fences.
 
     In those, line breaks, tabs and other control characters may stand bare in strings, against RFC 8259: models
-    write them so, and the grammars that constrain a vLLM's answer to a schema let them pass.
-
-    A value that a row cannot hold as it was written (an integer over 64 bits, NaN, a key twice) is passed over, with
-    all that is in it; `refused` gets a line that names it and its place.
+    write them so, and the grammars that constrain a vLLM's answer to a schema let them pass. A value that the end of
+    the text cuts off is left out, with all that is in it, and so is one that a row cannot hold as it was written (an
+    integer over 64 bits, NaN, a key twice); `refused` gets a line that names the latter and its place.
+    Raises ParseFailure for hostile texts, full of brackets.
     """
+    for value, _ in _json_parts(text):
+        if not isinstance(value, _Unusable):
+            yield value
+        elif refused is not None and not value.cut_off:
+            refused.append(value.why)
+
+
+def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | None = None) -> tuple[T, str] | None:
+    """What `read` makes of the last JSON value that it can read, and the text after that value.
+
+    A model that drafts and corrects itself writes several values; the first is never its answer. `read` gives None
+    for a value of another kind. None where no value is of the right kind. `refused` as in `json_values`.
+
+    Raises:
+        ParseFailure: the last one is not known, since a further value is cut off, or cannot be kept as it was written.
+    """
+    last: tuple[T, str] | None = None
+    unusable: _Unusable | None = None
+    for value, end in _json_parts(text):
+        if isinstance(value, _Unusable):
+            unusable = value
+            if refused is not None and not value.cut_off:
+                refused.append(value.why)
+        elif (made := read(value)) is not None:
+            last, unusable = (made, text[end:]), None
+    if unusable is not None and last is not None:
+        words = unusable.why if unusable.cut_off else f"the answer cannot be kept as it is: {unusable.why}"
+        raise ParseFailure(words, raw=text)
+    return last
+
+
+class _Unusable:
+    """In the place of a value that cannot be used, and why."""
+
+    def __init__(self, why: str, *, cut_off: bool = False) -> None:
+        self.why = why
+        self.cut_off = cut_off
+
+
+def _json_parts(text: str) -> Iterator[tuple[Any, int]]:
+    """Each outermost JSON value with the place after it; `_Unusable` for one that is cut off or inexact."""
     try:
-        yield exact_json(text.strip())
+        whole: Any = exact_json(text.strip())
     except NoJson:
         pass
     except InexactJson as error:
-        if refused is not None:
-            refused.append(str(error))
+        yield _Unusable(str(error)), len(text)
         return
     else:
+        yield whole, len(text)
         return
-    closing = {"{": "}", "[": "]"}
-    start = all_tries = 0
+    length, start, work = len(text.rstrip()), 0, 0
     while (found := _BRACKET.search(text, start)) is not None:
-        end = text.rfind(closing[found[0]])
-        tries = 0
-        while end > found.start() and tries < 20:  # a bound: hostile text is full of brackets
-            try:
-                yield exact_json(text[found.start() : end + 1])
-                break
-            except InexactJson as error:
-                if refused is not None:
-                    refused.append(str(error))
-                break
-            except NoJson:
-                end = text.rfind(closing[found[0]], found.start(), end)
-                tries += 1
-                all_tries += 1
-        else:
-            start = found.end()
-            if start > 4096 or all_tries > 1000:
+        begin = found.start()
+        try:
+            _, end = _SCAN(text, begin)
+            value: Any = exact_json(text[begin:end])
+        except InexactJson as error:
+            start = end
+            yield _Unusable(str(error)), end
+        except json.JSONDecodeError as error:
+            start = begin + 1
+            is_string = error.msg.startswith("Unterminated string")
+            if (is_string or error.pos >= length) and _JSON_BEGINS.match(text, begin):
+                yield _Unusable("the answer holds a value, and another one that is cut off", cut_off=True), len(text)
                 return
-            continue
-        start = end + 1
+            work += length - begin if is_string else max(1, error.pos - begin)
+        except (RecursionError, NoJson):  # nested too deep
+            start = begin + 1
+            work += 1000
+        else:
+            start = end
+            yield value, end
+        if work > _MOST_WORK + 50 * length:
+            raise ParseFailure("the answer is full of brackets that are no JSON", raw=text)
 
 
 def string_of(value: Any) -> str:
@@ -177,6 +230,10 @@ def _inside_tags(text: str) -> str:
     """What stands in a pair of tags that holds most of the text; else the text without stray tags around it."""
     opening = _TAG.search(text)
     if opening is not None:
+        # Several drafts in the same tags: the last whole one counts.
+        drafts = list(re.finditer(f"<({re.escape(opening[1])})>(.*?)</\\1>", text, re.DOTALL | re.IGNORECASE))
+        if len(drafts) > 1 and sum(len(draft[0]) for draft in drafts) * 2 > len(text):
+            return drafts[-1][2].strip()
         end = text.find(f"</{opening[1]}>", opening.end())
         if (end - opening.end()) * 2 > len(text):
             return text[opening.end() : end].strip()
@@ -194,8 +251,9 @@ def _only_string(text: str) -> str | None:
     """The text in a JSON object of one string: some models put everything into JSON."""
     if not text.startswith(("{", "```")):
         return None
-    for value in json_values(text):
-        if isinstance(value, dict) and len(value) == 1 and isinstance(only := next(iter(value.values())), str):
-            return only.strip()
-        return None
-    return None
+    found = last_value(text, lambda value: next(iter(value.values())) if _is_single(value) else None)
+    return found[0].strip() if found is not None and isinstance(found[0], str) else None
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1

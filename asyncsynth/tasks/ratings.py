@@ -3,13 +3,14 @@ lets a model write instead. What cannot be read without guessing is a ParseFailu
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from asyncsynth.errors import ParseFailure
-from asyncsynth.tasks.parsing import json_values, string_of, without_markdown
+from asyncsynth.tasks.parsing import last_value, string_of, without_markdown
 
 LOWEST, HIGHEST = 1, 5
 
@@ -33,6 +34,7 @@ _ANSWER = (
 )
 _LABEL = re.compile(
     rf"\b(?P<overall>overall\s+)?(?:quality\s+)?(?:rating|score|grade)s?\b"
+    rf"(?:\s*\(?\s*(?:(?:from\s+)?1\s*(?:[-\u2013]|to\b)\s*|out\s+of\s+)(?P<upto>\d+)\s*\)?(?=\s*[:=]))?"
     rf"(?:\s+(?:for|of)\b)?(?:\s+(?:the\s+)?{_ANSWER})?(?:\s*\#?(?P<number>\d+))?"
     rf"[\"'\s]*(?:[:=\u2013\u2014-]|\bis\b|\s)[\"'\s]*{_NUMBER}{_SCALE}(?![\d.]*\d)",
     re.IGNORECASE,
@@ -44,12 +46,20 @@ _HEADER = re.compile(
 )
 #: "4 - reason", "2. 4/5: reason", "- 4", "(4) reason"
 _LINE = re.compile(
-    rf"^\s*(?:[-\u2022+]\s+)?(?:\(?\d+[.)]\s+)?[\[(]?{_NUMBER}{_SCALE}[\])]?"
-    r"(?:\s*(?:stars?|points?))?\s*(?:$|(?:[:\u2013\u2014-]|,|\.(?=\s))\s*(?P<rest>.*)$)",
+    rf"^\s*(?:[-\u2022+]\s+)?(?P<listed>\(?\d+[.)]\s+)?[\[(]?{_NUMBER}{_SCALE}[\])]?"
+    r"(?:\s*(?:stars?|points?|\uc810|\u5206|\u70b9))?\s*"
+    r"(?:$|(?P<sign>[:\u2013\u2014-]|,|\.(?=\s))\s*(?P<rest>.*)$)",
     re.IGNORECASE | re.MULTILINE,
+)
+#: after a rating: "3 or 4", "4-5", "3, maybe 4": none was given
+_ANOTHER = re.compile(
+    r"\s*(?:\(?\s*(?:or|to|,?\s*(?:or\s+)?(?:maybe|perhaps|possibly))\s+(?:(?:even|maybe|perhaps)\s+)?(?:an?\s+)?\d"
+    r"|[-\u2013\u2014~](?=\d)|\s[-\u2013\u2014~]\s+\d+(?:\.\d+)?\s*(?:$|[.,;:)\n]|out\b))",
+    re.IGNORECASE,
 )
 _MARK = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(?=[^\W\d])", re.MULTILINE)
 _BARE = re.compile(rf"{_NUMBER}{_SCALE}", re.IGNORECASE)
+_AT_THE_END = re.compile(r"[:,\s](\d)(?:\s*/\s*\d)?[\s.!*]*$")
 _RATIONALE_LABEL = re.compile(
     r"^\W*(?:rationale|reason(?:ing)?|explanation|justification|critique|feedback|comment)s?\b\s*"
     r"(?:for\s+(?:the\s+)?(?:rating|score)\s*)?[:\u2013\u2014-]*\s*",
@@ -76,6 +86,9 @@ def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evalu
         except _Unreadable as error:
             why = str(error)
             break
+        except ParseFailure as failure:
+            failure.raw = raw
+            raise
         if found is not None:
             return found
     raise ParseFailure(f"ratings: {why}", raw=raw)
@@ -115,20 +128,40 @@ def valid_rating(value: Any, scale: Any = None, *, highest: int = HIGHEST) -> in
 
 
 def _from_json(text: str, count: int, highest: int) -> list[Evaluation] | None:
-    wrong: _Unreadable | None = None
-    for value in json_values(text):
-        try:
-            items = _json_items(value, count, highest)
-        except _Unreadable as error:
-            wrong = error
-            continue
-        if items is not None and len(items) == count:
+    """The last value that holds ratings. A bare list counts where nothing else does: prose has a [1] here and there."""
+    for bare in (False, True):
+        found: tuple[list[Evaluation] | _Unreadable, str] | None
+        found = last_value(text, functools.partial(_given, count=count, highest=highest, bare=bare))
+        if found is not None:
+            items, after = found
+            if isinstance(items, _Unreadable):
+                raise items
+            _not_taken_back(items, without_markdown(after), highest)
             return items
-        if items is not None:  # perhaps only a [1] in the prose before
-            wrong = _Unreadable(f"{len(items)} ratings for {count} answers")
-    if wrong is not None:
-        raise wrong
     return None
+
+
+def _given(value: Any, count: int, highest: int, *, bare: bool) -> list[Evaluation] | _Unreadable | None:
+    """The ratings in a JSON value, or why they are none; None for one of another kind."""
+    if bare != (isinstance(value, list) and not any(isinstance(item, dict) for item in value)):
+        return None
+    try:
+        items = _json_items(value, count, highest)
+    except _Unreadable as error:
+        return error
+    if items is not None and len(items) != count:
+        return _Unreadable(f"{len(items)} ratings for {count} answers")
+    return items
+
+
+def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
+    """What follows the ratings must not give others ("Final rating: 2")."""
+    marks = list(_LABEL.finditer(after))
+    if len(marks) != len(items):
+        return
+    said = [valid_rating(mark["value"], mark["scale"], highest=highest) for mark in marks]
+    if said != [item.rating for item in items]:
+        raise _Unreadable("it has ratings in JSON, and others after it")
 
 
 def _json_items(value: Any, count: int, highest: int) -> list[Evaluation] | None:
@@ -203,10 +236,16 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
         marks = [mark for mark in marks if mark["overall"] is not None]
     if not marks:
         return None
-    ratings = [valid_rating(mark["value"], mark["scale"], highest=highest) for mark in marks]
+    for mark in marks:
+        _alone(mark, text)
+    ratings = [valid_rating(mark["value"], mark["scale"] or mark["upto"], highest=highest) for mark in marks]
     if len(marks) != count:
         if count == 1 and len(set(ratings)) == 1:  # said twice
             marks, ratings = marks[:1], ratings[:1]
+        elif count == 1 and _is_final(marks[-1], text):
+            marks, ratings = marks[-1:], ratings[-1:]
+        elif len(marks) > count:
+            raise _Unreadable(f"it has {len(marks)} ratings that differ, and no {count} can be told")
         else:
             return None
     before = [text[start : mark.start()] for start, mark in zip(_starts(marks), marks, strict=True)]
@@ -221,10 +260,18 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
 
 def _from_lines(text: str, count: int, highest: int) -> list[Evaluation] | None:
     """ "4 - rationale", one an answer; further lines belong to the rationale above them."""
-    marks = list(_LINE.finditer(text))
+    marks = [mark for mark in _LINE.finditer(text) if not _is_list_number(mark)]
     if len(marks) != count:
         return None
+    for mark in marks:
+        _alone(mark, text)
+    numbers = [str(place + 1) for place in range(count)]
+    in_order = count > 1 and [mark["value"] for mark in marks] == numbers
+    if in_order and all(mark["rest"] and not mark["listed"] for mark in marks):
+        raise _Unreadable(f"its lines are numbered 1 to {count}, which may be all that the numbers say")
     ends = _ends(marks, text)
+    if count == 1 and (last := _AT_THE_END.search(text[marks[0].end() :])) and last[1] != marks[0]["value"]:
+        raise _Unreadable(f"it begins with {marks[0]['value']} and ends with {last[1]}")
     done = []
     for mark, end in zip(marks, ends, strict=True):
         rating = valid_rating(mark["value"], mark["scale"], highest=highest)
@@ -240,6 +287,23 @@ def _from_numbers(text: str, count: int, highest: int) -> list[Evaluation] | Non
     if len(marks) != count:
         return None
     return [Evaluation(valid_rating(mark["value"], mark["scale"], highest=highest)) for mark in marks]
+
+
+def _alone(mark: re.Match[str], text: str) -> None:
+    """No other rating is offered beside this one."""
+    end = mark.end("scale") if mark["scale"] is not None else mark.end("value")
+    if _ANOTHER.match(text, end):
+        said = text[mark.start("value") : end + 12].splitlines()[0]
+        raise _Unreadable(f"{said!r} leaves open which one it is")
+
+
+def _is_final(mark: re.Match[str], text: str) -> bool:
+    return re.search(r"\b(?:final|last|revised|corrected)\s*$", text[: mark.start()], re.IGNORECASE) is not None
+
+
+def _is_list_number(mark: re.Match[str]) -> bool:
+    """Whether "2. It is wrong" numbers a list: a full stop and words follow."""
+    return mark["listed"] is None and mark["sign"] == "." and _words(mark["rest"])
 
 
 def _starts(marks: list[re.Match[str]]) -> list[int]:

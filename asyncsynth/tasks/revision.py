@@ -10,7 +10,7 @@ from asyncsynth.errors import ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.parsing import is_looping, is_refusal, json_values, rewritten_text
+from asyncsynth.tasks.parsing import is_looping, is_refusal, last_value, rewritten_text
 from asyncsynth.tasks.schemas import object_of, text_up_to
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -44,6 +44,7 @@ class Revision(Task):
     Paper: CLAIR (contrastive learning from AI revisions), arXiv 2408.06266.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("instruction", "response")
     outputs = ("revision", "rationale", "model_name")
     prompt = "revision"
@@ -76,30 +77,39 @@ class Revision(Task):
 
 def read_revision(text: str) -> tuple[str, str]:
     """(rationale, revision) from JSON, tags or labels, in any order; ('', '') where there is no revision."""
-    for value in json_values(text):
-        if isinstance(value, dict):
-            lowered = {str(key).lower().replace("_", " "): item for key, item in value.items()}
-            parts = {
-                name: next((item for key, item in lowered.items() if re.fullmatch(pattern, key)), None)
-                for name, pattern in _NAMES.items()
-            }
-            if isinstance(parts["revision"], str):
-                return str(parts["rationale"] or "").strip(), parts["revision"].strip()
+    if (last := last_value(text, _parts)) is not None:
+        return last[0]
     tagged = {
-        name: re.search(rf"<{pattern}>(.*?)</{pattern}>", text, re.DOTALL | re.IGNORECASE)
+        name: list(re.finditer(rf"<{pattern}>(.*?)</{pattern}>", text, re.DOTALL | re.IGNORECASE))
         for name, pattern in _NAMES.items()
     }
-    if (revision := tagged["revision"]) is not None:
+    if revisions := tagged["revision"]:
         why = tagged["rationale"]
-        return why[1].strip() if why is not None else "", revision[1].strip()
+        return why[-1][1].strip() if why else "", revisions[-1][1].strip()
     return _labelled(text)
 
 
+def _parts(value: Any) -> tuple[str, str] | None:
+    """(rationale, revision) in a JSON object; None where it has no revision."""
+    if not isinstance(value, dict):
+        return None
+    lowered = {str(key).lower().replace("_", " "): item for key, item in value.items()}
+    parts = {
+        name: next((item for key, item in lowered.items() if re.fullmatch(pattern, key)), None)
+        for name, pattern in _NAMES.items()
+    }
+    revision = parts["revision"]
+    return (str(parts["rationale"] or "").strip(), revision.strip()) if isinstance(revision, str) else None
+
+
 def _labelled(text: str) -> tuple[str, str]:
-    """The parts under "Rationale:" and "Revision:", each label once."""
+    """The parts under "Rationale:" and "Revision:". A label that comes again in the same words begins another draft,
+    and the last one counts; in other words it may be part of the text ("Final answer: 8")."""
     marks: dict[str, re.Match[str]] = {}
     for mark in _LABEL.finditer(text):
-        marks.setdefault(str(mark.lastgroup), mark)
+        name = str(mark.lastgroup)
+        if name not in marks or mark[name].casefold() == marks[name][name].casefold():
+            marks[name] = mark
     if "revision" not in marks:
         return "", ""
     parts = {"rationale": ""}

@@ -20,6 +20,7 @@ HIGHEST_SCORE = 6
 class Scorer(Task):
     """Base of the tasks that score a list of texts from 1 to 6."""
 
+    version = 2  # of several values in an answer the last one counts
     #: The column with the list.
     subject: ClassVar[str]
 

@@ -54,6 +54,7 @@ class SelfInstruct(Task):
     Paper: Self-Instruct, arXiv 2212.10560.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("input",)
     outputs = ("instructions", "model_name")
     prompt = "self_instruct"

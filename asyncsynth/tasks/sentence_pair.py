@@ -12,7 +12,7 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.parsing import is_looping, json_values, unquoted, without_markdown, words
+from asyncsynth.tasks.parsing import is_looping, last_value, unquoted, without_markdown, words
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: action -> what the positive is, what the negative is, what a hard negative is
@@ -72,6 +72,7 @@ class GenerateSentencePair(Task):
     races", "negative": "how to remove rust from steel", "model_name": ...}``.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("anchor",)
     prompt = "sentence_pair"
 
@@ -141,16 +142,24 @@ class GenerateSentencePair(Task):
 
 def read_pair(text: str) -> dict[str, str]:
     """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be told."""
-    for value in json_values(text):
-        if isinstance(value, dict):
-            lowered = {str(key).lower(): item for key, item in value.items()}
-            found = {name: lowered[name] for name in ("positive", "negative") if isinstance(lowered.get(name), str)}
-            if found:
-                return {name: item.strip() for name, item in found.items()}
+    if (last := last_value(text, _texts)) is not None:
+        return last[0]
     plain = without_markdown(text)
     labels = list(_LABEL.finditer(plain))
-    sections: dict[str, str] = {}
+    sections: dict[str, str] = {}  #: of the last pair: a label that comes again begins another one
     for number, label in enumerate(labels):
         end = labels[number + 1].start() if number + 1 < len(labels) else len(plain)
-        sections.setdefault(label["name"].lower(), unquoted(plain[label.end() : end]))
+        name = label["name"].lower()
+        if name in sections:
+            sections = {}
+        sections[name] = unquoted(plain[label.end() : end])
     return sections
+
+
+def _texts(value: Any) -> dict[str, str] | None:
+    """The texts in a JSON object; None where it has none."""
+    if not isinstance(value, dict):
+        return None
+    lowered = {str(key).lower(): item for key, item in value.items()}
+    found = {name: lowered[name] for name in ("positive", "negative") if isinstance(lowered.get(name), str)}
+    return {name: item.strip() for name, item in found.items()} or None

@@ -14,7 +14,7 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row, canonical_json
 from asyncsynth.tasks.base import Task, text_of
 from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
-from asyncsynth.tasks.parsing import json_values
+from asyncsynth.tasks.parsing import last_value
 from asyncsynth.tasks.schema_check import BadSchema, Check, check_of
 from asyncsynth.tasks.templates import prompt_source, render
 from asyncsynth.tasks.typed_schema import TypedSchema
@@ -60,7 +60,7 @@ class StructuredGeneration(Task):
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
     """
 
-    version = 2
+    version = 2  # of several values in an answer the last one counts; none is changed on its way
     outputs = ("generation", "model_name")
     prompt = "structured_generation"
 
@@ -117,19 +117,21 @@ class StructuredGeneration(Task):
         return found
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The last JSON value in the answer that fits."""
-        refused: list[str] = []
-        values = list(json_values(choice.text, refused))
-        if refused:
-            raise ParseFailure(f"the answer cannot be kept as it is: {refused[0]}", raw=choice.text)
+        """The last JSON value in the answer that fits: those before it are drafts."""
         wrong = "there is no JSON in it"
         if choice.finish_reason == "length":
             wrong += ": it was cut at max_tokens"
-        for value in reversed(values):
-            generation, words = self._fitting(value, row)
-            if not words:
-                return {"generation": generation}
-            wrong = words
+
+        def fitting(value: Any) -> tuple[Any] | None:
+            nonlocal wrong
+            generation, wrong = self._fitting(value, row)
+            return None if wrong else (generation,)
+
+        refused: list[str] = []
+        if (last := last_value(choice.text, fitting, refused)) is not None:
+            return {"generation": last[0][0]}
+        if refused:
+            raise ParseFailure(f"the answer cannot be kept as it is: {refused[-1]}", raw=choice.text)
         raise ParseFailure(f"the answer does not fit the schema: {wrong}", raw=choice.text)
 
     def _fitting(self, value: Any, row: Row) -> tuple[Any, str]:

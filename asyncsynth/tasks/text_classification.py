@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,12 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, text_of
-from asyncsynth.tasks.parsing import json_values, without_markdown
+from asyncsynth.tasks.parsing import last_value, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
+_LABEL = re.compile(
+    r"\b(?:labels?|category|categories|class|classification|final\s+answer)\b\s*(?:is|are|:|=)+", re.IGNORECASE
+)
 #: The model says that no label applies.
 _NONE = frozenset({"none", "no label", "no labels", "n/a", "none of them", "none of these", "none of the labels"})
 
@@ -40,6 +44,7 @@ class TextClassification(Task):
     ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "model_name": ...}``.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("text",)
     prompt = "text_classification"
 
@@ -101,16 +106,29 @@ class TextClassification(Task):
 
 def read_labels(text: str, labels: Sequence[str]) -> list[str]:
     """The labels in an answer, in their own order. Raises ParseFailure for what is none of them."""
-    for value in json_values(text):
-        if isinstance(value, dict):
-            lowered = {str(key).lower(): item for key, item in value.items()}
-            if "labels" not in lowered and "label" not in lowered:
-                continue
-            value = lowered.get("labels", lowered.get("label"))
-        said = [value] if isinstance(value, str) else [] if value is None else value
-        if isinstance(said, list) and all(isinstance(item, str) for item in said):
-            return _known(said, labels, text)
+    for bare in (False, True):  # a list without a name counts where nothing else does
+        found = last_value(text, functools.partial(_said, bare=bare))
+        if found is not None:
+            said, after = found
+            chosen = _known(said, labels, text)
+            after = without_markdown(after)
+            if _LABEL.search(after) and _named(after, labels, text) != chosen:
+                raise ParseFailure("the answer has a label in JSON, and another one after it", raw=text)
+            return chosen
     return _named(without_markdown(text), labels, text)
+
+
+def _said(value: Any, *, bare: bool) -> list[str] | None:
+    """The labels in a JSON value; None for one of another kind."""
+    if isinstance(value, dict) == bare:
+        return None
+    if isinstance(value, dict):
+        lowered = {str(key).lower(): item for key, item in value.items()}
+        if "labels" not in lowered and "label" not in lowered:
+            return None
+        value = lowered.get("labels", lowered.get("label"))
+    said = [value] if isinstance(value, str) else [] if value is None else value
+    return said if isinstance(said, list) and all(isinstance(item, str) for item in said) else None
 
 
 def _known(said: Iterable[str], labels: Sequence[str], text: str) -> list[str]:
@@ -125,8 +143,7 @@ def _known(said: Iterable[str], labels: Sequence[str], text: str) -> list[str]:
 
 def _named(plain: str, labels: Sequence[str], text: str) -> list[str]:
     """The labels that prose names; longer ones first, so that "not spam" does not count as "spam"."""
-    after = re.split(r"\b(?:labels?|category|categories|class|classification)\b\s*(?:is|are|:|=)+", plain, flags=re.I)
-    rest = after[-1]
+    rest = _LABEL.split(plain)[-1]
     if _plain(rest) in _NONE:
         return []
     chosen = []

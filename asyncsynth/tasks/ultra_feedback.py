@@ -65,6 +65,7 @@ class UltraFeedback(Task):
     Paper: UltraFeedback, arXiv 2310.01377.
     """
 
+    version = 2  # of several values in an answer the last one counts
     inputs = ("instruction", "generations")
     outputs: tuple[str, ...] = ("ratings", "rationales", "model_name")
     prompt = "ultra_feedback"
@@ -210,9 +211,11 @@ def expected_ratings(choice: Choice, evaluations: list[Evaluation]) -> list[floa
         starts.append(len(text))
         text += str(token.get("token", ""))
     places = [found.start(1) for found in re.finditer(r'"rating"\s*:\s*([1-5])\b', text)]
-    if not places and (array := re.search(r'"ratings"\s*:\s*\[([^\]]*)\]', text)):
-        places = [array.start(1) + found.start() for found in re.finditer(r"\b[1-5]\b", array[1])]
-    if len(places) != len(evaluations):
+    if not places:
+        for array in re.finditer(r'"ratings"\s*:\s*\[([^\]]*)\]', text):  # the last one counts
+            places = [array.start(1) + found.start() for found in re.finditer(r"\b[1-5]\b", array[1])]
+    places = places[-len(evaluations) :]
+    if [int(text[place]) for place in places] != [evaluation.rating for evaluation in evaluations]:
         return nothing
     return [
         None if evaluation.rating is None else _mean(_token_at(tokens, starts, place))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from asyncsynth.testing.faults import error_response
 
@@ -18,6 +18,10 @@ class Abilities:
         refused: request fields that it answers with 400.
         chat, completions: whether it has these paths at all.
         context: tokens of context: told as ``max_model_len``, and ``max_tokens`` from there on get a 400.
+        thinks: how its model thinks before each chat answer: "tags" (``<think>`` in the text), "template" (the opening
+            tag is in the prompt), "field" (``reasoning_content``), '' (not at all). Requests with
+            ``chat_template_kwargs: {"enable_thinking": false}`` are answered at once.
+        thinking_tokens: what a thought takes of ``max_tokens``; the answer is empty where it takes all.
         version: told at ``/version``, as vLLM does; '' for a server that has no such path.
     """
 
@@ -27,6 +31,8 @@ class Abilities:
     completions: bool = True
     context: int | None = None
     version: str = ""
+    thinks: Literal["", "tags", "template", "field"] = ""
+    thinking_tokens: int = 16
 
     def applied(self, path: str, request: Mapping[str, Any]) -> dict[str, Any] | bytes:
         """The request as this server sees it, or the response that refuses it."""
@@ -39,6 +45,24 @@ class Abilities:
             text = f"max_tokens={limit} is too large. This model's maximum context length is {self.context} tokens."
             return error_response(400, text, "BadRequestError")
         return {name: value for name, value in request.items() if name not in self.ignored}
+
+    def think(self, request: Mapping[str, Any], made: dict[str, Any]) -> None:
+        """Puts a thought before each choice of a chat answer."""
+        if not self.thinks or (request.get("chat_template_kwargs") or {}).get("enable_thinking") is False:
+            return
+        limit = request.get("max_tokens") or request.get("max_completion_tokens") or 10**9
+        is_cut = limit <= self.thinking_tokens
+        words = " ".join(["Hmm,", *["perhaps"] * (min(limit, self.thinking_tokens) - 1)])
+        for choice in made["choices"]:
+            message, text = choice["message"], choice["message"]["content"]
+            if self.thinks == "field":
+                message |= {"content": None if is_cut else text, "reasoning_content": words}
+            else:
+                begin = "<think>\n" if self.thinks == "tags" else ""
+                message["content"] = begin + (words if is_cut else f"{words}\n</think>\n\n{text}")
+            choice["finish_reason"] = "length" if is_cut else choice["finish_reason"]
+        answered = 0 if is_cut else made["usage"]["completion_tokens"]
+        made["usage"]["completion_tokens"] = answered + min(limit, self.thinking_tokens) * len(made["choices"])
 
     def listed(self, model: str) -> dict[str, Any]:
         """The model's entry in the list of models."""

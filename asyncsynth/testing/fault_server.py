@@ -137,6 +137,8 @@ class FaultServer:
             request = applied
         served = self.models[0] if self.any_model else request["model"]
         made = answer(request, chat=path.endswith("/chat/completions"), tokens=self.tokens, served_as=served)
+        if self.abilities is not None and path.endswith("/chat/completions"):
+            self.abilities.think(request, made)
         reply = response(200, orjson.dumps(made))
         if len(self.cache) < 4096:
             self.cache[body] = reply

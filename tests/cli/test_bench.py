@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from asyncsynth.testing import RequestInfo
+from asyncsynth.testing import Abilities, RequestInfo
 from tests.cli.test_cli import Serve, asyncsynth
 
 QUICK = ("--seconds", "2", "--max-concurrency", "16", "--max-tokens", "32")
@@ -29,6 +29,17 @@ def test_levels_knee_and_what_limits(fault_server: Serve) -> None:
     assert found["limited_by"]
     assert found["adaptive_share"] > 0
     assert told[5]["exit_code"] == 0
+
+
+def test_thoughts_are_measured_as_answers_are(fault_server: Serve) -> None:
+    """With 32 tokens, each answer of a model that thinks is a thought."""
+    abilities = Abilities(thinks="field", thinking_tokens=64)
+    server = fault_server(models=["model-a"], delay_s=0.01, abilities=abilities)
+    done = asyncsynth("bench", "--servers", server.base_url, *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    levels = [one for one in events(done.stdout) if one["event"] == "level"]
+    assert levels
+    assert all(one["tokens_per_s"] > 0 and not one["failed"] for one in levels)
 
 
 def test_it_says_what_it_will_send_and_keeps_to_it(fault_server: Serve) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,31 @@ def test_a_table_of_all_servers(fault_server: Serve) -> None:
     assert rows(second)["schema"].startswith("no       response_format is ignored: the answer was '")
     assert rows(second)["completions"].startswith("no       HTTP 404")
     assert done.stdout.splitlines()[-1] == "2 servers: all fine"
+
+
+@pytest.mark.row(32)
+@pytest.mark.parametrize(("thinks", "where"), [("tags", "text"), ("template", "text"), ("field", "field"), ("", "")])
+def test_a_model_that_thinks_is_told_with_what_to_do(fault_server: Serve, thinks: Any, where: str) -> None:
+    server = fault_server(models=["model-a"], abilities=Abilities(thinks=thinks))
+    done = asyncsynth("check", "--servers", server.base_url)
+    assert done.returncode == 0, done.stderr
+    told = rows(done.stdout).get("reasoning", "")
+    assert told.startswith("thinks before it answers") == bool(where)
+    assert ("max_tokens" in told, "enable_thinking" in told) == (bool(where), bool(where))
+    done = asyncsynth("check", "--servers", server.base_url, "--json")
+    assert json.loads(done.stdout.splitlines()[0])["models"][0]["thinks"] == where
+
+
+def test_thinking_that_a_pipeline_turns_off_is_not_told(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"], abilities=Abilities(thinks="template"))
+    job = write(tmp_path)
+    text = job.read_text()
+    assert "reasoning " in asyncsynth("check", job, "--servers", server.base_url).stdout
+    off = 'max_tokens=64, extra_body={"chat_template_kwargs": {"enable_thinking": False}}'
+    job.write_text(text.replace("max_tokens=64", off))
+    done = asyncsynth("check", job, "--servers", server.base_url)
+    assert done.returncode == 0, done.stdout
+    assert "reasoning " not in done.stdout
 
 
 def test_json_and_one_model(fault_server: Serve) -> None:

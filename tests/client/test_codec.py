@@ -152,7 +152,9 @@ def test_content_in_parts() -> None:
 @pytest.mark.parametrize("text", [None, "", " \n", []])
 def test_empty_content_is_never_a_text(text: Any) -> None:
     made = outcome(answered("good", text))
-    assert made == Transient("empty_content", "a choice without text (finish_reason stop)", 200, max_attempts=3)
+    said = "a choice without text (finish_reason stop)"
+    counts = {"paid": True, "tokens": 5, "prompt_tokens": 3}
+    assert made == Transient("empty_content", said, 200, max_attempts=3, **counts)
 
 
 def test_a_filtered_answer() -> None:

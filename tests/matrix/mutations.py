@@ -212,6 +212,32 @@ MUTATIONS = (
         9, ("tests/matrix/test_interrupted.py",), hangs=True,
     ),
     Mutation(
+        "a thought passes for the answer", "client/codec.py",
+        "    choice.text = answer\n", "    pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "the thought in a field of its own is lost", "client/codec.py",
+        "            choice.reasoning = reasoning_in(message)\n", "            pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "a cut thought is paid three times", "client/no_answer.py",
+        'return Permanent("reasoning_cut", said, status, raw=thought)',
+        'return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)',
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "paid answers of no use are not counted", "client/pool.py",
+        "            self._totals.wasted += 1\n", "            pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "the first of several values counts", "tasks/parsing.py",
+        "            last = made, text[end:]\n", "            return made, text[end:]\n",
+        32, ("tests/tasks/test_last_value.py",),
+    ),
+    Mutation(
         "a signal is not heard", "cli/signals.py",
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),

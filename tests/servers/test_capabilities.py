@@ -197,12 +197,24 @@ def chat(text: str | None, finish: str = "stop", **more: Any) -> list[dict[str, 
         (chat('{"poem": "The sea"}'), "no"),
         (chat("{" + " \n" * 30, "length"), "limited"),
         (chat("The", "length"), "no"),
+        (chat('<think>\nA poem?\n</think>\n\n{"probe": "zq-17"}'), "yes"),
+        (chat("<think>\nA poem?\n</think>\n\nThe sea"), "no"),
+        ([{"message": {"role": "assistant"}, "finish_reason": "length"}], "unknown"),
         (chat(None), "unknown"),
         (chat("  "), "unknown"),
     ],
 )
 def test_reading_the_schema_probe(answer: list[dict[str, Any]], state: str) -> None:
     assert read_schema(answer).state == state
+
+
+@pytest.mark.row(32)
+@pytest.mark.parametrize("thinks", ["tags", "field"])
+def test_a_probe_that_ends_within_a_thought_proves_nothing(thinks: Any) -> None:
+    found, _ = surveyed(needs(LLM_.chat([], schema={})), Abilities(thinks=thinks, thinking_tokens=500))
+    assert states(found)["schema"] == "unknown"
+    assert "thinking" in found.findings[Feature.SCHEMA].said
+    assert found.thinks == {"tags": "text", "field": "field"}[thinks]
 
 
 def test_reading_the_other_probes() -> None:

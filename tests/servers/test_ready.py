@@ -175,3 +175,24 @@ def test_model_not_served_shows_the_ways_out() -> None:
     assert "--embedded" in text
     assert "'smollm2'" in str(not_served("HuggingFaceTB/SmolLM2", ["smollm2"], searched=""))
     assert "served:" not in str(not_served("m", [], searched=""))
+
+
+@pytest.mark.row(32)
+@pytest.mark.parametrize(
+    ("message", "where"),
+    [
+        ({"role": "assistant", "content": "<think>"}, "text"),
+        ({"role": "assistant", "content": None, "reasoning_content": "Okay"}, "field"),
+        ({"role": "assistant", "reasoning": "Okay"}, "field"),  # mlx-lm leaves the content out
+        ({"role": "assistant"}, ""),
+        ({"role": "assistant", "content": None}, ""),
+        ({"role": "assistant", "content": "Okay"}, ""),
+    ],
+)
+def test_a_model_whose_one_token_is_a_thought_lives(message: dict[str, Any], where: str) -> None:
+    body = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {"completion_tokens": 1}}
+    exchange = ScriptedExchange(chat_completions=lambda: reply(200, body))
+    asked = probe(exchange, VirtualTime())
+    assert asyncio.run(asked.canary("m"))
+    assert asked.thinking == ({"m": where} if where else {})
+    assert exchange.asked == ["/chat/completions"]

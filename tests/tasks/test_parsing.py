@@ -1,9 +1,11 @@
 """Rewritten texts, refusals and loops, as models write them."""
 
+import contextlib
 import time
 
 import pytest
 
+from asyncsynth.errors import ParseFailure
 from asyncsynth.tasks.parsing import is_looping, is_refusal, json_values, rewritten_text
 
 TEXT = "Explain, in at most 100 words, why there are two tides a day."
@@ -135,7 +137,8 @@ def test_hostile_text_is_read_in_bounded_time() -> None:
         "{" + '"\t' * 20_000,
         '["' + "\\\n" * 20_000 + "]" * 100,
     ):
-        list(json_values(text))
+        with contextlib.suppress(ParseFailure):
+            list(json_values(text))
         rewritten_text(text)
         is_looping(text)
     assert time.perf_counter() - started < 5

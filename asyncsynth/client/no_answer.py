@@ -1,0 +1,93 @@
+"""Answers of no use: what came in place of a text, and what was paid for it. Pure; a part of the codec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from asyncsynth.client.messages import Choice, ModelRequest
+from asyncsynth.core.outcomes import Permanent, Transient
+
+DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
+ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
+SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
+#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral.
+CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
+_MORE_ROOM = (
+    "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
+    "extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
+)
+_REASON_CHARS = 2000  #: of a refusal, in an outcome's message
+
+
+def no_answer(
+    request: ModelRequest, message: Mapping[str, Any], choice: Choice, answer: Mapping[str, Any], status: int
+) -> Transient | Permanent:
+    """What it is that came in place of an answer."""
+    finish, thought = choice.finish_reason, choice.reasoning
+    if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
+        said = f"the model refused: {printable(refusal[:_REASON_CHARS])}"
+        return Permanent("refusal", said, status, raw=refusal)
+    if finish == "content_filter":
+        return Permanent("content_filter", "the server filtered the whole answer", status)
+    if calls := message.get("tool_calls") or message.get("function_call"):
+        return Permanent("tool_calls", f"the model called a tool in place of an answer: {_called(calls)}", status)
+    limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("completion_tokens_details")
+    hidden = _told(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    cut = finish in CUT or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
+    if cut and (thought is not None or hidden):
+        said = f"the model's reasoning used all of max_tokens={limit}, and no answer came: {_MORE_ROOM}"
+        return Permanent("reasoning_cut", said, status, raw=thought)
+    if finish in CUT and not choice.text:
+        said = f"max_tokens={limit} was used up and no text came. If the model thinks before it answers: {_MORE_ROOM}"
+        return Permanent("empty_content", said, status)
+    said = f"a choice without text (finish_reason {finish})"
+    if finish in CUT:
+        said = f"only blanks came until max_tokens={limit} (finish_reason {finish})"
+    elif thought is not None or hidden:
+        said = f"the model thought, and ended without an answer (finish_reason {finish})"
+    return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)
+
+
+def _called(calls: Any) -> str:
+    """The names of the tools, and what to do."""
+    listed = calls if isinstance(calls, list) else [calls]
+    names = [str((call.get("function") or call).get("name")) for call in listed if isinstance(call, dict)]
+    return f"{sample(', '.join(names))}; take `tools` out of extra_body, or serve the model without them"
+
+
+def paid(outcome: Transient | Permanent, answer: Mapping[str, Any]) -> Transient | Permanent:
+    """The outcome of an answer that is of no use, with the tokens that it took."""
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = (_told(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    # An error beside no choices at all was not generated.
+    was_paid = bool(answer.get("choices")) or completion > 0
+    return replace(outcome, paid=was_paid, tokens=completion, prompt_tokens=prompt)
+
+
+def _told(given: Any) -> int:
+    """`count`, for an answer that is no good anyway: what is no number counts for nothing."""
+    return count(given) if isinstance(given, int | float) and math.isfinite(given) else 0
+
+
+def count(given: Any) -> int:
+    """A number of tokens; 0 for one that no server can have counted (negative, or too large to be journaled)."""
+    number = int(given or 0)
+    return number if 0 <= number < 1 << 53 else 0
+
+
+def sample(raw: bytes | str) -> str:
+    """The beginning of an unreadable answer, with control characters escaped."""
+    text = raw[: 4 * SAMPLE_CHARS].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return printable(text[:SAMPLE_CHARS])
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
