@@ -77,6 +77,7 @@ class RunDirectory:
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
+            directory.notes += [*plan.notes, *other_packages(manifest, plan)]
             if journal.report.bytes_cut:
                 directory.notes.append(str(journal.report))
             yield directory
@@ -248,6 +249,7 @@ def _epoch(plan: Plan) -> Epoch:
         steps={node.step.name: node.fingerprint for node in plan.model_steps},
         fields=plan.fields,
         leaves=list(plan.leaves),
+        packages=plan.packages,
     )
 
 
@@ -273,6 +275,16 @@ def add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None
         )
     manifest.source = reader.identity()
     manifest.epochs.append(_epoch(plan))
+
+
+def other_packages(manifest: Manifest, plan: Plan) -> list[str]:
+    """Which installed packages have another version than when the results were made, a line each."""
+    before = manifest.epochs[-1].packages
+    return [
+        f"package {name} is now {version} and was {before[name]}: results made with {before[name]} are kept"
+        for name, version in sorted(plan.packages.items())
+        if before.get(name, version) != version
+    ]
 
 
 def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:

@@ -289,7 +289,7 @@ class Runner:
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
-            notes=list(self._pool.notes),
+            notes=[*self._plan.notes, *self._pool.notes],
         )
 
     def _keep(self, *, again: bool = True) -> None:

@@ -68,7 +68,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
     if start:
         steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
     part_fields = {**plan.fields, "steps": steps}
-    return Plan(nodes, leaves, part_fields, short_hash(part_fields))
+    return Plan(nodes, leaves, part_fields, short_hash(part_fields), plan.notes, plan.packages)
 
 
 @dataclass(slots=True)

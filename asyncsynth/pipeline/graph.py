@@ -45,6 +45,8 @@ class Plan:
     leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
     fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
     fingerprint: str
+    notes: list[str] = field(default_factory=list)  #: what of the user's code cannot be followed, a line each
+    packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
 
     @property
     def source(self) -> SourceStep:
@@ -170,20 +172,23 @@ class Graph:
         nodes = self._sorted()
         self._check_shape(nodes)
         self._check_columns(nodes)
-        self._fingerprint(nodes, run_seed, answering or {})
+        settings = [_settings(node.step, answering or {}) for node in nodes]
+        _fingerprint(nodes, settings, run_seed)
         ends = [node for node in nodes if not node.after]
         leaves = {"default" if len(ends) == 1 else node.step.name: node.index for node in ends}
         fields = {
             "run_seed": run_seed,
             "steps": {
-                node.step.name: {
-                    **_with_answering(node.step.settings(), answering or {}),
-                    "after": [nodes[index].step.name for index in node.before],
-                }
-                for node in nodes
+                node.step.name: {**own, "after": [nodes[index].step.name for index in node.before]}
+                for node, own in zip(nodes, settings, strict=True)
             },
         }
-        return Plan(nodes, leaves, fields, short_hash(fields))
+        plan = Plan(nodes, leaves, fields, short_hash(fields))
+        for node in nodes:
+            code = node.step.code()
+            plan.packages.update(code.packages)
+            plan.notes += [_missed(node.step.name, where, what) for where, what in sorted(code.missed.items())]
+        return plan
 
     def llms(self) -> list[LLM]:
         """All models that the pipeline asks, in the order of the steps."""
@@ -277,17 +282,31 @@ class Graph:
                 flows.append(step.flow(known_incoming))
         return flows
 
-    def _fingerprint(self, nodes: list[Node], run_seed: int, answering: dict[str, str]) -> None:
-        seen: dict[str, int] = {}
-        for node in nodes:
-            if isinstance(node.step, ModelStep):
-                settings = _with_answering(node.step.settings(), answering)
-                settings.pop("output_mappings", None)  # where a result is written does not change it
-                base = short_hash({"settings": settings, "run_seed": run_seed})
-                # Two equal steps are two samples: number them, so that neither takes the other's results.
-                number = seen.get(base, 0)
-                seen[base] = number + 1
-                node.fingerprint = base if number == 0 else short_hash([base, number])
+
+def _settings(step: Step, answering: dict[str, str]) -> dict[str, Any]:
+    """The step's settings, with its code in them also where it says itself what its settings are."""
+    settings = step.settings()
+    if "code" not in settings and (parts := step.code().parts):
+        settings = {**settings, "code": parts}
+    return _with_answering(settings, answering)
+
+
+def _missed(step: str, where: str, what: str) -> str:
+    return f"step {step}: cannot follow {where} ({what}): changes to it are not noticed when the run resumes"
+
+
+def _fingerprint(nodes: list[Node], settings: list[dict[str, Any]], run_seed: int) -> None:
+    """Gives each model step the key of its journal entries."""
+    seen: dict[str, int] = {}
+    for node, own in zip(nodes, settings, strict=True):
+        if isinstance(node.step, ModelStep):
+            # Where a result is written does not change it.
+            deciding = {key: value for key, value in own.items() if key != "output_mappings"}
+            base = short_hash({"settings": deciding, "run_seed": run_seed})
+            # Two equal steps are two samples: number them, so that neither takes the other's results.
+            number = seen.get(base, 0)
+            seen[base] = number + 1
+            node.fingerprint = base if number == 0 else short_hash([base, number])
 
 
 def _with_answering(settings: dict[str, Any], answering: dict[str, str]) -> dict[str, Any]:
