@@ -22,6 +22,7 @@ from asyncsynth.engine.barrier import (
     earlier_output,
     pass_barrier,
 )
+from asyncsynth.engine.changes import Journals, Survey, refusal, survey
 from asyncsynth.engine.collector import fewer_collections
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -57,6 +58,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
             after=[index - start for index in node.after if index < end],
             depth=node.depth - plan.nodes[start].depth,
             fingerprint=node.fingerprint,
+            depends=node.depends,
         )
         for node in plan.nodes[start:end]
     ]
@@ -92,7 +94,8 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
     count = len(plans)
     root = options.directory(name)
     segments: list[Segment] = []
-    changed: dict[int, RunChangedError] = {}
+    surveys: dict[int, Survey] = {}
+    changed = False
     async with contextlib.AsyncExitStack() as stack:
         # The last one first: its directory holds the others', and is set aside with them.
         for number in (count, *range(1, count)):
@@ -106,13 +109,17 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
             try:
                 directory = await stack.enter_async_context(RunDirectory.opened(name, part, reader, own))
             except RunChangedError as error:
-                if count == 1:
+                if count == 1 or not isinstance(error.survey, Survey):
                     raise
-                changed[number] = error
+                surveys[number], changed = error.survey, True
             else:
                 segments.append(Segment(number, part, reader, own, directory))
+                surveys[number] = directory.survey(part)
         if changed:
-            raise _all_changes(root, changed)
+            found = [
+                surveys.get(number) or survey(None, part, [], Journals()) for number, part in enumerate(plans, 1)
+            ]
+            raise refusal(root, found, plan.notes)
         yield sorted(segments, key=lambda segment: segment.number)
 
 
@@ -122,16 +129,6 @@ def _name(plan: Plan) -> str:
 
 def _place(root: Path, number: int, count: int) -> Path:
     return root if number == count else root / f"segment-{number}"
-
-
-def _all_changes(root: Path, changed: dict[int, RunChangedError]) -> RunChangedError:
-    lines = [
-        line
-        for number, error in sorted(changed.items())
-        for line in (f"segment {number}:", *(f"  {line}" for line in error.plan))
-    ]
-    hint = next(iter(changed.values())).hint
-    return RunChangedError(f"{root} was made by another pipeline or from another input", plan=lines, hint=hint)
 
 
 async def run_segments(

@@ -12,6 +12,7 @@ from asyncsynth.client.needs import Need
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
+from asyncsynth.pipeline.depends import dependencies
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.pipeline.step import (
@@ -35,6 +36,7 @@ class Node:
     after: list[int] = field(default_factory=list)
     depth: int = 0  #: longest way from the source
     fingerprint: str = ""  #: model steps: key of their journal entries
+    depends: frozenset[str] = frozenset()  #: steps before it that decide its input, see `pipeline.depends`
 
 
 @dataclass(slots=True)
@@ -171,7 +173,11 @@ class Graph:
         """
         nodes = self._sorted()
         self._check_shape(nodes)
-        self._check_columns(nodes)
+        flows = self._check_columns(nodes)
+        for node, depends in zip(
+            nodes, dependencies([node.step for node in nodes], [node.before for node in nodes], flows), strict=True
+        ):
+            node.depends = depends
         settings = [_settings(node.step, answering or {}) for node in nodes]
         _fingerprint(nodes, settings, run_seed)
         ends = [node for node in nodes if not node.after]

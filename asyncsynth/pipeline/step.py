@@ -250,7 +250,7 @@ class Step:
             if not key.startswith("_"):
                 public[key] = jsonable(value, where=f"step {self.name!r}, setting {key!r}", code=code)
             elif key not in _BASE_STATE and (roots or isinstance(value, (type, FunctionType))):
-                code.root(value, f"self.{key}")
+                code.state(self, key, value)
         for kind in kinds:
             if not is_own(kind) and not is_user_class(kind) and kind.__module__ not in ("builtins", "abc", "typing"):
                 code.add_installed(kind)

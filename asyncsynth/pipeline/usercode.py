@@ -134,7 +134,14 @@ class Collector:
 
     def root(self, value: Any, path: str) -> None:
         """Follows what a step's own attribute holds: code goes into the parts under its name, values under `path`."""
-        form = self.add(value, path)
+        self._root(path, self.add(value, path))
+
+    def state(self, step: Any, name: str, value: Any) -> None:
+        """Follows an attribute of the step."""
+        path = f"self.{name}"
+        self._root(path, self.attribute(step, name, value, path))
+
+    def _root(self, path: str, form: Any) -> None:
         if not (isinstance(form, dict) and form.keys() <= {"code", "class"}):
             self._part(path, form)
 
@@ -196,9 +203,23 @@ class Collector:
             if hasattr(kind, "not_fingerprinted"):  # a step: its private attributes are the graph's and the engine's
                 left_out |= {name for name in state if name.startswith("_")}
             form["state"] = {
-                name: self.add(item, f"{path}.{name}") for name, item in state.items() if name not in left_out
+                name: self.attribute(value, name, item, f"{path}.{name}")
+                for name, item in state.items()
+                if name not in left_out
             }
         return form
+
+    def attribute(self, owner: Any, name: str, value: Any, path: str) -> Any:
+        """The form of an object's attribute. What its own methods change (a counter, a cache) counts as it was when
+        this process first saw it: else each run in a process would refuse the results of the one before."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        return self._first(owner, name, self.add(value, path), path, changes=name in _stored(kind))
+
+    def _first(self, owner: Any, name: str, form: Any, path: str, *, changes: bool) -> Any:
+        if not changes:
+            return form
+        self._code.missed.setdefault(path, "a value that the step's own code changes")
+        return _seen_first.setdefault((id(owner), name), (owner, form))[1]
 
     def _installed_object(self, value: Any, path: str) -> Any:
         """The form of an object of a class that is not the user's, where it has one."""
@@ -249,13 +270,19 @@ class Collector:
             self._value(f"{label}[{name}]", value, reads)
         home = scope.get("__name__", "")
         for name in sorted(reads.globals):
-            if name in scope:
+            if name in scope and not (name in reads.stored and self._own_global(scope, name, home)):
                 self._value(self._prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
         for module in sorted(self._imported(reads, scope)):
             self._static_module(module)
         for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps what it wraps here
             if not name.startswith("__") or name == "__wrapped__":
                 self._part(f"{label}.{name}", self.add(value, f"{label}.{name}"))
+
+    def _own_global(self, scope: dict[str, Any], name: str, home: str) -> bool:
+        """Notes a global that the function itself sets, by the value it had at first."""
+        path = self._prefixed(home, name)
+        self._part(path, self._first(scope, name, self.add(scope[name], path), path, changes=True))
+        return True
 
     def _follow_installed_function(self, function: types.FunctionType, label: str) -> None:
         """A decorator's wrapper: what it holds of the user's is followed, the rest is a package's."""
@@ -333,7 +360,7 @@ class Collector:
             if name in left_out or not _is_attribute(kind, name, value, generated=generated):
                 continue
             path = f"{label}.{name}"
-            form = self.add(value, path)
+            form = self.attribute(kind, name, value, path)
             self._part(path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None)
         for name, kind_of in _field_types(kind):
             self.add(kind_of, f"{label}.{name}")
@@ -433,12 +460,15 @@ class _Reads:
         attributes: of anything, names that it imports from modules included.
         escaping: globals that are used otherwise than for an attribute of theirs.
         imports: (module, level, names) of the imports in its body.
+        stored: globals that it sets; `stored_attributes`: those of any object.
     """
 
     def __init__(self, code: types.CodeType | None) -> None:
         self.globals: set[str] = set()
         self.attributes: set[str] = set()
         self.escaping: set[str] = set()
+        self.stored: set[str] = set()
+        self.stored_attributes: set[str] = set()
         self.imports: list[tuple[str, int, tuple[str, ...]]] = []
         for each in nested(code) if code is not None else ():
             self._scan(each)
@@ -465,6 +495,11 @@ class _Reads:
             elif name == "IMPORT_NAME":
                 level, names = constants[-2:]
                 self.imports.append((instruction.argval, level or 0, tuple(names or ())))
+            elif name == "STORE_GLOBAL":
+                self.stored.add(instruction.argval)
+                self.globals.add(instruction.argval)
+            elif name == "STORE_ATTR":
+                self.stored_attributes.add(instruction.argval)
             elif instruction.opcode in dis.hasname:
                 self.attributes.add(instruction.argval)
             elif "CONST" in name or "SMALL_INT" in name:
@@ -488,6 +523,23 @@ def _absolute(imports: Iterable[tuple[str, int, tuple[str, ...]]], package: str)
         if file is not None and is_users(file) and file.endswith("__init__.py"):
             found.update(f"{base}.{name}" for name in names if module_file(f"{base}.{name}") is not None)
     return found
+
+
+#: (id of an owner, name) -> the owner, which keeps its id, and the first form of a value that the code changes.
+_seen_first: dict[tuple[int, str], tuple[Any, Any]] = {}
+#: Methods that make an object; what they set is what it was given.
+_MAKERS = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "model_post_init"})
+
+
+def _stored(kind: type) -> frozenset[str]:
+    """Attributes that the methods of a user's class set, once its objects are made."""
+    found: set[str] = set()
+    for each in kind.__mro__:
+        for name, value in vars(each).items() if is_user_class(each) else ():
+            function = getattr(value, "__func__", value)
+            if name not in _MAKERS and isinstance(function, types.FunctionType):
+                found |= _Reads(function.__code__).stored_attributes
+    return frozenset(found)
 
 
 def is_user_class(kind: type) -> bool:
