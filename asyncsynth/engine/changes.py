@@ -68,6 +68,8 @@ class Survey:
 
     changes: list[str]
     steps: list[StepState] = field(default_factory=list)
+    records: int = 0  #: of the input, as far as the run has come
+    more: int = 0  #: records that the input is known to have beyond these
     input_changed: bool = False
     by_position: bool = False
 
@@ -83,13 +85,19 @@ def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> 
     return changes
 
 
-def survey(manifest: Manifest | None, plan: Plan, changes: list[str], journals: Journals) -> Survey:
-    """Which steps changed, and what there is of each. Without a manifest nothing has run yet."""
+def survey(
+    manifest: Manifest | None, plan: Plan, changes: list[str], journals: Journals, *, total: int | None = None
+) -> Survey:
+    """Which steps changed, and what there is of each. Without a manifest nothing has run yet.
+
+    `total`: records of the input, where that is known.
+    """
     epoch = Epoch("", {}, {}) if manifest is None else manifest.epochs[-1]
     old: dict[str, dict[str, Any]] = epoch.fields.get("steps", {})
     known = {_settings_key(settings) for settings in old.values()}
     records = journals.records()
-    found = Survey(changes, by_position=manifest is not None and manifest.keys == "position")
+    found = Survey(changes, records=records, more=max(0, (total or 0) - records))
+    found.by_position = manifest is not None and manifest.keys == "position"
     found.input_changed = any(change.startswith("input: ") for change in changes)
     for node in plan.nodes:
         if isinstance(node.step, ModelStep):
@@ -156,8 +164,8 @@ def refusal(path: Path, surveys: Sequence[Survey], notes: Sequence[str] = ()) ->
     lines: list[str] = []
     for number, one in enumerate(surveys, 1):
         if one.changes:
-            lines.append(f"segment {number} changed:" if len(surveys) > 1 else "changed:")
-            lines += [f"  {change}" for change in one.changes]
+            told = ["changed:", *(f"  {change}" for change in one.changes)]
+            lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
     lines += ["plan:", *(f"  {line}" for line in _plan(surveys)), *notes]
     return RunChangedError(
         f"{path} was made by another pipeline or from another input",
@@ -172,21 +180,24 @@ def _plan(surveys: Sequence[Survey]) -> list[str]:
     changed: set[str] = set()  # steps whose rows are not what they were
     lines: list[str] = []
     to_pay: list[str] = []
-    total, measured, passing = 0, True, 0
+    sieves: list[str] = []  # changed steps that ask no model: other rows than before may come through them
+    total, measured, most = 0, True, 0
     input_changed = False
     for one in surveys:
         input_changed |= one.input_changed
+        most = max(most, one.records)
         for step in one.steps:
             cause = sorted(step.depends & changed) or step.lost
             if step.changed or cause:
                 changed.add(step.name)
             if not step.asks:
                 if step.changed:
+                    sieves.append(step.name)
                     lines.append(f"{step.name}: changed; computed again, without a request")
                 continue
-            # A step without results gets as many records as the others had.
-            step.records = passing = max(step.records, passing)
-            text, redone = _fate(step, cause, input_changed=input_changed)
+            if sieves or input_changed or not step.records:
+                step.records = max(step.records, most)
+            text, redone = _fate(step, cause, sieves, input_changed=input_changed)
             lines.append(f"{step.name}: {text}")
             if redone:
                 requests = step.requests(redone)
@@ -200,13 +211,17 @@ def _plan(surveys: Sequence[Survey]) -> list[str]:
         lines.append(f"to pay: at most about {total:,} requests: {', '.join(to_pay)}")
         if not measured:
             lines.append("  (a step without earlier results is counted with the requests that its settings ask for)")
+    if more := surveys[0].more:
+        lines.append(f"  ({_count(more, 'new record')} of the input come on top)")
+    elif input_changed:
+        lines.append("  (new records of the input come on top)")
     if any(one.by_position and one.input_changed for one in surveys):
         lines.append("rows are matched by their position: those after a line that was added or removed are redone")
         lines.append("(a source with an id_column keeps the results of rows that move, from its first run on)")
     return lines
 
 
-def _fate(step: StepState, cause: list[str], *, input_changed: bool) -> tuple[str, int]:
+def _fate(step: StepState, cause: list[str], sieves: list[str], *, input_changed: bool) -> tuple[str, int]:
     """What becomes of a step's results, and how many records are redone at most."""
     cost = f"{_count(step.records, 'record')}, about {_count(step.requests(step.records), 'request')}"
     if step.changed and not step.there:
@@ -217,6 +232,8 @@ def _fate(step: StepState, cause: list[str], *, input_changed: bool) -> tuple[st
         return f"redone where its input changes ({why}): at most {cost}", step.records
     if step.changed and step.depends:
         return f"{kept}; they are of an earlier version of the pipeline: redone, at most, {cost}", step.records
+    if sieves:
+        return f"{kept}; other rows may reach it, since {', '.join(sieves)} changed: at most {cost}", step.records
     if input_changed and step.there:
         return f"{kept}; redone where the input changed: at most {cost}", step.records
     missing = max(0, step.records - step.there)

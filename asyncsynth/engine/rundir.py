@@ -74,7 +74,7 @@ class RunDirectory:
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
-                    found = survey(manifest, plan, changes, Journals([(index, journal.read)]))
+                    found = survey(manifest, plan, changes, Journals([(index, journal.read)]), total=reader.size_hint())
                     raise refusal(path, [found], plan.notes)
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)

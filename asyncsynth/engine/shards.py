@@ -124,7 +124,8 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
         if not options.update:
             with contextlib.ExitStack() as views:
                 parts = [_journal(views, place, part) for place, part in journals(path, manifest)]
-                raise refusal(path, [survey(manifest, plan, changes, Journals(parts))], plan.notes)
+                found = survey(manifest, plan, changes, Journals(parts), total=reader.size_hint())
+                raise refusal(path, [found], plan.notes)
         add_epoch(manifest, keys, plan, reader)
         manifest.save(path)
     return manifest
