@@ -15,6 +15,7 @@ from asyncsynth.pipeline.current import CURRENT, StepRegistry
 from asyncsynth.pipeline.depends import dependencies
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.pipeline.naming import Origin, origin
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
     JoinStep,
@@ -68,12 +69,16 @@ class Graph:
     """Steps and their connections. `asyncsynth.Pipeline` adds the running.
 
     Args:
-        name: names the default run directory and the drawings.
+        name: names the default run directory and the drawings; by default that of the file that makes the pipeline
+            (``pipeline`` where there is none, as in a notebook).
     """
 
     def __init__(self, name: str | None = None, *, description: str = "") -> None:
         self.is_named = name is not None
-        name = "pipeline" if name is None else name
+        #: Where a pipeline without a name was made.
+        self.origin: Origin | None = origin() if name is None else None
+        if name is None:
+            name = "pipeline" if self.origin is None else self.origin.name
         if not name or any(char in name for char in "/\\\0") or name.startswith("."):
             raise PipelineError(f"a pipeline's name is used for a folder; {name!r} cannot be one")
         self.name = name
