@@ -152,9 +152,8 @@ def task(
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
-    `max_reasks` times, with other seeds. Any other exception fails its row only. Its source, what it closes
-    over, and the constants and functions of its module that it uses belong to the checkpoint fingerprint: an
-    edited function is asked anew.
+    `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
+    the values that it reads belong to the checkpoint fingerprint: after an edit, rows are asked anew.
 
     Example::
 

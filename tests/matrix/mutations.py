@@ -214,6 +214,26 @@ MUTATIONS = (
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
     ),
+    Mutation(
+        "helpers of helpers are not followed", "pipeline/usercode.py",
+        "        for name in sorted(reads.globals):\n", "        for name in ():\n",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "constants of a module are not followed", "pipeline/usercode.py",
+        "            if attribute in own:\n", "            if callable(own.get(attribute)):\n",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "what cannot be followed is not named", "pipeline/usercode.py",
+        "        if not self._quiet:\n            self._code.missed.setdefault(path, kind.__qualname__)\n", "",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "the plan takes what follows a redone step for reusable", "engine/changes.py",
+        "            cause = sorted(step.depends & changed) or step.lost\n", "            cause = step.lost\n",
+        34, ("tests/engine/test_plans.py",),
+    ),
 )  # fmt: skip
 
 
