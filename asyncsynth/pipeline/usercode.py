@@ -29,7 +29,15 @@ from typing import Any
 
 import orjson
 
-from asyncsynth.pipeline.codetext import class_text, function_text, is_users, module_file, nested, source_file
+from asyncsynth.pipeline.codetext import (
+    bytecode_text,
+    class_text,
+    function_text,
+    is_users,
+    module_file,
+    nested,
+    source_file,
+)
 from asyncsynth.pipeline.values import SILENT, is_plain, shown, stable_form
 
 #: Names of the module that a pipeline file is run as.
@@ -40,9 +48,14 @@ _IMPORTS_BY_NAME = frozenset({"import_module", "__import__"})
 _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
 _GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-_MAX_OBJECTS = 20_000  #: functions, classes and values that are followed for one step
+_MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
+#: Names of a module that say where it lies: moving a project changes no result.
+_PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
 _OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
 _MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
+_SEQUENCES: tuple[Any, ...] = (list, tuple, deque)
+_SETS: tuple[Any, ...] = (set, frozenset)
+_SCALAR_BASES: tuple[Any, ...] = (str, bytes, int, float, complex)
 _LRU_CACHE = type(functools.lru_cache(maxsize=1)(lambda: None))
 
 
@@ -119,6 +132,7 @@ class Collector:
         if id(value) in self._inside:
             return {"again": path}
         if self._objects > _MAX_OBJECTS:
+            self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
             return {"beyond": type(value).__qualname__}
         self._inside.add(id(value))
         try:
@@ -190,12 +204,15 @@ class Collector:
         elif _is_own(kind) and hasattr(kind, "not_fingerprinted"):  # a step, used as an object
             form["class"] = f"{kind.__qualname__} {kind.version}"
         if isinstance(value, (dict, types.MappingProxyType)):
-            items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in value.items()]
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in pairs]
             form[kind.__name__] = items
-        elif isinstance(value, (list, tuple, deque)):
-            form[kind.__name__] = [self.add(item, path) for item in value]
-        elif isinstance(value, (set, frozenset)):
-            form[kind.__name__] = sorted((self.add(item, path) for item in value), key=repr)
+        elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a method of the user's
+            form[kind.__name__] = [self.add(item, path) for item in base.__iter__(value)]
+        elif (base := _base_of(kind, _SETS)) is not None:
+            form[kind.__name__] = sorted((self.add(item, path) for item in base.__iter__(value)), key=repr)
+        elif (base := _base_of(kind, _SCALAR_BASES)) is not None:
+            form[kind.__name__] = base.__repr__(value)
         elif "class" not in form:
             return self._installed_object(value, path)
         if "class" in form:
@@ -228,6 +245,9 @@ class Collector:
             return {"object": kind.__qualname__}
         if hasattr(kind, "params") and _is_own(kind):  # an LLM
             return {"model": value.model, "params": self.add(value.params(), path)}
+        if (template := vars_or_slots(value).get("root_render_func")) is not None:  # Jinja's: its text is not kept
+            self._package(kind.__module__)
+            return {"template": _digest(bytecode_text(template.__code__))}
         plain = is_plain(value)
         if plain is not None:
             self._package(kind.__module__)
@@ -270,7 +290,9 @@ class Collector:
             self._value(f"{label}[{name}]", value, reads)
         home = scope.get("__name__", "")
         for name in sorted(reads.globals):
-            if name in scope and not (name in reads.stored and self._own_global(scope, name, home)):
+            if name not in scope or name in _PLACES:
+                continue
+            if not (name in reads.stored and self._own_global(scope, name, home)):
                 self._value(self._prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
         for module in sorted(self._imported(reads, scope)):
             self._static_module(module)
@@ -287,8 +309,8 @@ class Collector:
     def _follow_installed_function(self, function: types.FunctionType, label: str) -> None:
         """A decorator's wrapper: what it holds of the user's is followed, the rest is a package's."""
         self._package(function.__globals__.get("__name__", ""))
-        held = [vars(function).get("__wrapped__"), *(function.__defaults__ or ())]
-        held += (function.__kwdefaults__ or {}).values()
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        held = [vars(function).get("__wrapped__"), *(value for value in defaults if callable(value))]
         for cell in function.__closure__ or ():
             try:
                 held.append(cell.cell_contents)
@@ -572,6 +594,10 @@ def _package_file(module: types.ModuleType) -> str:
     if places:
         return f"{places[0]}/__init__.py"
     return "<module>" if getattr(module, "__spec__", None) is None else ""
+
+
+def _base_of(kind: type, bases: tuple[Any, ...]) -> Any:
+    return next((base for base in bases if issubclass(kind, base)), None)
 
 
 def _is_own(kind: type) -> bool:

@@ -16,7 +16,6 @@ import re
 import string
 import threading
 import types
-import typing
 import uuid
 import zoneinfo
 from pathlib import PurePath
@@ -45,7 +44,7 @@ SILENT: tuple[type, ...] = (
 
 def stable_form(value: Any) -> tuple[bool, Any]:
     """(True, the value as JSON), or (False, None) where it has to be looked into or has no stable form."""
-    kind = type(value)
+    kind: type = type(value)
     if kind in _SCALARS:
         return True, _scalar(value)
     if isinstance(value, enum.Enum):
@@ -60,7 +59,7 @@ def stable_form(value: Any) -> tuple[bool, Any]:
         return True, {kind.__name__: repr(value)}
     if kind is object:
         return True, {"object": ""}
-    if kind.__module__ == "typing" or isinstance(value, typing.TypeVar):
+    if kind.__module__ == "typing" and not issubclass(kind, type):  # its metaclasses are those of classes
         return True, {"type": repr(value)}
     if kind in (list, dict, tuple) and len(value) >= _MANY:
         return _many(value)
