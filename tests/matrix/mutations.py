@@ -189,7 +189,7 @@ MUTATIONS = (
         9, ("tests/matrix/test_interrupted.py",),
     ),
     Mutation(
-        "a changed pipeline is not noticed", "engine/rundir.py",
+        "a changed pipeline is not noticed", "engine/changes.py",
         "changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)",
         "changes: list[str] = []",
         10, ("tests/matrix/test_changes.py",),
