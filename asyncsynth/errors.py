@@ -60,9 +60,10 @@ class InputError(ConfigurationError):
 class RunChangedError(ConfigurationError):
     """The run directory was made by another pipeline; `plan` lists what would be reused and redone."""
 
-    def __init__(self, message: str, *, plan: list[str], hint: str = "") -> None:
+    def __init__(self, message: str, *, plan: list[str], hint: str = "", survey: object = None) -> None:
         super().__init__("\n".join([message, *(f"  {line}" for line in plan)]), hint=hint)
         self.plan = plan
+        self.survey = survey  #: what the plan was made from, see `engine.changes`
 
 
 class RunLockedError(ConfigurationError):

@@ -25,8 +25,8 @@ class RunOptions:
     """Options of one run.
 
     Args:
-        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>`` (a pipeline without a name:
-            ``asyncsynth-runs/pipeline-<fingerprint>``).
+        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>``. A pipeline without a name has that
+            of its file; one made in a notebook has ``pipeline-<fingerprint>``, which changes when it is edited.
         servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
         start: start the vLLM servers that `servers` describes, that the models need and that do not answer; they
             are stopped at the end. None starts nothing.

@@ -21,10 +21,12 @@ from asyncsynth.engine.segments import open_segments, run_segments
 from asyncsynth.engine.serving import servers_of
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
+from asyncsynth.pipeline.naming import number_of
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.steps.loaders import LoadJSONL
+from asyncsynth.storage.manifest import Manifest
 
 T = TypeVar("T")
 
@@ -37,6 +39,9 @@ class Pipeline(Graph):
 
     Running the same pipeline with the same ``output`` again resumes: what is done is not paid again.
     """
+
+    #: Which of the pipelines that its place made in this process, once it ran: see `naming.number_of`.
+    _number = 0
 
     def run(self, **options: Any) -> Result:
         """Runs to the end and returns the result. Keyword arguments: see `RunOptions`.
@@ -131,9 +136,24 @@ class Pipeline(Graph):
 
     def with_place(self, plan: Plan, options: RunOptions) -> RunOptions:
         """`options` with the run directory decided."""
-        # Pipelines without a name must not meet in one directory: each has its own, by what it does.
-        name = self.name if self.is_named else f"{self.name}-{plan.fingerprint[:8]}"
-        return replace(options, output=options.directory(name))
+        if self.is_named or options.output is not None:
+            return replace(options, output=options.directory(self.name))
+        by_content = options.directory(f"pipeline-{plan.fingerprint[:8]}")
+        if self.origin is None:
+            # No file that names it: pipelines must not meet in one directory, so each has its own by what it does.
+            return replace(options, output=by_content)
+        number = self._number or number_of(self.origin, plan.fingerprint, update=options.update)
+        self._number = number
+        chosen = options.directory(self.name if number == 1 else f"{self.name}-{number}")
+        if number > 1:
+            plan.notes.append(
+                f"this is the {number}. pipeline without a name that {self.origin.file}:{self.origin.line} made: "
+                f"its results are in {chosen}; Pipeline(name=...) says which is which"
+            )
+        # Runs of earlier versions of asyncsynth lie where the pipeline's content says.
+        if Manifest.exists(by_content) and not Manifest.exists(chosen):
+            chosen = by_content
+        return replace(options, output=chosen)
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""

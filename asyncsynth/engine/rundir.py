@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from asyncsynth.engine.changes import Journals, Survey, changes_since, refusal, survey
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.walk import Recall, Walked
-from asyncsynth.errors import ConfigurationError, InputError, RunChangedError, StorageError
+from asyncsynth.errors import ConfigurationError, InputError, StorageError
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
 from asyncsynth.storage import layout
@@ -23,7 +24,7 @@ from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entr
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.manifest import Epoch, Manifest, diff
+from asyncsynth.storage.manifest import Epoch, Manifest
 from asyncsynth.storage.readers import BadRow, Reader
 from asyncsynth.storage.sidecars import Sidecars
 
@@ -78,15 +79,21 @@ class RunDirectory:
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
-                    raise changed(path, manifest, changes, plan, index.step_count)
+                    found = survey(manifest, plan, changes, Journals([(index, journal.read)]), total=reader.size_hint())
+                    raise refusal(path, [found], plan.notes)
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
+            directory.notes += [*plan.notes, *other_packages(manifest, plan)]
             if journal.report.bytes_cut:
                 directory.notes.append(str(journal.report))
             yield directory
         finally:
             await journal.close()
+
+    def survey(self, plan: Plan) -> Survey:
+        """What there is of the plan's steps, where the plan is the one that the directory was made by."""
+        return survey(self._manifest, plan, [], Journals([(self._index, self._journal.read)]))
 
     # --- one record ----------------------------------------------------------------------------
 
@@ -275,6 +282,7 @@ def _epoch(plan: Plan) -> Epoch:
         steps={node.step.name: node.fingerprint for node in plan.model_steps},
         fields=plan.fields,
         leaves=list(plan.leaves),
+        packages=plan.packages,
     )
 
 
@@ -302,31 +310,11 @@ def add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None
     manifest.epochs.append(_epoch(plan))
 
 
-def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
-    """What differs from what the directory was made by, a line each."""
-    current = manifest.epochs[-1]
-    changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)
-    if manifest.keys != keys:
-        changes.append(f"keys: {manifest.keys} -> {keys}")
-    if not reader.extends(manifest.source):
-        changes.append(f"input: {manifest.source.get('name')} begins differently or is another one")
-    return changes
-
-
-def changed(
-    path: Path, manifest: Manifest, changes: list[str], plan: Plan, step_count: Callable[[str], int]
-) -> RunChangedError:
-    """The error that says so, and what would be reused. `step_count`: results that there are of a fingerprint."""
-    lines = ["changed:", *(f"  {line}" for line in changes), "plan:"]
-    for node in plan.model_steps:
-        there = step_count(node.fingerprint)
-        said = f"{there} results, reused for rows that did not change" if there else "redone"
-        lines.append(f"  {node.step.name}: {said}")
-    if manifest.keys == "position" and any(change.startswith("input: ") for change in changes):
-        lines.append("  rows are matched by their position: those after a line that was added or removed are redone")
-        lines.append("  (a source with an id_column keeps the results of rows that move, from its first run on)")
-    return RunChangedError(
-        f"{path} was made by another pipeline or from another input",
-        plan=lines,
-        hint="Run again with --update (update=True) to go on like this, or choose another --output.",
-    )
+def other_packages(manifest: Manifest, plan: Plan) -> list[str]:
+    """Which installed packages have another version than when the results were made, a line each."""
+    before = manifest.epochs[-1].packages
+    return [
+        f"package {name} is now {version} and was {before[name]}: results made with {before[name]} are kept"
+        for name, version in sorted(plan.packages.items())
+        if before.get(name, version) != version
+    ]

@@ -333,7 +333,7 @@ class Runner:
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
-            notes=list(self._pool.notes),
+            notes=[*self._plan.notes, *self._pool.notes],
             reread_answers=self._answers.reread if self._answers else 0,
         )
 

@@ -23,6 +23,7 @@ from asyncsynth.engine.barrier import (
     earlier_output,
     pass_barrier,
 )
+from asyncsynth.engine.changes import Journals, Survey, refusal, survey
 from asyncsynth.engine.collector import fewer_collections
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -60,6 +61,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
             depth=node.depth - plan.nodes[start].depth,
             fingerprint=node.fingerprint,
             seed_id=node.seed_id,
+            depends=node.depends,
         )
         for node in plan.nodes[start:end]
     ]
@@ -71,7 +73,15 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
     if start:
         steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
     part_fields = {**plan.fields, "steps": steps}
-    return Plan(nodes, leaves, part_fields, short_hash(part_fields), plan.answering)
+    return Plan(
+        nodes,
+        leaves,
+        part_fields,
+        short_hash(part_fields),
+        answering=plan.answering,
+        notes=plan.notes,
+        packages=plan.packages,
+    )
 
 
 @dataclass(slots=True)
@@ -98,7 +108,8 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
     if options.shard is None:
         layout.refuse_own_places(root)
     segments: list[Segment] = []
-    changed: dict[int, RunChangedError] = {}
+    surveys: dict[int, Survey] = {}
+    changed = False
     async with contextlib.AsyncExitStack() as stack:
         # The last one first: its directory holds the others', and is set aside with them.
         for number in (count, *range(1, count)):
@@ -112,13 +123,17 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
             try:
                 directory = await stack.enter_async_context(RunDirectory.opened(name, part, reader, own))
             except RunChangedError as error:
-                if count == 1:
+                if count == 1 or not isinstance(error.survey, Survey):
                     raise
-                changed[number] = error
+                surveys[number], changed = error.survey, True
             else:
                 segments.append(Segment(number, part, reader, own, directory))
+                surveys[number] = directory.survey(part)
         if changed:
-            raise _all_changes(root, changed)
+            found = [
+                surveys.get(number) or survey(None, part, [], Journals()) for number, part in enumerate(plans, 1)
+            ]
+            raise refusal(root, found, plan.notes)
         # One store for all: a step that moves to another segment finds its answers.
         if (store := stack.enter_context(open_answers(root, plan, options))) is not None:
             for segment in segments:
@@ -138,16 +153,6 @@ def _name(plan: Plan) -> str:
 
 def _place(root: Path, number: int, count: int) -> Path:
     return root if number == count else root / layout.stage_name(number)
-
-
-def _all_changes(root: Path, changed: dict[int, RunChangedError]) -> RunChangedError:
-    lines = [
-        line
-        for number, error in sorted(changed.items())
-        for line in (f"segment {number}:", *(f"  {line}" for line in error.plan))
-    ]
-    hint = next(iter(changed.values())).hint
-    return RunChangedError(f"{root} was made by another pipeline or from another input", plan=lines, hint=hint)
 
 
 async def run_segments(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.engine.changes import Journals, changes_since, refusal, survey
 from asyncsynth.engine.options import RunOptions
-from asyncsynth.engine.rundir import add_epoch, changed, changes_since, check_place, new_manifest
+from asyncsynth.engine.rundir import add_epoch, check_place, new_manifest
 from asyncsynth.errors import ConfigurationError, PipelineError, RunLockedError
 from asyncsynth.pipeline import GlobalStep, Plan
 from asyncsynth.servers.configs import ServerConfig
@@ -122,18 +124,23 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
         )
     if changes := changes_since(manifest, plan, reader, keys):
         if not options.update:
-            indexes = [_index(place, part) for place, part in journals(path, manifest)]
-            raise changed(path, manifest, changes, plan, lambda step: sum(each.step_count(step) for each in indexes))
+            with contextlib.ExitStack() as views:
+                parts = [_journal(views, place, part) for place, part in journals(path, manifest)]
+                found = survey(manifest, plan, changes, Journals(parts), total=reader.size_hint())
+                raise refusal(path, [found], plan.notes)
         add_epoch(manifest, keys, plan, reader)
         manifest.save(path)
     return manifest
 
 
-def _index(place: Path, manifest: Manifest) -> RunIndex:
+def _journal(
+    views: contextlib.ExitStack, place: Path, manifest: Manifest
+) -> tuple[RunIndex, Callable[[int], dict[str, Any]]]:
+    """The index of a shard's journal, and how an entry of it is read for as long as `views` is open."""
     index = RunIndex(keys=manifest.keys, stride=manifest.stride)
-    with JournalView(place) as view:
-        view.walk(index)
-    return index
+    view = views.enter_context(JournalView(place))
+    view.walk(index)
+    return index, view.read
 
 
 def _give(place: Path, manifest: Manifest) -> None:

@@ -12,8 +12,10 @@ from asyncsynth.client.needs import Need
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
+from asyncsynth.pipeline.depends import dependencies
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import jsonable, short_hash
+from asyncsynth.pipeline.naming import Origin, origin
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
     JoinStep,
@@ -38,6 +40,7 @@ class Node:
     depth: int = 0  #: longest way from the source
     fingerprint: str = ""  #: model steps: key of their journal entries
     seed_id: str = ""  #: model steps: what their random choices and request seeds come from; nothing of their code
+    depends: frozenset[str] = frozenset()  #: steps before it that decide its input, see `pipeline.depends`
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class Plan:
     fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
     fingerprint: str
     answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
+    notes: list[str] = field(default_factory=list)  #: what of the user's code cannot be followed, a line each
+    packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
 
     @property
     def source(self) -> SourceStep:
@@ -68,12 +73,16 @@ class Graph:
     """Steps and their connections. `asyncsynth.Pipeline` adds the running.
 
     Args:
-        name: names the default run directory and the drawings.
+        name: names the default run directory and the drawings; by default that of the file that makes the pipeline
+            (``pipeline`` where there is none, as in a notebook).
     """
 
     def __init__(self, name: str | None = None, *, description: str = "") -> None:
         self.is_named = name is not None
-        name = "pipeline" if name is None else name
+        #: Where a pipeline without a name was made.
+        self.origin: Origin | None = origin() if name is None else None
+        if name is None:
+            name = "pipeline" if self.origin is None else self.origin.name
         if not name or any(char in name for char in "/\\\0") or name.startswith("."):
             raise PipelineError(f"a pipeline's name is used for a folder; {name!r} cannot be one")
         self.name = name
@@ -174,22 +183,29 @@ class Graph:
         """
         nodes = self._sorted()
         self._check_shape(nodes)
-        self._check_columns(nodes)
-        self._fingerprint(nodes, run_seed, answering or {})
+        flows = self._check_columns(nodes)
+        for node, depends in zip(
+            nodes, dependencies([node.step for node in nodes], [node.before for node in nodes], flows), strict=True
+        ):
+            node.depends = depends
+        settings = [_settings(node.step, answering or {}) for node in nodes]
+        _fingerprint(nodes, settings, run_seed)
         _give_seed_ids(nodes)
         ends = [node for node in nodes if not node.after]
         leaves = {"default" if len(ends) == 1 else node.step.name: node.index for node in ends}
         fields = {
             "run_seed": run_seed,
             "steps": {
-                node.step.name: {
-                    **_with_answering(node.step.settings(), answering or {}),
-                    "after": [nodes[index].step.name for index in node.before],
-                }
-                for node in nodes
+                node.step.name: {**own, "after": [nodes[index].step.name for index in node.before]}
+                for node, own in zip(nodes, settings, strict=True)
             },
         }
-        return Plan(nodes, leaves, fields, short_hash(fields), dict(answering or {}))
+        plan = Plan(nodes, leaves, fields, short_hash(fields), dict(answering or {}))
+        for node in nodes:
+            code = node.step.code()
+            plan.packages.update(code.packages)
+            plan.notes += [_missed(node.step.name, where, what) for where, what in sorted(code.missed.items())]
+        return plan
 
     def llms(self) -> list[LLM]:
         """All models that the pipeline asks, in the order of the steps."""
@@ -283,17 +299,31 @@ class Graph:
                 flows.append(step.flow(known_incoming))
         return flows
 
-    def _fingerprint(self, nodes: list[Node], run_seed: int, answering: dict[str, str]) -> None:
-        seen: dict[str, int] = {}
-        for node in nodes:
-            if isinstance(node.step, ModelStep):
-                settings = _with_answering(node.step.settings(), answering)
-                settings.pop("output_mappings", None)  # where a result is written does not change it
-                base = short_hash({"settings": settings, "run_seed": run_seed})
-                # Two equal steps are two samples: number them, so that neither takes the other's results.
-                number = seen.get(base, 0)
-                seen[base] = number + 1
-                node.fingerprint = base if number == 0 else short_hash([base, number])
+
+def _settings(step: Step, answering: dict[str, str]) -> dict[str, Any]:
+    """The step's settings, with its code in them also where it says itself what its settings are."""
+    settings = step.settings()
+    if "code" not in settings and (parts := step.code().parts):
+        settings = {**settings, "code": parts}
+    return _with_answering(settings, answering)
+
+
+def _missed(step: str, where: str, what: str) -> str:
+    return f"step {step}: cannot follow {where} ({what}): changes to it are not noticed when the run resumes"
+
+
+def _fingerprint(nodes: list[Node], settings: list[dict[str, Any]], run_seed: int) -> None:
+    """Gives each model step the key of its journal entries."""
+    seen: dict[str, int] = {}
+    for node, own in zip(nodes, settings, strict=True):
+        if isinstance(node.step, ModelStep):
+            # Where a result is written does not change it.
+            deciding = {key: value for key, value in own.items() if key != "output_mappings"}
+            base = short_hash({"settings": deciding, "run_seed": run_seed})
+            # Two equal steps are two samples: number them, so that neither takes the other's results.
+            number = seen.get(base, 0)
+            seen[base] = number + 1
+            node.fingerprint = base if number == 0 else short_hash([base, number])
 
 
 def _give_seed_ids(nodes: list[Node]) -> None:

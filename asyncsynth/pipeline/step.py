@@ -19,11 +19,13 @@ import difflib
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
-from asyncsynth.pipeline.fingerprint import jsonable, user_code
+from asyncsynth.pipeline.fingerprint import is_own, jsonable
+from asyncsynth.pipeline.usercode import Code, Collector, is_user_class
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ ColumnOrigins = dict[str, str]
 
 #: Columns of provenance: a later step may overwrite them without being told to.
 PROVENANCE_COLUMNS = frozenset({"model_name"})
+
+
+#: Attributes that every step and every task has, and that decide no result.
+_BASE_STATE = frozenset({"_name", "_explicit_name", "_graph", "_alone", "_alone_lock"})
 
 
 class Step:
@@ -216,16 +222,39 @@ class Step:
 
         Raises PipelineError for a setting that has no stable form.
         """
-        left_out = frozenset[str]().union(*(kind.__dict__.get("not_fingerprinted", ()) for kind in type(self).__mro__))
-        public = {
-            key: jsonable(value, where=f"step {self.name!r}, setting {key!r}")
-            for key, value in vars(self).items()
-            if not key.startswith("_") and key not in left_out
-        }
+        public, code = self._identity()
         settings = {"step": type(self).__name__, "version": self.version, **public}
-        if code := user_code(type(self)):
-            settings["code"] = code
+        if code.parts:
+            settings["code"] = code.parts
         return settings
+
+    def code(self) -> Code:
+        """The user's code that the step runs and all that this code reads; what of it cannot be followed."""
+        return self._identity()[1]
+
+    def code_roots(self) -> dict[str, Any]:
+        """Where the step's own code begins, beside its attributes: name -> class, function or value."""
+        return {} if is_own(type(self)) else {type(self).__qualname__: type(self)}
+
+    def _identity(self) -> tuple[dict[str, Any], Code]:
+        kinds = type(self).__mro__
+        left_out = frozenset[str]().union(*(kind.__dict__.get("not_fingerprinted", ()) for kind in kinds))
+        roots = self.code_roots()
+        code = Collector(type(self).__module__ if roots else "")
+        for name, root in roots.items():
+            code.root(root, name)
+        public = {}
+        for key, value in vars(self).items():
+            if key in left_out:
+                continue
+            if not key.startswith("_"):
+                public[key] = jsonable(value, where=f"step {self.name!r}, setting {key!r}", code=code)
+            elif key not in _BASE_STATE and (roots or isinstance(value, (type, FunctionType))):
+                code.state(self, key, value)
+        for kind in kinds:
+            if not is_own(kind) and not is_user_class(kind) and kind.__module__ not in ("builtins", "abc", "typing"):
+                code.add_installed(kind)
+        return public, code.code
 
 
 class SourceStep(Step):
@@ -241,8 +270,18 @@ class SourceStep(Step):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """A source is known by its reader's identity, which the manifest keeps, not by its settings."""
-        return {"step": type(self).__name__, "version": self.version}
+        """A source is known by its reader's identity, which the manifest keeps, and by the user's code in it."""
+        code = self.code()
+        settings: dict[str, Any] = {"step": type(self).__name__, "version": self.version}
+        return {**settings, "code": code.parts} if code.parts else settings
+
+    def code(self) -> Code:
+        """The code of a class of the user's: what a source was given to read is its reader's matter."""
+        roots = self.code_roots()
+        code = Collector(type(self).__module__)
+        for name, root in roots.items():
+            code.root(root, name)
+        return code.code
 
 
 class Dropped(Exception):

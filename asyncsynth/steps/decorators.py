@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.fingerprint import function_identity
-from asyncsynth.pipeline.functions import checked_outputs, declared_columns, referenced_globals
+from asyncsynth.pipeline.functions import checked_outputs, declared_columns
 from asyncsynth.pipeline.step import RowStep
 from asyncsynth.records import Row
 
@@ -35,13 +34,10 @@ class FunctionStep(RowStep):
             raise PipelineError("FunctionStep is made by @step", hint="@step(inputs=[...], outputs=[...])")
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
-    def settings(self) -> dict[str, Any]:
-        """The step's settings, the function's source and the module's constants that it uses."""
-        return {
-            **super().settings(),
-            "code": function_identity(self.function, where=f"step {self.name!r}"),
-            "globals": referenced_globals(self.function),
-        }
+    def code_roots(self) -> dict[str, Any]:
+        """The function, and the columns that it is declared with."""
+        declared = {"inputs": self.inputs, "outputs": self.outputs, "optional_inputs": self.optional_inputs}
+        return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
     def apply(self, row: Row) -> Row | list[Row]:
         """The row with the function's outputs."""

@@ -393,6 +393,11 @@ class RunIndex:
         column = self._steps.get(fingerprint)
         return len(column) - column.count(0) if column is not None else 0
 
+    def step_sample(self, fingerprint: str, most: int) -> list[int]:
+        """Locations of entries with results of a step, `most` of them, evenly over the run."""
+        there = [where for where in self._steps.get(fingerprint, ()) if where]
+        return there[:: -(-len(there) // most)] if there else []
+
     def unclaimed_keys(self, read: Callable[[int], Mapping[str, Any]]) -> Iterator[str]:
         """Keys of the records that the input did not bring this time and had before. `read`: Journal.read."""
         for slot in range(self._slots):

@@ -31,6 +31,7 @@ class Epoch:
     fields: dict[str, Any]  #: everything that was fingerprinted, nested, for `diff`
     leaves: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)  #: those that really answered
+    packages: dict[str, str] = field(default_factory=dict)  #: installed packages that the user's code uses -> version
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ from asyncsynth.client.messages import Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.fingerprint import function_identity
-from asyncsynth.pipeline.functions import checked_outputs, declared_columns, referenced_globals
+from asyncsynth.pipeline.functions import checked_outputs, declared_columns
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task
@@ -108,13 +107,10 @@ class FunctionTask(Task):
         """What the decorator was told; the function's requests are not known before it runs."""
         return tuple(Need(step=self.name, model=self.llm.model, feature=feature) for feature in self.declared_needs)
 
-    def settings(self) -> dict[str, Any]:
-        """The task's settings, the function's source and the module's constants that it uses."""
-        return {
-            **super().settings(),
-            "code": function_identity(self.function, where=f"step {self.name!r}"),
-            "globals": referenced_globals(self.function),
-        }
+    def code_roots(self) -> dict[str, Any]:
+        """The function, and the columns that it is declared with."""
+        declared = {"inputs": self.inputs, "outputs": self.outputs, "optional_inputs": self.optional_inputs}
+        return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One call of the function; again, with other seeds, when it raises ParseFailure."""
@@ -156,9 +152,9 @@ def task(
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
-    `max_reasks` times, with other seeds. Any other exception fails its row only. Its source, what it closes
-    over, and the constants and functions of its module that it uses belong to the checkpoint fingerprint: an
-    edited function is called anew. Requests that stay the same are answered from those kept (``--answers``).
+    `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
+    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called anew. Requests
+    that stay the same are answered from those kept (``--answers``).
 
     Example::
 

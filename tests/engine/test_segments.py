@@ -84,9 +84,10 @@ def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
         assert report.counts.rows == 8
         assert report.counts.ok == 18
         assert report.counts.dropped == {"once_0: repeated": 2}
-        assert report.notes == [
+        assert report.notes[0] == (
             "segment 1: 10 ok, 0 failed, 0 done earlier; once_0: 8 of 10 rows kept, dropped: repeated 2"
-        ]
+        )
+        assert "Once.decided" in report.notes[1], "what the step itself changes is named"
         train = result["default"]["train"]
         assert [row["instruction"] for row in train] == [row["instruction"] for row in rows(8)]
         assert {row["seen"] for row in train} == {10}

@@ -191,7 +191,7 @@ MUTATIONS = (
         9, ("tests/matrix/test_interrupted.py",),
     ),
     Mutation(
-        "a changed pipeline is not noticed", "engine/rundir.py",
+        "a changed pipeline is not noticed", "engine/changes.py",
         "changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)",
         "changes: list[str] = []",
         10, ("tests/matrix/test_changes.py",),
@@ -306,6 +306,24 @@ MUTATIONS = (
         "failures that are alike go on", "engine/failing.py",
         "if self._over or self._count < ALIKE:", "if True:",
         29, ("tests/engine/test_failing.py",),
+        "helpers of helpers are not followed", "pipeline/usercode.py",
+        "        for name in sorted(reads.globals):\n", "        for name in ():\n",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "constants of a module are not followed", "pipeline/usercode.py",
+        "            if attribute in own:\n", "            if callable(own.get(attribute)):\n",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "what cannot be followed is not named", "pipeline/usercode.py",
+        "        if not self._quiet:\n            self._code.missed.setdefault(path, kind.__qualname__)\n", "",
+        34, ("tests/pipeline/test_usercode.py",),
+    ),
+    Mutation(
+        "the plan takes what follows a redone step for reusable", "engine/changes.py",
+        "            cause = sorted(step.depends & changed) or step.lost\n", "            cause = step.lost\n",
+        34, ("tests/engine/test_plans.py",),
     ),
 )  # fmt: skip
 

@@ -56,6 +56,7 @@ ROWS = {
     28: Row("stopping is quick", "0 requests sent after the stop, over when the slowest answer is, 0 paid twice"),
     29: Row("failures that repeat stop the run", "exit 4 after 20 alike, or at --max-failures; resumable"),
     32: Row("thinking, empty answers, several values in one", "never the answer; what was paid is counted"),
+    34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
 }
 
 

@@ -82,7 +82,7 @@ def test_what_is_no_plain_function() -> None:
 
 def test_the_function_and_its_constants_are_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = count_words().settings()
-    assert settings["globals"] == {f"{__name__}.LEAST": 2}
+    assert settings["code"]["LEAST"] == 2
     monkeypatch.setitem(globals(), "LEAST", 3)
     assert count_words().settings() != settings
 

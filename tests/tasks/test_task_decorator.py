@@ -115,8 +115,8 @@ def test_source_closure_constants_and_helpers_are_the_fingerprint(monkeypatch: p
     settings = make_title().settings()
     assert settings["step"] == "make_title"
     assert settings == make_title().settings()
-    assert settings["globals"][f"{__name__}.PROMPT"] == "Write a title: "
-    assert f"{__name__}.asked" in settings["globals"]
+    assert settings["code"]["PROMPT"] == "Write a title: "
+    assert "asked" in settings["code"]
     monkeypatch.setitem(globals(), "PROMPT", "Another: ")
     assert make_title().settings() != settings
 

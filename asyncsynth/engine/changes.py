@@ -1,0 +1,244 @@
+"""What has changed since a run directory was made, and what it costs to go on: the plan before ``--update``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.errors import RunChangedError
+from asyncsynth.pipeline import ModelStep, Node, Plan, SourceStep
+from asyncsynth.records import canonical_json
+from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.manifest import Epoch, Manifest, diff
+from asyncsynth.storage.readers import Reader
+
+_SAMPLED = 200  #: records whose earlier results say how many requests one costs
+
+
+@dataclass(slots=True)
+class Journals:
+    """The journals of a run: of its directory, or of its shards. Each with how an entry of it is read."""
+
+    parts: Sequence[tuple[RunIndex, Callable[[int], Mapping[str, Any]]]] = ()
+
+    def records(self) -> int:
+        """Records of the input that there are entries of."""
+        return sum(index.counts().ok + index.counts().failed + index.partial() for index, _ in self.parts)
+
+    def results(self, fingerprint: str) -> int:
+        """Records that have results of the step."""
+        return sum(index.step_count(fingerprint) for index, _ in self.parts)
+
+    def requests_of_one(self, fingerprint: str) -> float | None:
+        """Requests that the step took for one record, on average; None where no result tells it."""
+        calls, records = 0, 0
+        for index, read in self.parts:
+            for where in index.step_sample(fingerprint, _SAMPLED):
+                steps = [saved for saved in read(where).get("s", ()) if saved["f"] == fingerprint]
+                calls += sum((result["m"] or {}).get("calls", 0) for saved in steps for result in saved["r"])
+                records += 1
+        return calls / records if records else None
+
+
+@dataclass(slots=True)
+class StepState:
+    """One step, and what the run directory has of it."""
+
+    name: str
+    asks: bool  #: whether it asks a model
+    changed: bool  #: against the run's last epoch
+    depends: frozenset[str]  #: steps whose change may change its input
+    lost: list[str] = field(default_factory=list)  #: steps that stood before it, and are gone or stand otherwise
+    there: int = 0  #: records that have results of the step as it is now
+    before: int = 0  #: records that have results of the step as it was
+    records: int = 0  #: records that go through it, as far as is known
+    each: float = 1.0  #: requests for one record, about
+    measured: bool = False  #: earlier results say so
+
+    def requests(self, records: int) -> int:
+        return math.ceil(records * self.each)
+
+
+@dataclass(slots=True)
+class Survey:
+    """A run directory beside a plan."""
+
+    changes: list[str]
+    steps: list[StepState] = field(default_factory=list)
+    records: int = 0  #: of the input, as far as the run has come
+    more: int = 0  #: records that the input is known to have beyond these
+    input_changed: bool = False
+    by_position: bool = False
+
+
+def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
+    """What differs from what the directory was made by, a line each."""
+    current = manifest.epochs[-1]
+    changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)
+    if manifest.keys != keys:
+        changes.append(f"keys: {manifest.keys} -> {keys}")
+    if not reader.extends(manifest.source):
+        changes.append(f"input: {manifest.source.get('name')} begins differently or is another one")
+    return changes
+
+
+def survey(
+    manifest: Manifest | None, plan: Plan, changes: list[str], journals: Journals, *, total: int | None = None
+) -> Survey:
+    """Which steps changed, and what there is of each. Without a manifest nothing has run yet.
+
+    `total`: records of the input, where that is known.
+    """
+    epoch = Epoch("", {}, {}) if manifest is None else manifest.epochs[-1]
+    old: dict[str, dict[str, Any]] = epoch.fields.get("steps", {})
+    known = {_settings_key(settings) for settings in old.values()}
+    records = journals.records()
+    found = Survey(changes, records=records, more=max(0, (total or 0) - records))
+    found.by_position = manifest is not None and manifest.keys == "position"
+    found.input_changed = any(change.startswith("input: ") for change in changes)
+    for node in plan.nodes:
+        if isinstance(node.step, ModelStep):
+            found.steps.append(_model_step(node, epoch, old, journals, records))
+        elif not isinstance(node.step, SourceStep):
+            changed = _settings_key(plan.fields["steps"][node.step.name]) not in known
+            found.steps.append(StepState(node.step.name, False, changed, node.depends))
+    new: dict[str, dict[str, Any]] = plan.fields["steps"]
+    for step in found.steps:
+        step.lost = _lost_before(step.name, old, new)
+    return found
+
+
+def _lost_before(name: str, old: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The steps that rows went through before this one, and do not any more, or in another order."""
+    if name not in old:
+        return []
+    earlier, now = _before(name, old), _before(name, new)
+    there = {_settings_key(new[each]) for each in now}
+    gone = [each for each in earlier if each not in now and _settings_key(old[each]) not in there]
+    both = [each for each in earlier if each in now]
+    moved = [a for a, b in zip(both, (each for each in now if each in earlier), strict=True) if a != b]
+    return gone or moved
+
+
+def _before(name: str, steps: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The steps before one, those further up first."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for left in steps.get(waiting.pop(), {}).get("after", ()):
+            if left not in found:
+                found.add(left)
+                waiting.append(left)
+    return [each for each in steps if each in found]
+
+
+def _model_step(
+    node: Node, epoch: Epoch, old: Mapping[str, dict[str, Any]], journals: Journals, records: int
+) -> StepState:
+    name = node.step.name
+    changed = node.fingerprint not in epoch.steps.values()
+    was = epoch.steps.get(name, "") if changed else node.fingerprint
+    there, before = journals.results(node.fingerprint), journals.results(was)
+    generations = getattr(node.step, "num_generations", 1)
+    each = journals.requests_of_one(was)
+    measured = each is not None
+    if each is None:
+        each = float(generations)
+    elif changed and (earlier := old.get(name, {}).get("num_generations")):
+        each *= generations / earlier
+    return StepState(
+        name, True, changed, node.depends, there=there, before=before, records=before or records, each=each,
+        measured=measured,
+    )  # fmt: skip
+
+
+def _settings_key(settings: Mapping[str, Any]) -> bytes:
+    return canonical_json({key: value for key, value in settings.items() if key != "after"})
+
+
+def refusal(path: Path, surveys: Sequence[Survey], notes: Sequence[str] = ()) -> RunChangedError:
+    """The error that tells the changes and the plan: of the one directory, or of all segments of a pipeline."""
+    lines: list[str] = []
+    for number, one in enumerate(surveys, 1):
+        if one.changes:
+            told = ["changed:", *(f"  {change}" for change in one.changes)]
+            lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
+    lines += ["plan:", *(f"  {line}" for line in _plan(surveys)), *notes]
+    return RunChangedError(
+        f"{path} was made by another pipeline or from another input",
+        plan=lines,
+        hint="Run again with --update (update=True) to go on like this, or choose another --output.",
+        survey=surveys[0],
+    )
+
+
+def _plan(surveys: Sequence[Survey]) -> list[str]:
+    """A line for each step: reused, redone because it changed, redone where its input changes; then what is to pay."""
+    changed: set[str] = set()  # steps whose rows are not what they were
+    lines: list[str] = []
+    to_pay: list[str] = []
+    sieves: list[str] = []  # changed steps that ask no model: other rows than before may come through them
+    total, measured, most = 0, True, 0
+    input_changed = False
+    for one in surveys:
+        input_changed |= one.input_changed
+        most = max(most, one.records)
+        for step in one.steps:
+            cause = sorted(step.depends & changed) or step.lost
+            if step.changed or cause:
+                changed.add(step.name)
+            if not step.asks:
+                if step.changed:
+                    sieves.append(step.name)
+                    lines.append(f"{step.name}: changed; computed again, without a request")
+                continue
+            if sieves or input_changed or not step.records:
+                step.records = max(step.records, most)
+            text, redone = _fate(step, cause, sieves, input_changed=input_changed)
+            lines.append(f"{step.name}: {text}")
+            if redone:
+                requests = step.requests(redone)
+                total += requests
+                measured &= step.measured
+                why = f" (depends on {', '.join(cause)})" if cause and not step.changed else ""
+                to_pay.append(f"{step.name} {requests:,}{why}")
+    if not to_pay:
+        lines.append("to pay: nothing for the records that are done")
+    else:
+        lines.append(f"to pay: at most about {total:,} requests: {', '.join(to_pay)}")
+        if not measured:
+            lines.append("  (a step without earlier results is counted with the requests that its settings ask for)")
+    if more := surveys[0].more:
+        lines.append(f"  ({_count(more, 'new record')} of the input come on top)")
+    elif input_changed:
+        lines.append("  (new records of the input come on top)")
+    if any(one.by_position and one.input_changed for one in surveys):
+        lines.append("rows are matched by their position: those after a line that was added or removed are redone")
+        lines.append("(a source with an id_column keeps the results of rows that move, from its first run on)")
+    return lines
+
+
+def _fate(step: StepState, cause: list[str], sieves: list[str], *, input_changed: bool) -> tuple[str, int]:
+    """What becomes of a step's results, and how many records are redone at most."""
+    cost = f"{_count(step.records, 'record')}, about {_count(step.requests(step.records), 'request')}"
+    if step.changed and not step.there:
+        return f"{'redone, because it changed' if step.before else 'new'}: {cost}", step.records
+    kept = f"{_count(step.there, 'result')}, reused for rows that did not change"
+    if cause:
+        why = f"it depends on {', '.join(cause)}"
+        return f"redone where its input changes ({why}): at most {cost}", step.records
+    if step.changed and step.depends:
+        return f"{kept}; they are of an earlier version of the pipeline: redone, at most, {cost}", step.records
+    if sieves:
+        return f"{kept}; other rows may reach it, since {', '.join(sieves)} changed: at most {cost}", step.records
+    if input_changed and step.there:
+        return f"{kept}; redone where the input changed: at most {cost}", step.records
+    missing = max(0, step.records - step.there)
+    return f"{kept}; {_count(missing, 'record')} without one" if missing else kept, missing
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

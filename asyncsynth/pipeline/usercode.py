@@ -1,0 +1,689 @@
+"""Everything that a user's step reads, followed from its classes and functions, for its fingerprint.
+
+A collector follows functions, classes, constants, closures, defaults, `module.attribute` and imports inside functions,
+to any depth, through every module that is not installed. It executes none of the user's code: values are looked at
+where they lie. What has no stable form (a client, an open file) is named instead.
+
+The rule is to follow too much rather than too little: a redone result costs a request, an old one that passes for a
+new one costs the data set.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import dis
+import enum
+import functools
+import hashlib
+import importlib.util
+import inspect
+import itertools
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import orjson
+
+from asyncsynth.pipeline.codetext import (
+    bytecode_text,
+    class_text,
+    function_text,
+    is_users,
+    module_file,
+    nested,
+    source_file,
+)
+from asyncsynth.pipeline.values import SILENT, is_plain, shown, stable_form
+
+#: Names of the module that a pipeline file is run as.
+_MAIN = frozenset({"__main__", "__mp_main__", "asyncsynth_pipeline"})
+#: Who reads these may read any attribute of a module.
+_BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})
+_IMPORTS_BY_NAME = frozenset({"import_module", "__import__"})
+_READS_DOCS = frozenset({"__doc__", "getdoc"})
+_READS_FILES = frozenset({"open", "read_text", "read_bytes"})
+_GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
+#: Names of a module that say where it lies: moving a project changes no result.
+_PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
+_OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
+_MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
+_SEQUENCES: tuple[Any, ...] = (list, tuple, deque)
+_SETS: tuple[Any, ...] = (set, frozenset)
+_SCALAR_BASES: tuple[Any, ...] = (str, bytes, int, float, complex)
+_LRU_CACHE = type(functools.lru_cache(maxsize=1)(lambda: None))
+
+
+@dataclasses.dataclass(slots=True)
+class Code:
+    """What a step's results depend on beside its settings.
+
+    Attributes:
+        parts: name -> the value of a constant, or the hash of a function, class or module; JSON.
+        missed: name -> what is read there and cannot be followed.
+        packages: installed distribution that the code uses -> its version.
+    """
+
+    parts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    missed: dict[str, str] = dataclasses.field(default_factory=dict)
+    packages: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Collector:
+    """Follows what it is given; `code` is what it found.
+
+    Args:
+        home: the module whose names are told without its own name before them.
+    """
+
+    def __init__(self, home: str = "") -> None:
+        self._home = _MAIN | {home}
+        self._code = Code()
+        self._labels: dict[int, tuple[str, Any]] = {}  # with the object, so that its id stays its own
+        self._taken: set[str] = set()
+        self._waiting: deque[tuple[Any, str]] = deque()
+        self._inside: set[int] = set()  # containers and objects that are being looked at
+        self._objects = 0
+        self._docs: dict[str, str] = {}
+        self._reads_docs = False
+        self._quiet = 0
+        self._modules: set[str] = set()
+        self._roots: set[str] = set()
+
+    @property
+    def code(self) -> Code:
+        """All that there is, followed to its end."""
+        while self._waiting:
+            if self._objects > _MAX_OBJECTS:
+                self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
+                self._waiting.clear()
+                break
+            found, label = self._waiting.popleft()
+            if isinstance(found, type):
+                self._follow_class(found, label)
+            else:
+                self._follow_function(found, label)
+        if self._reads_docs and self._docs:
+            self._code.parts["(docstrings)"] = _digest(orjson.dumps(self._docs, option=orjson.OPT_SORT_KEYS).decode())
+        self._code.parts = dict(sorted(self._code.parts.items()))
+        return self._code
+
+    def add(self, value: Any, path: str) -> Any:
+        """Follows `value` and returns its form as JSON. `path` names it where it is not a function or a class."""
+        self._objects += 1
+        found, form = stable_form(value)
+        if found:
+            return form
+        if isinstance(value, enum.Enum):
+            self.add(type(value), path)
+            return {"enum": f"{type(value).__qualname__}.{value.name}"}
+        if isinstance(value, type):
+            return {"class": self._class(value)}
+        if isinstance(value, types.ModuleType):
+            self._module(value, frozenset(), whole=True)
+            return {"module": value.__name__}
+        if (callable_form := self._callable(value, path)) is not None:
+            return callable_form
+        if id(value) in self._inside:
+            return {"again": path}
+        if self._objects > _MAX_OBJECTS:
+            self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
+            return {"beyond": type(value).__qualname__}
+        self._inside.add(id(value))
+        try:
+            return self._compound(value, path)
+        finally:
+            self._inside.discard(id(value))
+
+    def add_installed(self, kind: type) -> None:
+        """Takes in the text of a step's class that comes with an installed package: it has no `version` of ours."""
+        self._package(kind.__module__)
+        text = class_text(kind, _file_of(kind), methods=True)
+        self._code.parts[f"{kind.__module__}.{kind.__qualname__}"] = _digest(text)
+
+    def root(self, value: Any, path: str) -> None:
+        """Follows what a step's own attribute holds: code goes into the parts under its name, values under `path`."""
+        self._root(path, self.add(value, path))
+
+    def state(self, step: Any, name: str, value: Any) -> None:
+        """Follows an attribute of the step."""
+        path = f"self.{name}"
+        self._root(path, self.attribute(step, name, value, path))
+
+    def _root(self, path: str, form: Any) -> None:
+        if not (isinstance(form, dict) and form.keys() <= {"code", "class"}):
+            self._part(path, form)
+
+    # --- kinds of values -----------------------------------------------------------------------
+
+    def _callable(self, value: Any, path: str) -> Any:
+        """The form of a function and what is made of one; None for what is none of these."""
+        match value:
+            case types.FunctionType():
+                return {"code": self._function(value)}
+            case types.MethodType():
+                return {"method": self.add(value.__func__, path), "of": self.add(value.__self__, path)}
+            case functools.partial():
+                parts = [self.add(each, path) for each in (value.args, value.keywords)]
+                return {"partial": self.add(value.func, path), "given": parts}
+            case staticmethod() | classmethod():
+                return self.add(value.__func__, path)
+            case property():
+                return {"property": [self.add(each, path) for each in (value.fget, value.fset, value.fdel)]}
+            case functools.cached_property():
+                return {"property": self.add(value.func, path)}
+            case functools.partialmethod():
+                return self.add(functools.partial(value.func, *value.args, **value.keywords), path)
+            case functools.singledispatchmethod():
+                return self.add(value.dispatcher, path)
+            case types.BuiltinFunctionType() | types.MethodWrapperType():
+                owner = value.__self__
+                if owner is None or isinstance(owner, types.ModuleType):
+                    self._package(value.__module__ or "")
+                    if is_users(getattr(owner, "__file__", None) or ""):
+                        self._code.missed.setdefault(path, "compiled code")
+                    return {"builtin": value.__qualname__}
+                return {"builtin": value.__qualname__, "of": self.add(owner, path)}
+            case types.WrapperDescriptorType() | types.MethodDescriptorType() | types.ClassMethodDescriptorType():
+                return {"builtin": value.__qualname__}
+        if type(value) is _LRU_CACHE:
+            return {"cached": self.add(value.__wrapped__, path)}
+        return None
+
+    def _compound(self, value: Any, path: str) -> Any:
+        """The form of a container or of an object: its class and its state."""
+        kind = type(value)
+        form: dict[str, Any] = {}
+        if is_user_class(kind):
+            form["class"] = self._class(kind)
+        elif _is_own(kind) and hasattr(kind, "not_fingerprinted"):  # a step, used as an object
+            form["class"] = f"{kind.__qualname__} {kind.version}"
+        if isinstance(value, (dict, types.MappingProxyType)):
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in pairs]
+            form[kind.__name__] = items
+        elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a method of the user's
+            form[kind.__name__] = [self.add(item, path) for item in base.__iter__(value)]
+        elif (base := _base_of(kind, _SETS)) is not None:
+            form[kind.__name__] = sorted((self.add(item, path) for item in base.__iter__(value)), key=repr)
+        elif (base := _base_of(kind, _SCALAR_BASES)) is not None:
+            form[kind.__name__] = base.__repr__(value)
+        elif "class" not in form:
+            return self._installed_object(value, path)
+        if "class" in form:
+            state, left_out = vars_or_slots(value), _left_out(kind)
+            if hasattr(kind, "not_fingerprinted"):  # a step: its private attributes are the graph's and the engine's
+                left_out |= {name for name in state if name.startswith("_")}
+            form["state"] = {
+                name: self.attribute(value, name, item, f"{path}.{name}")
+                for name, item in state.items()
+                if name not in left_out
+            }
+        return form
+
+    def attribute(self, owner: Any, name: str, value: Any, path: str) -> Any:
+        """The form of an object's attribute. What its own methods change (a counter, a cache) counts as it was when
+        this process first saw it: else each run in a process would refuse the results of the one before."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        return self._first(owner, name, self.add(value, path), path, changes=name in _stored(kind))
+
+    def _first(self, owner: Any, name: str, form: Any, path: str, *, changes: bool) -> Any:
+        if not changes:
+            return form
+        self._code.missed.setdefault(path, "a value that the step's own code changes")
+        return _seen_first.setdefault((id(owner), name), (owner, form))[1]
+
+    def _installed_object(self, value: Any, path: str) -> Any:
+        """The form of an object of a class that is not the user's, where it has one."""
+        kind = type(value)
+        if isinstance(value, SILENT):
+            return {"object": kind.__qualname__}
+        if hasattr(kind, "params") and _is_own(kind):  # an LLM
+            return {"model": value.model, "params": self.add(value.params(), path)}
+        if (template := vars_or_slots(value).get("root_render_func")) is not None:  # Jinja's: its text is not kept
+            self._package(kind.__module__)
+            return {"template": _digest(bytecode_text(template.__code__))}
+        plain = is_plain(value)
+        if plain is not None:
+            self._package(kind.__module__)
+            return {kind.__qualname__: [self.add(item, _under(path, name)) for name, item in sorted(plain.items())]}
+        if not self._quiet:
+            self._code.missed.setdefault(path, kind.__qualname__)
+        self._package(kind.__module__)
+        return {"not followed": kind.__qualname__}
+
+    # --- functions -----------------------------------------------------------------------------
+
+    def _function(self, function: types.FunctionType) -> str:
+        known = self._labels.get(id(function))
+        if known is not None:
+            return known[0]
+        label = self._label(function, function.__globals__.get("__name__", ""), function.__code__.co_qualname)
+        self._waiting.append((function, label))
+        return label
+
+    def _follow_function(self, function: types.FunctionType, label: str) -> None:
+        code, scope = function.__code__, function.__globals__
+        self._objects += 1
+        if not is_users(code.co_filename):
+            self._follow_installed_function(function, label)
+            return
+        self._code.parts[label] = _digest(function_text(code, scope))
+        self._docs[label] = function.__doc__ or ""
+        arguments = code.co_varnames[: code.co_argcount]
+        for name, value in zip(reversed(arguments), reversed(function.__defaults__ or ()), strict=False):
+            self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
+        for name, value in (function.__kwdefaults__ or {}).items():
+            self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
+        reads = _Reads(code)
+        self._note_reads(reads, label, scope)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not filled yet: a function that refers to itself
+                continue
+            self._value(f"{label}[{name}]", value, reads)
+        home = scope.get("__name__", "")
+        for name in sorted(reads.globals):
+            if name not in scope or name in _PLACES:
+                continue
+            if not (name in reads.stored and self._own_global(scope, name, home)):
+                self._value(self._prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
+        for module in sorted(self._imported(reads, scope)):
+            self._static_module(module)
+        for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps what it wraps here
+            if not name.startswith("__") or name == "__wrapped__":
+                self._part(f"{label}.{name}", self.add(value, f"{label}.{name}"))
+
+    def _own_global(self, scope: dict[str, Any], name: str, home: str) -> bool:
+        """Notes a global that the function itself sets, by the value it had at first."""
+        path = self._prefixed(home, name)
+        self._part(path, self._first(scope, name, self.add(scope[name], path), path, changes=True))
+        return True
+
+    def _follow_installed_function(self, function: types.FunctionType, label: str) -> None:
+        """A decorator's wrapper: what it holds of the user's is followed, the rest is a package's."""
+        self._package(function.__globals__.get("__name__", ""))
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        held = [vars(function).get("__wrapped__"), *(value for value in defaults if callable(value))]
+        for cell in function.__closure__ or ():
+            try:
+                held.append(cell.cell_contents)
+            except ValueError:
+                continue
+        self._quiet += 1
+        try:
+            forms = [self.add(value, label) for value in held if _may_hold_code(value)]
+        finally:
+            self._quiet -= 1
+        if forms:
+            self._part(label, forms)
+
+    def _note_reads(self, reads: _Reads, label: str, scope: Mapping[str, Any]) -> None:
+        names = reads.globals | reads.attributes
+        self._reads_docs = self._reads_docs or bool(names & _READS_DOCS)
+        if names & _IMPORTS_BY_NAME:
+            self._code.missed[label] = "what it imports by name"
+        if ("open" in reads.globals and "open" not in scope) or reads.attributes & _READS_FILES:
+            self._code.missed.setdefault(label, "the files that it opens")
+        if names & {"globals", "eval", "exec"}:
+            for name in sorted(scope):
+                if not name.startswith("__"):
+                    self._value(self._prefixed(scope.get("__name__", ""), name), scope[name], reads)
+
+    def _value(self, path: str, value: Any, reads: _Reads, *, escapes: bool = True) -> None:
+        """Something that a function reads by name."""
+        if isinstance(value, types.ModuleType):
+            by_name = bool((reads.globals | reads.attributes) & _BY_NAME)
+            self._module(value, reads.attributes, whole=by_name or escapes)
+            self._part(path, {"module": value.__name__}, unless=value.__name__)
+            return
+        if path in self._roots:
+            return
+        self._roots.add(path)
+        form = self.add(value, path)
+        label = form.get("code", form.get("class")) if isinstance(form, dict) and len(form) == 1 else None
+        self._part(path, form, unless=label)
+
+    # --- classes -------------------------------------------------------------------------------
+
+    def _class(self, kind: type) -> str:
+        if kind.__module__ == "builtins":
+            return kind.__qualname__
+        known = self._labels.get(id(kind))
+        if known is not None:
+            return known[0]
+        if not is_user_class(kind):
+            self._package(kind.__module__)
+            return f"{kind.__module__}.{kind.__qualname__}"
+        label = self._label(kind, kind.__module__, kind.__qualname__)
+        self._waiting.append((kind, label))
+        return label
+
+    def _follow_class(self, kind: type, label: str) -> None:
+        self._objects += 1
+        bases = [self._class(base) for base in kind.__bases__]
+        if type(kind) is not type:
+            bases.append(self._class(type(kind)))
+        own = vars(kind)
+        self._code.parts[label] = _digest(repr((bases, class_text(kind, _file_of(kind)))))
+        self._docs[label] = kind.__doc__ or ""
+        if issubclass(kind, enum.Enum):
+            values = [[name, self.add(member._value_, f"{label}.{name}")] for name, member in kind.__members__.items()]
+            self._part(f"{label}.(members)", values)
+        generated = "__dataclass_fields__" in own or "_fields" in own or "__attrs_attrs__" in own
+        left_out = _left_out(kind) | (_OWN_ATTRIBUTES if hasattr(kind, "not_fingerprinted") else frozenset())
+        for name, value in sorted(own.items()):
+            if name in left_out or not _is_attribute(kind, name, value, generated=generated):
+                continue
+            path = f"{label}.{name}"
+            form = self.attribute(kind, name, value, path)
+            self._part(path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None)
+        for name, kind_of in _field_types(kind):
+            self.add(kind_of, f"{label}.{name}")
+
+    # --- modules -------------------------------------------------------------------------------
+
+    def _module(self, module: types.ModuleType, attributes: Iterable[str], *, whole: bool) -> None:
+        """What of a module is read: by these names, or all of it."""
+        name = module.__name__
+        if not is_users(getattr(module, "__file__", None) or _package_file(module)):
+            self._package(name)
+            return
+        own = vars(module)
+        if whole:
+            if name in self._modules:
+                return
+            self._modules.add(name)
+            attributes = [each for each in own if not each.startswith("__")]
+        reads = _Reads.of(attributes)
+        for attribute in sorted(set(attributes)):
+            if attribute in own:
+                value = own[attribute]
+                if isinstance(value, types.ModuleType):
+                    if not whole or value.__name__.startswith(f"{name}."):
+                        self._value(self._prefixed(name, attribute), value, reads, escapes=whole)
+                    continue
+                self._value(self._prefixed(name, attribute), value, reads)
+            elif "__getattr__" in own:
+                self._value(self._prefixed(name, "__getattr__"), own["__getattr__"], reads)
+
+    def _imported(self, reads: _Reads, scope: Mapping[str, Any]) -> set[str]:
+        """Names of modules that a function's body imports."""
+        package = scope.get("__package__") or str(scope.get("__name__", "")).rpartition(".")[0]
+        return _absolute(reads.imports, package)
+
+    def _static_module(self, name: str) -> None:
+        """A module that is imported while a step runs: its whole text, and what it imports."""
+        key = f"{name} (imported inside a function)"
+        if key in self._taken:
+            return
+        self._taken.add(key)
+        file = module_file(name)
+        if file is None or not is_users(file):
+            self._package(name)
+            return
+        source = source_file(file)
+        if source is None:
+            self._code.missed[name] = "a module without source"
+            return
+        self._objects += 1
+        self._code.parts[key] = _digest(source.text)
+        parent = name.rpartition(".")[0]
+        package = name if file.endswith("__init__.py") else parent
+        found: list[tuple[str, int, tuple[str, ...]]] = []
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Import):
+                found += [(each.name, 0, ()) for each in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found.append((node.module or "", node.level, tuple(each.name for each in node.names)))
+        for other in sorted(_absolute(found, package) | ({parent} if parent else set())):
+            self._static_module(other)
+
+    def _package(self, module: str) -> None:
+        root = module.split(".")[0]
+        if root and root != "asyncsynth" and root not in self._modules:
+            self._modules.add(root)
+            if (found := _distribution(root)) is not None:
+                self._code.packages[found[0]] = found[1]
+
+    # --- names ---------------------------------------------------------------------------------
+
+    def _prefixed(self, module: str, name: str) -> str:
+        return name if module in self._home else f"{module}.{name}"
+
+    def _label(self, found: Any, module: str, qualname: str) -> str:
+        wanted = self._prefixed(module, qualname)
+        label = next(
+            each
+            for each in itertools.chain([wanted], (f"{wanted}#{number}" for number in itertools.count(2)))
+            if each not in self._taken
+        )
+        self._taken.add(label)
+        self._labels[id(found)] = label, found
+        return label
+
+    def _part(self, path: str, form: Any, *, unless: str | None = None) -> None:
+        """Notes a part; not where it would only say that the function `unless` is known by its own name."""
+        if path != unless:
+            self._code.parts[path] = shown(form)
+
+
+class _Reads:
+    """The names that a function and those nested in it read.
+
+    Attributes:
+        globals: names of its module.
+        attributes: of anything, names that it imports from modules included.
+        escaping: globals that are used otherwise than for an attribute of theirs.
+        imports: (module, level, names) of the imports in its body.
+        stored: globals that it sets; `stored_attributes`: those of any object.
+    """
+
+    def __init__(self, code: types.CodeType | None) -> None:
+        self.globals: set[str] = set()
+        self.attributes: set[str] = set()
+        self.escaping: set[str] = set()
+        self.stored: set[str] = set()
+        self.stored_attributes: set[str] = set()
+        self.imports: list[tuple[str, int, tuple[str, ...]]] = []
+        for each in nested(code) if code is not None else ():
+            self._scan(each)
+
+    @classmethod
+    def of(cls, attributes: Iterable[str]) -> _Reads:
+        """As if a function read these attributes."""
+        made = cls(None)
+        made.attributes = set(attributes)
+        return made
+
+    def _scan(self, code: types.CodeType) -> None:
+        constants: list[Any] = [None, None]
+        last = ""
+        for instruction in dis.get_instructions(code):
+            name = instruction.opname
+            is_attribute = name.startswith(("LOAD_ATTR", "LOAD_METHOD"))
+            if last and not is_attribute:
+                self.escaping.add(last)
+            last = ""
+            if name in _GLOBAL_READS:
+                self.globals.add(instruction.argval)
+                last = instruction.argval
+            elif name == "IMPORT_NAME":
+                level, names = constants[-2:]
+                self.imports.append((instruction.argval, level or 0, tuple(names or ())))
+            elif name == "STORE_GLOBAL":
+                self.stored.add(instruction.argval)
+                self.globals.add(instruction.argval)
+            elif name == "STORE_ATTR":
+                self.stored_attributes.add(instruction.argval)
+            elif instruction.opcode in dis.hasname:
+                self.attributes.add(instruction.argval)
+            elif "CONST" in name or "SMALL_INT" in name:
+                constants.append(instruction.argval)
+
+
+def _absolute(imports: Iterable[tuple[str, int, tuple[str, ...]]], package: str) -> set[str]:
+    """Absolute names of imported modules; of ``from a import b``, `a` and `a.b`, if that is a module."""
+    found: set[str] = set()
+    for module, level, names in imports:
+        base = module
+        if level:
+            try:
+                base = importlib.util.resolve_name("." * level + module, package)
+            except ImportError:
+                continue
+        if not base:
+            continue
+        found.add(base)
+        file = module_file(base)
+        if file is not None and is_users(file) and file.endswith("__init__.py"):
+            found.update(f"{base}.{name}" for name in names if module_file(f"{base}.{name}") is not None)
+    return found
+
+
+#: (id of an owner, name) -> the owner, which keeps its id, and the first form of a value that the code changes.
+_seen_first: dict[tuple[int, str], tuple[Any, Any]] = {}
+#: Methods that make an object; what they set is what it was given.
+_MAKERS = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "model_post_init"})
+
+
+def _stored(kind: type) -> frozenset[str]:
+    """Attributes that the methods of a user's class set, once its objects are made."""
+    found: set[str] = set()
+    for each in kind.__mro__:
+        for name, value in vars(each).items() if is_user_class(each) else ():
+            function = getattr(value, "__func__", value)
+            if name not in _MAKERS and isinstance(function, types.FunctionType):
+                found |= _Reads(function.__code__).stored_attributes
+    return frozenset(found)
+
+
+def is_user_class(kind: type) -> bool:
+    """Whether a class was written by the user: it belongs to no installed package."""
+    if not kind.__flags__ & _MADE_BY_A_STATEMENT or kind.__module__ in ("builtins", "abc", "typing") or _is_own(kind):
+        return False
+    if kind.__module__ in _MAIN:
+        return True
+    file = _file_of(kind)
+    if file == "<unknown>":
+        return kind.__module__.split(".")[0] not in sys.stdlib_module_names
+    return is_users(file)
+
+
+def _file_of(kind: type) -> str:
+    """The file of a class: of its module, or of one of its functions where that is not a loaded one."""
+    try:
+        return inspect.getfile(kind)
+    except (OSError, TypeError):
+        for value in vars(kind).values():
+            function = getattr(value, "__func__", value)
+            if isinstance(function, types.FunctionType) and not function.__code__.co_filename.startswith("<"):
+                return function.__code__.co_filename
+    return "<unknown>"
+
+
+def _package_file(module: types.ModuleType) -> str:
+    """A place inside a namespace package; '' for what is built in."""
+    places = list(getattr(module, "__path__", ()))
+    if places:
+        return f"{places[0]}/__init__.py"
+    return "<module>" if getattr(module, "__spec__", None) is None else ""
+
+
+def _base_of(kind: type, bases: tuple[Any, ...]) -> Any:
+    return next((base for base in bases if issubclass(kind, base)), None)
+
+
+def _is_own(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "asyncsynth"
+
+
+def _left_out(kind: type) -> frozenset[str]:
+    """Attributes that the class says decide nothing."""
+    return frozenset[str]().union(*(vars(each).get("not_fingerprinted", ()) for each in kind.__mro__))
+
+
+def _is_attribute(kind: type, name: str, value: Any, *, generated: bool) -> bool:
+    """Whether a class attribute was written by the user."""
+    if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+        return False
+    function = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
+    if isinstance(function, types.FunctionType):
+        made = function.__code__.co_filename.startswith("<") and (generated or name == "__new__")
+        return not made and is_users(function.__code__.co_filename)
+    if name.startswith("__") or name == "_abc_impl":
+        return False
+    if issubclass(kind, enum.Enum):
+        return not name.startswith("_") and name not in kind.__members__
+    return not (name.startswith(("model_", "_tuplegetter")) or type(value).__name__ == "_tuplegetter")
+
+
+def _field_types(kind: type) -> list[tuple[str, Any]]:
+    """The classes and factories in the fields of a dataclass or a pydantic class."""
+    found: list[tuple[str, Any]] = []
+    fields: Any = vars(kind).get("__dataclass_fields__") or vars(kind).get("__pydantic_fields__")
+    fields = fields or vars(kind).get("model_fields")
+    for name, field in (fields or {}).items() if isinstance(fields, dict) else ():
+        for attribute in ("type", "annotation", "default", "default_factory"):
+            value = vars_or_slots(field).get(attribute)
+            found += [(name, each) for each in _classes_in(value)]
+    return found
+
+
+def _classes_in(annotation: Any, depth: int = 0) -> list[Any]:
+    """Classes and functions in an annotation, those in its arguments included."""
+    if isinstance(annotation, (type, types.FunctionType)) and not isinstance(annotation, types.GenericAlias):
+        return [annotation]
+    arguments = getattr(annotation, "__args__", ()) if depth < 8 else ()
+    return [each for argument in arguments or () for each in _classes_in(argument, depth + 1)]
+
+
+def vars_or_slots(value: Any) -> dict[str, Any]:
+    """An object's attributes, without calling anything of its class's."""
+    found: dict[str, Any] = {}
+    for kind in type(value).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    found[name] = member.__get__(value)
+                except AttributeError:  # not set
+                    continue
+    with contextlib.suppress(AttributeError):
+        found.update(object.__getattribute__(value, "__dict__"))
+    return found
+
+
+def _may_hold_code(value: Any) -> bool:
+    return value is not None and not isinstance(value, types.ModuleType)
+
+
+def _under(path: str, key: Any) -> str:
+    return f"{path}[{key!r:.40}]" if isinstance(key, (str, int)) else path
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(root: str) -> tuple[str, str] | None:
+    """Name and version of the installed distribution that has a module of this name; None for Python's own."""
+    if root in sys.stdlib_module_names:
+        return None
+    try:
+        return root, metadata.version(root)
+    except (metadata.PackageNotFoundError, ValueError):
+        pass
+    names = _distributions().get(root)
+    return (names[0], metadata.version(names[0])) if names else None
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

@@ -1,0 +1,124 @@
+"""Constants as JSON: the form of a value that is the same in every process, for fingerprints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime
+import decimal
+import enum
+import fractions
+import hashlib
+import logging
+import math
+import operator
+import re
+import string
+import threading
+import types
+import uuid
+import zoneinfo
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_SHOWN = 400  #: characters of a constant that are kept; of a longer one, its hash stays
+_MANY = 64  #: items from which a container of scalars is taken as a whole
+
+#: Types whose `repr` says all that they hold.
+_BY_REPR: tuple[type, ...] = (
+    bool, complex, decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta,
+    datetime.tzinfo, uuid.UUID, range, slice, zoneinfo.ZoneInfo, operator.itemgetter, operator.attrgetter,
+    operator.methodcaller, types.GenericAlias, types.UnionType, type(Ellipsis), type(NotImplemented),
+)  # fmt: skip
+
+#: Objects that decide no result: they order the work or tell of it.
+SILENT: tuple[type, ...] = (
+    logging.Logger, logging.LoggerAdapter, type(threading.Lock()), type(threading.RLock()), threading.Event,
+    threading.Condition, threading.Semaphore, threading.local, asyncio.Lock, asyncio.Event, asyncio.Semaphore,
+    asyncio.Condition, asyncio.Queue, contextvars.ContextVar,
+)  # fmt: skip
+
+
+def stable_form(value: Any) -> tuple[bool, Any]:
+    """(True, the value as JSON), or (False, None) where it has to be looked into or has no stable form."""
+    kind: type = type(value)
+    if kind in _SCALARS:
+        return True, _scalar(value)
+    if isinstance(value, enum.Enum):
+        return False, None
+    if kind in (bytes, bytearray):
+        return True, {"bytes": hashlib.blake2b(bytes(value), digest_size=8).hexdigest()}
+    if isinstance(value, PurePath):
+        return True, {"path": str(value)}
+    if isinstance(value, re.Pattern):
+        return True, {"pattern": str(value.pattern), "flags": value.flags}
+    if kind in _BY_REPR or isinstance(value, datetime.tzinfo):
+        return True, {kind.__name__: repr(value)}
+    if kind is object:
+        return True, {"object": ""}
+    if kind.__module__ == "typing" and not issubclass(kind, type):  # its metaclasses are those of classes
+        return True, {"type": repr(value)}
+    if kind in (list, dict, tuple) and len(value) >= _MANY:
+        return _many(value)
+    if kind.__module__.split(".")[0] == "numpy" and hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        if value.dtype.hasobject:
+            return False, None
+        data = hashlib.blake2b(value.tobytes(), digest_size=8).hexdigest()
+        return True, {"array": [str(value.dtype), list(value.shape), data]}
+    return False, None
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return {"int": hex(value)}
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            return {"str": ascii(value)}
+    return value
+
+
+def _many(value: Any) -> tuple[bool, Any]:
+    """A long container of scalars, by its hash: nothing in it has to be followed."""
+    items = list(value.items()) if isinstance(value, dict) else value
+    kinds = set(map(type, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, dict):
+        kinds |= set(map(type, value))
+    if not kinds <= _SCALARS:
+        return False, None
+    try:
+        text = orjson.dumps(items)
+    except TypeError:
+        text = repr(items).encode("utf-8", "surrogatepass")
+    name = type(value).__name__
+    return True, {name: f"{len(value)} items, {hashlib.blake2b(text, digest_size=8).hexdigest()}"}
+
+
+def is_plain(value: Any) -> dict[str, Any] | None:
+    """The fields of an object of an installed class that only holds data; None for other objects."""
+    kind = type(value)
+    if isinstance(value, (types.SimpleNamespace, string.Template)):
+        return dict(vars(value))
+    fields = getattr(kind, "__dataclass_fields__", None)
+    if isinstance(fields, dict):
+        return {name: getattr(value, name) for name in fields if hasattr(value, name)}
+    return None
+
+
+def shown(form: Any) -> Any:
+    """A form as it is kept: scalars and short texts as they are, what is longer by its beginning and its hash."""
+    if isinstance(form, (bool, int, float, type(None))):
+        return form
+    text = form if isinstance(form, str) else orjson.dumps(form).decode()
+    if isinstance(form, str) and len(text) <= _SHOWN:
+        return form
+    if len(text) > _SHOWN:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        text = f"{text[:_SHOWN]}… ({len(text)} characters, {digest})"
+    return {type(form).__name__: text}
