@@ -159,14 +159,19 @@ def _settings_key(settings: Mapping[str, Any]) -> bytes:
     return canonical_json({key: value for key, value in settings.items() if key != "after"})
 
 
-def refusal(path: Path, surveys: Sequence[Survey], notes: Sequence[str] = ()) -> RunChangedError:
-    """The error that tells the changes and the plan: of the one directory, or of all segments of a pipeline."""
+def refusal(
+    path: Path, surveys: Sequence[Survey], notes: Sequence[str] = (), *, kept: Mapping[str, int] | None = None
+) -> RunChangedError:
+    """The error that tells the changes and the plan: of the one directory, or of all segments of a pipeline.
+
+    `kept`: answers that are kept, by step (see `engine.answers`).
+    """
     lines: list[str] = []
     for number, one in enumerate(surveys, 1):
         if one.changes:
             told = ["changed:", *(f"  {change}" for change in one.changes)]
             lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
-    lines += ["plan:", *(f"  {line}" for line in _plan(surveys)), *notes]
+    lines += ["plan:", *(f"  {line}" for line in _plan(surveys, kept or {})), *notes]
     return RunChangedError(
         f"{path} was made by another pipeline or from another input",
         plan=lines,
@@ -175,11 +180,12 @@ def refusal(path: Path, surveys: Sequence[Survey], notes: Sequence[str] = ()) ->
     )
 
 
-def _plan(surveys: Sequence[Survey]) -> list[str]:
+def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
     """A line for each step: reused, redone because it changed, redone where its input changes; then what is to pay."""
     changed: set[str] = set()  # steps whose rows are not what they were
     lines: list[str] = []
     to_pay: list[str] = []
+    reread: list[str] = []  # steps to pay for whose answers are kept
     sieves: list[str] = []  # changed steps that ask no model: other rows than before may come through them
     total, measured, most = 0, True, 0
     input_changed = False
@@ -205,12 +211,16 @@ def _plan(surveys: Sequence[Survey]) -> list[str]:
                 measured &= step.measured
                 why = f" (depends on {', '.join(cause)})" if cause and not step.changed else ""
                 to_pay.append(f"{step.name} {requests:,}{why}")
+                if kept.get(step.name):
+                    reread.append(f"{step.name} {kept[step.name]:,}")
     if not to_pay:
         lines.append("to pay: nothing for the records that are done")
     else:
         lines.append(f"to pay: at most about {total:,} requests: {', '.join(to_pay)}")
         if not measured:
             lines.append("  (a step without earlier results is counted with the requests that its settings ask for)")
+    if reread:
+        lines.append(f"  (kept answers: {', '.join(reread)}; an unchanged request is read again, not paid for)")
     if more := surveys[0].more:
         lines.append(f"  ({_count(more, 'new record')} of the input come on top)")
     elif input_changed:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from asyncsynth.engine.answers import paid_answers
 from asyncsynth.engine.changes import Journals, Survey, changes_since, refusal, survey
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.walk import Recall, Walked
@@ -80,7 +81,7 @@ class RunDirectory:
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
                     found = survey(manifest, plan, changes, Journals([(index, journal.read)]), total=reader.size_hint())
-                    raise refusal(path, [found], plan.notes)
+                    raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from asyncsynth.client.pool import ServerPool
-from asyncsynth.engine.answers import KeptAnswers, open_answers
+from asyncsynth.engine.answers import KeptAnswers, open_answers, paid_answers
 from asyncsynth.engine.barrier import (
     BarrierCounts,
     BarrierReader,
@@ -133,7 +133,7 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
             found = [
                 surveys.get(number) or survey(None, part, [], Journals()) for number, part in enumerate(plans, 1)
             ]
-            raise refusal(root, found, plan.notes)
+            raise refusal(root, found, plan.notes, kept=paid_answers(root, plan, options))
         # One store for all: a step that moves to another segment finds its answers.
         if (store := stack.enter_context(open_answers(root, plan, options))) is not None:
             for segment in segments:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.engine.answers import paid_answers
 from asyncsynth.engine.changes import Journals, changes_since, refusal, survey
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.rundir import add_epoch, check_place, new_manifest
@@ -127,7 +128,8 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
             with contextlib.ExitStack() as views:
                 parts = [_journal(views, place, part) for place, part in journals(path, manifest)]
                 found = survey(manifest, plan, changes, Journals(parts), total=reader.size_hint())
-                raise refusal(path, [found], plan.notes)
+                kept = paid_answers(path, plan, options, shards=manifest.shards)
+                raise refusal(path, [found], plan.notes, kept=kept)
         add_epoch(manifest, keys, plan, reader)
         manifest.save(path)
     return manifest

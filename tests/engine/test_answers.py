@@ -27,7 +27,7 @@ from asyncsynth import (
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, Usage
 from asyncsynth.engine.answers import KeptAnswers, completion_of, has_own_code, paid_answers, saved_form
 from asyncsynth.engine.options import RunOptions
-from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
+from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed, RunChangedError
 from asyncsynth.pipeline import Plan
 from asyncsynth.storage.answers import AnswerStore
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
@@ -118,6 +118,9 @@ def test_an_edited_reader_pays_nothing(tmp_path: Path, kind: str, generations: i
             assert paid == 8 * generations
             plan = made(first_word).checked()
             assert list(paid_answers(tmp_path / "run", plan, RunOptions()).values()) == [paid]
+
+            with pytest.raises(RunChangedError, match=rf"\(kept answers: \w+ {paid}; an unchanged request is read again"):
+                await made(first_word).arun(**options)
 
             edited = await made(first_word).arun(**options, update=True)
             assert completions(fake) == paid
