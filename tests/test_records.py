@@ -1,4 +1,4 @@
-"""The one rule for values: what is JSON stays as it is, its relatives become it, everything else is refused by place."""
+"""The one rule for values: what is JSON stays as it is, its relatives become it, all else is refused by place."""
 
 from __future__ import annotations
 

@@ -1,0 +1,94 @@
+"""A row as a user's code sees it, and what an error of that code says about its cause."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import asyncsynth
+from asyncsynth.errors import RecordError
+from asyncsynth.pipeline.step import nearest
+from asyncsynth.records import NotPlainJson, Row, plain_json
+
+_OWN = os.path.join(os.path.dirname(os.path.abspath(asyncsynth.__file__)), "")
+_STDLIB = os.path.join(sysconfig.get_path("stdlib"), "")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+class MissingColumn(KeyError):
+    """A step asked its row for a column that is not there; any other KeyError has another cause."""
+
+    def __init__(self, column: Any, columns: tuple[str, ...]) -> None:
+        super().__init__(column)
+        self.column = column
+        self.columns = columns
+
+    def __str__(self) -> str:
+        return (
+            f"the row has no column {self.column!r}{nearest(str(self.column), self.columns)}; "
+            f"this step sees {', '.join(self.columns) or 'none'}"
+        )
+
+
+class SeenRow(dict[str, Any]):
+    """A copy of a row that names the column it lacks: `row["instrction"]` raises MissingColumn."""
+
+    __slots__ = ()
+
+    def __missing__(self, column: Any) -> NoReturn:
+        raise MissingColumn(column, tuple(self))
+
+
+def runs_foreign_code(step: object) -> bool:
+    """Whether a step's class is not this package's own: its errors and values are then the user's."""
+    return type(step).__module__.split(".")[0] != "asyncsynth"
+
+
+def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
+    """Why a step failed on `row`, from whatever it raised."""
+    if isinstance(error, RecordError):
+        return error
+    if isinstance(error, NotPlainJson):
+        output = f"the output {error.place!r}" if error.place else "an output"
+        message = f"{output} is {error.what}, which JSON cannot carry unchanged. {error.advice}"
+        return RecordError(message, reason="not_json")
+    place = place_of(error)
+    if isinstance(error, KeyError) and not isinstance(error, MissingColumn) and not place:
+        # No line of the user's took part: this package's own steps look up columns, and nothing else, by key.
+        error = MissingColumn(error.args[0] if error.args else "", tuple(row))
+    where = f" ({place})" if place else ""
+    if isinstance(error, MissingColumn):
+        return RecordError(f"{error}{where}", reason="missing_column")
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return RecordError(f"{text}{where}", reason="step_error")
+
+
+def place_of(error: BaseException) -> str:
+    """"file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
+
+    A line of another installed package is given only when no line of the user's is there.
+    """
+    users = installed = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if path.startswith((_OWN, "<frozen ")):
+            continue
+        if any(folder in path for folder in _INSTALLED):
+            installed = f"{path}:{line}"
+        elif not path.startswith(_STDLIB):
+            users = f"{path}:{line}"
+    return (users or installed).removeprefix(os.path.join(os.getcwd(), ""))
+
+
+def plain_row(made: Any, what: str) -> Row:
+    """What a user's step made, as a row of JSON values. Raises RecordError (`bad_output`) and NotPlainJson."""
+    if not isinstance(made, Mapping):
+        forgotten = "; is a `return` missing?" if made is None else ""
+        raise RecordError(f"{what} returned {type(made).__name__}; a dict was expected{forgotten}", reason="bad_output")
+    row: Row = plain_json(made)
+    return row
+
+
