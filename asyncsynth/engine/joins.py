@@ -10,7 +10,9 @@ where a row is dropped for one of these reasons:
   of, or one made of it. That branch has counted its own part; the parts of the other branches, which may have been
   paid for, are counted here.
 - `no_partner`: a branch never had the row: it made another number of rows.
-- `other_branch` (MergeBranches): an earlier branch brought the row, or one that it was made of, or one made of it.
+
+MergeBranches does not put parts together: there, every row of every branch counts, and goes out or is dropped as
+`other_branch`: an earlier branch brought the row, or one that it was made of, or one made of it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,12 @@ def matched(
         return [(key, [rows[key] for rows in by_key]) for key in first]
     found: list[tuple[str, list[Row]]] = []
     for key in sorted({key for rows in by_key for key in rows}, key=lambda key: _order(key, root)):
-        losses = [lost(key, number) for number, rows in enumerate(by_key) if key not in rows]
+        losses = [
+            # A branch that has a row above or below this one made another number of rows: it lost nothing.
+            None if any(related(key, other) for other in rows) else lost(key, number)
+            for number, rows in enumerate(by_key)
+            if key not in rows
+        ]
         if not losses or (step.missing == "none" and None not in losses):
             found.append((key, [rows.get(key, {}) for rows in by_key]))
         else:

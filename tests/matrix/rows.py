@@ -49,6 +49,8 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
+    30: Row("random graphs of forks, filters, expansions and joins", "rows in = out + failed + dropped, per step"),
+    31: Row("values of every kind from steps of the user's", "interrupted = straight, or a failed row both times"),
 }
 
 
