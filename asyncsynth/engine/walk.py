@@ -24,7 +24,7 @@ from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
 from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
-from asyncsynth.records import NotPlainJson, Record, Row, content_hash, not_json, plain_json
+from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
 
 SaveStep = Callable[[Record, str, list[StepResult]], None]
@@ -228,12 +228,8 @@ def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple
             f"{type(step).__name__}.generate returned {type(made).__name__}; a list of dicts was expected",
             reason="bad_output",
         )
-    try:
-        notes = plain_json(notes)
-    except NotPlainJson as problem:
-        problem.below("ctx.notes." + problem.place)
-        raise
-    return [plain_row(output, f"{type(step).__name__}.generate") for output in made], notes
+    rows = [plain_row(output, f"{type(step).__name__}.generate") for output in made]
+    return rows, plain_json({"ctx.notes": notes})["ctx.notes"]
 
 
 class _Way:
