@@ -291,6 +291,14 @@ def test_the_rows_of_an_expansion_that_a_branch_failed_before_it_are_all_kept() 
 
 
 @pytest.mark.row(30)
+def test_a_row_is_not_kept_beside_the_rows_made_of_it() -> None:
+    expanding = [ExpandColumns({"xs": "x"}), Filter(lambda row: row["x"] > 1)]
+    walked, watched = walk(joined(CombineOutputs(name="join", missing="none"), Tagged("a"), expanding), {"xs": [1, 2]})
+    assert watched.came_out["join"] == []
+    assert walked.dropped["join"] == {"no_partner": 2}
+
+
+@pytest.mark.row(30)
 def test_merged_branches_keep_the_order_of_the_input_and_the_first_branch_wins() -> None:
     with Graph("routed") as graph:
         rows = ExpandColumns({"xs": "x"})
