@@ -72,6 +72,10 @@ def plain_json(value: Any, depth: int = 0) -> Any:
         if not value.isascii():
             _check_text(value)
         return value
+    if kind is dict and depth <= MAX_DEPTH:
+        return _plain_dict(value, depth)
+    if (kind is list or kind is tuple) and depth <= MAX_DEPTH:
+        return _plain_list(value, depth)
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -84,10 +88,6 @@ def plain_json(value: Any, depth: int = 0) -> Any:
         return value
     if depth > MAX_DEPTH:
         raise NotPlainJson(_TOO_DEEP, "Flatten it.")
-    if kind is dict:
-        return _plain_dict(value, depth)
-    if kind is list or kind is tuple:
-        return _plain_list(value, depth)
     return _plain_other(value, depth)
 
 

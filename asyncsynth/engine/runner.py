@@ -20,7 +20,8 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError
-from asyncsynth.pipeline import Plan
+from asyncsynth.pipeline import Plan, SourceStep
+from asyncsynth.pipeline.seen import plain_input, runs_foreign_code
 from asyncsynth.records import Record, Row
 from asyncsynth.storage.readers import BadRow, Reader
 
@@ -58,6 +59,8 @@ class Runner:
         self._directory = directory
         self._options = options
         self._on_rows = on_rows
+        source = plan.nodes[0].step
+        self._foreign_source = isinstance(source, SourceStep) and runs_foreign_code(source)
         self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
@@ -177,7 +180,8 @@ class Runner:
                     self._directory.bad_row(record, item)
                     self._count_failure("bad_input")
                 continue
-            yield Record(item.key if item.key is not None else str(position), position, item.row)
+            key = item.key if item.key is not None else str(position)
+            yield Record(key, position, plain_input(key, item.row) if self._foreign_source else item.row)
 
     def _is_done(self, record: Record) -> bool:
         done = self._directory.claim(record, retry_failed=self._options.retry_failed)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import asyncsynth
-from asyncsynth.errors import RecordError
+from asyncsynth.errors import InputError, RecordError
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import NotPlainJson, Row, plain_json
 
@@ -92,3 +92,14 @@ def plain_row(made: Any, what: str) -> Row:
     return row
 
 
+
+
+def plain_input(key: str, row: Any) -> Row:
+    """A row of a user's own source, by the rule that this package's readers follow. Raises InputError."""
+    try:
+        return plain_row(row, f"record {key}: the source")
+    except NotPlainJson as problem:
+        message = f"record {key}: {problem}; a plain JSON value was expected"
+        raise InputError(message, column=problem.place, hint=problem.advice) from None
+    except RecordError as error:
+        raise InputError(error.message, hint="Give each row as a dict of its columns.") from None

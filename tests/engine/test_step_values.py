@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncsynth import LLM, Dropped, Filter, LoadDataFromDicts, Pipeline, TextGeneration, step, task
-from asyncsynth.pipeline import Graph, JoinStep, RowStep, Step
+from asyncsynth.errors import InputError
+from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
 from asyncsynth.records import Row
+from asyncsynth.storage.readers import BadRow, Reader, SourceRow
 from tests.engine.helpers import MODELS, run_async, server
 from tests.engine.walking import Model, Source, walk
 from tests.test_records import REFUSED, Colour, Text, anything
@@ -165,6 +167,54 @@ def test_a_bad_value_in_the_middle_costs_its_row_and_no_run(tmp_path: Path, valu
         assert (counts.ok, counts.failed, dict(counts.failures)) == (5, 1, {"not_json": 1})
         journal = b"".join(path.read_bytes() for path in sorted((tmp_path / "run").rglob("*.jsonl")))
         assert message.encode() in journal
+
+    run_async(main())
+
+
+class OwnReader(Reader):
+    """A reader that gives what it likes."""
+
+    kind = "own"
+
+    def __init__(self, made: Any) -> None:
+        super().__init__()
+        self.name = "own"
+        self._made = made
+
+    def placed(self, limit: int | None = None, shard: Any = None) -> Iterator[tuple[int, SourceRow | BadRow]]:
+        yield 0, SourceRow(0, None, {"instruction": "x"})
+        yield 1, SourceRow(1, None, self._made)
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name, "head_bytes": 0, "head_sha256": ""}
+
+
+class OwnSource(SourceStep):
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        super().__init__()
+
+    def open(self) -> Reader:
+        return OwnReader(self._made)
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"instruction": "y", "when": [datetime.date(2024, 1, 1)]}, r"record 1: when\[0\] is of type date; a plain"),
+        ({"instruction": "y", "score": float("nan")}, "record 1: score is NaN; a plain JSON"),
+        (["instruction"], "record 1: the source returned list; a dict was expected"),
+    ],
+)
+def test_a_source_of_the_users_follows_the_rule_for_input(tmp_path: Path, made: Any, message: str) -> None:
+    with Pipeline(name="source") as pipeline:
+        OwnSource(made) >> TextGeneration(llm=LLM(model=MODELS[0]))
+
+    async def main() -> None:
+        async with server() as fake:
+            with pytest.raises(InputError, match=message):
+                await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
 
     run_async(main())
 

@@ -258,8 +258,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a tuple stays one until the journal is read", "records.py",
-        "    if kind is list or kind is tuple:\n",
-        "    if kind is tuple:\n        return value\n    if kind is list:\n",
+        "    if (kind is list or kind is tuple) and",
+        "    if kind is tuple:\n        return value\n    if kind is list and",
         31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
     ),
 )  # fmt: skip
