@@ -34,9 +34,18 @@ class MissingColumn(KeyError):
 
 
 class SeenRow(dict[str, Any]):
-    """A copy of a row that names the column it lacks: `row["instrction"]` raises MissingColumn."""
+    """A copy of a row of JSON values, lists and dicts included: what a user's code changes in it, it alone sees.
+
+    It names the column that it lacks: `row["instrction"]` raises MissingColumn.
+    """
 
     __slots__ = ()
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        for column, value in row.items():
+            if type(value) is list or type(value) is dict:
+                self[column] = plain_json(value)
 
     def __missing__(self, column: Any) -> NoReturn:
         raise MissingColumn(column, tuple(self))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncsynth import LLM, Dropped, Filter, LoadDataFromDicts, Pipeline, TextGeneration, step, task
+from asyncsynth import LLM, CombineOutputs, Dropped, Filter, LoadDataFromDicts, Pipeline, TextGeneration, step, task
 from asyncsynth.errors import InputError
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
 from asyncsynth.records import Row
@@ -323,9 +323,33 @@ def test_an_input_that_the_row_lacks_is_a_missing_column() -> None:
         )
 
 
-def test_a_filter_that_changes_its_row_is_told() -> None:
-    failed = only(Filter(lambda row: row.update(instruction="y") or True))
+@pytest.mark.parametrize("change", [lambda row: row.update(instruction="y"), lambda row: row["tags"].append("b")])
+def test_a_filter_that_changes_its_row_is_told(change: Any) -> None:
+    failed = only(Filter(lambda row: change(row) or True))
     assert (failed["reason"], "a @step changes them" in failed["message"]) == ("step_error", True)
+
+
+@pytest.mark.row(31)
+def test_what_a_step_changes_in_its_row_no_other_branch_sees() -> None:
+    class Changes(RowStep):
+        def apply(self, row: Row) -> Row:
+            row["tags"].append({"a": 1})
+            return {"mine": row["tags"]}
+
+    class Asks(Model):
+        def answer(self, row: Row, ctx: Any) -> Any:
+            row["tags"].append("c")
+            return [{"asked": row["tags"]}]
+
+    row = {"tags": ["x"]}
+    with Graph("changes") as graph:
+        source = Source()
+        ends = [Changes(), Asks(), Changes()]
+        source >> ends
+        ends >> CombineOutputs()
+    walked, _ = walk(graph, row)
+    assert walked.rows["default"] == [{"tags": ["x"], "mine": ["x", {"a": 1}], "asked": ["x", "c"]}]
+    assert row == {"tags": ["x"]}
 
 
 @pytest.mark.parametrize("made", [None, 3, "text", [1], [None]])
