@@ -72,6 +72,8 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     if isinstance(error, MissingColumn):
         return RecordError(f"{error}{where}", reason="missing_column")
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    # The message of a user's exception may hold what the journal cannot.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return RecordError(f"{text}{where}", reason="step_error")
 
 

@@ -394,3 +394,19 @@ def test_a_join_may_drop_and_its_faults_cost_their_row() -> None:
     walked, _ = walk(graph, {"x": 1})
     assert walked.dropped == {"join": {"unfit": 1}}
     assert only(Breaks())["message"].startswith("ZeroDivisionError: my bug (")
+
+
+def test_the_cause_is_kept_whatever_it_holds() -> None:
+    class Raises(RowStep):
+        def apply(self, row: Row) -> Row:
+            raise ValueError("\ud83d")
+
+    class Leaves(RowStep):
+        def apply(self, row: Row) -> Row:
+            raise Dropped(7)  # type: ignore[arg-type]
+
+    assert only(Raises())["message"].startswith("ValueError: \\ud83d (")
+    with Graph("drops") as graph:
+        Source() >> Leaves(name="leaves")
+    walked, _ = walk(graph, {"x": 1})
+    assert walked.dropped == {"leaves": {"7": 1}}
