@@ -60,6 +60,7 @@ _HOME = {
     "LoadHub": "steps.load_hub",
     "GroupColumns": "steps.group",
     "CombineOutputs": "steps.group",
+    "MergeBranches": "steps.group",
     "KeepColumns": "steps.columns",
     "RenameColumns": "steps.columns",
     "ExpandColumns": "steps.columns",
@@ -106,6 +107,7 @@ __all__ = [
     "LoadParquet",
     "Magpie",
     "MagpieGenerator",
+    "MergeBranches",
     "MergeColumns",
     "PairwiseJudge",
     "Pipeline",
@@ -146,7 +148,7 @@ if TYPE_CHECKING:
     from asyncsynth.steps.deita_filter import DeitaFilter
     from asyncsynth.steps.diversity_select import DiversitySelect
     from asyncsynth.steps.filter import Filter
-    from asyncsynth.steps.group import CombineOutputs, GroupColumns
+    from asyncsynth.steps.group import CombineOutputs, GroupColumns, MergeBranches
     from asyncsynth.steps.load_disk import LoadDisk
     from asyncsynth.steps.load_hub import LoadHub
     from asyncsynth.steps.load_parquet import LoadParquet

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 Row = dict[str, Any]  #: column name -> JSON value
+
+MAX_DEPTH = 200  #: deeper than any honest row; orjson's limits lie at 254 (dumps) and 1,024 (loads)
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
+_MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -22,6 +29,163 @@ class Record:
     position: int
     data: Row = field(default_factory=dict)
     digest: str = ""
+
+
+class NotPlainJson(TypeError):
+    """A value that JSON cannot carry unchanged.
+
+    Attributes:
+        place: where it is in the value that was looked at: `answer.notes[3].when`; "" for the value itself.
+        what: what it is: "an integer over 64 bits", "of type datetime".
+        advice: what to write instead.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.advice = advice
+        self._place = ""
+
+    @property
+    def place(self) -> str:
+        """The path to the value."""
+        return self._place.removeprefix(".")
+
+    def __str__(self) -> str:
+        return f"{self.place or 'the value'} is {self.what}"
+
+    def below(self, part: str) -> None:
+        """The value is at `part` of the container around it. Of a value nested too deep, the outermost part is kept."""
+        self._place = part if self.what == _TOO_DEEP else part + self._place
+
+
+def plain_json(value: Any, depth: int = 0) -> Any:
+    """A copy of `value` that is made of JSON's own types: None, bool, int, float, str, list, and dict with str keys.
+
+    The one rule for rows that are read and for what steps return. A value that is equal to one of these types is
+    turned into it: a tuple into a list, another mapping into a dict, a subclass of str, int or float (numpy.float64)
+    into its base. Raises NotPlainJson for everything else, and for an integer that does not fit 64 bits (from -2**63 to
+    2**64 - 1), NaN, an infinity, text with a lone surrogate, and nesting deeper than `MAX_DEPTH`.
+    """
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():
+            _check_text(value)
+        return value
+    if kind is dict and depth <= MAX_DEPTH:
+        return _plain_dict(value, depth)
+    if (kind is list or kind is tuple) and depth <= MAX_DEPTH:
+        return _plain_list(value, depth)
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        if not _MIN_INT <= value <= _MAX_INT:
+            raise NotPlainJson("an integer over 64 bits", "Write it as text: str(value).")
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise NotPlainJson(str(value).replace("nan", "NaN"), "Write None, or leave the row out.")
+        return value
+    if depth > MAX_DEPTH:
+        raise NotPlainJson(_TOO_DEEP, "Flatten it.")
+    return _plain_other(value, depth)
+
+
+def _plain_dict(mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if type(key) is not str or not key.isascii():
+            key = _plain_key(key)
+        if type(value) is str and value.isascii():
+            made[key] = value
+            continue
+        try:
+            made[key] = plain_json(value, depth + 1)
+        except NotPlainJson as problem:
+            problem.below(f".{key}")
+            raise
+    return made
+
+
+def _plain_list(items: Sequence[Any], depth: int) -> list[Any]:
+    made: list[Any] = []
+    try:
+        for item in items:
+            # A comprehension could not say at which item it ended.
+            made.append(item if type(item) is str and item.isascii() else plain_json(item, depth + 1))  # noqa: PERF401
+    except NotPlainJson as problem:
+        problem.below(f"[{len(made)}]")
+        raise
+    return made
+
+
+def _plain_other(value: Any, depth: int) -> Any:
+    """What is left: relatives of the plain types, and what is not JSON."""
+    if isinstance(value, enum.Enum):
+        raise NotPlainJson(f"of type {type(value).__name__}, an enum", "Write value.value or value.name.")
+    if isinstance(value, str):
+        return plain_json(str.__str__(value))
+    if isinstance(value, int):
+        return plain_json(int(value))
+    if isinstance(value, float):
+        return plain_json(float(value))
+    if isinstance(value, list):
+        return _plain_list(value, depth)
+    if isinstance(value, Mapping):
+        return _plain_dict(value, depth)
+    raise NotPlainJson(f"of type {type(value).__name__}", _advice(value))
+
+
+def _advice(value: Any) -> str:
+    """How to write `value` as JSON, as far as its kind tells."""
+    if isinstance(value, (set, frozenset)):
+        return "Write sorted(value)."
+    if isinstance(value, (bytes, bytearray)):
+        return "Write value.decode()."
+    if isinstance(value, tuple) or hasattr(value, "__next__"):
+        return "Write list(value)."
+    for method, call in (
+        ("isoformat", "value.isoformat()"),
+        ("tolist", "value.tolist()"),
+        ("model_dump", "value.model_dump(mode='json')"),
+    ):
+        if callable(getattr(value, method, None)):
+            return f"Write {call}."
+    if hasattr(value, "__dataclass_fields__"):
+        return "Write dataclasses.asdict(value)."
+    return "Write float(value) or str(value)." if hasattr(value, "__float__") else "Write str(value), a list or a dict."
+
+
+def _plain_key(key: Any) -> str:
+    if isinstance(key, str) and not isinstance(key, enum.Enum):
+        text = str(str.__str__(key))
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+    raise NotPlainJson(f"a mapping with the key {ascii(key)[:40]}, not a plain string", "Write str(key).")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        advice = 'Write value.encode("utf-8", "replace").decode().'
+        raise NotPlainJson("text with a lone surrogate", advice) from None
+
+
+def not_json(value: Any) -> tuple[str, str] | None:
+    """(place, what it is) of the first value that JSON cannot carry unchanged; None when there is none.
+
+    `place` is a path below `value` (`answer.notes[3]`), "" for `value` itself. See `plain_json` for the rule.
+    """
+    try:
+        plain_json(value)
+    except NotPlainJson as problem:
+        return problem.place, problem.what
+    return None
 
 
 def canonical_json(value: Any) -> bytes:

@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 
-from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError
+from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError, RecordError
 from asyncsynth.pipeline import Dropped, GlobalStep
-from asyncsynth.records import Row
+from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
+from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
@@ -26,6 +27,7 @@ from asyncsynth.storage.sources import JsonlReader, SourceRow
 
 OUTPUT_NAME = layout.BARRIER_ROWS
 FACTS_NAME = layout.BARRIER_FACTS
+_END: Any = object()  #: no more decisions; a step may give None by mistake
 
 
 class BarrierStopped(Exception):
@@ -107,7 +109,7 @@ def pass_barrier(
     counts = BarrierCounts()
     with NewFile(directory / OUTPUT_NAME, REAL) as file:
         for key, row in _kept(step, rows, counts, stopped):
-            file.write(_line(step, key, row))
+            file.write(_line(key, row))
     facts = {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state}
     atomic_write(directory / FACTS_NAME, orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
     return counts
@@ -117,20 +119,21 @@ def _kept(
     step: GlobalStep, rows: RunRows, counts: BarrierCounts, stopped: Callable[[], bool]
 ) -> Iterator[tuple[str, Row]]:
     """The rows that the step keeps, with what it adds."""
-    decisions = _decisions(step, _Watched(rows, stopped))
+    decisions = _decisions(step, _Watched(rows, stopped, is_foreign=runs_foreign_code(step)))
     for key, row in rows.keyed():
         if stopped():
             raise BarrierStopped
-        decision = next(decisions, None)
-        if decision is None:
+        decision = next(decisions, _END)
+        if decision is _END:
             raise _wrong_number(step, f"only {counts.read}", len(rows))
         counts.read += 1
         if isinstance(decision, Dropped):
             counts.dropped[decision.reason] += 1
         else:
             counts.kept += 1
-            yield key, step.merge(row, decision) if decision else row
-    if next(decisions, None) is not None:
+            outputs = _plain(step, key, decision)
+            yield key, step.merge(row, outputs) if outputs else row
+    if next(decisions, _END) is not _END:
         raise _wrong_number(step, "more", len(rows))
 
 
@@ -142,19 +145,27 @@ def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
         raise
     except Exception as error:
         raise PipelineError(
-            f"step {step.name!r} failed over all rows: {type(error).__name__}: {error}",
+            f"step {step.name!r} failed over all rows: {row_error(error, {}).message}",
             step=step.name,
             hint="What the steps before it did is kept: mend the step and run the same command again.",
         ) from error
 
 
-def _line(step: GlobalStep, key: str, row: Row) -> bytes:
+def _plain(step: GlobalStep, key: str, decision: Any) -> Row:
+    """The outputs that the step adds to a row, as JSON. Raises PipelineError."""
     try:
-        return orjson.dumps({"k": key, "row": row}, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError as error:
+        return plain_row(decision, f"{type(step).__name__}.decide")
+    except (NotPlainJson, RecordError) as error:
+        what = row_error(error, {}).message
         raise PipelineError(
-            f"step {step.name!r} added what is not JSON to row {key}: {error}", step=step.name
+            f"step {step.name!r} made what row {key} cannot hold: {what}",
+            step=step.name,
+            hint="What the steps before it did is kept: mend the step and run the same command again.",
         ) from error
+
+
+def _line(key: str, row: Row) -> bytes:
+    return orjson.dumps({"k": key, "row": row}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:
@@ -168,9 +179,10 @@ def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:
 class _Watched:
     """Rows that may be read several times, until the run is told to stop."""
 
-    def __init__(self, rows: RunRows, stopped: Callable[[], bool]) -> None:
+    def __init__(self, rows: RunRows, stopped: Callable[[], bool], *, is_foreign: bool) -> None:
         self._rows = rows
         self._stopped = stopped
+        self._is_foreign = is_foreign
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -179,4 +191,4 @@ class _Watched:
         for row in self._rows:
             if self._stopped():
                 raise BarrierStopped
-            yield row
+            yield SeenRow(row) if self._is_foreign else row

@@ -23,7 +23,8 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
-from asyncsynth.pipeline import Plan
+from asyncsynth.pipeline import Plan, SourceStep
+from asyncsynth.pipeline.seen import plain_input, runs_foreign_code
 from asyncsynth.records import Record, Row
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.readers import BadRow, Reader
@@ -64,6 +65,8 @@ class Runner:
         self._options = options
         self._on_rows = on_rows
         self._answers = answers
+        source = plan.nodes[0].step
+        self._foreign_source = isinstance(source, SourceStep) and runs_foreign_code(source)
         self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, answers=answers)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
@@ -200,7 +203,8 @@ class Runner:
                     self.counts.fail(self._directory.bad_row(record, item))
                     self._weigh_failures()
                 continue
-            yield Record(item.key if item.key is not None else str(position), position, item.row)
+            key = item.key if item.key is not None else str(position)
+            yield Record(key, position, plain_input(key, item.row) if self._foreign_source else item.row)
 
     def _is_done(self, record: Record) -> bool:
         done = self._directory.claim(record, retry_failed=self._options.retry_failed)

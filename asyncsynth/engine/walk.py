@@ -2,25 +2,32 @@
 
 A record may become several rows on its way (a list of questions expanded, several generations); each row
 has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. Joins match rows by key.
+
+No row is lost without a word: for every step, the rows that come in, each counted as often as the step expands it,
+are those that go out, those that failed and those that were dropped for a reason (see `engine.joins` for joins).
+What a step returns is JSON from then on (`records.plain_json`): a value that is not fails its row, here and at once,
+so that a run that was interrupted and one that was not have the same values.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from asyncsynth.client.concurrency import all_or_error, first_error
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.engine.answers import KeptAnswers
+from asyncsynth.engine.joins import Item, Loss, matched, related
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
-from asyncsynth.records import Record, Row, content_hash
+from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
 
-Item = tuple[str, Row]  #: row key, row
 SaveStep = Callable[[Record, str, list[StepResult]], None]
 Recall = Callable[[str], Mapping[str, StepResult]]
 
@@ -48,8 +55,10 @@ class Walker:
     """Walks records through one plan. Holds nothing of a record between calls.
 
     Args:
-        send: `ServerPool.send`, or anything like it.
-        save: journals a finished step's results while the record goes on.
+        plan: the checked pipeline.
+        pool: where requests go.
+        run_seed: what random choices and request seeds are made of.
+        save: journals a finished step's results while its record continues.
         answers: those that were paid for earlier, and where new ones are kept; None for neither.
     """
 
@@ -68,6 +77,11 @@ class Walker:
         self._first = self._sees_records(plan.nodes[1]) if self._linear and len(plan.nodes) > 1 else None
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
+        self._foreign = [runs_foreign_code(node.step) for node in plan.nodes]
+        self._upstream: list[frozenset[str]] = []  # by node: the names of the steps that lead to it, its own included
+        for node in plan.nodes:
+            before = (self._upstream[index] for index in node.before)
+            self._upstream.append(frozenset({node.step.name}).union(*before))
 
     @staticmethod
     def _sees_records(node: Node) -> Node | None:
@@ -89,11 +103,12 @@ class Walker:
                     if way.withdrawn:
                         raise Withdrawn
                 elif node.before:
-                    items = way.step(node.step, [items])
+                    items = self._step(way, node, [items])
             (leaf,) = self._plan.leaves
             rows = {leaf: [row for _, row in items]}
         else:
-            made = [items] * len(self._nodes)  # by node; each but the source's is replaced
+            made: list[list[Item]] = [[] for _ in self._nodes]
+            made[0] = items
             waiting = list(self._waits_for)
             try:
                 async with asyncio.TaskGroup() as branches:
@@ -117,7 +132,7 @@ class Walker:
                 if way.withdrawn:
                     return  # quietly: an error would cancel what other branches have at the servers
             elif node.before:
-                made[here] = way.step(node.step, [made[index] for index in node.before])
+                made[here] = self._step(way, node, [made[index] for index in node.before])
             ready = []
             for index in node.after:
                 waiting[index] -= 1
@@ -126,6 +141,15 @@ class Walker:
             for other in ready[1:]:
                 branches.create_task(self._advance(way, other, made, waiting, branches))
             here = ready[0] if ready else None
+
+    def _step(self, way: _Way, node: Node, branches: list[list[Item]]) -> list[Item]:
+        """What a step that asks no model makes of the rows of its predecessors."""
+        step, is_foreign = node.step, self._foreign[node.index]
+        if isinstance(step, JoinStep):
+            return way.join(step, branches, [self._upstream[index] for index in node.before], is_foreign)
+        if isinstance(step, RowStep):
+            return [made for item in branches[0] for made in way.apply(step, item, is_foreign)]
+        raise AssertionError(f"{step!r} is no kind of step the engine knows")
 
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
@@ -145,6 +169,8 @@ class Walker:
                 outputs = result["o"]
                 if len(outputs) == 1:
                     made.append((item[0], step.merge(item[1], outputs[0])))
+                elif not outputs:
+                    way.drop(item[0], step, "no_rows")
                 else:  # several outputs make several rows with keys of their own
                     made += [(f"{item[0]}.{i}", step.merge(item[1], output)) for i, output in enumerate(outputs)]
         if any_fresh:
@@ -160,15 +186,17 @@ class Walker:
         """(result, whether it is new), or None when the row failed, which is noted."""
         key, row = item
         record = way.record
+        is_foreign = self._foreign[node.index]
         try:
             view = step.view(row)
             # The hash of a whole record is known.
             digest = record.digest if node is self._first and len(view) == len(row) else content_hash(view)
-        except KeyError as missing:
-            way.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
-            return None
-        except TypeError as error:
-            way.fail(key, step, RecordError(f"the row is not JSON: {error}", reason="not_json"))
+        except Exception as error:
+            found = not_json(row) if isinstance(error, TypeError) else None
+            if found is not None:  # a step before has changed a value inside its row
+                message = f"the column {found[0]!r} is {found[1]}, which JSON cannot carry unchanged"
+                error = RecordError(message, reason="not_json")
+            way.end(key, step, error, row)
             return None
         old = known.get(key)
         if old is not None and old["h"] == digest:
@@ -188,7 +216,7 @@ class Walker:
         )
         try:
             try:
-                outputs = await step.generate(view, ctx)
+                made = await step.generate(SeenRow(view) if is_foreign else view, ctx)
             except asyncio.CancelledError:
                 raise
             except BaseException:
@@ -197,26 +225,53 @@ class Walker:
                 raise
             if ctx.stopped is not None:
                 raise ctx.stopped
+            if asker is not None and asker.reread:
+                ctx.notes["reread"] = asker.reread  # of its calls, those that cost nothing this time
+            if is_foreign:
+                outputs, notes = _foreign_outputs(made, ctx.provenance(), step)
+            else:
+                outputs, notes = _plain_outputs(made), ctx.provenance()
         except Withdrawn:
             way.withdrawn = True
             return None
-        except RecordError as error:
-            way.fail(key, step, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            way.end(key, step, error, view)  # a future of the step's own was cancelled: this row's matter alone
             return None
-        except AsyncsynthError:
-            raise
-        except Exception as error:  # a step's own bug costs its row, and is told as what it is
-            way.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
+        except Exception as error:
+            way.end(key, step, error, view)
             return None
-        if asker is not None and asker.reread:
-            ctx.notes["reread"] = asker.reread  # of its calls, those that cost nothing this time
-        return {"k": key, "h": digest, "o": outputs, "m": ctx.provenance()}, True
+        return {"k": key, "h": digest, "o": outputs, "m": notes}, True
+
+
+def _plain_outputs(outputs: list[Row]) -> list[Row]:
+    """The outputs of a task of this package's, whose columns are its own. Raises NotPlainJson."""
+    for output in outputs:
+        for value in output.values():
+            if type(value) is not str or not value.isascii():  # most are text
+                return [plain_json(output) for output in outputs]
+    return outputs
+
+
+def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple[list[Row], dict[str, Any]]:
+    """The outputs of a user's step and the notes kept with them. Raises RecordError and NotPlainJson."""
+    if not isinstance(made, (list, tuple)):
+        raise RecordError(
+            f"{type(step).__name__}.generate returned {type(made).__name__}; a list of dicts was expected",
+            reason="bad_output",
+        )
+    rows = [plain_row(output, f"{type(step).__name__}.generate") for output in made]
+    return rows, plain_json({"ctx.notes": notes})["ctx.notes"]
 
 
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = ("dropped", "failed", "models_left", "recall", "record", "reused", "unsaved", "withdrawn")
+    __slots__ = (
+        "_dropped_keys", "dropped", "failed", "models_left", "recall", "record", "reused", "unsaved", "withdrawn",
+    )  # fmt: skip
 
     def __init__(self, record: Record, recall: Recall, model_steps: int) -> None:
         self.record = record
@@ -226,15 +281,8 @@ class _Way:
         self.dropped: dict[str, dict[str, int]] = {}
         self.unsaved: list[tuple[str, list[StepResult]]] = []
         self.reused = 0
+        self._dropped_keys: list[tuple[str, str]] = []  # row key, step; for the joins
         self.withdrawn = False  #: a request was refused because the run stops
-
-    def step(self, step: Step, branches: list[list[Item]]) -> list[Item]:
-        """What a step that asks no model makes of the rows of its predecessors."""
-        if isinstance(step, JoinStep):
-            return self.join(step, branches)
-        if isinstance(step, RowStep):
-            return [made for item in branches[0] for made in self.apply(step, item)]
-        raise AssertionError(f"{step!r} is no kind of step the engine knows")
 
     def fail(self, key: str, step: Step, error: RecordError) -> None:
         """Notes a row's end."""
@@ -249,38 +297,69 @@ class _Way:
             failed["raw"] = error.raw or ""
         self.failed.append(failed)
 
-    def apply(self, step: RowStep, item: Item) -> list[Item]:
+    def drop(self, key: str, step: Step, reason: str) -> None:
+        """Counts a row that is left out."""
+        reasons = self.dropped.setdefault(step.name, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+        self._dropped_keys.append((key, step.name))
+
+    def end(self, key: str, step: Step, error: BaseException, row: Row) -> None:
+        """A step raised on a row: its end, by the cause. Raises the error itself where it must stop the run."""
+        if isinstance(error, Dropped):
+            self.drop(key, step, str(error.reason))
+        elif isinstance(error, AsyncsynthError) and not isinstance(error, RecordError):
+            raise error
+        else:
+            self.fail(key, step, row_error(error, row))
+
+    def lost(self, key: str, steps: frozenset[str]) -> Loss | None:
+        """What one of `steps` did to a row of that key, to the row that it was made of or to one made of it."""
+        if any(failed["step"] in steps and related(failed["k"], key) for failed in self.failed):
+            return "failed"
+        if any(step in steps and related(dropped, key) for dropped, step in self._dropped_keys):
+            return "dropped"
+        return None
+
+    def apply(self, step: RowStep, item: Item, is_foreign: bool) -> list[Item]:
         """A row step on one row; what it raises ends that row only."""
         key, row = item
         try:
-            made = step.apply(row)
-        except Dropped as dropped:
-            reasons = self.dropped.setdefault(step.name, {})
-            reasons[dropped.reason] = reasons.get(dropped.reason, 0) + 1
-            return []
-        except RecordError as error:
-            self.fail(key, step, error)
-            return []
-        except KeyError as missing:
-            self.fail(key, step, RecordError(f"the row has no column {missing}", reason="missing_column"))
-            return []
-        except Exception as error:
-            self.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
+            made = step.apply(row) if not is_foreign else _foreign_rows(step.apply(SeenRow(row)), step)
+        except (Exception, asyncio.CancelledError) as error:
+            self.end(key, step, error, row)
             return []
         if isinstance(made, dict):
             return [(key, made)]
+        if not made:
+            self.drop(key, step, "no_rows")
         return [(f"{key}.{number}", child) for number, child in enumerate(made)]
 
-    def join(self, step: JoinStep, branches: list[list[Item]]) -> list[Item]:
-        """Rows that every branch brought, matched by key, in the first branch's order."""
-        others = [dict(branch) for branch in branches[1:]]
+    def join(
+        self, step: JoinStep, branches: list[list[Item]], upstream: list[frozenset[str]], is_foreign: bool
+    ) -> list[Item]:
+        """One row of the rows that the branches made of one, matched by key. `upstream`: the steps of each branch."""
         joined: list[Item] = []
-        for key, row in branches[0]:
-            if all(key in other for other in others):
-                try:
-                    joined.append((key, step.join([row, *(other[key] for other in others)])))
-                except KeyError as missing:
-                    self.fail(key, step, RecordError(f"a branch has no column {missing}", reason="missing_column"))
-                except RecordError as error:
-                    self.fail(key, step, error)
+        together = matched(
+            step,
+            branches,
+            self.record.key,
+            lambda key, branch: self.lost(key, upstream[branch]),
+            lambda key, reason: self.drop(key, step, reason),
+        )
+        for key, rows in together:
+            try:
+                if is_foreign:
+                    seen: list[Row] = [SeenRow(row) for row in rows]
+                    joined.append((key, plain_row(step.join(seen), f"{type(step).__name__}.join")))
+                else:
+                    joined.append((key, step.join(rows)))
+            except (Exception, asyncio.CancelledError) as error:
+                self.end(key, step, error, {column: None for row in rows for column in row})
         return joined
+
+
+def _foreign_rows(made: Any, step: RowStep) -> Row | list[Row]:
+    """The row or rows of a user's step. Raises RecordError and NotPlainJson."""
+    if isinstance(made, Iterable) and not isinstance(made, (Mapping, str, bytes)):
+        return [plain_row(row, f"{type(step).__name__}.apply") for row in made]
+    return plain_row(made, f"{type(step).__name__}.apply")

@@ -16,10 +16,13 @@ from asyncsynth.pipeline.depends import dependencies
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import jsonable, short_hash
 from asyncsynth.pipeline.naming import Origin, origin
+from asyncsynth.pipeline.shapes import check_joins
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
+    GlobalStep,
     JoinStep,
     ModelStep,
+    RowStep,
     SourceStep,
     Step,
     nearest,
@@ -266,6 +269,12 @@ class Graph:
             step = node.step
             if isinstance(step, SourceStep):
                 continue
+            if not isinstance(step, (RowStep, JoinStep, ModelStep, GlobalStep)):
+                raise PipelineError(
+                    f"step {step.name!r} is a {type(step).__name__}, which is no kind of step that a run can take",
+                    step=step.name,
+                    hint="Derive it from RowStep, JoinStep, GlobalStep or Task, or make it with @step or @task.",
+                )
             if not node.before:
                 raise PipelineError(
                     f"step {step.name!r} is not connected: nothing flows into it",
@@ -277,9 +286,10 @@ class Graph:
                 raise PipelineError(
                     f"step {step.name!r} gets rows from {names}, but does not join branches",
                     step=step.name,
-                    hint="Put GroupColumns or CombineOutputs between.",
+                    hint="Put GroupColumns, CombineOutputs or MergeBranches between.",
                 )
         check_barriers(nodes)
+        check_joins(nodes)
 
     def _check_columns(self, nodes: list[Node]) -> list[ColumnOrigins | None]:
         """Follows the columns from the source; where they cannot be known, checking stops there."""

@@ -16,11 +16,12 @@ A step is told its columns by `inputs` / `outputs` and by the user's mappings, a
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from asyncsynth.pipeline.context import Context
     from asyncsynth.storage.sources import Reader
 
+#: How many rows a step makes of one row: that many (1: the row stays, or none), as many as a "list" of the row has
+#: items, or what cannot be known before the run. Only 1 keeps the row's key; else each row has a key of its own.
+RowCount = int | Literal["list", "unknown"]
 #: column -> name of the step that made it; what the checker carries along the graph
 ColumnOrigins = dict[str, str]
 
@@ -72,6 +76,8 @@ class Step:
         input_mappings: Mapping[str, str] | None = None,
         output_mappings: Mapping[str, str] | None = None,
     ) -> None:
+        if forgotten := self._unwritten():
+            raise _forgotten(type(self), forgotten[0])
         self._name = name or ""
         self._explicit_name = name is not None
         self.input_mappings = dict(input_mappings or {})
@@ -87,6 +93,15 @@ class Step:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+    def row_count(self) -> RowCount:
+        """How many rows the step makes of one; for the check that the branches of a join can match."""
+        return "unknown"
+
+    @classmethod
+    def _unwritten(cls) -> list[str]:
+        """The methods that this class must define and does not."""
+        return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
     # --- wiring --------------------------------------------------------------------------------
 
@@ -302,17 +317,34 @@ class RowStep(Step):
 
 
 class JoinStep(Step):
-    """Merges branches, one row from each, matched by the row's key and not by its place."""
+    """Merges branches, one row from each, matched by the row's key and not by its place.
+
+    A row that is not in every branch is dropped and counted (`engine.joins` has the reasons), unless `missing` or
+    `whichever` says otherwise.
+    """
+
+    #: "none": a row that a branch failed or dropped is joined all the same, and `join` sees an empty row for it.
+    missing: Literal["drop", "none"] = "drop"
+    #: True: `join` is called for the row of one branch, the first that has it, and sees empty rows for the others.
+    whichever: ClassVar[bool] = False
 
     @abstractmethod
     def join(self, rows: Sequence[Row]) -> Row:
-        """One row from the rows of the branches, in the order in which they were joined by `>>`."""
+        """One row from the rows of the branches, in the order in which they were joined by `>>`.
+
+        An empty row (`{}`) is one that its branch does not have; there is none unless `missing` or `whichever` is set.
+        """
         raise NotImplementedError
+
+    def row_count(self) -> RowCount:
+        """1: the row's parts become one row."""
+        return 1
 
 
 class ModelStep(Step):
     """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash."""
 
+    @abstractmethod
     def models(self) -> tuple[LLM, ...]:
         """The models this step asks, so that servers are bound and checked before anything is sent."""
         raise NotImplementedError
@@ -352,6 +384,21 @@ class GlobalStep(Step):
         a thread. Must depend on the rows and the step's settings alone: a resumed run decides again.
         """
         raise NotImplementedError
+
+    def row_count(self) -> RowCount:
+        """1, or none."""
+        return 1
+
+
+def _forgotten(kind: type[Step], method: str) -> PipelineError:
+    """The error for a class that does not define `method`."""
+    base = next(base for base in reversed(kind.__mro__) if method in vars(base))
+    signature = f"{'async ' if inspect.iscoroutinefunction(getattr(kind, method)) else ''}def {method}"
+    arguments = ", ".join(inspect.signature(getattr(kind, method)).parameters)
+    return PipelineError(
+        f"{kind.__name__} does not define {method}(), which every {base.__name__} must",
+        hint=f"Write `{signature}({arguments}):` in the class {kind.__name__}.",
+    )
 
 
 def snake_case(name: str) -> str:

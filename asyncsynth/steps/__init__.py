@@ -8,7 +8,7 @@ from asyncsynth.steps.deduplicate import Deduplicate
 from asyncsynth.steps.deita_filter import DeitaFilter
 from asyncsynth.steps.diversity_select import DiversitySelect
 from asyncsynth.steps.filter import Filter
-from asyncsynth.steps.group import CombineOutputs, GroupColumns
+from asyncsynth.steps.group import CombineOutputs, GroupColumns, MergeBranches
 from asyncsynth.steps.load_disk import LoadDisk
 from asyncsynth.steps.load_hub import LoadHub
 from asyncsynth.steps.load_parquet import LoadParquet
@@ -32,6 +32,7 @@ __all__ = [
     "LoadHub",
     "LoadJSONL",
     "LoadParquet",
+    "MergeBranches",
     "MergeColumns",
     "RenameColumns",
 ]

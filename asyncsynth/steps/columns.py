@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
+from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import add_new_column, column_names
 
@@ -17,6 +17,10 @@ class KeepColumns(RowStep):
     def __init__(self, columns: Sequence[str] | str, *, name: str | None = None) -> None:
         self.columns = column_names("KeepColumns", "columns", columns)
         super().__init__(name=name)
+
+    def row_count(self) -> RowCount:
+        """1."""
+        return 1
 
     def apply(self, row: Row) -> Row:
         """The row with the kept columns only."""
@@ -45,6 +49,10 @@ class RenameColumns(RowStep):
             )
         )
         super().__init__(name=name)
+
+    def row_count(self) -> RowCount:
+        """1."""
+        return 1
 
     def apply(self, row: Row) -> Row:
         """The row under its new names, columns in their old order."""
@@ -89,6 +97,10 @@ class ExpandColumns(RowStep):
         self.output_columns = column_names("ExpandColumns", "columns", names)
         super().__init__(name=name)
 
+    def row_count(self) -> RowCount:
+        """As many as the lists have items."""
+        return "list"
+
     def apply(self, row: Row) -> list[Row]:
         """One row for each item; the other columns are the same in all."""
         lists = [row[column] for column in self.columns]
@@ -130,6 +142,10 @@ class MergeColumns(RowStep):
         self.columns = column_names("MergeColumns", "columns", columns)
         (self.output_column,) = column_names("MergeColumns", "output_column", [output_column])
         super().__init__(name=name)
+
+    def row_count(self) -> RowCount:
+        """1."""
+        return 1
 
     def apply(self, row: Row) -> Row:
         """The row with the merged list."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.pipeline.functions import checked_outputs, declared_columns
+from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import RowStep
 from asyncsynth.records import Row
 
@@ -41,7 +42,7 @@ class FunctionStep(RowStep):
 
     def apply(self, row: Row) -> Row | list[Row]:
         """The row with the function's outputs."""
-        made: Any = self.function(self.view(row))
+        made: Any = self.function(SeenRow(self.view(row)))
         if inspect.isawaitable(made):
             if inspect.iscoroutine(made):
                 made.close()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.step import Dropped, RowStep
+from asyncsynth.pipeline.seen import SeenRow
+from asyncsynth.pipeline.step import Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import column_names
 
@@ -45,13 +46,23 @@ class Filter(RowStep):
         self.reason = reason
         super().__init__(name=name)
 
+    def row_count(self) -> RowCount:
+        """1, or none."""
+        return 1
+
     def apply(self, row: Row) -> Row:
         """The row itself, or Dropped."""
-        kept: Any = self.predicate(row)
+        seen = SeenRow(row)
+        kept: Any = self.predicate(seen)
         if inspect.isawaitable(kept):
             if inspect.iscoroutine(kept):
                 kept.close()
             raise RecordError("the predicate returned an awaitable, not a bool", reason="step_error")
+        if seen != row:
+            raise RecordError(
+                "the predicate changed the row; a filter only keeps or drops rows, a @step changes them",
+                reason="step_error",
+            )
         if not kept:
             raise Dropped(self.reason)
         return row

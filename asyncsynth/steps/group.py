@@ -1,14 +1,14 @@
-"""Joins: what the branches made of one record becomes one row. The engine matches rows by key."""
+"""Joins: what the branches made of one row becomes one row. The engine matches rows by key (`engine.joins`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.step import PROVENANCE_COLUMNS, ColumnOrigins, JoinStep
 from asyncsynth.records import Row
-from asyncsynth.steps.arguments import add_new_column, column_names
+from asyncsynth.steps.arguments import add_new_column, column_names, one_of
 
 
 class GroupColumns(JoinStep):
@@ -17,9 +17,14 @@ class GroupColumns(JoinStep):
     Args:
         columns: the columns to group.
         output_columns: their names afterwards; by default ``grouped_<column>``.
+        missing: what happens to a row that a branch failed or dropped: "drop" or "none".
 
     All other columns are kept. `model_name` is grouped along (to ``grouped_model_name``, if not told
     otherwise), so that no model is named for another's answer.
+
+    Rows are matched by key. With ``missing="drop"`` a row that is not in every branch is dropped and counted; with
+    ``missing="none"`` a row that a branch failed or dropped is kept, with None in that branch's place of each list and
+    in the columns that only that branch makes. FormPreference and UltraFeedback skip an answer that is None.
     """
 
     def __init__(
@@ -27,6 +32,7 @@ class GroupColumns(JoinStep):
         columns: Sequence[str] | str,
         output_columns: Sequence[str] | str | None = None,
         *,
+        missing: Literal["drop", "none"] = "drop",
         name: str | None = None,
     ) -> None:
         self.columns = column_names("GroupColumns", "columns", columns)
@@ -44,12 +50,15 @@ class GroupColumns(JoinStep):
             for column in sorted(PROVENANCE_COLUMNS)
             if column not in self.columns and f"grouped_{column}" not in self.output_columns
         )
+        self._branches = _Branches()
+        _set_missing(self, missing)
         super().__init__(name=name)
 
     def join(self, rows: Sequence[Row]) -> Row:
         """The first branch's row, with what other branches have beside it and the grouped columns."""
         groups: dict[str, list[Any]] = {
-            new: [row[old] for row in rows] for old, new in zip(self.columns, self.output_columns, strict=True)
+            new: [row[old] if row else None for row in rows]  # an empty row is one that its branch does not have
+            for old, new in zip(self.columns, self.output_columns, strict=True)
         }
         taken = set(self.columns)
         for old, new in self._along:
@@ -57,6 +66,8 @@ class GroupColumns(JoinStep):
                 groups[new] = [row.get(old) for row in rows]
                 taken.add(old)
         joined = {key: value for row in reversed(rows) for key, value in row.items() if key not in taken}
+        if not all(rows):
+            joined.update((column, None) for column in self._branches.absent(rows) if column not in taken)
         first = {key: joined[key] for key in rows[0] if key in joined}  # the first branch's order of columns
         return {**first, **joined, **groups}
 
@@ -64,6 +75,7 @@ class GroupColumns(JoinStep):
         """The union of the branches' columns, with the groups in place of the columns they are made of."""
         for branch in incoming:
             self.require(branch, self.columns)
+        self._branches = _Branches(incoming)
         renamed = dict(zip(self.columns, self.output_columns, strict=True))
         renamed.update((old, new) for old, new in self._along if any(old in branch for branch in incoming))
         union: ColumnOrigins = {}
@@ -81,26 +93,102 @@ class CombineOutputs(JoinStep):
 
     Two branches may not have made the same column; only `model_name` may be in several, and the last
     branch's is kept, as it would be if the steps stood one after the other.
+
+    Args:
+        missing: what happens to a row that a branch failed or dropped: "drop" it (counted), or keep it with None
+            ("none") in the columns that this branch makes.
     """
+
+    def __init__(self, *, missing: Literal["drop", "none"] = "drop", name: str | None = None) -> None:
+        self._branches = _Branches()
+        _set_missing(self, missing)
+        super().__init__(name=name)
 
     def join(self, rows: Sequence[Row]) -> Row:
         """One row of all columns."""
         joined: Row = {}
         for row in rows:
             joined.update(row)
+        if not all(rows):
+            joined.update(dict.fromkeys(self._branches.absent(rows)))
         return joined
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
         """The union of the branches' columns."""
+        self._branches = _Branches(incoming)
         union: ColumnOrigins = {}
         for branch in incoming:
             for column, maker in branch.items():
                 if column in PROVENANCE_COLUMNS:
                     union[column] = maker
                 else:
-                    hint = "Rename one in its branch with output_mappings, or collect both with GroupColumns."
+                    hint = (
+                        "Rename one in its branch with output_mappings, or collect both with GroupColumns. Where each "
+                        "row takes one branch only, use MergeBranches."
+                    )
                     _unite(self, union, column, maker, hint=hint)
         return union
+
+
+class MergeBranches(JoinStep):
+    """Passes on the rows of whichever branch brings them, in the order of the input.
+
+    It ends a fork in which each row takes one of several ways::
+
+        data >> Filter(is_short) >> small_model
+        data >> Filter(is_long) >> large_model
+        [small_model, large_model] >> MergeBranches() >> judge
+
+    A row that several branches bring is taken from the first of them, in the order of `>>`; those of the others are
+    dropped and counted (`other_branch`). The branches may make different numbers of rows.
+
+    Columns: all that the branches have; a column that only some branches make is None in the rows of the others.
+    """
+
+    whichever = True
+
+    def __init__(self, *, name: str | None = None) -> None:
+        self._branches = _Branches()
+        super().__init__(name=name)
+
+    def join(self, rows: Sequence[Row]) -> Row:
+        """The one row that is there, with all columns."""
+        (row,) = (row for row in rows if row)
+        return {**row, **{column: None for column in self._branches.columns if column not in row}}
+
+    def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
+        """The union of the branches' columns; a column that several steps make is this step's from here on."""
+        self._branches = _Branches(incoming)
+        union: ColumnOrigins = {}
+        for branch in incoming:
+            for column, maker in branch.items():
+                union[column] = maker if union.get(column, maker) == maker else self.name
+        return union
+
+
+class _Branches:
+    """The columns of a join's branches and who makes them, where they are known before the run."""
+
+    def __init__(self, incoming: Sequence[ColumnOrigins] = ()) -> None:
+        self._incoming = [dict(branch) for branch in incoming]
+        self.columns = tuple(dict.fromkeys(column for branch in self._incoming for column in branch))
+        #: column -> who makes the one that is kept: the last branch's, as in CombineOutputs
+        self._makers = {column: maker for branch in self._incoming for column, maker in branch.items()}
+
+    def absent(self, rows: Sequence[Row]) -> list[str]:
+        """The columns that only branches without a row make."""
+        there = [branch for branch, row in zip(self._incoming, rows, strict=False) if row]
+        return [
+            column
+            for column, maker in self._makers.items()
+            if not any(branch.get(column) == maker for branch in there)
+        ]
+
+
+def _set_missing(step: JoinStep, missing: Literal["drop", "none"]) -> None:
+    one_of(type(step).__name__, "missing", missing, ("drop", "none"))
+    if missing != "drop":  # the default is no setting of its own, so that runs made before there was one can be resumed
+        step.missing = missing
 
 
 def _unite(step: JoinStep, union: ColumnOrigins, column: str, maker: str, *, hint: str) -> None:

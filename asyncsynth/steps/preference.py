@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
+from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row, stable_seed
 from asyncsynth.steps.arguments import one_of
 from asyncsynth.steps.conversation import LAYOUTS, Layout, prompt_messages, prompt_text
@@ -89,6 +89,10 @@ class FormPreference(RowStep):
         self.missing_ratings = missing_ratings
         self.keep = None if keep is None else tuple(keep)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
+
+    def row_count(self) -> RowCount:
+        """1, or none."""
+        return 1
 
     def apply(self, row: Row) -> Row:
         """The row with its pair, or Dropped for the reason why there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
+from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import one_of
 from asyncsynth.steps.conversation import LAYOUTS, Layout, checked_messages, prompt_messages, prompt_text
@@ -38,6 +38,10 @@ class FormSFT(RowStep):
         self.keep = None if keep is None else tuple(keep)
         self.outputs = ("messages",) if layout == "conversational" else ("prompt", "completion")
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
+
+    def row_count(self) -> RowCount:
+        """1, or none."""
+        return 1
 
     def apply(self, row: Row) -> Row:
         """The row with the example's columns."""

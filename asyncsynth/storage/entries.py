@@ -17,7 +17,10 @@ from typing import Any, Literal, NotRequired, TypedDict
 import orjson
 
 from asyncsynth.errors import RecordError
-from asyncsynth.records import Row
+from asyncsynth.records import Row, not_json
+
+#: Dates and data classes become no text here. Steps' outputs and rows are checked before (`records.plain_json`).
+_STRICT = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
 INPUT = "in"  #: of an entry: the input row of a record that has failed rows
 Status = Literal["ok", "failed"]
@@ -113,6 +116,8 @@ def drop_entry(key: str) -> bytes:
 
 def _dump(entry: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(entry)
+        return orjson.dumps(entry, option=_STRICT)
     except TypeError as error:
-        raise NotJson(f"not JSON: {error}") from error
+        found = not_json(entry)
+        what = f"{found[0]} is {found[1]}" if found else str(error)
+        raise NotJson(f"not JSON: {what}") from error

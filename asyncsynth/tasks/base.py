@@ -13,7 +13,7 @@ from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.step import ModelStep
+from asyncsynth.pipeline.step import ModelStep, RowCount
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
 from asyncsynth.tasks.templates import prompt_source
@@ -108,7 +108,27 @@ class Task(ModelStep):
         what cannot be read is asked for again."""
         return frozenset({Feature.SCHEMA})
 
+    @classmethod
+    def _unwritten(cls) -> list[str]:
+        """`messages` and `parse`, unless the class does without them by asking or answering in its own way."""
+        own = {
+            name
+            for name in ("generate", "sample", "answer", "conversation", "messages", "parse")
+            if getattr(cls, name) is not getattr(Task, name)
+        }
+        forgotten = super()._unwritten()
+        if not own & {"generate", "sample", "answer"}:
+            forgotten += [] if own & {"conversation", "messages"} else ["messages"]
+            forgotten += [] if "parse" in own else ["parse"]
+        return forgotten
+
     # --- what the engine calls -----------------------------------------------------------------
+
+    def row_count(self) -> RowCount:
+        """`num_generations`, or 1 where they are grouped."""
+        if type(self).generate is not Task.generate:
+            return "unknown"
+        return 1 if self.group_generations else self.num_generations
 
     def models(self) -> tuple[LLM, ...]:
         """The models this task asks."""

@@ -13,6 +13,7 @@ from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.functions import checked_outputs, declared_columns
+from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task
@@ -117,7 +118,7 @@ class FunctionTask(Task):
         for reask in range(self.max_reasks + 1):
             context = TaskContext(ctx, self.llm, number + reask * REASK_STRIDE)
             try:
-                made = await self.function(dict(row), context)
+                made = await self.function(SeenRow(row), context)
             except ParseFailure as failure:
                 if reask == self.max_reasks:
                     failure.attempts = reask + 1

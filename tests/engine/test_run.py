@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from asyncsynth import LLM, ExpandColumns, LoadDataFromDicts, Pipeline, RowStep, TextGeneration
+from asyncsynth import (
+    LLM,
+    ExpandColumns,
+    Filter,
+    FormPreference,
+    GroupColumns,
+    KeepColumns,
+    LoadDataFromDicts,
+    MergeBranches,
+    Pipeline,
+    RowStep,
+    TextGeneration,
+    UltraFeedback,
+)
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import writer_pid
 from asyncsynth.errors import (
@@ -568,5 +581,61 @@ def test_a_step_that_keeps_its_task_from_being_cancelled_does_not_hold_up_the_en
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run
+
+    run_async(main())
+
+
+def test_rows_routed_to_two_models_go_on_together(tmp_path: Path) -> None:
+    def routed() -> Pipeline:
+        with Pipeline(name="routed") as pipeline:
+            load = LoadDataFromDicts(data=[{"instruction": "x" * length} for length in (1, 9, 2, 8, 3)])
+            short, long_ = TextGeneration(llm=LLM(model="model-a")), TextGeneration(llm=LLM(model="model-b"))
+            load >> Filter(lambda row: len(row["instruction"]) < 5, name="short") >> short
+            load >> Filter(lambda row: len(row["instruction"]) >= 5, name="long") >> long_
+            [short, long_] >> MergeBranches() >> KeepColumns(["instruction", "model_name"])
+        return pipeline
+
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            for fresh in (True, False):
+                result = await routed().arun(servers=[fake.base_url], output=tmp_path / "run")
+                assert [(len(row["instruction"]), row["model_name"]) for row in result["default"]["train"]] == [
+                    (1, "model-a"), (9, "model-b"), (2, "model-a"), (8, "model-b"), (3, "model-a"),
+                ]  # fmt: skip
+                assert completions(fake) == 5
+                assert result.report.counts.dropped == ({"short: filtered": 2, "long: filtered": 3} if fresh else {})
+
+    run_async(main())
+
+
+class NoAnswer(RowStep):
+    """Loses the answer of one branch."""
+
+    def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("no answer")
+
+
+def test_a_judge_and_a_pair_do_without_the_branch_that_failed(tmp_path: Path) -> None:
+    with Pipeline(name="missing") as pipeline:
+        load = LoadDataFromDicts(data=rows(3))
+        a, b, c = (TextGeneration(llm=LLM(model="model-a", temperature=t)) for t in (0.1, 0.5, 0.9))
+        load >> [a, b, c]
+        lost = b >> NoAnswer()
+        group = GroupColumns(
+            columns=["generation", "model_name"], output_columns=["generations", "generation_models"], missing="none"
+        )
+        [a, lost, c] >> group >> UltraFeedback(llm=LLM(model="judge"), rationales=False) >> FormPreference(ties="first")
+
+    async def main() -> None:
+        async with server() as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+        pairs = list(result["default"]["train"])
+        assert len(pairs) == 3
+        for row in pairs:
+            assert [text is None for text in row["generations"]] == [False, True, False]
+            assert [rating is None for rating in row["ratings"]] == [False, True, False]
+            assert row["generation_models"] == ["model-a", None, "model-a"]
+            assert {row["chosen"], row["rejected"]} == {row["generations"][0], row["generations"][2]}
+        assert result.report.counts.failures == {"step_error": 3}
 
     run_async(main())

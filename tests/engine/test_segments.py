@@ -430,7 +430,18 @@ class Bug(GlobalStep):
 
 class NotJson(GlobalStep):
     def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
-        return [{"column": object()} for _ in rows]
+        return [{"column": [1.0, float("nan")]} for _ in rows]
+
+
+class Lookup(GlobalStep):
+    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
+        prices: dict[str, int] = {}
+        return [{"column": prices["gold"]} for _ in rows]
+
+
+class Nothing(GlobalStep):
+    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
+        return [None for _ in rows]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -438,8 +449,10 @@ class NotJson(GlobalStep):
     [
         (Few, "'few_0' decided on only 1 of 3"),
         (Many, "'many_0' decided on more of 3"),
-        (Bug, "'bug_0' failed over all rows: KeyError: 'missing'"),
-        (NotJson, "'not_json_0' added what is not JSON to row 0"),
+        (Bug, r"'bug_0' failed over all rows: the row has no column 'missing'; .*instruction.* \(\S+.py:\d+\)"),
+        (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_segments.py:\d+\)"),
+        (Nothing, "'nothing_0' made what row 0 cannot hold: Nothing.decide returned NoneType; a dict was expected"),
+        (NotJson, r"'not_json_0' made what row 0 cannot hold: the output 'column\[1\]' is NaN"),
     ],
 )
 def test_a_fault_of_the_step_is_named_and_costs_no_result(tmp_path: Path, step: type[GlobalStep], message: str) -> None:

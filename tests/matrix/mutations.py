@@ -22,6 +22,8 @@ RECOVERY = "tests/storage/test_recovery.py"
 STOPPING = "tests/engine/test_stopping.py"
 SCHEDULER = "tests/core/test_scheduler.py"
 ANSWERS = "tests/engine/test_answers.py"
+CONSERVED = "tests/engine/test_conserved.py"
+VALUES = "tests/engine/test_step_values.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +326,50 @@ MUTATIONS = (
         "the plan takes what follows a redone step for reusable", "engine/changes.py",
         "            cause = sorted(step.depends & changed) or step.lost\n", "            cause = step.lost\n",
         34, ("tests/engine/test_plans.py",),
+        "a row without a partner is not counted", "engine/joins.py",
+        'drop(key, f"partner_{loss}" if loss else "no_partner")', "pass",
+        30, (f"{CONSERVED}::test_a_row_without_a_partner_is_counted_with_the_reason",),
+    ),
+    Mutation(
+        "a row that another branch brought is not counted", "engine/joins.py",
+        'drop(key, "other_branch")', "pass",
+        30, (f"{CONSERVED}::test_merged_branches_keep_the_order_of_the_input_and_the_first_branch_wins",),
+    ),
+    Mutation(
+        "a step that makes no rows is not counted", "engine/walk.py",
+        '            self.drop(key, step, "no_rows")\n', "            pass\n",
+        30, (f"{CONSERVED}::test_every_row_that_goes_into_a_step_comes_out_or_is_counted",),
+    ),
+    Mutation(
+        "branches that multiply rows differently are joined", "pipeline/graph.py",
+        "        check_joins(nodes)\n", "",
+        30, (f"{CONSERVED}::test_branches_that_are_known_to_multiply_differently_are_refused",),
+    ),
+    Mutation(
+        "a row is kept although its branch made other rows of it", "engine/joins.py",
+        "None if any(related(key, other) for other in rows) else lost(key, number)", "lost(key, number)",
+        30, (f"{CONSERVED}::test_a_row_is_not_kept_beside_the_rows_made_of_it",),
+    ),
+    Mutation(
+        "a step's own cancelled future ends its record without a word", "engine/walk.py",
+        "            if task is not None and task.cancelling():\n                raise\n", "            raise\n",
+        30, (f"{CONSERVED}::test_a_cancelled_future_of_the_steps_own_fails_its_row",),
+    ),
+    Mutation(
+        "NaN passes for JSON", "records.py",
+        "        if not math.isfinite(value):\n", "        if False:\n",
+        31, (f"{VALUES}::test_a_bad_value_in_the_middle_costs_its_row_and_no_run",),
+    ),
+    Mutation(
+        "what a user's row step returns is not looked at", "engine/walk.py",
+        "_foreign_rows(step.apply(SeenRow(row)), step)", "dict(step.apply(SeenRow(row)))",
+        31, (f"{VALUES}::test_the_message_names_the_place_the_type_and_the_way_out",),
+    ),
+    Mutation(
+        "a tuple stays one until the journal is read", "records.py",
+        "    if (kind is list or kind is tuple) and",
+        "    if kind is tuple:\n        return value\n    if kind is list and",
+        31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
     ),
 )  # fmt: skip
 

@@ -49,14 +49,15 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
-    31: Row("values that a row cannot hold", "each refused by name and place, 0 changed"),
-    36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
-    35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     27: Row("done means ended, whatever stops the run", "read = earlier + ok + failed + pending, done: 0 pending"),
     28: Row("stopping is quick", "0 requests sent after the stop, over when the slowest answer is, 0 paid twice"),
     29: Row("failures that repeat stop the run", "exit 4 after 20 alike, or at --max-failures; resumable"),
+    30: Row("random graphs of forks, filters, expansions and joins", "rows in = out + failed + dropped, per step"),
+    31: Row("values of every kind, from answers and from steps", "kept as they are, or refused by name and place"),
     32: Row("thinking, empty answers, several values in one", "never the answer; what was paid is counted"),
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
+    35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
+    36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
 }
 
 

@@ -1,0 +1,116 @@
+"""A row as a user's code sees it, and what an error of that code says about its cause."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import asyncsynth
+from asyncsynth.errors import InputError, RecordError
+from asyncsynth.pipeline.step import nearest
+from asyncsynth.records import NotPlainJson, Row, plain_json
+
+_OWN = os.path.join(os.path.dirname(os.path.abspath(asyncsynth.__file__)), "")
+_STDLIB = os.path.join(sysconfig.get_path("stdlib"), "")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+class MissingColumn(KeyError):
+    """A step asked its row for a column that is not there; any other KeyError has another cause."""
+
+    def __init__(self, column: Any, columns: tuple[str, ...]) -> None:
+        super().__init__(column)
+        self.column = column
+        self.columns = columns
+
+    def __str__(self) -> str:
+        return (
+            f"the row has no column {self.column!r}{nearest(str(self.column), self.columns)}; "
+            f"this step sees {', '.join(self.columns) or 'none'}"
+        )
+
+
+class SeenRow(dict[str, Any]):
+    """A copy of a row of JSON values, lists and dicts included: what a user's code changes in it, it alone sees.
+
+    It names the column that it lacks: `row["instrction"]` raises MissingColumn.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        for column, value in row.items():
+            if type(value) is list or type(value) is dict:
+                self[column] = plain_json(value)
+
+    def __missing__(self, column: Any) -> NoReturn:
+        raise MissingColumn(column, tuple(self))
+
+
+def runs_foreign_code(step: object) -> bool:
+    """Whether a step's class is not this package's own: its errors and values are then the user's."""
+    return type(step).__module__.split(".")[0] != "asyncsynth"
+
+
+def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
+    """Why a step failed on `row`, from whatever it raised."""
+    if isinstance(error, RecordError):
+        return error
+    if isinstance(error, NotPlainJson):
+        output = f"the output {error.place!r}" if error.place else "an output"
+        message = f"{output} is {error.what}, which JSON cannot carry unchanged. {error.advice}"
+        return RecordError(message, reason="not_json")
+    place = place_of(error)
+    if isinstance(error, KeyError) and not isinstance(error, MissingColumn) and not place:
+        # No line of the user's took part: this package's own steps look up columns, and nothing else, by key.
+        error = MissingColumn(error.args[0] if error.args else "", tuple(row))
+    where = f" ({place})" if place else ""
+    if isinstance(error, MissingColumn):
+        return RecordError(f"{error}{where}", reason="missing_column")
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    # The message of a user's exception may hold what the journal cannot.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return RecordError(f"{text}{where}", reason="step_error")
+
+
+def place_of(error: BaseException) -> str:
+    """"file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
+
+    A line of another installed package is given only when no line of the user's is there.
+    """
+    users = installed = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if path.startswith((_OWN, "<frozen ")):
+            continue
+        if any(folder in path for folder in _INSTALLED):
+            installed = f"{path}:{line}"
+        elif not path.startswith(_STDLIB):
+            users = f"{path}:{line}"
+    return (users or installed).removeprefix(os.path.join(os.getcwd(), ""))
+
+
+def plain_row(made: Any, what: str) -> Row:
+    """What a user's step made, as a row of JSON values. Raises RecordError (`bad_output`) and NotPlainJson."""
+    if not isinstance(made, Mapping):
+        forgotten = "; is a `return` missing?" if made is None else ""
+        raise RecordError(f"{what} returned {type(made).__name__}; a dict was expected{forgotten}", reason="bad_output")
+    row: Row = plain_json(made)
+    return row
+
+
+
+
+def plain_input(key: str, row: Any) -> Row:
+    """A row of a user's own source, by the rule that this package's readers follow. Raises InputError."""
+    try:
+        return plain_row(row, f"record {key}: the source")
+    except NotPlainJson as problem:
+        message = f"record {key}: {problem}; a plain JSON value was expected"
+        raise InputError(message, column=problem.place, hint=problem.advice) from None
+    except RecordError as error:
+        raise InputError(error.message, hint="Give each row as a dict of its columns.") from None

@@ -1,0 +1,93 @@
+"""Records walked through a graph without a server, and what went into and came out of each step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from asyncsynth import LLM
+from asyncsynth.engine.walk import Walked, Walker
+from asyncsynth.pipeline import Context, Graph, ModelStep, Plan, SourceStep
+from asyncsynth.records import Record, Row, content_hash
+from asyncsynth.storage.entries import StepResult, rec_entry
+from asyncsynth.storage.sources import DictsReader, Reader
+
+
+class Source(SourceStep):
+    """A source whose columns are not known before the run."""
+
+    def open(self) -> Reader:
+        return DictsReader([])
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+class Model(ModelStep):
+    """A model step that asks none. `answer` makes its outputs."""
+
+    def models(self) -> tuple[LLM, ...]:
+        return (LLM(model="m"),)
+
+    async def generate(self, row: Row, ctx: Context) -> list[Row]:
+        await asyncio.sleep(0)
+        return self.answer(row, ctx)
+
+    def view(self, row: Row) -> Row:
+        return dict(row)
+
+    def answer(self, row: Row, ctx: Context) -> Any:
+        return [{}]
+
+
+class _NoPool:
+    def send(self, request: Any, *, priority: int) -> Any:
+        raise AssertionError("no model is asked here")
+
+
+class Watched(Walker):
+    """A walker that notes the row keys which go into each step, by branch, and those that come out."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan, _NoPool(), run_seed=0, save=self._note)  # type: ignore[arg-type]
+        self.saved: list[tuple[str, list[StepResult]]] = []
+        self.went_in: dict[str, list[list[str]]] = {}
+        self.came_out: dict[str, list[str]] = {}
+
+    def _note(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
+        self.saved.append((fingerprint, results))
+
+    def _step(self, way: Any, node: Any, branches: Any) -> Any:
+        made = super()._step(way, node, branches)
+        self._count(node, branches, made)
+        return made
+
+    async def _ask(self, way: Any, node: Any, step: Any, items: Any) -> Any:
+        made = await super()._ask(way, node, step, items)
+        self._count(node, [items], made)
+        return made
+
+    def _count(self, node: Any, branches: Any, made: Any) -> None:
+        self.went_in[node.step.name] = [[key for key, _ in branch] for branch in branches]
+        self.came_out[node.step.name] = [key for key, _ in made]
+
+
+def record(row: Row, key: str = "7") -> Record:
+    return Record(key, 7, row, content_hash(row))
+
+
+def walk(graph: Graph, row: Row, saved: Iterable[tuple[str, list[StepResult]]] = ()) -> tuple[Walked, Watched]:
+    """Walks one record. `saved`: results of an earlier walk, which are read back as from the journal."""
+    known: dict[str, Mapping[str, StepResult]] = {}
+    for fingerprint, results in saved:
+        entry = orjson.loads(rec_entry(key="7", position=7, row_hash="", steps=[(fingerprint, results)]))
+        known[fingerprint] = {result["k"]: result for result in entry["s"][0]["r"]}
+
+    async def main() -> tuple[Walked, Watched]:
+        walker = Watched(graph.plan())
+        return await walker.walk(record(row), lambda fingerprint: known.get(fingerprint, {})), walker
+
+    return asyncio.run(main())

@@ -1,0 +1,122 @@
+"""The one rule for values: what is JSON stays as it is, its relatives become it, all else is refused by place."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import uuid
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncsynth.records import MAX_DEPTH, NotPlainJson, not_json, plain_json
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Pair(collections.namedtuple("Pair", "a b")):
+    __slots__ = ()
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+REFUSED: list[tuple[Any, str, str]] = [
+    (float("nan"), "NaN", "None"),
+    (float("-inf"), "-inf", "None"),
+    (np.float64("nan"), "NaN", "None"),
+    (2**64, "an integer over 64 bits", "str(value)"),
+    (-(2**63) - 1, "an integer over 64 bits", "str(value)"),
+    ("\ud83d", "text with a lone surrogate", "replace"),
+    (Text("é\ud83d"), "text with a lone surrogate", "replace"),
+    (datetime.datetime(2024, 1, 1), "of type datetime", "isoformat()"),
+    (datetime.date(2024, 1, 1), "of type date", "isoformat()"),
+    (decimal.Decimal("1.1"), "of type Decimal", "float(value)"),
+    (uuid.UUID(int=1), "of type UUID", "str(value)"),
+    (Colour.RED, "of type Colour, an enum", "value.value"),
+    (Point(1), "of type Point", "asdict"),
+    (Pair(1, 2), "of type Pair", "list(value)"),
+    ({1}, "of type set", "sorted(value)"),
+    (b"x", "of type bytes", "decode()"),
+    (np.float32(1.5), "of type float32", "tolist()"),
+    (np.int64(3), "of type int64", "tolist()"),
+    (np.array([1]), "of type ndarray", "tolist()"),
+    ({1: 2}, "a mapping with the key 1, not a plain string", "str(key)"),
+    ({"\ud83d": 2}, "a mapping with the key '\\ud83d', not a plain string", "str(key)"),
+    (iter([1]), "of type list_iterator", "list(value)"),
+    (object(), "of type object", "str(value)"),
+]
+
+
+@pytest.mark.parametrize(("value", "what", "advice"), REFUSED, ids=lambda value: ascii(value)[:30])
+def test_what_json_cannot_carry_is_refused_by_place(value: Any, what: str, advice: str) -> None:
+    assert not_json(value) == ("", what)
+    for inside, place in (({"a": value}, "a"), ([0, value], "[1]"), ({"a": ("x", {"b c": [value]})}, "a[1].b c[0]")):
+        with pytest.raises(NotPlainJson) as caught:
+            plain_json(inside)
+        assert (caught.value.place, caught.value.what) == (place, what)
+        assert advice in caught.value.advice
+        assert str(caught.value) == f"{place} is {what}"
+
+
+def test_depth_is_bounded_and_named_by_its_column() -> None:
+    assert plain_json(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
+    assert not_json({"deep": {"er": nested(MAX_DEPTH + 50)}}) == ("deep", f"nested more than {MAX_DEPTH} levels deep")
+    around: list[Any] = []
+    around.append(around)
+    assert not_json({"around": around}) == ("around", f"nested more than {MAX_DEPTH} levels deep")
+
+
+def test_relatives_of_the_plain_types_become_them() -> None:
+    given_ = {
+        "t": (1, ("a",)), "s": Text("é"), "f": np.float64(0.1), "d": collections.OrderedDict(a=1),
+        "i": type("Int", (int,), {})(3), "l": type("List", (list,), {})([1]), Text("k"): collections.defaultdict(int),
+    }  # fmt: skip
+    made = plain_json(given_)
+    assert made == {"t": [1, ["a"]], "s": "é", "f": 0.1, "d": {"a": 1}, "i": 3, "l": [1], "k": {}}
+    kinds = [type(value) for value in (*made, *made.values(), made["t"][1])]
+    assert kinds == [str] * 7 + [list, str, float, dict, int, list, dict, list]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.tuples(inner, inner)
+    | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(anything)
+def test_what_passes_comes_back_from_the_disk_as_it_is(value: Any) -> None:
+    try:
+        made = plain_json(value)
+    except NotPlainJson:
+        return
+    back = orjson.loads(orjson.dumps(made, option=orjson.OPT_PASSTHROUGH_SUBCLASS))
+    assert back == made
+    assert repr(back) == repr(made)  # 1 and 1.0 and True are not the same
+    assert plain_json(made) == made
