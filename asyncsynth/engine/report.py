@@ -9,6 +9,9 @@ from typing import Any
 
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, EXIT_STOPPED
 
+#: Share of a step's answers that may end at max_tokens without a warning.
+CUT_SHARE = 0.01
+
 
 @dataclass(slots=True)
 class Counts:
@@ -25,6 +28,8 @@ class Counts:
     reused_steps: int = 0  #: step results taken from the journal instead of being paid again
     failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
     dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
+    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers paid now
+    cut: Counter[str] = field(default_factory=Counter)  #: "step: max_tokens=160" -> those that ended there
 
 
 @dataclass(slots=True)
@@ -83,6 +88,18 @@ class RunReport:
     limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
     servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
 
+    def cut_answers(self) -> list[dict[str, Any]]:
+        """The steps of whose answers 1 % or more ended at their limit: "step", "limit", "cut", "answers", "share"."""
+        found = []
+        for place, cut in sorted(self.counts.cut.items()):
+            step, _, limit = place.rpartition(": ")
+            answers = self.counts.answers[step]
+            if cut >= CUT_SHARE * answers:
+                found.append(
+                    {"step": step, "limit": limit, "cut": cut, "answers": answers, "share": round(cut / answers, 4)}
+                )
+        return found
+
     @property
     def exit_code(self) -> int:
         """0 done, 3 done with failed records (now or in an earlier run), 4 stopped and resumable."""
@@ -92,11 +109,18 @@ class RunReport:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and for ``report.json`` in the run directory."""
-        return {**_plain(self), "directory": str(self.directory), "exit_code": self.exit_code}
+        return {
+            **_plain(self),
+            "cut": self.cut_answers(),
+            "directory": str(self.directory),
+            "exit_code": self.exit_code,
+        }
 
 
 def _plain(report: Progress | RunReport) -> dict[str, Any]:
     """`asdict`, but for the counters: Python 3.11 makes one whose keys are pairs of them."""
     counts = asdict(report.counts)
-    counts.update(failures=dict(report.counts.failures), dropped=dict(report.counts.dropped))
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            counts[name] = dict(getattr(report.counts, name))
     return {**asdict(report), "counts": counts}

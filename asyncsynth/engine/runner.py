@@ -58,7 +58,6 @@ class Runner:
         self._directory = directory
         self._options = options
         self._on_rows = on_rows
-        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
@@ -70,6 +69,7 @@ class Runner:
         self._exhausted = False
         self._stopped_why = ""
         self.counts = Counts()
+        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, counts=self.counts)
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
         self._keeping: asyncio.TimerHandle | None = None

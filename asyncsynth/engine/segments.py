@@ -28,7 +28,7 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import RunChangedError
-from asyncsynth.pipeline import GlobalStep, Node, Plan
+from asyncsynth.pipeline import GlobalStep, Node, Plan, RowStep
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.readers import Reader
@@ -68,7 +68,8 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
     if start:
         steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
     part_fields = {**plan.fields, "steps": steps}
-    return Plan(nodes, leaves, part_fields, short_hash(part_fields))
+    carries = any(isinstance(node.step, RowStep) and node.step.learns for node in plan.nodes[end:])
+    return Plan(nodes, leaves, part_fields, short_hash(part_fields), carries)
 
 
 @dataclass(slots=True)

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from asyncsynth.client.concurrency import all_or_error, first_error
+from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.pool import ServerPool
+from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
-from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline.making import CARRIED, NOTHING, Making, Makings, carried_makings, makings_of
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash
 from asyncsynth.storage.entries import FailedRow, StepResult
@@ -49,18 +52,25 @@ class Walker:
     Args:
         send: `ServerPool.send`, or anything like it.
         save: journals a finished step's results while the record goes on.
+        counts: where answers, and those that were cut off, are counted by step.
     """
 
-    def __init__(self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep) -> None:
+    def __init__(
+        self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep, counts: Counts | None = None
+    ) -> None:
         self._plan = plan
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
+        self._counts = counts if counts is not None else Counts()
+        self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
+        self._learns = plan.carries or any(isinstance(n.step, RowStep) and n.step.learns for n in plan.nodes)
         # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
         # rest here.
         self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
-        self._first = self._sees_records(plan.nodes[1]) if self._linear and len(plan.nodes) > 1 else None
+        is_plain = self._linear and len(plan.nodes) > 1 and not self._is_carried
+        self._first = self._sees_records(plan.nodes[1]) if is_plain else None
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
 
@@ -71,8 +81,11 @@ class Walker:
 
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
-        way = _Way(record, recall, self._model_steps)
+        way = _Way(record, recall, self._model_steps, self._run_seed)
         items = [(record.key, record.data)]
+        if self._is_carried and CARRIED in record.data:
+            items = [(record.key, {name: value for name, value in record.data.items() if name != CARRIED})]
+            way.carried = carried_makings(record.data[CARRIED])
         if self._linear:
             for node, model_step in self._nodes:
                 if model_step is not None:
@@ -90,7 +103,15 @@ class Walker:
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from errors
             rows = {name: [row for _, row in made[index]] for name, index in self._plan.leaves.items()}
+        if self._plan.carries:
+            rows = {leaf: [self._carrying(way, row) for row in made_rows] for leaf, made_rows in rows.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
+
+    @staticmethod
+    def _carrying(way: _Way, row: Row) -> Row:
+        """The row with what is known of its texts, for the steps after a step over all rows."""
+        told = way.makings().carried(row)
+        return {**row, CARRIED: told} if told else row
 
     async def _advance(
         self, way: _Way, index: int, made: list[list[Item]], waiting: list[int], branches: asyncio.TaskGroup
@@ -127,6 +148,8 @@ class Walker:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
                 kept.append(result)
+                if self._learns:
+                    way.results.append((node, step, item, result))
                 outputs = result["o"]
                 if len(outputs) == 1:
                     made.append((item[0], step.merge(item[1], outputs[0])))
@@ -177,15 +200,35 @@ class Walker:
         except Exception as error:  # a step's own bug costs its row, and is told as what it is
             way.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
             return None
+        finally:
+            self._counts.answers[step.name] += len(ctx.completions)
+            for request, _ in ctx.cut:
+                self._counts.cut[f"{step.name}: {step.limit_of(request)}"] += 1
         return {"k": key, "h": digest, "o": outputs, "m": ctx.provenance()}, True
+
+
+async def _sends_nothing(request: ModelRequest) -> Completion:
+    raise AssertionError(f"a finished result is only read, and asks nothing: {request.model}")
 
 
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = ("dropped", "failed", "models_left", "recall", "record", "reused", "unsaved")
+    __slots__ = (
+        "_makings",
+        "carried",
+        "dropped",
+        "failed",
+        "models_left",
+        "recall",
+        "record",
+        "results",
+        "reused",
+        "run_seed",
+        "unsaved",
+    )
 
-    def __init__(self, record: Record, recall: Recall, model_steps: int) -> None:
+    def __init__(self, record: Record, recall: Recall, model_steps: int, run_seed: int) -> None:
         self.record = record
         self.recall = recall
         self.models_left = model_steps
@@ -193,6 +236,23 @@ class _Way:
         self.dropped: dict[str, dict[str, int]] = {}
         self.unsaved: list[tuple[str, list[StepResult]]] = []
         self.reused = 0
+        self.run_seed = run_seed
+        self.carried: list[Making] = []  #: of texts made before a step over all rows
+        self.results: list[tuple[Node, ModelStep, Item, StepResult]] = []  #: kept where a step learns from them
+        self._makings: tuple[int, Makings] = (-1, NOTHING)  #: of this many results
+
+    def makings(self) -> Makings:
+        """How the record's texts were made, as far as it has come."""
+        if self._makings[0] != len(self.results):
+            found = list(self.carried)
+            for node, step, (key, row), result in self.results:
+                ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)
+                meta = ctx.notes = result["m"] or {}
+                system = partial(step.system_sent, step.view(row), ctx)
+                samples = step.samples(result["o"])
+                found += makings_of(samples, meta, is_answer=step.answers_prompt(), system=system)
+            self._makings = (len(self.results), Makings(found))
+        return self._makings[1]
 
     def step(self, step: Step, branches: list[list[Item]]) -> list[Item]:
         """What a step that asks no model makes of the rows of its predecessors."""
@@ -219,7 +279,7 @@ class _Way:
         """A row step on one row; what it raises ends that row only."""
         key, row = item
         try:
-            made = step.apply(row)
+            made = step.apply_knowing(row, self.makings()) if step.learns else step.apply(row)
         except Dropped as dropped:
             reasons = self.dropped.setdefault(step.name, {})
             reasons[dropped.reason] = reasons.get(dropped.reason, 0) + 1

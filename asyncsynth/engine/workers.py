@@ -245,7 +245,10 @@ def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def counts_of(values: Mapping[str, Any]) -> Counts:
     """`Counts` from its JSON."""
-    return Counts(**{**values, "failures": Counter(values["failures"]), "dropped": Counter(values["dropped"])})
+    parts: dict[str, Any] = {
+        name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()
+    }
+    return Counts(**parts)
 
 
 def add_counts(total: Counts, counts: Counts) -> None:

@@ -7,7 +7,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncsynth.client.messages import Completion, ModelRequest, Usage
+from asyncsynth.pipeline.making import end_of
 from asyncsynth.records import seed_of, stable_seed
+
+#: Columns that a task writes beside its outputs where its `provenance` names them.
+PROVENANCE = (
+    "finish_reason",
+    "reasoning",
+    "prompt_tokens",
+    "completion_tokens",
+    "model",
+    "server",
+    "calls",
+    "attempts",
+    "latency_s",
+)
 
 Send = Callable[[ModelRequest], Awaitable[Completion]]
 
@@ -19,7 +33,7 @@ class Context:
     the same ones.
     """
 
-    __slots__ = ("_send", "_step_id", "completions", "key", "notes", "run_seed")
+    __slots__ = ("_send", "_step_id", "completions", "cut", "key", "notes", "run_seed", "told")
 
     def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key = key
@@ -27,6 +41,8 @@ class Context:
         self._step_id = step_id
         self._send = send
         self.completions: list[Completion] = []  #: every answer got, in order; provenance is made of them
+        self.cut: list[tuple[ModelRequest, Completion]] = []  #: those of them that ended at max_tokens
+        self.told: Completion | None = None  #: the one that the outputs were read from; None: the last
         self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
 
     def seed(self, sample: int = 0) -> int:
@@ -41,7 +57,17 @@ class Context:
         """Asks the model. Raises RequestFailed when it ends without a completion."""
         completion = await self._send(request)
         self.completions.append(completion)
+        for choice in completion.choices:
+            if choice.finish_reason == "length":
+                self.cut.append((request, completion))
+                break
         return completion
+
+    def child(self) -> Context:
+        """A context for one of several answers: it sees its own completions, and this one sees them too."""
+        child = Context(key=self.key, run_seed=self.run_seed, step_id=self._step_id, send=self.send)
+        child.notes = self.notes
+        return child
 
     def provenance(self) -> dict[str, Any]:
         """Lean facts on how this row's result came about: model that answered, tokens, finish, attempts."""
@@ -54,7 +80,7 @@ class Context:
         else:
             usage = Usage(sum(c.usage.prompt_tokens for c in done), sum(c.usage.completion_tokens for c in done))
             attempts, latency = sum(c.attempts for c in done), sum(c.latency_s for c in done)
-        return {
+        facts = {
             "model": last.model,
             "server": last.server,
             "calls": len(done),
@@ -64,4 +90,25 @@ class Context:
             "finish": last.choices[0].finish_reason,
             "latency_s": round(latency, 4),
             **self.notes,
+        }
+        if self.cut:
+            # `finish` is the last answer's alone, and outputs may hold any of them: how the cut ones end.
+            facts["cut"] = [
+                end_of(choice.text)
+                for _, completion in self.cut
+                for choice in completion.choices
+                if choice.finish_reason == "length"
+            ]
+        return facts
+
+    def facts(self) -> dict[str, Any]:
+        """The values that a task's `provenance` columns can have, by column (`PROVENANCE`)."""
+        made = self.provenance()
+        told = self.told or (self.completions[-1] if self.completions else None)
+        choice = told.choices[0] if told is not None else None
+        return {
+            **{name: made.get(name) for name in PROVENANCE},
+            "model": told.model if told is not None else None,
+            "finish_reason": choice.finish_reason if choice is not None else None,
+            "reasoning": choice.reasoning if choice is not None else None,
         }

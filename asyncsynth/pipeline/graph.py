@@ -45,6 +45,7 @@ class Plan:
     leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
     fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
     fingerprint: str
+    carries: bool = False  #: rows leave with what is known of their texts, since a later segment asks for it
 
     @property
     def source(self) -> SourceStep:

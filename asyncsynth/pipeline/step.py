@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import jsonable, user_code
+from asyncsynth.pipeline.making import Makings
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
+    from asyncsynth.client.messages import ModelRequest
     from asyncsynth.client.needs import Need
     from asyncsynth.pipeline.context import Context
     from asyncsynth.storage.sources import Reader
@@ -256,10 +258,17 @@ class Dropped(Exception):
 class RowStep(Step):
     """Changes one row; asks no model. Must be pure: it is computed again on every resume."""
 
+    #: Whether the step asks how texts were made: it then gets `apply_knowing` instead of `apply`.
+    learns: ClassVar[bool] = False
+
     @abstractmethod
     def apply(self, row: Row) -> Row | list[Row]:
         """The new row, or several. Raises `Dropped(reason)` to leave it out, RecordError when it cannot."""
         raise NotImplementedError
+
+    def apply_knowing(self, row: Row, makings: Makings) -> Row | list[Row]:
+        """`apply`, with what is known of how the row's texts were made."""
+        return self.apply(row)
 
 
 class JoinStep(Step):
@@ -281,6 +290,27 @@ class ModelStep(Step):
     def needs(self) -> tuple[Need, ...]:
         """What its requests ask of the servers of its models; tried before the run pays for anything."""
         return ()
+
+    def answers_prompt(self) -> bool:
+        """Whether the texts it makes answer the row's own prompt, so that the system prompt it sent is part of a
+        training example. False for rewrites, judgements and new instructions."""
+        return False
+
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """The system prompt sent for the row's `number`-th answer; `ctx.notes` holds the result's provenance."""
+        return None
+
+    def limit_of(self, request: ModelRequest) -> str:
+        """The setting that limits the answer to a request, with its value: "max_tokens=64"."""
+        limit = request.params.get("max_tokens")
+        if limit is None:
+            return "the server's own limit"
+        own = [name for name, value in vars(self).items() if "tokens" in name and value == limit]
+        return f"{own[0] if own else 'max_tokens'}={limit}"
+
+    def samples(self, outputs: list[Row]) -> list[Row]:
+        """A result's outputs as one row for each answer."""
+        return outputs
 
     @abstractmethod
     async def generate(self, row: Row, ctx: Context) -> list[Row]:

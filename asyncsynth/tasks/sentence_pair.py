@@ -102,6 +102,10 @@ class GenerateSentencePair(Task):
         """The task's settings, the prompt's text and the action's."""
         return {**super().settings(), "action_text": list(ACTIONS[self.action])}
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """What to write, then the anchor."""
         positive, negative, hard = ACTIONS[self.action]
