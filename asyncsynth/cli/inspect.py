@@ -56,9 +56,13 @@ def _say_counts(status: RunStatus) -> None:
         say(f"  e.g. {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'])}{said}")
 
 
-def export_command(directory: Path, to: Path, *, leaf: str, failed: bool, as_json: bool) -> None:
+def export_command(directory: Path, to: Path, *, leaf: str, failed: bool, provenance: bool, as_json: bool) -> None:
     """Writes the rows of one end of the graph, or those that failed."""
-    exported = export_failures(directory, to) if failed else export_rows(directory, to, leaf=leaf)
+    if failed and provenance:
+        raise ConfigurationError("--provenance goes with rows, and --failed rows have none", hint="Leave out one.")
+    exported = (
+        export_failures(directory, to) if failed else export_rows(directory, to, leaf=leaf, provenance=provenance)
+    )
     if as_json:
         event({"event": "exported", "path": str(to), "rows": exported.rows})
     else:

@@ -241,12 +241,15 @@ def export(
     failed: Annotated[
         bool, typer.Option("--failed", help="The rows that failed instead: key, step, reason, message (.jsonl).")
     ] = False,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Add a column that says how each row was made: model, tokens, ...")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rows to a file, in input order."""
     from asyncsynth.cli.inspect import export_command
 
-    export_command(directory, to, leaf=leaf, failed=failed, as_json=as_json)
+    export_command(directory, to, leaf=leaf, failed=failed, provenance=provenance, as_json=as_json)
 
 
 @app.command()

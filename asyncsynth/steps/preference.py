@@ -51,7 +51,7 @@ class FormPreference(RowStep):
             message of the prompt, or in the standard layout as text before the prompt, with a blank line between;
             "column" writes it to the column `system_prompt` instead; "drop" leaves it out. Where the two answers were
             made under different ones, none is written to the prompt; `chosen_system_prompt` and
-            `rejected_system_prompt` have each answer's own in any case.
+            `rejected_system_prompt` have each answer's own, unless it is "drop".
         keep: other columns to keep; None keeps all.
 
     Reads `generations`, `ratings`, `instruction` or `messages`, and where they are there `generation_models`

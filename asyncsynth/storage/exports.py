@@ -63,11 +63,12 @@ def export(
     *,
     leaf: str = "default",
     epoch: int | None = None,
+    provenance: bool = False,
     fs: FileSystem = REAL,
 ) -> Exported:
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
 
-    `epoch` as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
+    `epoch` and `provenance` (a column that says how each row was made) as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
     JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front. JSON Lines
     and Parquet carry every text as it is, JSON Lines with control characters escaped.
     Raises ConfigurationError, StorageError, CorruptJournal.
@@ -81,7 +82,7 @@ def export(
         )
     directory = Path(directory)
     refuse_own_files(directory, to)
-    rows = RunRows(directory, leaf, epoch=epoch)
+    rows = RunRows(directory, leaf, epoch=epoch, provenance=provenance)
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         writer(rows, file)

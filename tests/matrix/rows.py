@@ -49,6 +49,7 @@ ROWS = {
     24: Row("canary key on every path", "0 hits"),
     25: Row("answers made to use up the client", "refused, memory + <= 32 MiB"),
     26: Row("the code broken on purpose", "each break is caught by a row"),
+    33: Row("answers cut at max_tokens, system prompts of tasks", "no cut training target; what was sent is written"),
 }
 
 
