@@ -68,9 +68,10 @@ def export(
 ) -> Exported:
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
 
-    `epoch` and `provenance` (a column that says how each row was made) as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
-    JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front. JSON Lines
-    and Parquet carry every text as it is, JSON Lines with control characters escaped.
+    `epoch` and `provenance` (a column that says how each row was made) as in `RunRows`. A file that is there is
+    replaced. CSV is for looking at: lists and objects become JSON text, control characters U+FFFD, and cells that a
+    spreadsheet would run get a `'` in front. JSON Lines and Parquet carry every text as it is, JSON Lines with control
+    characters escaped.
     Raises ConfigurationError, StorageError, CorruptJournal.
     """
     to = Path(to)

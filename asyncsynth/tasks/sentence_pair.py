@@ -53,8 +53,8 @@ class GenerateSentencePair(Task):
     Columns: ``anchor``, optionally ``system_prompt`` -> ``positive``, ``negative``, ``model_name``; without
     `triplet` no ``negative``.
 
-    An answer whose positive repeats the anchor, whose two texts are the same, or whose texts loop, is asked for
-    again.
+    An answer whose positive repeats the anchor, whose two texts are the same, whose texts loop, or that is cut off at
+    ``max_tokens``, is asked for again.
 
     Args:
         action: what the positive is to the anchor: "paraphrase" (default), "similar", "query" (the anchor
@@ -72,6 +72,7 @@ class GenerateSentencePair(Task):
     races", "negative": "how to remove rust from steel", "model_name": ...}``.
     """
 
+    version = 2
     inputs = ("anchor",)
     prompt = "sentence_pair"
 
@@ -128,7 +129,9 @@ class GenerateSentencePair(Task):
         }
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The texts, checked to differ from each other and from the anchor."""
+        """The texts, checked to differ from each other and from the anchor. One that is cut off is no text."""
+        if choice.finish_reason == "length":
+            raise ParseFailure("the answer is cut off at max_tokens", raw=choice.text)
         made = read_pair(choice.text)
         names = ("positive", "negative") if self.triplet else ("positive",)
         for name in names:
