@@ -58,6 +58,7 @@ class Runner:
         self._directory = directory
         self._options = options
         self._on_rows = on_rows
+        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step)
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
@@ -69,7 +70,6 @@ class Runner:
         self._exhausted = False
         self._stopped_why = ""
         self.counts = Counts()
-        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, counts=self.counts)
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
         self._keeping: asyncio.TimerHandle | None = None
@@ -270,6 +270,7 @@ class Runner:
         """A snapshot; cheap enough to take several times a second."""
         now = self._loop.time()
         pool = self._pool.snapshot()
+        self._walker.count_answers(self.counts)
         done = self.counts.ok + self.counts.failed
         marks = self._rate_marks
         marks.append((now, done, pool.completion_tokens))
@@ -314,6 +315,7 @@ class Runner:
     def report(self) -> RunReport:
         """The run as it stands; final once `run` has returned."""
         pool = self._pool.snapshot()
+        self._walker.count_answers(self.counts)
         complete = self._exhausted and not self.counts.in_flight
         return RunReport(
             pipeline=self._name,

@@ -7,7 +7,8 @@ has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +18,7 @@ from asyncsynth.client.pool import ServerPool
 from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
-from asyncsynth.pipeline.making import CARRIED, NOTHING, Making, Makings, carried_makings, makings_of
+from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, makings_of
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash
 from asyncsynth.storage.entries import FailedRow, StepResult
@@ -52,17 +53,15 @@ class Walker:
     Args:
         send: `ServerPool.send`, or anything like it.
         save: journals a finished step's results while the record goes on.
-        counts: where answers, and those that were cut off, are counted by step.
     """
 
-    def __init__(
-        self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep, counts: Counts | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep) -> None:
         self._plan = plan
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
-        self._counts = counts if counts is not None else Counts()
+        self._answers = [0] * len(plan.nodes)  #: paid, by node
+        self._cut: Counter[tuple[int, str]] = Counter()  #: by node and the setting that cut them
         self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
         self._learns = plan.carries or any(isinstance(n.step, RowStep) and n.step.learns for n in plan.nodes)
         # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
@@ -79,10 +78,18 @@ class Walker:
         """The node after the source, if what its step sees of a record is some of its columns, by their own names."""
         return node if not node.step.input_mappings and type(node.step).view is Step.view else None
 
+    def count_answers(self, counts: Counts) -> None:
+        """Writes how many answers each step has paid for so far, and how many of them were cut off."""
+        names = [node.step.name for node in self._plan.nodes]
+        counts.answers = Counter({names[at]: n for at, n in enumerate(self._answers) if n})
+        counts.cut = Counter({f"{names[at]}: {limit}": n for (at, limit), n in self._cut.items()})
+
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake."""
         way = _Way(record, recall, self._model_steps, self._run_seed)
         items = [(record.key, record.data)]
+        if self._learns:
+            way.results = []
         if self._is_carried and CARRIED in record.data:
             items = [(record.key, {name: value for name, value in record.data.items() if name != CARRIED})]
             way.carried = carried_makings(record.data[CARRIED])
@@ -148,7 +155,7 @@ class Walker:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
                 kept.append(result)
-                if self._learns:
+                if way.results is not None:
                     way.results.append((node, step, item, result))
                 outputs = result["o"]
                 if len(outputs) == 1:
@@ -201,9 +208,9 @@ class Walker:
             way.fail(key, step, RecordError(f"{type(error).__name__}: {error}", reason="step_error"))
             return None
         finally:
-            self._counts.answers[step.name] += len(ctx.completions)
+            self._answers[node.index] += len(ctx.completions)
             for request, _ in ctx.cut:
-                self._counts.cut[f"{step.name}: {step.limit_of(request)}"] += 1
+                self._cut[node.index, step.limit_of(request)] += 1
         return {"k": key, "h": digest, "o": outputs, "m": ctx.provenance()}, True
 
 
@@ -237,21 +244,23 @@ class _Way:
         self.unsaved: list[tuple[str, list[StepResult]]] = []
         self.reused = 0
         self.run_seed = run_seed
-        self.carried: list[Making] = []  #: of texts made before a step over all rows
-        self.results: list[tuple[Node, ModelStep, Item, StepResult]] = []  #: kept where a step learns from them
-        self._makings: tuple[int, Makings] = (-1, NOTHING)  #: of this many results
+        self.carried: Sequence[Making] = ()  #: of texts made before a step over all rows
+        #: Kept where a step learns from them.
+        self.results: list[tuple[Node, ModelStep, Item, StepResult]] | None = None
+        self._makings: tuple[int, Makings] | None = None  #: of this many results
 
     def makings(self) -> Makings:
         """How the record's texts were made, as far as it has come."""
-        if self._makings[0] != len(self.results):
+        results = self.results or []
+        if self._makings is None or self._makings[0] != len(results):
             found = list(self.carried)
-            for node, step, (key, row), result in self.results:
+            for node, step, (key, row), result in results:
                 ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)
                 meta = ctx.notes = result["m"] or {}
                 system = partial(step.system_sent, step.view(row), ctx)
                 samples = step.samples(result["o"])
                 found += makings_of(samples, meta, is_answer=step.answers_prompt(), system=system)
-            self._makings = (len(self.results), Makings(found))
+            self._makings = (len(results), Makings(found))
         return self._makings[1]
 
     def step(self, step: Step, branches: list[list[Item]]) -> list[Item]:

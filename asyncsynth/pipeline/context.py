@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from asyncsynth.client.messages import Completion, ModelRequest, Usage
+from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
 from asyncsynth.pipeline.making import end_of
 from asyncsynth.records import seed_of, stable_seed
 
@@ -41,7 +41,7 @@ class Context:
         self._step_id = step_id
         self._send = send
         self.completions: list[Completion] = []  #: every answer got, in order; provenance is made of them
-        self.cut: list[tuple[ModelRequest, Completion]] = []  #: those of them that ended at max_tokens
+        self.cut: Sequence[tuple[ModelRequest, Completion]] = ()  #: those of them that ended at max_tokens
         self.told: Completion | None = None  #: the one that the outputs were read from; None: the last
         self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
 
@@ -57,10 +57,9 @@ class Context:
         """Asks the model. Raises RequestFailed when it ends without a completion."""
         completion = await self._send(request)
         self.completions.append(completion)
-        for choice in completion.choices:
-            if choice.finish_reason == "length":
-                self.cut.append((request, completion))
-                break
+        choices = completion.choices
+        if choices[0].finish_reason == "length" or (len(choices) > 1 and any(map(_is_cut, choices))):
+            self.cut = [*self.cut, (request, completion)]
         return completion
 
     def child(self) -> Context:
@@ -94,10 +93,7 @@ class Context:
         if self.cut:
             # `finish` is the last answer's alone, and outputs may hold any of them: how the cut ones end.
             facts["cut"] = [
-                end_of(choice.text)
-                for _, completion in self.cut
-                for choice in completion.choices
-                if choice.finish_reason == "length"
+                end_of(choice.text) for _, completion in self.cut for choice in completion.choices if _is_cut(choice)
             ]
         return facts
 
@@ -112,3 +108,7 @@ class Context:
             "finish_reason": choice.finish_reason if choice is not None else None,
             "reasoning": choice.reasoning if choice is not None else None,
         }
+
+
+def _is_cut(choice: Choice) -> bool:
+    return choice.finish_reason == "length"

@@ -216,7 +216,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cut answer is not noted", "pipeline/context.py",
-        '            if choice.finish_reason == "length":\n                self.cut', "            if False:\n                self.cut",
+        'if choices[0].finish_reason == "length" or', "if",
         33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
     ),
     Mutation(
