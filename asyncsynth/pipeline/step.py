@@ -305,6 +305,10 @@ class ModelStep(Step):
         limit = request.params.get("max_tokens")
         if limit is None:
             return "the server's own limit"
+        # A chat is limited by the model's own setting, unless the step asked for another number.
+        is_chat = hasattr(request, "messages")
+        if is_chat and any(llm.max_tokens == limit for llm in self.models()):
+            return f"max_tokens={limit}"
         own = [name for name, value in vars(self).items() if "tokens" in name and value == limit]
         return f"{own[0] if own else 'max_tokens'}={limit}"
 

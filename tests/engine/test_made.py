@@ -208,6 +208,8 @@ def test_the_setting_that_cut_is_named() -> None:
     magpie = Magpie(llm=LLM(model="m", max_tokens=7), chat_template="chatml", max_instruction_tokens=9)
     assert magpie.limit_of(LLM(model="m", max_tokens=7).chat([])) == "max_tokens=7"
     assert magpie.limit_of(LLM(model="m").complete("x", max_tokens=9)) == "max_instruction_tokens=9"
+    alike = Magpie(llm=LLM(model="m", max_tokens=9), chat_template="chatml", max_instruction_tokens=9)
+    assert alike.limit_of(LLM(model="m", max_tokens=9).chat([])) == "max_tokens=9"
 
 
 # --- system prompts --------------------------------------------------------------------------------
