@@ -2,14 +2,15 @@
 
 A row's columns do not say whether a text in them was cut off, or which system prompt the model saw: columns are
 renamed, grouped, expanded, joined and rewritten on the way. The journal does know, for each result of a model step.
-So the engine keeps a record's results while it walks, and a step with `learns` may ask it about any text. A text is
-known by how it ends: a prefix that a step puts in front changes nothing, while a text that a step shortened to its
-last whole sentence is no longer the one that was cut.
+So the engine keeps a record's results while it walks, and a step with `learns` may ask about any text, by
+`KNOWN.get()` in its `apply`. A text is known by how it ends: a prefix that a step puts in front changes nothing, while
+a text that a step shortened to its last whole sentence is no longer the one that was cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from asyncsynth.records import Row
@@ -93,6 +94,10 @@ class Makings:
 
 #: Nothing is known: a step used outside a run, or rows that no model step has touched.
 NOTHING = Makings()
+
+
+#: What the running `apply` of a step with `learns` may ask; the engine sets it around the call (`apply_knowing`).
+KNOWN: ContextVar[Makings] = ContextVar("asyncsynth_makings", default=NOTHING)
 
 
 def carried_makings(value: Any) -> list[Making]:

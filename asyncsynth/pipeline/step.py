@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import jsonable, user_code
-from asyncsynth.pipeline.making import Makings
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Dropped(Exception):
 class RowStep(Step):
     """Changes one row; asks no model. Must be pure: it is computed again on every resume."""
 
-    #: Whether the step asks how texts were made: it then gets `apply_knowing` instead of `apply`.
+    #: Whether the step asks how texts were made (`pipeline.making.KNOWN`).
     learns: ClassVar[bool] = False
 
     @abstractmethod
@@ -267,8 +267,13 @@ class RowStep(Step):
         raise NotImplementedError
 
     def apply_knowing(self, row: Row, makings: Makings) -> Row | list[Row]:
-        """`apply`, with what is known of how the row's texts were made."""
-        return self.apply(row)
+        """`apply`, with what is known of how the row's texts were made in `KNOWN`. The engine calls it for steps that
+        ask; it stays `apply` that a subclass overrides."""
+        token = KNOWN.set(makings)
+        try:
+            return self.apply(row)
+        finally:
+            KNOWN.reset(token)
 
 
 class JoinStep(Step):

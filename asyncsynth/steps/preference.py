@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.making import NOTHING, Makings
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
 from asyncsynth.records import Row, stable_seed
 from asyncsynth.steps.arguments import one_of
@@ -122,11 +122,8 @@ class FormPreference(RowStep):
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def apply(self, row: Row) -> Row:
-        """The row with its pair; nothing is known of how its texts were made."""
-        return self.apply_knowing(row, NOTHING)
-
-    def apply_knowing(self, row: Row, makings: Makings) -> Row:
         """The row with its pair, or Dropped for the reason why there is none."""
+        makings = KNOWN.get()
         seen = self.view(row)
         standard = self.layout == "standard"
         messages = prompt_messages(seen)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.making import NOTHING, Makings
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import one_of
@@ -83,11 +83,8 @@ class FormSFT(RowStep):
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def apply(self, row: Row) -> Row:
-        """The row with the example's columns; nothing is known of how its texts were made."""
-        return self.apply_knowing(row, NOTHING)
-
-    def apply_knowing(self, row: Row, makings: Makings) -> Row:
         """The row with the example's columns, or Dropped for the reason why it makes none."""
+        makings = KNOWN.get()
         seen = self.view(row)
         turns = _turns(seen)
         answer = turns[-1]["content"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.pipeline import Dropped
-from asyncsynth.pipeline.making import Making, Makings, end_of
+from asyncsynth.pipeline.making import KNOWN, NOTHING, Making, Makings, end_of
 from asyncsynth.steps import FormPreference, FormSFT
 from asyncsynth.steps.similarity import similarity
 
@@ -470,3 +470,17 @@ def test_sft_options() -> None:
         [{"instruction": "x", "generation": "x", "reasoning": "x"}]
     )
     assert set(flowing) == {"prompt", "completion", "system_prompt", "reasoning"}
+
+
+@pytest.mark.row(33)
+def test_a_subclass_that_overrides_apply_knows_as_much() -> None:
+    class Shouted(FormSFT):
+        def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+            return {**super().apply(row), "shouted": True}
+
+    row = {"instruction": "Tides?", "generation": CUT}
+    assert dropped(Shouted(), row, known(CUT, cut=(CUT,))) == "truncated"
+    made = Shouted().apply_knowing({**row, "generation": WHOLE}, known(CUT, WHOLE, cut=(CUT,)))
+    assert isinstance(made, dict)
+    assert made["shouted"]
+    assert KNOWN.get() is NOTHING
