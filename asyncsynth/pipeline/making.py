@@ -20,7 +20,7 @@ _END_CHARS = 64
 #: A text that differs from a known one at its beginning must share at least this many characters at its end.
 _LEAST_CHARS = 24
 #: Where a row carries its makings across a step over all rows; the walker takes it off again.
-CARRIED = "_made"
+CARRIED = "_asyncsynth_made"
 
 
 class Making(NamedTuple):

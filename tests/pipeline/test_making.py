@@ -64,6 +64,13 @@ def test_a_rewrite_that_changed_nothing_leaves_what_is_known() -> None:
     assert Makings([*first, *second]).systems() == ["Answer."]
 
 
+def test_reasoning_belongs_to_the_answer_beside_it() -> None:
+    samples = [{"generation": "A whole answer.", "reasoning": "Easy."}, {"generation": CUT, "reasoning": None}]
+    makings = found(samples, {"calls": 2})
+    told = [makings.of(text) for text in ("A whole answer.", CUT, "Easy.")]
+    assert [making and making.reasoning for making in told] == ["Easy.", None, None]
+
+
 def test_texts_of_messages_are_the_models_only() -> None:
     conversation = [{"role": "user", "content": "Hi, you there"}, {"role": "assistant", "content": "Hello, you here"}]
     assert list(texts_in({"a": [conversation, "t", 1, None, {"b": "u"}]})) == [
