@@ -257,9 +257,9 @@ class _Way:
             for node, step, (key, row), result in results:
                 ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)
                 meta = ctx.notes = result["m"] or {}
-                system = partial(step.system_sent, step.view(row), ctx)
+                sent = partial(step.system_sent, step.view(row), ctx)
                 samples = step.samples(result["o"])
-                found += makings_of(samples, meta, is_answer=step.answers_prompt(), system=system)
+                found += makings_of(samples, meta, is_answer=step.answers_prompt(), prompt_of=sent)
             self._makings = (len(results), Makings(found))
         return self._makings[1]
 

@@ -122,21 +122,21 @@ def texts_in(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def makings_of(
-    samples: Sequence[Row], meta: dict[str, Any], *, is_answer: bool, system: Callable[[int], str | None]
+    samples: Sequence[Row], meta: dict[str, Any], *, is_answer: bool, prompt_of: Callable[[int], str | None]
 ) -> list[Making]:
     """The makings in one result of a model step.
 
     Args:
         samples: its outputs, one row for each answer.
         meta: its provenance. Results of older versions have no `cut`: there the only call's `finish` says it.
-        system: the system prompt that was sent for the sample of this number.
+        prompt_of: the system prompt that was sent for the sample of this number.
     """
     cut = meta.get("cut")
     all_cut = cut is None and meta.get("finish") == "length" and meta.get("calls") == 1
     made: list[Making] = []
     for number, outputs in enumerate(samples):
         reasoning = outputs.get("reasoning")
-        sent = system(number)
+        sent = prompt_of(number)
         for name, value in outputs.items():
             if name in ("model_name", "reasoning"):
                 continue

@@ -18,7 +18,7 @@ long_texts = st.text(st.characters(codec="utf-8"), min_size=1).map(
 
 
 def found(samples: list[dict[str, Any]], meta: dict[str, Any], **how: Any) -> Makings:
-    settings = {"is_answer": True, "system": lambda _: None, **how}
+    settings = {"is_answer": True, "prompt_of": lambda _: None, **how}
     return Makings(makings_of(samples, meta, **settings))
 
 
@@ -56,8 +56,10 @@ def test_results_of_older_versions_say_it_by_finish() -> None:
 
 
 def test_a_rewrite_that_changed_nothing_leaves_what_is_known() -> None:
-    first = makings_of([{"generation": CUT}], {"cut": [end_of(CUT)]}, is_answer=True, system=lambda _: "Answer.")
-    second = makings_of([{"evolved_response": CUT}], {"finish": "stop"}, is_answer=False, system=lambda _: "Rewrite.")
+    first = makings_of([{"generation": CUT}], {"cut": [end_of(CUT)]}, is_answer=True, prompt_of=lambda _: "Answer.")
+    second = makings_of(
+        [{"evolved_response": CUT}], {"finish": "stop"}, is_answer=False, prompt_of=lambda _: "Rewrite."
+    )
     making = Makings([*first, *second]).of(CUT)
     assert making is not None
     assert (making.is_cut, making.system) == (True, "Answer.")
