@@ -3,7 +3,8 @@
     asyncsynth run examples/magpie_sft.py --embedded --limit 12 --output runs/magpie
 
 Expect conversations that the model made up from its own chat template, each a row with `messages` as TRL's
-SFT trainer reads them; questions that repeat an earlier one nearly word for word are dropped and counted.
+SFT trainer reads them, the system prompt first. Questions that repeat an earlier one nearly word for word are
+dropped and counted, and so are conversations whose answer was cut at max_tokens.
 """
 
 from asyncsynth import LLM, Deduplicate, FormSFT, KeepColumns, MagpieGenerator, Pipeline
@@ -17,7 +18,7 @@ USERS = {
 
 with Pipeline(name="magpie") as pipeline:
     conversations = MagpieGenerator(
-        llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=1.0, max_tokens=128),
+        llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=1.0, frequency_penalty=0.3, max_tokens=384),
         num_rows=10_000,
         system_prompt=USERS,
     )

@@ -27,12 +27,14 @@ with Pipeline(name="preference") as pipeline:
     data = LoadJSONL(Path(__file__).with_name("instructions.jsonl"))
 
     # Two unlike voices: other models, and other settings too, so that the pool differs even on one model.
+    # Room for whole answers: one that is cut at max_tokens is no training target. The penalty keeps a small model from
+    # repeating itself until it is cut.
     careful = TextGeneration(
-        llm=LLM(model=QWEN, temperature=0.3, max_tokens=96),
-        system_prompt="You are a careful expert. Answer correctly and to the point, in two or three sentences.",
+        llm=LLM(model=QWEN, temperature=0.3, frequency_penalty=0.5, max_tokens=384),
+        system_prompt="You are a careful expert. Answer correctly and to the point, in one or two short sentences.",
     )
     casual = TextGeneration(
-        llm=LLM(model=SMOL, temperature=1.2, max_tokens=64),
+        llm=LLM(model=SMOL, temperature=1.0, frequency_penalty=0.5, max_tokens=384),
         system_prompt="You are a chatty friend. Answer off the top of your head, in one short sentence.",
     )
     group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])

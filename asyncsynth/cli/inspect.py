@@ -59,13 +59,22 @@ def _say_counts(status: RunStatus) -> None:
 
 
 def export_command(
-    directory: Path, to: Path, *, leaf: str, failed: bool, as_json: bool, complete_only: bool = False
+    directory: Path,
+    to: Path,
+    *,
+    leaf: str,
+    failed: bool,
+    as_json: bool,
+    complete_only: bool = False,
+    provenance: bool = False,
 ) -> None:
     """Writes the rows of one end of the graph, or those that failed, and says whether the run is complete."""
+    if failed and provenance:
+        raise ConfigurationError("--provenance goes with rows, and --failed rows have none", hint="Leave out one.")
     if failed:
         exported = export_failures(directory, to, complete_only=complete_only)
     else:
-        exported = export_rows(directory, to, leaf=leaf, complete_only=complete_only)
+        exported = export_rows(directory, to, leaf=leaf, complete_only=complete_only, provenance=provenance)
     how = exported.completeness
     if as_json:
         state = {"complete": how.complete, "unfinished": how.unfinished, "records": how.records}

@@ -263,12 +263,23 @@ def export(
     complete_only: Annotated[
         bool, typer.Option("--complete-only", help="Write nothing and exit with 4 if the run is unfinished.")
     ] = False,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Add a column that says how each row was made: model, tokens, ...")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rows to a file, in input order. An unfinished run is exported, too, and reported as such."""
     from asyncsynth.cli.inspect import export_command
 
-    export_command(directory, to, leaf=leaf, failed=failed, as_json=as_json, complete_only=complete_only)
+    export_command(
+        directory,
+        to,
+        leaf=leaf,
+        failed=failed,
+        as_json=as_json,
+        complete_only=complete_only,
+        provenance=provenance,
+    )
 
 
 @app.command()

@@ -147,6 +147,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  re-read   {number(report.reread_answers)} answers that were paid for earlier")
     if counts.dropped:
         say(f"  dropped   {_by_reason(counts.dropped)}")
+    for found in report.cut_answers():
+        say(f"  cut       {one_line(cut_words(found), 300)}")
     if counts.failures:
         say(f"  failures  {_by_reason(counts.failures)}")
     for failed in counts.examples.values():
@@ -172,6 +174,17 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)
         say(f"  See `asyncsynth status {directory}`; --retry-failed tries the failed records again.")
+
+
+def cut_words(cut: Mapping[str, Any]) -> str:
+    """What `RunReport.cut_answers` says of a step, and what to do."""
+    setting, _, value = str(cut["limit"]).partition("=")
+    how = f"LLM({setting}=...)" if setting == "max_tokens" else f"{setting}=..."
+    advice = f"raise {how}, or ask for shorter answers" if value else "ask for shorter answers"
+    return (
+        f"{cut['step']}: {100 * cut['share']:.0f} % of answers ({number(cut['cut'])} of {number(cut['answers'])}) "
+        f"ended at {cut['limit']}; {advice}"
+    )
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:

@@ -65,7 +65,9 @@ class AllAlike:
         """Takes a record that failed while none has ended well; why the run stops, or ''."""
         if self._over or failed["reason"] == _COSTS_NOTHING:
             return ""
-        way = failed["step"], failed["reason"], _VARIES.sub("#", failed["message"].replace(failed["k"], "#"))
+        # As a word: a key such as "a" or "5" is also in other words and numbers.
+        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", failed["message"])
+        way = failed["step"], failed["reason"], _VARIES.sub("#", message)
         self._way = self._way or way
         self._over = way != self._way
         self._count += 1

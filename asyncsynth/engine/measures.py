@@ -31,7 +31,9 @@ _SAMPLED_CHARS = 8000
 #: `PairwiseJudge` says here when it chose one place in both orders.
 _BIAS = "position_bias"
 #: What `Context.provenance` writes; other numbers in a result's metadata are notes of its task.
-_PROVENANCE = frozenset({"calls", "attempts", "prompt_tokens", "completion_tokens", "latency_s", "parse_failures"})
+_PROVENANCE = frozenset(
+    {"calls", "attempts", "prompt_tokens", "completion_tokens", "latency_s", "parse_failures", "cut", "system_prompts"}
+)
 
 
 class ColumnMeasures:
@@ -109,6 +111,7 @@ class StepMeasures:
         self.task = task
         self.results = 0
         self.calls = 0
+        self.cut = 0  #: results with an answer that ended at max_tokens
         self.unparsable = 0
         self.reasks = 0
         self.models: Counter[str] = Counter()
@@ -132,6 +135,7 @@ class StepMeasures:
             self.reasks += again
             self.models[str(meta.get("model"))] += 1
             self.finish[str(meta.get("finish"))] += 1
+            self.cut += "cut" in meta or meta.get("finish") == "length"
             self.prompt_tokens.add(meta.get("prompt_tokens", 0))
             self.completion_tokens.add(meta.get("completion_tokens", 0))
         for name, note in meta.items():
@@ -182,7 +186,7 @@ class StepMeasures:
             if counts:
                 shown[name] = {f"{key}_share": _share(n, counts.total()) for key, n in sorted(counts.items())}
         if self.finish:
-            shown["truncated_share"] = _share(self.finish["length"], self.finish.total())
+            shown["truncated_share"] = _share(self.cut, self.finish.total())
             shown["prompt_tokens"] = spread(self.prompt_tokens)
             shown["completion_tokens"] = spread(self.completion_tokens)
         if asked := self.orders.total():

@@ -14,6 +14,9 @@ from asyncsynth.storage.entries import FailedRow
 _EXAMPLES = 100  #: reasons that get an example
 _MESSAGE_CHARS = 1_000  #: of an example's message
 
+#: Share of a step's answers that may end at max_tokens without a warning.
+CUT_SHARE = 0.01
+
 
 @dataclass(slots=True)
 class Counts:
@@ -30,6 +33,8 @@ class Counts:
     reused_steps: int = 0  #: step results taken from the journal instead of being paid again
     failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
     dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
+    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers that it got now
+    cut: Counter[str] = field(default_factory=Counter)  #: "step: max_tokens=160" -> those that ended there
     #: reason -> the first row that failed for it: ``key``, ``step``, ``reason``, ``message``
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -61,13 +66,18 @@ class Counts:
         """Plain values; `from_json` reads them."""
         # Not `asdict`: Python 3.11 makes a counter whose keys are pairs of one.
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**values, "pending": self.pending, "failures": dict(self.failures), "dropped": dict(self.dropped)}
+        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
+        return {**plain, "pending": self.pending}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Counts:
         """What `as_json` wrote."""
-        known = {one.name: values[one.name] for one in fields(cls)}
-        return cls(**{**known, "failures": Counter(values["failures"]), "dropped": Counter(values["dropped"])})
+        counts = cls()
+        for one in fields(cls):
+            value = values[one.name]
+            is_counter = isinstance(getattr(counts, one.name), Counter)
+            setattr(counts, one.name, Counter(value) if is_counter else value)
+        return counts
 
 
 @dataclass(slots=True)
@@ -131,6 +141,18 @@ class RunReport:
     limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
     servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
 
+    def cut_answers(self) -> list[dict[str, Any]]:
+        """The steps of whose answers 1 % or more ended at their limit: "step", "limit", "cut", "answers", "share"."""
+        found = []
+        for place, cut in sorted(self.counts.cut.items()):
+            step, _, limit = place.rpartition(": ")
+            answers = self.counts.answers[step]
+            if cut >= CUT_SHARE * answers:
+                found.append(
+                    {"step": step, "limit": limit, "cut": cut, "answers": answers, "share": round(cut / answers, 4)}
+                )
+        return found
+
     @property
     def exit_code(self) -> int:
         """0 done, 3 done with failed records (now or in an earlier run), 4 stopped and resumable."""
@@ -140,7 +162,12 @@ class RunReport:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``: the same facts as plain values."""
-        return {**_plain(self), "directory": str(self.directory), "exit_code": self.exit_code}
+        return {
+            **_plain(self),
+            "cut": self.cut_answers(),
+            "directory": str(self.directory),
+            "exit_code": self.exit_code,
+        }
 
 
 def _plain(report: Progress | RunReport) -> dict[str, Any]:

@@ -318,6 +318,7 @@ class Runner:
         """A snapshot; cheap enough to take several times a second."""
         now = self._loop.time()
         pool = self._pool.snapshot()
+        self._walker.count_answers(self.counts)
         done = self.counts.ok + self.counts.failed
         marks = self._rate_marks
         marks.append((now, done, pool.completion_tokens))
@@ -367,6 +368,7 @@ class Runner:
     def report(self) -> RunReport:
         """The run as it stands; final once `run` has returned."""
         pool = self._pool.snapshot()
+        self._walker.count_answers(self.counts)
         complete, counts, total = self._complete, self.counts, self._total()
         left = counts.pending if self._exhausted else None
         if left is None and total is not None:

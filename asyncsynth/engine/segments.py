@@ -30,7 +30,7 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.rundir import RunDirectory
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import RunChangedError
-from asyncsynth.pipeline import GlobalStep, Node, Plan
+from asyncsynth.pipeline import GlobalStep, Node, Plan, RowStep
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.storage import layout
 from asyncsynth.storage.manifest import Manifest
@@ -73,6 +73,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
     if start:
         steps[nodes[0].step.name] = {**steps[nodes[0].step.name], "after": []}  # what is before is rows
     part_fields = {**plan.fields, "steps": steps}
+    carries = any(isinstance(node.step, RowStep) and node.step.learns for node in plan.nodes[end:])
     return Plan(
         nodes,
         leaves,
@@ -81,6 +82,7 @@ def _part(plan: Plan, start: int, end: int) -> Plan:
         answering=plan.answering,
         notes=plan.notes,
         packages=plan.packages,
+        carries=carries,
     )
 
 

@@ -12,17 +12,21 @@ so that a run that was interrupted and one that was not have the same values.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from asyncsynth.client.concurrency import all_or_error, first_error
+from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.pool import ServerPool
 from asyncsynth.engine.answers import KeptAnswers
 from asyncsynth.engine.joins import Item, Loss, matched, related
+from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
-from asyncsynth.pipeline import Context, Dropped, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, makings_of
 from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
@@ -70,11 +74,16 @@ class Walker:
         self._run_seed = run_seed
         self._save = save
         self._answers = answers
+        self._answered = [0] * len(plan.nodes)  #: answers got, by node
+        self._cut: Counter[tuple[int, str]] = Counter()  #: by node and the setting that cut them
+        self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
+        self._learns = plan.carries or any(isinstance(n.step, RowStep) and n.step.learns for n in plan.nodes)
         # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
         # rest here.
         self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
-        self._first = self._sees_records(plan.nodes[1]) if self._linear and len(plan.nodes) > 1 else None
+        is_plain = self._linear and len(plan.nodes) > 1 and not self._is_carried
+        self._first = self._sees_records(plan.nodes[1]) if is_plain else None
         self._waits_for = [len(node.before) for node in plan.nodes]
         self._model_steps = len(plan.model_steps)
         self._foreign = [runs_foreign_code(node.step) for node in plan.nodes]
@@ -88,14 +97,25 @@ class Walker:
         """The node after the source, if what its step sees of a record is some of its columns, by their own names."""
         return node if not node.step.input_mappings and type(node.step).view is Step.view else None
 
+    def count_answers(self, counts: Counts) -> None:
+        """Writes how many answers each step has paid for so far, and how many of them were cut off."""
+        names = [node.step.name for node in self._plan.nodes]
+        counts.answers = Counter({names[at]: n for at, n in enumerate(self._answered) if n})
+        counts.cut = Counter({f"{names[at]}: {limit}": n for (at, limit), n in self._cut.items()})
+
     async def walk(self, record: Record, recall: Recall) -> Walked:
         """Takes a record through all steps. Raises only what must stop the run, never for the record's sake.
 
         Raises Withdrawn when the run stops and the record would need another request. What its steps have made is
         journaled then, and what is at the servers for it has ended.
         """
-        way = _Way(record, recall, self._model_steps)
+        way = _Way(record, recall, self._model_steps, self._run_seed)
         items = [(record.key, record.data)]
+        if self._learns:
+            way.results = []
+        if self._is_carried and CARRIED in record.data:
+            items = [(record.key, {name: value for name, value in record.data.items() if name != CARRIED})]
+            way.carried = carried_makings(record.data[CARRIED])
         if self._linear:
             for node, model_step in self._nodes:
                 if model_step is not None:
@@ -118,7 +138,15 @@ class Walker:
             if way.withdrawn:
                 raise Withdrawn
             rows = {name: [row for _, row in made[index]] for name, index in self._plan.leaves.items()}
+        if self._plan.carries:
+            rows = {leaf: [self._carrying(way, row) for row in made_rows] for leaf, made_rows in rows.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
+
+    @staticmethod
+    def _carrying(way: _Way, row: Row) -> Row:
+        """The row with what is known of its texts, for the steps after a step over all rows."""
+        told = way.makings().carried(row)
+        return {**row, CARRIED: told} if told else row
 
     async def _advance(
         self, way: _Way, index: int, made: list[list[Item]], waiting: list[int], branches: asyncio.TaskGroup
@@ -166,6 +194,8 @@ class Walker:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
                 kept.append(result)
+                if way.results is not None:
+                    way.results.append((node, step, item, result))
                 outputs = result["o"]
                 if len(outputs) == 1:
                     made.append((item[0], step.merge(item[1], outputs[0])))
@@ -243,6 +273,10 @@ class Walker:
         except Exception as error:
             way.end(key, step, error, view)
             return None
+        finally:
+            self._answered[node.index] += len(ctx.completions)
+            for request, _ in ctx.cut:
+                self._cut[node.index, step.limit_of(request)] += 1
         return {"k": key, "h": digest, "o": outputs, "m": notes}, True
 
 
@@ -266,14 +300,30 @@ def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple
     return rows, plain_json({"ctx.notes": notes})["ctx.notes"]
 
 
+async def _sends_nothing(request: ModelRequest) -> Completion:
+    raise AssertionError(f"a finished result is only read, and asks nothing: {request.model}")
+
+
 class _Way:
     """What is known of one record while it walks."""
 
     __slots__ = (
-        "_dropped_keys", "dropped", "failed", "models_left", "recall", "record", "reused", "unsaved", "withdrawn",
-    )  # fmt: skip
+        "_dropped_keys",
+        "_makings",
+        "carried",
+        "dropped",
+        "failed",
+        "models_left",
+        "recall",
+        "record",
+        "results",
+        "reused",
+        "run_seed",
+        "unsaved",
+        "withdrawn",
+    )
 
-    def __init__(self, record: Record, recall: Recall, model_steps: int) -> None:
+    def __init__(self, record: Record, recall: Recall, model_steps: int, run_seed: int) -> None:
         self.record = record
         self.recall = recall
         self.models_left = model_steps
@@ -283,6 +333,26 @@ class _Way:
         self.reused = 0
         self._dropped_keys: list[tuple[str, str]] = []  # row key, step; for the joins
         self.withdrawn = False  #: a request was refused because the run stops
+        self.run_seed = run_seed
+        self.carried: Sequence[Making] = ()  #: of texts made before a step over all rows
+        #: Kept where a step learns from them.
+        self.results: list[tuple[Node, ModelStep, Item, StepResult]] | None = None
+        self._makings: tuple[int, Makings] | None = None  #: of this many results
+
+    def makings(self) -> Makings:
+        """How the record's texts were made, as far as it has come."""
+        results = self.results or []
+        if self._makings is None or self._makings[0] != len(results):
+            found = list(self.carried)
+            for node, step, (key, row), result in results:
+                # A choice that a result has no note of was made by an earlier version, which chose by the fingerprint.
+                ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)
+                meta = ctx.notes = result["m"] or {}
+                sent = partial(step.system_sent, step.view(row), ctx)
+                samples = step.samples(result["o"])
+                found += makings_of(samples, meta, is_answer=step.answers_prompt(), prompt_of=sent)
+            self._makings = (len(results), Makings(found))
+        return self._makings[1]
 
     def fail(self, key: str, step: Step, error: RecordError) -> None:
         """Notes a row's end."""
@@ -324,7 +394,10 @@ class _Way:
         """A row step on one row; what it raises ends that row only."""
         key, row = item
         try:
-            made = step.apply(row) if not is_foreign else _foreign_rows(step.apply(SeenRow(row)), step)
+            seen = row if not is_foreign else SeenRow(row)
+            made = step.apply_knowing(seen, self.makings()) if step.learns else step.apply(seen)
+            if is_foreign:
+                made = _foreign_rows(made, step)
         except (Exception, asyncio.CancelledError) as error:
             self.end(key, step, error, row)
             return []

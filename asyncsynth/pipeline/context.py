@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from asyncsynth.client.messages import Completion, ModelRequest, Usage
+from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
 from asyncsynth.errors import RunStopped, Withdrawn
+from asyncsynth.pipeline.making import end_of
 from asyncsynth.records import seed_of, stable_seed
+
+#: Columns that a task writes beside its outputs where its `provenance` names them.
+PROVENANCE = (
+    "finish_reason",
+    "reasoning",
+    "prompt_tokens",
+    "completion_tokens",
+    "model",
+    "server",
+    "calls",
+    "attempts",
+    "latency_s",
+)
 
 Send = Callable[[ModelRequest], Awaitable[Completion]]
 
@@ -20,7 +34,7 @@ class Context:
     the same ones. In a run the step id is `Node.seed_id`: an edited parser makes the same requests.
     """
 
-    __slots__ = ("_send", "_step_id", "completions", "key", "notes", "run_seed", "stopped")
+    __slots__ = ("_send", "_step_id", "completions", "cut", "key", "notes", "run_seed", "stopped", "told")
 
     def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key = key
@@ -29,6 +43,8 @@ class Context:
         self._send = send
         self.completions: list[Completion] = []  #: every answer got, in order; provenance is made of them
         self.stopped: Withdrawn | RunStopped | None = None  #: the run stops, and a request of this row was refused
+        self.cut: Sequence[tuple[ModelRequest, Completion]] = ()  #: those of them that ended at max_tokens
+        self.told: Completion | None = None  #: the one that the outputs were read from; None: the last
         self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
 
     def seed(self, sample: int = 0) -> int:
@@ -47,7 +63,16 @@ class Context:
             self.stopped = stopped  # the engine must know of it, whatever the step's code makes of it
             raise
         self.completions.append(completion)
+        choices = completion.choices
+        if choices[0].finish_reason == "length" or (len(choices) > 1 and any(map(_is_cut, choices))):
+            self.cut = [*self.cut, (request, completion)]
         return completion
+
+    def child(self) -> Context:
+        """A context for one of several answers: it sees its own completions, and this one sees them too."""
+        child = Context(key=self.key, run_seed=self.run_seed, step_id=self._step_id, send=self.send)
+        child.notes = self.notes
+        return child
 
     def provenance(self) -> dict[str, Any]:
         """Lean facts on how this row's result came about: model that answered, tokens, finish, attempts."""
@@ -60,7 +85,7 @@ class Context:
         else:
             usage = Usage(sum(c.usage.prompt_tokens for c in done), sum(c.usage.completion_tokens for c in done))
             attempts, latency = sum(c.attempts for c in done), sum(c.latency_s for c in done)
-        return {
+        facts = {
             "model": last.model,
             "server": last.server,
             "calls": len(done),
@@ -71,3 +96,25 @@ class Context:
             "latency_s": round(latency, 4),
             **self.notes,
         }
+        if self.cut:
+            # `finish` is the last answer's alone, and outputs may hold any of them: how the cut ones end.
+            facts["cut"] = [
+                end_of(choice.text) for _, completion in self.cut for choice in completion.choices if _is_cut(choice)
+            ]
+        return facts
+
+    def facts(self) -> dict[str, Any]:
+        """The values that a task's `provenance` columns can have, by column (`PROVENANCE`)."""
+        made = self.provenance()
+        told = self.told or (self.completions[-1] if self.completions else None)
+        choice = told.choices[0] if told is not None else None
+        return {
+            **{name: made.get(name) for name in PROVENANCE},
+            "model": told.model if told is not None else None,
+            "finish_reason": choice.finish_reason if choice is not None else None,
+            "reasoning": choice.reasoning if choice is not None else None,
+        }
+
+
+def _is_cut(choice: Choice) -> bool:
+    return choice.finish_reason == "length"

@@ -57,6 +57,7 @@ class Plan:
     answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
     notes: list[str] = field(default_factory=list)  #: what of the user's code cannot be followed, a line each
     packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
+    carries: bool = False  #: rows leave with what is known of their texts, since a later segment asks for it
 
     @property
     def source(self) -> SourceStep:

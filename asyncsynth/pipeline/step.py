@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.usercode import Code, Collector, is_user_class
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
+    from asyncsynth.client.messages import ModelRequest
     from asyncsynth.client.needs import Need
     from asyncsynth.pipeline.context import Context
     from asyncsynth.storage.sources import Reader
@@ -310,10 +312,22 @@ class Dropped(Exception):
 class RowStep(Step):
     """Changes one row; asks no model. Must be pure: it is computed again on every resume."""
 
+    #: Whether the step asks how texts were made (`pipeline.making.KNOWN`).
+    learns: ClassVar[bool] = False
+
     @abstractmethod
     def apply(self, row: Row) -> Row | list[Row]:
         """The new row, or several. Raises `Dropped(reason)` to leave it out, RecordError when it cannot."""
         raise NotImplementedError
+
+    def apply_knowing(self, row: Row, makings: Makings) -> Row | list[Row]:
+        """`apply`, with what is known of how the row's texts were made in `KNOWN`. The engine calls it for steps that
+        ask; it stays `apply` that a subclass overrides."""
+        token = KNOWN.set(makings)
+        try:
+            return self.apply(row)
+        finally:
+            KNOWN.reset(token)
 
 
 class JoinStep(Step):
@@ -352,6 +366,31 @@ class ModelStep(Step):
     def needs(self) -> tuple[Need, ...]:
         """What its requests ask of the servers of its models; tried before the run pays for anything."""
         return ()
+
+    def answers_prompt(self) -> bool:
+        """Whether the texts it makes answer the row's own prompt, so that the system prompt it sent is part of a
+        training example. False for rewrites, judgements and new instructions."""
+        return False
+
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """The system prompt sent for the row's `number`-th answer; `ctx.notes` holds the result's provenance."""
+        return None
+
+    def limit_of(self, request: ModelRequest) -> str:
+        """The setting that limits the answer to a request, with its value: "max_tokens=64"."""
+        limit = request.params.get("max_tokens")
+        if limit is None:
+            return "the server's own limit"
+        # A chat is limited by the model's own setting, unless the step asked for another number.
+        is_chat = hasattr(request, "messages")
+        if is_chat and any(llm.max_tokens == limit for llm in self.models()):
+            return f"max_tokens={limit}"
+        own = [name for name, value in vars(self).items() if "tokens" in name and value == limit]
+        return f"{own[0] if own else 'max_tokens'}={limit}"
+
+    def samples(self, outputs: list[Row]) -> list[Row]:
+        """A result's outputs as one row for each answer."""
+        return outputs
 
     @abstractmethod
     async def generate(self, row: Row, ctx: Context) -> list[Row]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import RecordError
+from asyncsynth.pipeline.making import Makings
 from asyncsynth.records import Row
 
 Layout = Literal["standard", "conversational"]
 LAYOUTS = ("standard", "conversational")
+#: What becomes of an answer that ended at max_tokens.
+Truncated = Literal["drop", "keep"]
+TRUNCATED = ("drop", "keep")
+#: What becomes of the system prompt under which the model answered.
+SystemPrompt = Literal["keep", "column", "drop"]
+SYSTEM_PROMPT = ("keep", "column", "drop")
 
 
 def prompt_messages(seen: Row) -> list[Message]:
-    """The conversation to be answered: `messages`, or `system_prompt` and `instruction`.
+    """The conversation to be answered: `messages`, or the `instruction` as the user's message.
 
     Raises RecordError (`bad_prompt`) for what is not a conversation that ends with the user.
     """
@@ -28,21 +35,69 @@ def prompt_messages(seen: Row) -> list[Message]:
         raise RecordError(
             f"the last message is the {messages[-1]['role']}'s; the user's was expected", reason="bad_prompt"
         )
-    system = seen.get("system_prompt")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":
-        messages.insert(0, Message(role="system", content=system))
     return messages
 
 
-def prompt_text(seen: Row) -> str:
-    """The prompt as text: the instruction, or a conversation's only user message. Raises RecordError."""
-    messages = [message for message in prompt_messages(seen) if message["role"] != "system"]
+def text_of_prompt(messages: list[Message]) -> str:
+    """A prompt as text: the system prompt, where there is one, a blank line, and the only user message.
+
+    The standard layout has no roles, and a trainer puts no chat template around it, so text before the prompt is
+    the only place where a system prompt reaches the model. Raises RecordError for several turns.
+    """
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    messages = messages[1:] if system else messages
     if len(messages) > 1:
         raise RecordError(
             'a conversation of several turns has no standard layout; use layout="conversational"',
             reason="bad_prompt",
         )
-    return messages[0]["content"]
+    return f"{system}\n\n{messages[0]['content']}" if system else messages[0]["content"]
+
+
+def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
+    """The system prompt that the model was sent for an answer; None where there was none.
+
+    The record's results say it exactly. Where they do not know the text (a step of the user's own wrote it, or the
+    input brought it), it is the row's `system_prompt`, or else the one prompt that all of the record's answers share.
+
+    Args:
+        is_told: the user has named the column with `input_mappings`: it counts, whatever was sent.
+
+    Raises RecordError (`unknown_system_prompt`) where the answers of the record were made under different prompts
+    and the text is none of them.
+    """
+    own = seen.get("system_prompt")
+    own = own if isinstance(own, str) and own else None
+    if is_told:
+        return own
+    making = makings.of(text)
+    if making is not None and making.is_answer:
+        return making.system
+    if own is not None:
+        return own
+    systems = makings.systems()
+    if len(systems) > 1:
+        raise RecordError(
+            f"no task made the answer {text!r:.60} as it is, and the tasks of this row sent {len(systems)} different "
+            "system prompts: name the column of its own with input_mappings={'system_prompt': ...}, or choose "
+            'system_prompt="drop"',
+            reason="unknown_system_prompt",
+        )
+    return systems[0] if systems else None
+
+
+def with_system(messages: list[Message], system: str | None, choice: str) -> tuple[list[Message], str | None]:
+    """(messages as written, value of the column `system_prompt`) for the option `system_prompt` of a step.
+
+    A system message that the messages have of their own wins over `system`.
+    """
+    if messages and messages[0]["role"] == "system":
+        system, messages = messages[0]["content"], messages[1:]
+    if not system or choice == "drop":
+        return messages, None
+    if choice == "column":
+        return messages, system
+    return [Message(role="system", content=system), *messages], None
 
 
 def checked_messages(value: Any) -> list[Message]:
@@ -55,5 +110,5 @@ def checked_messages(value: Any) -> list[Message]:
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
             raise RecordError(f"{message!r:.60} is no message with role and content", reason="bad_prompt")
-        messages.append(Message(role=role, content=content))
+        messages.append(cast(Message, dict(message)))  # other keys (reasoning_content, a name) travel
     return messages

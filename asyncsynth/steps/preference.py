@@ -7,10 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row, stable_seed
 from asyncsynth.steps.arguments import one_of
-from asyncsynth.steps.conversation import LAYOUTS, Layout, prompt_messages, prompt_text
+from asyncsynth.steps.conversation import (
+    LAYOUTS,
+    SYSTEM_PROMPT,
+    TRUNCATED,
+    Layout,
+    SystemPrompt,
+    Truncated,
+    prompt_messages,
+    system_of,
+    text_of_prompt,
+    with_system,
+)
 from asyncsynth.steps.sft import kept_and_made, require_prompt
 from asyncsynth.steps.similarity import similarity
 
@@ -33,18 +45,27 @@ class FormPreference(RowStep):
             chosen and the next different one as rejected.
         max_similarity: answers more alike than this (0.0 to 1.0; see `steps.similarity`) make no pair.
         missing_ratings: "skip" answers without a rating, or "drop" the row.
+        truncated: "drop" answers that ended at max_tokens: such an answer becomes neither chosen nor rejected, and a
+            row that keeps fewer than two others is dropped (`truncated`); or "keep" them.
+        system_prompt: the system prompt that the model was sent for both answers. "keep" writes it as the first
+            message of the prompt, or in the standard layout as text before the prompt, with a blank line between;
+            "column" writes it to the column `system_prompt` instead; "drop" leaves it out. Where the two answers were
+            made under different ones, none is written to the prompt; `chosen_system_prompt` and
+            `rejected_system_prompt` have each answer's own, unless it is "drop".
         keep: other columns to keep; None keeps all.
 
     Reads `generations`, `ratings`, `instruction` or `messages`, and where they are there `generation_models`
     and `system_prompt`. Writes `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`,
-    `chosen_model`, `rejected_model`. An answer that is blank has no rating. A row without a pair is dropped
-    for a counted reason: `missing_rating`, `too_few_rated`, `identical`, `tie`, `margin` or `similar`; a row
-    that is malformed fails (`unequal_lists`, `bad_ratings`, `bad_generation`, `bad_prompt`).
+    `chosen_model`, `rejected_model`, `chosen_system_prompt`, `rejected_system_prompt`. An answer that is blank has no
+    rating. A row without a pair is dropped for a counted reason: `truncated`, `missing_rating`, `too_few_rated`,
+    `identical`, `tie`, `margin` or `similar`; a row that is malformed fails (`unequal_lists`,
+    `bad_ratings`, `bad_generation`, `bad_prompt`, `unknown_system_prompt`).
     """
 
+    learns = True
     inputs = ("generations", "ratings")
     optional_inputs = ("instruction", "messages", "generation_models", "system_prompt")
-    outputs = (
+    outputs: tuple[str, ...] = (
         "prompt",
         "chosen",
         "rejected",
@@ -52,6 +73,8 @@ class FormPreference(RowStep):
         "score_rejected",
         "chosen_model",
         "rejected_model",
+        "chosen_system_prompt",
+        "rejected_system_prompt",
     )
 
     def __init__(
@@ -63,6 +86,8 @@ class FormPreference(RowStep):
         ties: Literal["drop", "first"] = "drop",
         max_similarity: float = 1.0,
         missing_ratings: Literal["skip", "drop"] = "skip",
+        truncated: Truncated = "drop",
+        system_prompt: SystemPrompt = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -72,6 +97,8 @@ class FormPreference(RowStep):
         one_of("FormPreference", "rejected", rejected, ("lowest", "random"))
         one_of("FormPreference", "ties", ties, ("drop", "first"))
         one_of("FormPreference", "missing_ratings", missing_ratings, ("skip", "drop"))
+        one_of("FormPreference", "truncated", truncated, TRUNCATED)
+        one_of("FormPreference", "system_prompt", system_prompt, SYSTEM_PROMPT)
         if not min_margin >= 0:
             raise PipelineError(f"FormPreference: min_margin is {min_margin}; 0 or more was expected")
         if not 0 <= max_similarity <= 1:
@@ -87,6 +114,10 @@ class FormPreference(RowStep):
         self.ties = ties
         self.max_similarity = max_similarity
         self.missing_ratings = missing_ratings
+        self.truncated = truncated
+        self.system_prompt = system_prompt
+        if system_prompt == "column":
+            self.outputs = (*type(self).outputs, "system_prompt")
         self.keep = None if keep is None else tuple(keep)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
@@ -96,19 +127,32 @@ class FormPreference(RowStep):
 
     def apply(self, row: Row) -> Row:
         """The row with its pair, or Dropped for the reason why there is none."""
+        makings = KNOWN.get()
         seen = self.view(row)
         standard = self.layout == "standard"
-        prompt: Any = prompt_text(seen) if standard else prompt_messages(seen)
-        chosen, rejected = self._pair(self._answers(seen))
+        messages = prompt_messages(seen)
+        chosen, rejected = self._pair(self._answers(seen, makings))
+        head = messages[0]["content"] if messages[0]["role"] == "system" else None
+        is_told = "system_prompt" in self.input_mappings
+        systems = [
+            None if self.system_prompt == "drop" else head or system_of(seen, answer.text, makings, is_told=is_told)
+            for answer in (chosen, rejected)
+        ]
+        shared = systems[0] if systems[0] == systems[1] else None
+        messages, column = with_system(messages, shared, self.system_prompt)
         made: Row = {
-            "prompt": prompt,
+            "prompt": text_of_prompt(messages) if standard else messages,
             "chosen": chosen.text if standard else [{"role": "assistant", "content": chosen.text}],
             "rejected": rejected.text if standard else [{"role": "assistant", "content": rejected.text}],
             "score_chosen": chosen.rating,
             "score_rejected": rejected.rating,
             "chosen_model": chosen.model,
             "rejected_model": rejected.model,
+            "chosen_system_prompt": systems[0],
+            "rejected_system_prompt": systems[1],
         }
+        if self.system_prompt == "column":
+            made["system_prompt"] = column
         kept = row if self.keep is None else {column: row[column] for column in self.keep}
         return self.merge(kept, made)
 
@@ -119,7 +163,7 @@ class FormPreference(RowStep):
         require_prompt(self, incoming[0])
         return kept_and_made(self, incoming[0], self.keep)
 
-    def _answers(self, seen: Row) -> list[_Answer]:
+    def _answers(self, seen: Row, makings: Makings) -> list[_Answer]:
         """The answers that have text and a rating."""
         generations, ratings = seen["generations"], seen["ratings"]
         models = seen.get("generation_models")
@@ -133,16 +177,21 @@ class FormPreference(RowStep):
         if len(set(lengths.values())) > 1:
             raise RecordError(f"lists of unequal length: {lengths}", reason="unequal_lists")
         answers = []
+        cut = 0
         for index, (text, rating) in enumerate(zip(generations, ratings, strict=True)):
             if text is not None and not isinstance(text, str):
                 raise RecordError(
                     f"generations[{index}] is {type(text).__name__}; text was expected",
                     reason="bad_generation",
                 )
-            if _is_rated(index, rating) and text is not None and text.strip():
+            if self.truncated == "drop" and text is not None and makings.is_cut(text):
+                cut += 1
+            elif _is_rated(index, rating) and text is not None and text.strip():
                 answers.append(_Answer(text, rating, models[index] if models is not None else None))
-        if self.missing_ratings == "drop" and len(answers) < len(generations):
+        if self.missing_ratings == "drop" and len(answers) < len(generations) - cut:
             raise Dropped("missing_rating")
+        if len(answers) < 2 <= len(answers) + cut:
+            raise Dropped("truncated")
         if len(answers) < 2:
             raise Dropped("too_few_rated")
         return answers

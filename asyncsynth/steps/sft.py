@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
+from asyncsynth.client.messages import Message
 from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import one_of
-from asyncsynth.steps.conversation import LAYOUTS, Layout, checked_messages, prompt_messages, prompt_text
+from asyncsynth.steps.conversation import (
+    LAYOUTS,
+    SYSTEM_PROMPT,
+    TRUNCATED,
+    Layout,
+    SystemPrompt,
+    Truncated,
+    checked_messages,
+    prompt_messages,
+    system_of,
+    text_of_prompt,
+    with_system,
+)
 
 
 class FormSFT(RowStep):
@@ -16,27 +31,55 @@ class FormSFT(RowStep):
 
     Args:
         layout: "conversational" writes `messages`; "standard" writes `prompt` and `completion` as text.
+        truncated: "drop" rows whose answer (in a conversation: any of the model's turns) ended at max_tokens, and
+            count them (`truncated`), or "keep" them.
+        system_prompt: the system prompt that the model was sent. "keep" writes it as the first message, or in the
+            standard layout as text before the prompt, with a blank line between; "column" writes it to the column
+            `system_prompt` instead; "drop" leaves it out.
+        reasoning: what the model thought before it answered. "drop" leaves it out; "field" writes it to the
+            message's `reasoning_content`, as chat templates read it, or in the standard layout to the column
+            `reasoning`; "text" puts it before the answer as ``<think>`` text. Needs a column `reasoning`: a task
+            writes it with ``provenance=["reasoning"]``.
         keep: other columns to keep; None keeps all.
 
-    Reads `generation` and `instruction` or `messages` (with `system_prompt`, where there is one), or a whole
-    `conversation`, as Magpie makes them. Rows without an answer are dropped and counted (`empty_generation`).
+    Reads `generation` and `instruction` or `messages`, or a whole `conversation`, as Magpie makes them. Rows without
+    an answer are dropped and counted (`empty_generation`).
+
+    How an answer was made is known by its text, whatever column it is in: a row that a task filled, also some steps
+    earlier, is checked. A text that the input brought, or that a step of your own wrote anew, counts as whole, and
+    its system prompt is the row's column `system_prompt`. Name that column in `input_mappings` to use it in any case.
     """
 
-    optional_inputs = ("instruction", "messages", "generation", "conversation", "system_prompt")
+    learns = True
+    optional_inputs = ("instruction", "messages", "generation", "conversation", "system_prompt", "reasoning")
 
     def __init__(
         self,
         *,
         layout: Layout = "conversational",
+        truncated: Truncated = "drop",
+        system_prompt: SystemPrompt = "keep",
+        reasoning: Literal["drop", "field", "text"] = "drop",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
         output_mappings: Mapping[str, str] | None = None,
     ) -> None:
         one_of("FormSFT", "layout", layout, LAYOUTS)
+        one_of("FormSFT", "truncated", truncated, TRUNCATED)
+        one_of("FormSFT", "system_prompt", system_prompt, SYSTEM_PROMPT)
+        one_of("FormSFT", "reasoning", reasoning, ("drop", "field", "text"))
         self.layout = layout
+        self.truncated = truncated
+        self.system_prompt = system_prompt
+        self.reasoning = reasoning
         self.keep = None if keep is None else tuple(keep)
-        self.outputs = ("messages",) if layout == "conversational" else ("prompt", "completion")
+        outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
+        if system_prompt == "column":
+            outputs.append("system_prompt")
+        if reasoning == "field" and layout == "standard":
+            outputs.append("reasoning")
+        self.outputs = tuple(outputs)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:
@@ -44,22 +87,57 @@ class FormSFT(RowStep):
         return 1
 
     def apply(self, row: Row) -> Row:
-        """The row with the example's columns."""
+        """The row with the example's columns, or Dropped for the reason why it makes none."""
+        makings = KNOWN.get()
         seen = self.view(row)
-        if seen.get("conversation") is not None:
-            messages = checked_messages(seen["conversation"])
-            if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-                raise Dropped("empty_generation")
-            seen = {"messages": list(messages[:-1]), "system_prompt": seen.get("system_prompt")}
-            answer = messages[-1]["content"]
+        turns = _turns(seen)
+        answer = turns[-1]["content"]
+        if self.truncated == "drop":
+            for turn in turns:
+                if turn["role"] == "assistant" and makings.is_cut(turn["content"]):
+                    raise Dropped("truncated")
+        is_told = "system_prompt" in self.input_mappings
+        system = None
+        if self.system_prompt != "drop" and turns[0]["role"] != "system":
+            system = system_of(seen, answer, makings, is_told=is_told)
+        messages, column = with_system(turns, system, self.system_prompt)
+        thought = self._thought(seen, messages[-1], makings)
+        messages = [self._said(message, makings) for message in messages[:-1]] + [self._with(messages[-1], thought)]
+        if self.layout == "conversational":
+            made: Row = {"messages": messages}
         else:
-            answer = _answer(seen.get("generation"))
-        if self.layout == "standard":
-            made: Row = {"prompt": prompt_text(seen), "completion": answer}
-        else:
-            made = {"messages": [*prompt_messages(seen), {"role": "assistant", "content": answer}]}
+            made = {"prompt": text_of_prompt(messages[:-1]), "completion": messages[-1]["content"]}
+        made.update({"system_prompt": column, "reasoning": thought})
+        made = {name: made[name] for name in self.outputs}
         kept = row if self.keep is None else {column: row[column] for column in self.keep}
         return self.merge(kept, made)
+
+    def _said(self, message: Message, makings: Makings) -> Message:
+        """An earlier message as it is written."""
+        if message["role"] != "assistant":
+            return message
+        return self._with(message, self._thought({}, message, makings))
+
+    def _thought(self, seen: Row, message: Message, makings: Makings) -> str | None:
+        """What the model thought before it said a message: as the message, the results or the row have it."""
+        if self.reasoning == "drop":
+            return None
+        own: Any = message.get("reasoning_content")
+        making = makings.of(message["content"])
+        if own is None and making is not None:
+            own = making.reasoning
+        elif own is None:
+            own = seen.get("reasoning")
+        return own if isinstance(own, str) and own.strip() else None
+
+    def _with(self, message: Message, thought: str | None) -> Message:
+        """A message of the model's, with what it thought where that is wanted."""
+        made: Any = {name: value for name, value in message.items() if name != "reasoning_content"}
+        if thought is not None and self.reasoning == "text":
+            made["content"] = f"<think>\n{thought.strip()}\n</think>\n\n{message['content']}"
+        elif thought is not None and self.layout == "conversational":
+            made["reasoning_content"] = thought
+        return cast(Message, made)
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
         """The kept columns and the example's."""
@@ -68,7 +146,28 @@ class FormSFT(RowStep):
         if self.source_of("conversation") not in columns:
             self.require(columns, ("generation",))
             require_prompt(self, columns)
+        holders = {self.source_of("reasoning"), self.source_of("conversation"), self.source_of("messages")}
+        if self.reasoning != "drop" and not holders & columns.keys():
+            raise PipelineError(
+                f"step {self.name!r} must keep the reasoning, and nothing before it makes the column "
+                f"{self.source_of('reasoning')!r}",
+                step=self.name,
+                column=self.source_of("reasoning"),
+                hint='Let the task that answers write it: provenance=["reasoning"].',
+            )
         return kept_and_made(self, columns, self.keep)
+
+
+def _turns(seen: Row) -> list[Message]:
+    """The conversation with the answer at its end. Raises Dropped where there is no answer, RecordError."""
+    if seen.get("conversation") is not None:
+        messages = checked_messages(seen["conversation"])
+        if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+            raise Dropped("empty_generation")
+        prompt_messages({"messages": messages[:-1]})
+        return messages
+    answer = _answer(seen.get("generation"))
+    return [*prompt_messages(seen), Message(role="assistant", content=answer)]
 
 
 def _answer(generation: object) -> str:

@@ -66,13 +66,15 @@ def export(
     leaf: str = "default",
     epoch: int | None = None,
     complete_only: bool = False,
+    provenance: bool = False,
     fs: FileSystem = REAL,
 ) -> Exported:
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
 
-    `epoch` as in `RunRows`. A file that is there is replaced. CSV is for looking at: lists and objects become
-    JSON text, control characters U+FFFD, and cells that a spreadsheet would run get a `'` in front. JSON Lines
-    and Parquet carry every text as it is, JSON Lines with control characters escaped.
+    `epoch` and `provenance` (a column that says how each row was made) as in `RunRows`. A file that is there is
+    replaced. CSV is for looking at: lists and objects become JSON text, control characters U+FFFD, and cells that a
+    spreadsheet would run get a `'` in front. JSON Lines and Parquet carry every text as it is, JSON Lines with control
+    characters escaped.
 
     The result says whether the run is complete. With `complete_only` a run that is not known to be complete raises
     RunUnfinished, and nothing is written. Raises ConfigurationError, StorageError, CorruptJournal.
@@ -90,7 +92,7 @@ def export(
     found = completeness(directory)
     if complete_only:
         refuse_unfinished(directory, found)
-    rows = RunRows(directory, leaf, epoch=epoch)
+    rows = RunRows(directory, leaf, epoch=epoch, provenance=provenance)
     make_directory(fs, to.resolve().parent)
     with NewFile(to, fs) as file:
         writer(rows, file)

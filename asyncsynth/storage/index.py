@@ -308,6 +308,13 @@ class RunIndex:
         slot = self._find(key)
         return (self._final_at[slot] or None) if slot >= 0 else None
 
+    def steps_of(self, key: str) -> dict[str, int]:
+        """Step fingerprint -> location of the record's last results of it."""
+        slot = self._find(key)
+        if slot < 0:
+            return {}
+        return {name: where for name, column in self._steps.items() if slot < len(column) and (where := column[slot])}
+
     def is_current(self, key: str, where: int, fingerprint: str | None = None) -> bool:
         """Whether the entry at `where` is the last word on a record in the input: on its end, or on a step."""
         slot = self._find(key)

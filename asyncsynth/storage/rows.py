@@ -21,6 +21,7 @@ from asyncsynth.records import Row
 from asyncsynth.storage.files import REAL
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.provenance import WithProvenance
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.shards import journals
@@ -39,11 +40,14 @@ class RunRows(Sequence[Row]):
         directory: the run directory.
         leaf: name of the end of the graph.
         epoch: which state of the pipeline (see `storage.manifest`); None: the last.
+        provenance: rows get a column `provenance` as well, see `storage.provenance`.
 
     Raises ConfigurationError for a directory or leaf that is not there, CorruptJournal, StorageError.
     """
 
-    def __init__(self, directory: Path | str, leaf: str = "default", *, epoch: int | None = None) -> None:
+    def __init__(
+        self, directory: Path | str, leaf: str = "default", *, epoch: int | None = None, provenance: bool = False
+    ) -> None:
         self.directory = Path(directory)
         self.leaf = leaf
         manifest = Manifest.of_run(self.directory)
@@ -54,7 +58,9 @@ class RunRows(Sequence[Row]):
                 f"{self.directory}: the run has no rows named {leaf!r}",
                 hint=f"It has {', '.join(map(repr, known)) or 'none'}.",
             )
-        self._map = _row_map(self.directory, leaf, chosen, manifest)
+        self._map: _RowMap | WithProvenance = _row_map(self.directory, leaf, chosen, manifest)
+        if provenance:
+            self._map = WithProvenance(self.directory, manifest, chosen, self._map)
         self._range = range(len(self._map))
 
     def __len__(self) -> int:

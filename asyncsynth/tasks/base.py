@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from asyncsynth.client.concurrency import all_or_error
@@ -12,8 +12,8 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
-from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.step import ModelStep, RowCount
+from asyncsynth.pipeline.context import PROVENANCE, Context
+from asyncsynth.pipeline.step import ModelStep, RowCount, nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
 from asyncsynth.tasks.templates import prompt_source
@@ -33,6 +33,10 @@ class Task(ModelStep):
         num_generations: answers per row, each with a seed of its own.
         group_generations: True: one row whose outputs are lists; False: one row per answer.
         max_reasks: how often an answer that cannot be parsed is asked for again, before the row fails.
+        provenance: facts to write as columns beside the outputs, by these names: ``finish_reason`` ("length": cut
+            at max_tokens), ``reasoning`` (what the model thought, None if it showed nothing), ``prompt_tokens``,
+            ``completion_tokens``, ``model``, ``server``, ``calls``, ``attempts``, ``latency_s`` (seconds). Where an
+            output takes several calls, numbers are sums and the rest is of the call that the output was read from.
 
     Runs in a pipeline, as ``await task(row)``, or alone: ``task.load(); next(task.process([row]))``.
     """
@@ -50,6 +54,7 @@ class Task(ModelStep):
         num_generations: int = 1,
         group_generations: bool = False,
         max_reasks: int = 2,
+        provenance: Sequence[str] = (),
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
         output_mappings: Mapping[str, str] | None = None,
@@ -68,6 +73,9 @@ class Task(ModelStep):
         self.num_generations = num_generations
         self.group_generations = group_generations
         self.max_reasks = max_reasks
+        self.provenance = _provenance(type(self).__name__, provenance)
+        if self.provenance:
+            self.outputs = (*self.outputs, *(name for name in self.provenance if name not in self.outputs))
         self._alone: AloneRunner | None = None
         self._alone_lock = threading.Lock()
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
@@ -141,18 +149,47 @@ class Task(ModelStep):
     def settings(self) -> dict[str, Any]:
         """The step's settings and the prompt's text."""
         settings = super().settings()
+        if not self.provenance:
+            del settings["provenance"]  # results from before there was such a setting are as good
         if self.prompt is not None:
             settings["prompt"] = prompt_source(self.prompt)
         return settings
 
     async def generate(self, row: Row, ctx: Context) -> list[Row]:
         """`num_generations` answers for a row: as many rows of outputs, or one row of lists."""
+        sample = self._told if self.provenance else self.sample
         if self.num_generations == 1:
-            return [await self.sample(row, ctx, 0)]
-        answers = await all_or_error([self.sample(row, ctx, i) for i in range(self.num_generations)])
+            return [await sample(row, ctx, 0)]
+        answers = await all_or_error([sample(row, ctx, i) for i in range(self.num_generations)])
         if not self.group_generations:
             return answers
         return [{name: [answer[name] for answer in answers] for name in self.outputs}]
+
+    async def _told(self, row: Row, ctx: Context, number: int) -> Row:
+        """`sample`, with the columns of `provenance`."""
+        own = ctx.child()
+        outputs = await self.sample(row, own, number)
+        facts = own.facts()
+        return {**outputs, **{name: facts[name] for name in self.provenance}}
+
+    @property
+    def own_outputs(self) -> tuple[str, ...]:
+        """The outputs without the columns of `provenance`: what a subclass makes."""
+        return tuple(name for name in self.outputs if name not in self.provenance)
+
+    def answers_prompt(self) -> bool:
+        """Yes, unless a subclass says otherwise."""
+        return True
+
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """The row's or the task's."""
+        return row.get("system_prompt") or self.system_prompt
+
+    def samples(self, outputs: list[Row]) -> list[Row]:
+        """A result's outputs as one row for each answer, lists of `group_generations` taken apart."""
+        if not self.group_generations or self.num_generations == 1:
+            return outputs
+        return [{name: values[i] for name, values in outputs[0].items()} for i in range(self.num_generations)]
 
     def sample(self, row: Row, ctx: Context, number: int) -> Coroutine[Any, Any, Row]:
         """One set of outputs, awaited. A task that needs several calls for it overrides this (``async def``)."""
@@ -239,6 +276,20 @@ class Task(ModelStep):
             if self._alone is None:
                 self._alone = AloneRunner(self)
             return self._alone
+
+
+def _provenance(task: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, checked. Raises ConfigurationError."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    for name in given:
+        if name not in PROVENANCE:
+            raise ConfigurationError(
+                f"{task}(provenance=...) names {name!r}{nearest(str(name), PROVENANCE)}",
+                hint=f"Known: {', '.join(PROVENANCE)}.",
+            )
+    if len(set(given)) < len(given):
+        raise ConfigurationError(f"{task}(provenance=...) names a column twice: {', '.join(given)}")
+    return given
 
 
 def text_of(row: Row, name: str) -> str:

@@ -40,6 +40,11 @@ class ChatGeneration(Task):
         messages = self.messages(row, ctx)
         return messages if messages[0]["role"] == "system" else super().conversation(row, ctx)
 
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """That of the messages, the row's or the task's."""
+        head = row["messages"][0]
+        return head["content"] if head["role"] == "system" else super().system_sent(row, ctx, number)
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The row's messages, checked."""
         return user_conversation(row["messages"])

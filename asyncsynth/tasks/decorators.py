@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import Completion, Message, ModelRequest
+from asyncsynth.client.messages import ChatRequest, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.context import Context
@@ -20,6 +20,8 @@ from asyncsynth.tasks.base import REASK_STRIDE, Task
 
 #: Keeps the seeds of the calls within one sample apart.
 _CALL_STRIDE = 10_000
+#: In a result's provenance: the system prompts that its requests began with.
+_SYSTEM = "system_prompts"
 
 
 class TaskContext:
@@ -64,6 +66,11 @@ class TaskContext:
 
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
+        if isinstance(request, ChatRequest) and request.messages and request.messages[0]["role"] == "system":
+            # Kept with the result: training examples are to hold what was sent, and only the request shows it.
+            sent = self.notes.setdefault(_SYSTEM, [])
+            if request.messages[0]["content"] not in sent:
+                sent.append(request.messages[0]["content"])
         return await self._context.send(request)
 
     def seed(self) -> int:
@@ -113,6 +120,11 @@ class FunctionTask(Task):
         declared = {"inputs": self.inputs, "outputs": self.outputs, "optional_inputs": self.optional_inputs}
         return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """The one that the function sent; None where it sent several: which answer had which is its own matter."""
+        sent = ctx.notes.get(_SYSTEM) or []
+        return sent[0] if len(sent) == 1 else None
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One call of the function; again, with other seeds, when it raises ParseFailure."""
         for reask in range(self.max_reasks + 1):
@@ -127,7 +139,7 @@ class FunctionTask(Task):
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
                 continue
-            outputs = checked_outputs(made, self.outputs, where=self.name, filled=("model_name",))
+            outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name",))
             if "model_name" in self.outputs and "model_name" not in outputs:
                 outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model
             return outputs

@@ -103,6 +103,10 @@ class EvolInstruct(Evolution):
             settings["gain_prompt"] = prompt_source(_GAIN_PROMPT)
         return settings
 
+    def answers_prompt(self) -> bool:
+        """The answers do, where they are wanted."""
+        return self.generate_answers
+
     def constrains(self) -> bool:
         """The question whether two instructions ask for the same; the rewrites are free text."""
         return self.check_gain

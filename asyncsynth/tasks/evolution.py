@@ -108,6 +108,10 @@ class Evolution(Task):
         self.mutations = chosen
         super().__init__(llm, **settings)
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     async def evolve(self, row: Row, ctx: Context, number: int) -> Chain:
         """Rewrites the row's text `num_evolutions` times; a failed rewrite leaves the text as it was."""
         chain = Chain(text_of(row, self.subject))
@@ -122,6 +126,8 @@ class Evolution(Task):
             if reason is None:
                 reason = await self.judged_fault(text, chain.last, row, ctx, call_number(number, step))
             chain.add(mutation, text, reason)
+            if reason is None or ctx.told is None:
+                ctx.told = completion
             if reason is None or not chain.model:
                 chain.model = completion.model
         ctx.notes["evolutions" if self.num_generations == 1 else f"evolutions.{number}"] = chain.log

@@ -38,6 +38,10 @@ class InstructionBacktranslation(Task):
     outputs = ("score", "reason", "model_name")
     prompt = "instruction_backtranslation"
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The scale first (servers cache a common prefix), then the pair."""
         values = {name: text_of(row, name) for name in self.inputs}

@@ -24,6 +24,8 @@ SystemPrompts = str | Sequence[str] | Mapping[str, str | tuple[str, float]]
 
 #: Keeps the seeds of a conversation's turns apart.
 _TURN_STRIDE = 10_000
+#: In a result's metadata: number of the conversation -> the system prompt that was chosen for it.
+_CHOSEN = "chosen_system_prompts"
 _CHATML_MODELS = re.compile(r"qwen|smollm|chatml", re.IGNORECASE)
 #: A server that leaves special tokens out of its text shows the next turn's header as a bare role.
 _NEXT_TURN = re.compile(r"\n+(?:assistant|user|system)\s*(?:\n|$)")
@@ -120,11 +122,19 @@ class Magpie(Task):
         """Stop texts: what comes after the turn is cut off, if it was paid for."""
         return frozenset({Feature.STOP})
 
+    def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
+        """The one that the conversation began with: the model answered under it as well."""
+        noted: dict[str, str] = ctx.notes.get(_CHOSEN) or {}
+        return noted.get(str(number)) or self._system_prompt(row, ctx, number)[1]
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One conversation."""
         key, system = self._system_prompt(row, ctx, number)
+        if system and len(self.system_prompts) > 1 and not row.get("system_prompt"):
+            ctx.notes.setdefault(_CHOSEN, {})[str(number)] = system
         head: list[Message] = [{"role": "system", "content": system}] if system else []
         turns: list[Message] = []
+        thoughts: dict[int, str] = {}  #: by place in `turns`; kept out of the requests, as chat templates do
         for turn in range(self.n_turns):
             seed = number + turn * _TURN_STRIDE
             turns.append({"role": "user", "content": await self._user_turn([*head, *turns], ctx, seed)})
@@ -132,15 +142,17 @@ class Magpie(Task):
                 break
             request = self.llm.chat([*head, *turns], seed=ctx.seed(seed + _TURN_STRIDE // 2))
             answer = await ctx.send(request)
+            if "reasoning" in self.provenance and answer.choices[0].reasoning:
+                thoughts[len(turns)] = answer.choices[0].reasoning
             turns.append({"role": "assistant", "content": answer.text.strip()})
         made: Row = {
             "instruction": turns[0]["content"],
             "response": turns[-1]["content"],
-            "conversation": [*head, *turns] if self.include_system_prompt else turns,
+            "conversation": [*(head if self.include_system_prompt else []), *_with_thoughts(turns, thoughts)],
             "system_prompt_key": key,
             "model_name": ctx.completions[-1].model,
         }
-        return {name: made[name] for name in self.outputs}
+        return {name: made[name] for name in self.own_outputs}
 
     async def _user_turn(self, messages: list[Message], ctx: Context, number: int) -> str:
         """What the user says next, asked for again while it is blank or has no end."""
@@ -180,6 +192,14 @@ class Magpie(Task):
         weights = [weight for _, _, weight in self.system_prompts]
         [chosen] = ctx.rng(f"system_prompt/{number}").choices(self.system_prompts, weights)
         return chosen[0], chosen[1]
+
+
+def _with_thoughts(turns: list[Message], thoughts: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The turns, what the model thought beside its own, by the name that chat templates read."""
+    return [
+        {**turn, "reasoning_content": thoughts[place]} if place in thoughts else {**turn}
+        for place, turn in enumerate(turns)
+    ]
 
 
 def read_user_turn(choice: Choice, stop: Sequence[str]) -> str:

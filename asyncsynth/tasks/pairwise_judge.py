@@ -91,6 +91,10 @@ class PairwiseJudge(Task):
         self.allow_ties = allow_ties
         super().__init__(llm, **settings)
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """Both orders side by side, and what they come to together."""
         first, second = _two_texts(row["generations"])

@@ -49,6 +49,10 @@ class Revision(Task):
     outputs = ("revision", "rationale", "model_name")
     prompt = "revision"
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """One user turn."""
         values = {name: text_of(row, name) for name in self.inputs}

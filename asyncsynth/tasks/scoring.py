@@ -26,6 +26,10 @@ class Scorer(Task):
 
     outputs = ("scores", "model_name")
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """Scores in the places of their texts. Blank texts are not sent; their score is None."""
         texts = texts_of(row, self.subject)

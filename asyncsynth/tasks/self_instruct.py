@@ -77,6 +77,10 @@ class SelfInstruct(Task):
         self.structured = structured
         super().__init__(llm, **settings)
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One list, filled up by further requests where the first brings too few."""
         done: list[str] = []

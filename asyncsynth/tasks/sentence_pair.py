@@ -53,8 +53,8 @@ class GenerateSentencePair(Task):
     Columns: ``anchor``, optionally ``system_prompt`` -> ``positive``, ``negative``, ``model_name``; without
     `triplet` no ``negative``.
 
-    An answer whose positive repeats the anchor, whose two texts are the same, or whose texts loop, is asked for
-    again.
+    An answer whose positive repeats the anchor, whose two texts are the same, whose texts loop, or that is cut off at
+    ``max_tokens``, is asked for again.
 
     Args:
         action: what the positive is to the anchor: "paraphrase" (default), "similar", "query" (the anchor
@@ -103,6 +103,10 @@ class GenerateSentencePair(Task):
         """The task's settings, the prompt's text and the action's."""
         return {**super().settings(), "action_text": list(ACTIONS[self.action])}
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """What to write, then the anchor."""
         positive, negative, hard = ACTIONS[self.action]
@@ -125,7 +129,9 @@ class GenerateSentencePair(Task):
         }
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The texts, checked to differ from each other and from the anchor."""
+        """The texts, checked to differ from each other and from the anchor. One that is cut off is no text."""
+        if choice.finish_reason == "length":
+            raise ParseFailure("the answer is cut off at max_tokens", raw=choice.text)
         made = read_pair(choice.text)
         names = ("positive", "negative") if self.triplet else ("positive",)
         for name in names:

@@ -71,6 +71,10 @@ class TextClassification(Task):
         self.outputs = ("labels" if multi_label else "label", "model_name")
         super().__init__(llm, **settings)
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The labels first (servers cache a common prefix), then the text."""
         values = {

@@ -106,6 +106,10 @@ class UltraFeedback(Task):
             settings["jury"] = jsonable(self._jury, where="jury")
         return settings
 
+    def answers_prompt(self) -> bool:
+        """No."""
+        return False
+
     def models(self) -> tuple[LLM, ...]:
         """The judges."""
         return tuple(self._jury.judges) if self._jury is not None else super().models()
@@ -129,7 +133,7 @@ class UltraFeedback(Task):
             absent = {"judge": place, "model": jury.judges[place].model, "reason": failure.reason}
             ctx.notes.setdefault("abstained", []).append(absent)
         merged = merge_verdicts(jury, verdicts, len(row["generations"]))
-        return {name: merged[name] for name in self.outputs}
+        return {name: merged[name] for name in self.own_outputs}
 
     async def _vote(self, row: Row, ctx: Context, number: int, judge: LLM) -> Row | RecordError:
         """A judge's verdict, or why there is none."""

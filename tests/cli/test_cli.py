@@ -109,6 +109,41 @@ def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_serv
     assert len(result_rows(run)) == 12
 
 
+@pytest.mark.row(33)
+def test_cut_answers_are_told_with_the_setting_to_change(tmp_path: Path, fault_server: Serve) -> None:
+    server = fault_server(models=["model-a"])
+    job, run = write_job(tmp_path), tmp_path / "run"
+    job.write_text(job.read_text().replace("temperature=0.7", "max_tokens=5"))
+    done = asyncsynth("run", job, "--servers", server.base_url, "--output", run)
+    assert done.returncode == 0, done.stderr
+    words = "cut       text_generation_0: 100 % of answers (12 of 12) ended at max_tokens=5; raise LLM(max_tokens=...)"
+    assert words in done.stdout
+    again = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "other", "--json")
+    [cut] = json.loads(again.stdout.splitlines()[-1])["cut"]
+    assert cut == {"step": "text_generation_0", "limit": "max_tokens=5", "cut": 12, "answers": 12, "share": 1.0}
+    quality = asyncsynth("status", run, "--quality", "--json")
+    [step] = json.loads(quality.stdout)["steps"]
+    assert step["truncated_share"] == 1.0
+    exported = asyncsynth("export", run, "--to", tmp_path / "out.jsonl", "--provenance")
+    assert exported.returncode == 0, exported.stderr
+    facts = [json.loads(line)["provenance"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(fact["finish_reason"], fact["cut"]) for [fact] in facts] == [("length", 1)] * 12
+    both = asyncsynth("export", run, "--to", tmp_path / "out.jsonl", "--provenance", "--failed")
+    assert both.returncode == 2
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_workers_tell_cut_answers_too(tmp_path: Path, fault_server: Serve, workers: int) -> None:
+    server = fault_server(models=["model-a"])
+    job = write_job(tmp_path)
+    job.write_text(job.read_text().replace("temperature=0.7", "max_tokens=5"))
+    done = asyncsynth(
+        "run", job, "--servers", server.base_url, "--output", tmp_path / "run", "--workers", workers, "--json"
+    )
+    [cut] = json.loads(done.stdout.splitlines()[-1])["cut"]
+    assert (cut["cut"], cut["answers"]) == (12, 12)
+
+
 def test_json_tells_the_failures_by_reason(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(
         models=["model-a"], script=lambda info: Fault("status", status=422) if b"number 3." in info.body else None

@@ -32,6 +32,14 @@ def test_twenty_failures_that_differ_in_numbers_and_names_only_are_alike() -> No
     assert "first 20 records all failed in the same way: step 'judge', step_error: id-19" in said[ALIKE - 1]
 
 
+def test_a_key_that_is_part_of_other_words_and_numbers_makes_no_difference() -> None:
+    alike = AllAlike()
+    keys = [*"abcdefghij", *map(str, range(ALIKE))]
+    message = "AttributeError: bad attribute of a row (job.py:50)"
+    told = [alike.failed({**failed(0, message), "k": key}) for key in keys]
+    assert told[ALIKE - 1].startswith("the first 20 records all failed")
+
+
 @pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
 def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
     alike = AllAlike()

@@ -370,6 +370,24 @@ MUTATIONS = (
         "    if (kind is list or kind is tuple) and",
         "    if kind is tuple:\n        return value\n    if kind is list and",
         31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
+        "a cut answer is not noted", "pipeline/context.py",
+        'if choices[0].finish_reason == "length" or', "if",
+        33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
+    ),
+    Mutation(
+        "a cut answer is a training target", "steps/sft.py",
+        '                    raise Dropped("truncated")\n', "                    pass\n",
+        33, ("tests/steps/test_form.py::test_a_cut_answer_is_no_target",),
+    ),
+    Mutation(
+        "what is known of texts is lost at a barrier", "engine/walk.py",
+        "return {**row, CARRIED: told} if told else row", "return row",
+        33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
+    ),
+    Mutation(
+        "a task's system prompt does not reach the training rows", "tasks/base.py",
+        'return row.get("system_prompt") or self.system_prompt\n', 'return row.get("system_prompt")\n',
+        33, ("tests/engine/test_made.py::test_a_tasks_system_prompt_reaches_the_training_rows",),
     ),
 )  # fmt: skip
 

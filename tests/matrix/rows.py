@@ -55,6 +55,7 @@ ROWS = {
     30: Row("random graphs of forks, filters, expansions and joins", "rows in = out + failed + dropped, per step"),
     31: Row("values of every kind, from answers and from steps", "kept as they are, or refused by name and place"),
     32: Row("thinking, empty answers, several values in one", "never the answer; what was paid is counted"),
+    33: Row("answers cut at max_tokens, system prompts of tasks", "no cut training target; what was sent is written"),
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),

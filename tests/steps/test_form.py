@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.pipeline import Dropped
+from asyncsynth.pipeline.making import KNOWN, NOTHING, Making, Makings, end_of
 from asyncsynth.steps import FormPreference, FormSFT
 from asyncsynth.steps.similarity import similarity
 
@@ -19,7 +20,9 @@ ROW: dict[str, Any] = {
     "ratings": [1, 5, 3.5],
     "generation_models": ["m1", "m2", "m3"],
 }
-PAIR = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "chosen_model", "rejected_model")
+PAIR = FormPreference.outputs
+#: Beside a pair whose answers were made without a system prompt.
+NO_SYSTEM = {"chosen_system_prompt": None, "rejected_system_prompt": None}
 
 
 def rated(ratings: list[Any], generations: list[Any] | None = None) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def test_standard() -> None:
         "score_rejected": 1,
         "chosen_model": "m2",
         "rejected_model": "m1",
+        **NO_SYSTEM,
     }
 
 
@@ -67,6 +71,8 @@ def test_conversational() -> None:
         "score_rejected": 1,
         "chosen_model": "m2",
         "rejected_model": "m1",
+        "chosen_system_prompt": "Be brief.",
+        "rejected_system_prompt": "Be brief.",
     }
 
 
@@ -84,7 +90,7 @@ def test_messages_win_over_the_instruction() -> None:
     assert reason(FormPreference(), {**ROW, "messages": turns}) == "bad_prompt"
     made = FormPreference().apply({**ROW, "messages": [{"role": "system", "content": "s"}, turns[2]]})
     assert isinstance(made, dict)
-    assert made["prompt"] == "Why?"
+    assert made["prompt"] == "s\n\nWhy?"
 
 
 def test_columns_can_be_renamed_and_models_left_out() -> None:
@@ -103,6 +109,7 @@ def test_columns_can_be_renamed_and_models_left_out() -> None:
         "score_rejected": 1,
         "chosen_model": None,
         "rejected_model": None,
+        **NO_SYSTEM,
     }
     assert set(step.flow([dict.fromkeys(row, "load")])) == set(step.apply(row))
 
@@ -315,3 +322,165 @@ def test_sft_flow() -> None:
         FormSFT().flow([{"generation": "x"}])
     with pytest.raises(PipelineError, match="layout is 'text'"):
         FormSFT(layout="text")  # type: ignore[arg-type]
+
+
+# --- what is known of how texts were made ----------------------------------------------------------------------
+
+CUT = "The moon pulls the sea, and so does the sun, which is why the tides are highest when both stand in"
+WHOLE = "The moon pulls the sea."
+
+
+def known(*texts: str, cut: tuple[str, ...] = (), **how: Any) -> Makings:
+    """Makings of answers."""
+    return Makings(Making(end_of(text), text in cut, True, **how) for text in texts)
+
+
+def dropped(step: FormPreference | FormSFT, row: dict[str, Any], makings: Makings) -> str:
+    with pytest.raises(Dropped) as caught:
+        step.apply_knowing(row, makings)
+    return caught.value.reason
+
+
+@pytest.mark.row(33)
+def test_a_cut_answer_is_no_target() -> None:
+    makings = known(CUT, WHOLE, cut=(CUT,))
+    row = {"instruction": "Tides?", "generation": CUT}
+    assert dropped(FormSFT(), row, makings) == "truncated"
+    assert FormSFT(truncated="keep", keep=()).apply_knowing(row, makings)["messages"][-1]["content"] == CUT
+    assert FormSFT().apply_knowing({**row, "generation": WHOLE}, makings)
+    assert FormSFT().apply(row)  # outside of a run nothing is known
+    assert dropped(FormSFT(), {**row, "generation": f"Answer: {CUT} \n"}, makings) == "truncated"
+    assert FormSFT().apply_knowing({**row, "generation": "The moon pulls the sea, and so does the sun."}, makings)
+    # Any turn of the model's counts, and none of the user's.
+    user, said = {"role": "user", "content": CUT}, {"role": "assistant", "content": WHOLE}
+    cut = {"role": "assistant", "content": CUT}
+    assert FormSFT().apply_knowing({"conversation": [user, said]}, makings)
+    assert dropped(FormSFT(), {"conversation": [user, cut, user, said]}, makings) == "truncated"
+
+
+@pytest.mark.row(33)
+@pytest.mark.parametrize(
+    ("texts", "settings", "expected"),
+    [
+        ([CUT, WHOLE], {}, "truncated"),
+        ([CUT, WHOLE], {"truncated": "keep"}, (WHOLE, CUT)),
+        ([CUT, WHOLE, "By chance."], {}, (WHOLE, "By chance.")),
+        ([CUT, ""], {}, "too_few_rated"),
+    ],
+)
+def test_a_cut_answer_is_neither_chosen_nor_rejected(texts: list[str], settings: Any, expected: Any) -> None:
+    row = rated([1, 5, 3][: len(texts)], texts)
+    makings = known(*texts, cut=(CUT,))
+    if isinstance(expected, str):
+        assert dropped(FormPreference(**settings), row, makings) == expected
+    else:
+        made = FormPreference(**settings).apply_knowing(row, makings)
+        assert (made["chosen"], made["rejected"]) == expected
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.row(33)
+def test_the_system_prompt_that_was_sent_is_written() -> None:
+    row = {"instruction": "Why?", "generation": WHOLE}
+    sent = known(WHOLE, system="Be brief.")
+    assert FormSFT(keep=()).apply_knowing(row, sent)["messages"][:2] == [SYSTEM, USER]
+    assert FormSFT(layout="standard", keep=()).apply_knowing(row, sent)["prompt"] == "Be brief.\n\nWhy?"
+    assert FormSFT(system_prompt="drop", keep=()).apply_knowing(row, sent)["messages"][0] == USER
+    for layout, prompt in (("standard", {"prompt": "Why?", "completion": WHOLE}), ("conversational", {})):
+        made = FormSFT(layout=layout, system_prompt="column", keep=()).apply_knowing(row, sent)  # type: ignore[arg-type]
+        assert {"system_prompt": "Be brief.", **prompt}.items() <= made.items()
+        assert made.get("messages", [USER])[0] == USER
+    # What was sent counts, unless the user names a column; a system message in the messages stays.
+    own = {**row, "system_prompt": "Written later."}
+    assert FormSFT().apply_knowing(own, sent)["messages"][0] == SYSTEM
+    told = FormSFT(input_mappings={"system_prompt": "system_prompt"}).apply_knowing(own, sent)
+    assert told["messages"][0]["content"] == "Written later."
+    headed = {"messages": [{"role": "system", "content": "Mine."}, USER], "generation": WHOLE}
+    assert [m["content"] for m in FormSFT().apply_knowing(headed, sent)["messages"]] == ["Mine.", "Why?", WHOLE]
+    # Sent without one: the judge's column that came later is no part of it.
+    assert FormSFT().apply_knowing(own, known(WHOLE))["messages"][0] == USER
+    # A text that no task made: the row's column, or the one that all its answers share.
+    mine = {**own, "generation": "A text of my own."}
+    assert FormSFT().apply_knowing(mine, sent)["messages"][0]["content"] == "Written later."
+    del mine["system_prompt"]
+    assert FormSFT().apply_knowing(mine, sent)["messages"][0] == SYSTEM
+    two = Makings([Making("a", False, True, "A."), Making("b", False, True, "B.")])
+    with pytest.raises(RecordError, match="2 different system prompts") as caught:
+        FormSFT().apply_knowing(mine, two)
+    assert caught.value.reason == "unknown_system_prompt"
+
+
+@pytest.mark.row(33)
+def test_a_pair_under_two_system_prompts() -> None:
+    row = rated([5, 1], ["first answer", "second answer"])
+    one = known("first answer", "second answer", system="Be brief.")
+    made = FormPreference(keep=()).apply_knowing(row, one)
+    assert (made["prompt"], made["chosen_system_prompt"]) == ("Be brief.\n\nWhy?", "Be brief.")
+    made = FormPreference(layout="conversational", keep=()).apply_knowing(row, one)
+    assert made["prompt"] == [SYSTEM, USER]
+    made = FormPreference(system_prompt="column", keep=()).apply_knowing(row, one)
+    assert (made["prompt"], made["system_prompt"]) == ("Why?", "Be brief.")
+    two = Makings([Making("first answer", False, True, "A."), Making("second answer", False, True, "B.")])
+    made = FormPreference(keep=()).apply_knowing(row, two)
+    assert made["prompt"] == "Why?"
+    assert (made["chosen_system_prompt"], made["rejected_system_prompt"]) == ("A.", "B.")
+
+
+@pytest.mark.parametrize("layout", ["conversational", "standard"])
+def test_sft_keeps_the_reasoning(layout: Any) -> None:
+    row = {"instruction": "Why?", "generation": WHOLE, "reasoning": "of another answer"}
+    thought = known(WHOLE, reasoning="The moon, the sun.")
+    made = FormSFT(layout=layout, keep=()).apply_knowing(row, thought)
+    assert "moon, the sun" not in str(made)
+    made = FormSFT(layout=layout, reasoning="field", keep=()).apply_knowing(row, thought)
+    if layout == "standard":
+        assert (made["completion"], made["reasoning"]) == (WHOLE, "The moon, the sun.")
+    else:
+        said = {"role": "assistant", "content": WHOLE, "reasoning_content": "The moon, the sun."}
+        assert made["messages"][-1] == said
+    made = FormSFT(layout=layout, reasoning="text", keep=()).apply_knowing(row, thought)
+    text = made["completion"] if layout == "standard" else made["messages"][-1]["content"]
+    assert text == f"<think>\nThe moon, the sun.\n</think>\n\n{WHOLE}"
+    made = FormSFT(layout=layout, reasoning="text").apply(row)  # from the input: its column
+    assert "<think>\nof another answer" in str(made.get("completion", made.get("messages"))).replace("\\n", "\n")
+
+
+def test_sft_keeps_the_reasoning_of_every_turn_that_holds_it() -> None:
+    turns = [USER, {"role": "assistant", "content": "So.", "reasoning_content": "t1"}, USER]
+    turns.append({"role": "assistant", "content": "So!", "reasoning_content": "t2"})
+    assert FormSFT(reasoning="field", keep=()).apply({"conversation": turns})["messages"] == turns
+    bare = FormSFT(keep=()).apply({"conversation": turns})["messages"]
+    assert [set(message) for message in bare] == [{"role", "content"}] * 4
+    inline = FormSFT(reasoning="text", keep=()).apply({"conversation": turns})["messages"]
+    assert inline[1]["content"] == "<think>\nt1\n</think>\n\nSo."
+    assert turns[1]["content"] == "So."
+
+
+def test_sft_options() -> None:
+    with pytest.raises(PipelineError, match="must keep the reasoning") as caught:
+        FormSFT(reasoning="field").flow([{"instruction": "x", "generation": "x"}])
+    assert "provenance=" in str(caught.value.hint)
+    for option in ("truncated", "reasoning", "system_prompt"):
+        with pytest.raises(PipelineError, match=f"{option} is 'none'"):
+            FormSFT(**{option: "none"})  # type: ignore[arg-type]
+    flowing = FormSFT(layout="standard", system_prompt="column", reasoning="field", keep=()).flow(
+        [{"instruction": "x", "generation": "x", "reasoning": "x"}]
+    )
+    assert set(flowing) == {"prompt", "completion", "system_prompt", "reasoning"}
+
+
+@pytest.mark.row(33)
+def test_a_subclass_that_overrides_apply_knows_as_much() -> None:
+    class Shouted(FormSFT):
+        def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+            return {**super().apply(row), "shouted": True}
+
+    row = {"instruction": "Tides?", "generation": CUT}
+    assert dropped(Shouted(), row, known(CUT, cut=(CUT,))) == "truncated"
+    made = Shouted().apply_knowing({**row, "generation": WHOLE}, known(CUT, WHOLE, cut=(CUT,)))
+    assert isinstance(made, dict)
+    assert made["shouted"]
+    assert KNOWN.get() is NOTHING

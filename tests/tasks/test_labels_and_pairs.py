@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, ChatGeneration, GenerateSentencePair, TextClassification
+from asyncsynth.client.messages import Choice
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.tasks.sentence_pair import read_pair
 from asyncsynth.tasks.text_classification import read_labels
@@ -113,6 +114,12 @@ def test_without_a_negative() -> None:
 def test_pairs_that_teach_nothing(answer: dict[str, str], message: str) -> None:
     with pytest.raises(ParseFailure, match=message):
         generate(GenerateSentencePair(M, max_reasks=0), {"anchor": "There was much rain."}, Model(json.dumps(answer)))
+
+
+def test_a_pair_that_was_cut_is_none() -> None:
+    model = Model(by=lambda _: Choice("Positive: It rained a lot.\nNegative: The sun sh", "length"))
+    with pytest.raises(ParseFailure, match="cut off at max_tokens"):
+        generate(GenerateSentencePair(M, max_reasks=0), {"anchor": "There was much rain."}, model)
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,10 @@ def test_a_generator_makes_its_rows_and_more_of_them_extend_the_run(tmp_path: Pa
     rows = run(tmp_path, lambda: make(12))
     assert len(rows) == 12
     assert {row["system_prompt_key"] for row in rows} == {"a", "b"}
-    assert len({row["messages"][0]["content"] for row in rows}) == 12
-    assert [message["role"] for message in rows[0]["messages"]] == ["user", "assistant"] * 2
+    assert len({row["messages"][1]["content"] for row in rows}) == 12
+    assert [message["role"] for message in rows[0]["messages"]] == ["system"] + ["user", "assistant"] * 2
+    # The one under which the model answered, though the journal keeps only its name.
+    assert all(row["messages"][0]["content"] == f"{row['system_prompt_key'].upper()}." for row in rows)
     again = run(tmp_path / "fresh", lambda: make(15))
     assert again[:12] == rows
     grown = make(15)

@@ -153,3 +153,40 @@ def test_settings_that_cannot_work_are_refused_when_the_task_is_made() -> None:
         TextGeneration(M, num_generations=0)
     with pytest.raises(ConfigurationError, match="max_reasks"):
         TextGeneration(M, max_reasks=-1)
+
+
+# --- provenance as columns ---------------------------------------------------------------------------
+
+
+def test_provenance_columns_of_each_answer() -> None:
+    said = [Choice("one", "stop", reasoning="I thought."), Choice("two", "length")]
+    answers = iter(said)
+    task = TextGeneration(
+        LLM(model="m"), num_generations=2, provenance=["finish_reason", "reasoning", "completion_tokens"]
+    )
+    model = Model(by=lambda _: next(answers))
+    made = generate(task, {"instruction": "Hi"}, model)
+    assert [row["finish_reason"] for row in made] == ["stop", "length"]
+    assert [row["reasoning"] for row in made] == ["I thought.", None]
+    assert [row["completion_tokens"] for row in made] == [5, 5]  # of each answer, not of both
+    answers = iter(said)
+    task = TextGeneration(LLM(model="m"), num_generations=2, group_generations=True, provenance=["finish_reason"])
+    ctx = model.ctx()
+    [grouped] = generate(task, {"instruction": "Hi"}, model, ctx)
+    assert grouped["finish_reason"] == ["stop", "length"]
+    assert ctx.provenance()["calls"] == 2
+    assert ctx.provenance()["cut"] == ["two"]
+
+
+def test_provenance_names_are_checked() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean 'finish_reason'"):
+        TextGeneration(LLM(model="m"), provenance=["finish_reson"])
+    with pytest.raises(ConfigurationError, match="twice"):
+        TextGeneration(LLM(model="m"), provenance=["calls", "calls"])
+    assert TextGeneration(LLM(model="m"), provenance=["calls"]).own_outputs == ("generation", "model_name")
+
+
+def test_a_task_without_provenance_columns_has_the_settings_that_it_always_had() -> None:
+    """Results from before there was such an option are not paid again."""
+    assert "provenance" not in TextGeneration(LLM(model="m")).settings()
+    assert TextGeneration(LLM(model="m"), provenance=["calls"]).settings()["provenance"] == ["calls"]

@@ -1,0 +1,147 @@
+"""How the texts of a record were made, for steps that write training examples.
+
+A row's columns do not say whether a text in them was cut off, or which system prompt the model saw: columns are
+renamed, grouped, expanded, joined and rewritten on the way. The journal does know, for each result of a model step.
+So the engine keeps a record's results while it walks, and a step with `learns` may ask about any text, by
+`KNOWN.get()` in its `apply`. A text is known by how it ends: a prefix that a step puts in front changes nothing, while
+a text that a step shortened to its last whole sentence is no longer the one that was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from asyncsynth.records import Row
+
+#: Characters at a text's end by which it is known, white space counted once. A shorter text is known by all of it.
+_END_CHARS = 64
+#: A text that differs from a known one at its beginning must share at least this many characters at its end.
+_LEAST_CHARS = 24
+#: Where a row carries its makings across a step over all rows; the walker takes it off again.
+CARRIED = "_asyncsynth_made"
+
+
+class Making(NamedTuple):
+    """How one text was made."""
+
+    end: str  #: `end_of` the text
+    is_cut: bool  #: the answer ended at max_tokens
+    is_answer: bool  #: it answers the row's prompt; False for a rewrite or a judge's words
+    system: str | None = None  #: the system prompt that the model was sent, if there was one
+    reasoning: str | None = None  #: what the model thought, where the task keeps it
+
+
+def end_of(text: str) -> str:
+    """A text's last characters, white space apart."""
+    return " ".join(text[-4 * _END_CHARS :].split())[-_END_CHARS:]
+
+
+def same_end(one: str, other: str) -> bool:
+    """Whether two texts, given by `end_of`, end alike."""
+    if one == other:
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    return len(shorter) >= _LEAST_CHARS and longer.endswith(shorter)
+
+
+class Makings:
+    """What is known of the texts of one record."""
+
+    def __init__(self, makings: Iterable[Making] = ()) -> None:
+        self._makings = list(makings)
+
+    def of(self, text: str) -> Making | None:
+        """How a text was made, or None where no model step of this record made it.
+
+        A text that a rewriting step left as it was has two makings: it is cut if either says so, and its system
+        prompt is that of the answer.
+        """
+        end = end_of(text)
+        found = [making for making in self._makings if making.end == end] or [
+            making for making in self._makings if same_end(making.end, end)
+        ]
+        if not found or not end:
+            return None
+        answers = [making for making in found if making.is_answer]
+        thoughts = [making.reasoning for making in found if making.reasoning]
+        return Making(
+            end=end,
+            is_cut=any(making.is_cut for making in found),
+            is_answer=bool(answers),
+            system=answers[-1].system if answers else None,
+            reasoning=thoughts[-1] if thoughts else None,
+        )
+
+    def is_cut(self, text: str) -> bool:
+        """Whether a text is known to have ended at max_tokens."""
+        making = self.of(text)
+        return making is not None and making.is_cut
+
+    def systems(self) -> list[str | None]:
+        """The different system prompts under which answers of this record were made; None for none."""
+        return list(dict.fromkeys(making.system for making in self._makings if making.is_answer))
+
+    def carried(self, row: Row) -> list[list[Any]]:
+        """As JSON, those makings of the row's texts that say more than "whole, and without a system prompt"."""
+        told = [making for making in self._makings if making.is_cut or making.system or making.reasoning]
+        if not told:
+            return []
+        ends = {end_of(text) for _, text in texts_in(row)}
+        return [list(making) for making in told if any(same_end(making.end, end) for end in ends)]
+
+
+#: Nothing is known: a step used outside a run, or rows that no model step has touched.
+NOTHING = Makings()
+
+
+#: What the running `apply` of a step with `learns` may ask; the engine sets it around the call (`apply_knowing`).
+KNOWN: ContextVar[Makings] = ContextVar("asyncsynth_makings", default=NOTHING)
+
+
+def carried_makings(value: Any) -> list[Making]:
+    """The makings that a row brought across a step over all rows (`Makings.carried`)."""
+    return [Making(*item) for item in value or ()]
+
+
+def texts_in(value: Any) -> Iterator[tuple[str, str]]:
+    """(role, text) of every text in a value; the role is "" outside of messages."""
+    if isinstance(value, str):
+        yield "", value
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, dict):
+        role, content = value.get("role"), value.get("content")
+        if isinstance(role, str) and isinstance(content, str):
+            yield role, content
+        else:
+            for item in value.values():
+                yield from texts_in(item)
+
+
+def makings_of(
+    samples: Sequence[Row], meta: dict[str, Any], *, is_answer: bool, prompt_of: Callable[[int], str | None]
+) -> list[Making]:
+    """The makings in one result of a model step.
+
+    Args:
+        samples: its outputs, one row for each answer.
+        meta: its provenance. Results of older versions have no `cut`: there the only call's `finish` says it.
+        prompt_of: the system prompt that was sent for the sample of this number.
+    """
+    cut = meta.get("cut")
+    all_cut = cut is None and meta.get("finish") == "length" and meta.get("calls") == 1
+    made: list[Making] = []
+    for number, outputs in enumerate(samples):
+        reasoning = outputs.get("reasoning")
+        sent = prompt_of(number)
+        for name, value in outputs.items():
+            if name in ("model_name", "reasoning"):
+                continue
+            for role, text in texts_in(value):
+                if role in ("", "assistant") and (end := end_of(text)):
+                    is_cut = all_cut or any(same_end(end, known) for known in cut or ())
+                    made.append(Making(end, is_cut, is_answer, sent, reasoning if isinstance(reasoning, str) else None))
+    return made
