@@ -72,6 +72,10 @@ class Call:
         "retry", "seq", "started_at", "state", "strikes", "tokens", "turn", "wake_at",
     )  # fmt: skip
 
+    first_attempt_at: float  # these three are not there before the first attempt: it would cost each call something
+    started_at: float
+    wake_at: float
+
     def __init__(self, call_id: int, model: str, priority: int, affinity: int, tokens: int, seq: int) -> None:
         self.id = call_id
         self.model = model
@@ -81,13 +85,10 @@ class Call:
         self.seq = seq
         self.state: CallState = NEW
         self.attempts = 0
-        self.first_attempt_at = 0.0
-        self.started_at = 0.0
         self.strikes = 0  # how often it failed as the one call probing a server
         self.turn = 0  # the same in this outage: such calls go behind the others, to probe in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
         self.passed = 0  # how often it stood first and another one was preferred
-        self.wake_at = 0.0
         self.replica = -1  # index of the one that its last attempt went to
         self.pays: int | None = None  # index of the one whose retry budget the next attempt takes from
         self.retry: AttemptState | None = None  # made at the first failure
@@ -102,6 +103,15 @@ class Call:
 Entry = tuple[int, int, int, Call]  #: turn, priority, order of submit; comparable across queues
 
 
+class Count:
+    """How many wait, in all queues that share it."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
 class WaitQueue:
     """Calls of one model waiting for a slot: lower priority value first, first come first served within.
 
@@ -112,9 +122,10 @@ class WaitQueue:
     until such are the majority.
     """
 
-    __slots__ = ("_heap", "_homes", "_homing", "live")
+    __slots__ = ("_all", "_heap", "_homes", "_homing", "live")
 
-    def __init__(self) -> None:
+    def __init__(self, count: Count) -> None:
+        self._all = count
         self._heap: list[Entry] = []
         self._homes: dict[int, list[Entry]] = {}  # index of a replica -> entries of its families
         self._homing = 0  # entries in them
@@ -125,6 +136,7 @@ class WaitQueue:
         call.state = queued[call.state]
         call.entry = entry = (call.turn, call.priority, call.seq, call)
         self.live += 1
+        self._all.waiting += 1
         heappush(self._heap, entry)
         if home is not None:
             heappush(self._homes.setdefault(home, []), entry)
@@ -142,7 +154,10 @@ class WaitQueue:
 
     def best(self, home: int) -> Entry | None:
         """The entry that this replica should take next, or None."""
-        head = self.head()
+        heap = self._heap
+        head = heap[0] if heap else None
+        if head is not None and head[3].entry is not head:
+            head = self.head()
         own = self._homes.get(home)
         if head is None or not own:
             return head
@@ -157,6 +172,7 @@ class WaitQueue:
         """Take away what `head` or `best` returned."""
         heap = self._heap
         self.live -= 1
+        self._all.waiting -= 1
         entry[3].entry = None
         if heap[0] is entry:
             heappop(heap)
@@ -168,6 +184,7 @@ class WaitQueue:
         """A waiting call goes away."""
         call.entry = None
         self.live -= 1
+        self._all.waiting -= 1
         self._sweep()
 
     def rehome(self, home_of: Callable[[Call], int | None]) -> None:

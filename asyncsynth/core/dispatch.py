@@ -40,6 +40,8 @@ class Slots:
         self._balancer = balancer
         self._room = room
         self._queues = room.queues
+        self._suspects = room.suspects
+        self._count = room.count
         self._timers = timers
         self._book = book
         self._gated: set[Replica] = set()  # those whose published rate is used up
@@ -48,26 +50,12 @@ class Slots:
 
     # --- starting -----------------------------------------------------------------------------
 
-    def admit(self, call: Call, now: float, out: list[Action]) -> None:
-        """A new call."""
+    def start_or_wait(self, call: Call, now: float, out: list[Action]) -> None:
+        """A new call, or one that is tried again and is no suspect."""
         self.calls[call.id] = call
-        if self.halted is not None:
-            out.append(self.halted)
-        self._start_or_wait(call, now, out)
-
-    def place(self, call: Call, now: float, out: list[Action]) -> None:
-        """Start a call that is ready, or let it wait. A suspect takes its turn among suspects."""
-        if call.retry is None or not call.retry.degree:
-            self._start_or_wait(call, now, out)
-            return
-        self._room.enter(call)
-        replica = self._balancer.pick(call.model)
-        if replica is not None and self.halted is None:
-            self.fill(replica, now, out)
-
-    def _start_or_wait(self, call: Call, now: float, out: list[Action]) -> None:
-        # A queue with somebody in it means that no replica of this model can take a call.
-        if self.halted is None and not self._queues[call.model].live:
+        queue = self._queues[call.model]
+        # A queue with a call in it means that no replica of this model can take one.
+        if self.halted is None and not queue.live:
             replica = self._balancer.pick(call.model, call.affinity)
             while replica is not None and replica.gate is not None and not self._admitted(call, replica, now):
                 replica = self._balancer.pick(call.model, call.affinity)  # each turn closes a gate
@@ -76,7 +64,17 @@ class Slots:
                 if self._gated:
                     self._left_queue(call, now, out)
                 return
+        queue.push(call, self._room.home(call) if call.affinity else None)
+
+    def place(self, call: Call, now: float, out: list[Action]) -> None:
+        """Start a call that is tried again, or let it wait. A suspect takes its turn among suspects."""
+        if call.retry is None or not call.retry.degree:
+            self.start_or_wait(call, now, out)
+            return
         self._room.enter(call)
+        replica = self._balancer.pick(call.model)
+        if replica is not None and self.halted is None:
+            self.fill(replica, now, out)
 
     def _start(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
         call.state = started[call.state]
@@ -104,8 +102,11 @@ class Slots:
         """Give a replica that may have room the best of the calls that wait for it."""
         if replica.gated_for is not None:
             self._open_gate(replica)  # what was used may be less than what was charged
-        room = self._room
-        if room.count and self.halted is None and not (room.suspects and self._suspects_first(replica, now, out)):
+        if (
+            self._count.waiting
+            and self.halted is None
+            and not (self._suspects and self._suspects_first(replica, now, out))
+        ):
             self._drain(replica, now, out)
         if replica.held and not replica.in_flight:
             self.release_held(replica, out)  # nobody is left who could bear witness
@@ -114,18 +115,19 @@ class Slots:
 
     def _drain(self, replica: Replica, now: float, out: list[Action]) -> None:
         queues = self._queues
-        while replica.can_take():
+        while replica.in_flight < replica.limiter.limit and replica.can_take():  # the first saves most of the calls
             best = None
             for model in replica.models:
-                entry = queues[model].best(replica.index)
+                queue = queues[model]
+                entry = queue.best(replica.index)
                 if entry is not None and (best is None or entry < best):
-                    best = entry
+                    best, source = entry, queue
             if best is None:
                 return
             call = best[3]
             if replica.gate is not None and not self._admitted(call, replica, now):
                 return
-            self._room.take(best)
+            source.take(best)
             self._start(call, replica, now, out)
             if self._gated:
                 self._left_queue(call, now, out)
@@ -209,8 +211,8 @@ class Slots:
 
     # --- between two attempts -----------------------------------------------------------------
 
-    def ended(self, replica: Replica, now: float) -> None:
-        """An attempt there has ended, however: a sign of life, and a free slot."""
+    def failed(self, replica: Replica, now: float) -> None:
+        """An attempt there has failed: a sign of life all the same, and a free slot."""
         replica.heard_at = now
         replica.in_flight -= 1
 
@@ -290,6 +292,14 @@ class Slots:
                 self.place(call, now, out)
 
     # --- ending -------------------------------------------------------------------------------
+
+    def answered(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
+        """An attempt there has succeeded: a sign of life, a free slot, and the end of the call."""
+        replica.heard_at = now
+        replica.in_flight -= 1
+        call.state = finished[call.state]  # as `finish`, in line: this is the usual end
+        del self.calls[call.id]
+        out.append(Finish(call.id, outcome, call.attempts))
 
     def finish(self, call: Call, outcome: Outcome, out: list[Action]) -> None:
         """It is over."""

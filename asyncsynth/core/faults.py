@@ -3,7 +3,7 @@
 `FaultJudge` decides, and changes the breakers. `core.dispatch` carries out what it decides about calls, and
 `core.suspects` keeps who may have killed a server; its words are explained there. The other words: a failure is
 *charged* to a record (one attempt of those that it has), or *held* until it is known whose fault it is. A replica is
-*paused* when its breaker opens, and is *back* when it closes. A call *strikes* when it probes a paused server and fails.
+*paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused server and fails.
 """
 
 from __future__ import annotations

@@ -175,4 +175,4 @@ class Replica:
         why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
         if state is CLOSED and self.gated_for is not None:
             why = f"waits for its published rate; {why}"
-        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state.value, why)
+        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state, why)

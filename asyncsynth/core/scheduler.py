@@ -51,9 +51,7 @@ class Scheduler:
         self._timers = Timers()
         self._book = SuspectBook(self._balancer, self._room, self._timers)
         self._slots = Slots(self._balancer, self._room, self._timers, self._book)
-        self._judge = FaultJudge(
-            self._slots, self._book, self._balancer, self._room, self._timers, policy, rng
-        )
+        self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
         self._seq = 0
         self.replicas = self._balancer.replicas  #: all there ever were, by index
         self._calls = self._slots.calls
@@ -79,7 +77,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Calls waiting for a slot."""
-        return self._room.count
+        return self._room.count.waiting
 
     @property
     def halted(self) -> Halt | None:
@@ -110,8 +108,9 @@ class Scheduler:
         if model not in self._queues:
             raise KeyError(model)
         self._seq = seq = self._seq + 1
-        out: list[Action] = []
-        self._slots.admit(Call(call_id, model, priority, affinity, tokens, seq), now, out)
+        slots = self._slots
+        out: list[Action] = [] if slots.halted is None else [slots.halted]
+        slots.start_or_wait(Call(call_id, model, priority, affinity, tokens, seq), now, out)
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:
@@ -124,14 +123,13 @@ class Scheduler:
         out: list[Action] = []
         if type(outcome) is Ok:
             replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
-            slots.ended(replica, now)
             if replica.gate is not None:
                 replica.gate.correct(call.tokens, outcome.prompt_tokens + outcome.tokens, call.started_at, now)
             if replica.troubled:
                 self._judge.recovered(call, replica, now, out)
-            slots.finish(call, outcome, out)
+            slots.answered(call, replica, outcome, now, out)
         else:
-            slots.ended(replica, now)
+            slots.failed(replica, now)
             self._judge.failed(call, replica, outcome, now, out)
         slots.fill(replica, now, out)
         return out

@@ -22,62 +22,93 @@ A *suspicion* is about a record that may kill servers (`core.suspects` has the r
 - A CRASH with the call in flight raises it by one degree, to two at most.
 - An ANSWER of any kind, or the conviction of another call (EXPLAIN), ends it.
 
-`after(table, event)` is one column of a table, as a dictionary from state to state. A state that has no entry there
-raises `IllegalMove`: it is a fault of the scheduler's own.
+`after(table, event)` is one column of a table: state before -> state after. States change by these columns and by
+nothing else. A move that no table has is a KeyError with the state's name: a fault of the scheduler's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, IntEnum, StrEnum
-from typing import Final, TypeVar
+from enum import IntEnum
+from typing import Final, Literal, TypeVar
 
-State = TypeVar("State", bound=Enum)
-Event = TypeVar("Event", bound=Enum)
+State = TypeVar("State")
+Event = TypeVar("Event")
 
+#: Where a call is. Words rather than an enum: a lookup by a word costs a third, and each call makes three.
+CallState = Literal["new", "waiting", "in flight", "sleeping", "starved", "held", "gone"]
+NEW: Final = "new"  # just submitted
+WAITING: Final = "waiting"  # for a slot
+IN_FLIGHT: Final = "in flight"  # holds a slot
+SLEEPING: Final = "sleeping"  # until a retry is due
+STARVED: Final = "starved"  # due, but the server's retry budget is empty
+HELD: Final = "held"  # its verdict waits for a sign whether the server is the one at fault
+GONE: Final = "gone"  # finished or cancelled
 
-class CallState(StrEnum):
-    """Where a call is."""
+#: What is decided about a call.
+CallEvent = Literal["start", "queue", "sleep", "starve", "hold", "finish", "cancel"]
+START: Final = "start"  # it gets a slot
+QUEUE: Final = "queue"  # no slot is free for it
+SLEEP: Final = "sleep"  # it failed, and is tried again later
+STARVE: Final = "starve"  # it is due, and the retry budget is empty
+HOLD: Final = "hold"  # it failed for the last time, or alone on its server
+FINISH: Final = "finish"  # the driver gets its outcome
+CANCEL: Final = "cancel"  # the driver has forgotten it
 
-    NEW = "new"  # just submitted
-    WAITING = "waiting"  # for a slot
-    IN_FLIGHT = "in flight"  # holds a slot
-    SLEEPING = "sleeping"  # until a retry is due
-    STARVED = "starved"  # due, but the server's retry budget is empty
-    HELD = "held"  # its verdict waits for a sign whether the server is the one at fault
-    GONE = "gone"  # finished or cancelled
+CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
+    (NEW, START): IN_FLIGHT,
+    (NEW, QUEUE): WAITING,
+    (WAITING, START): IN_FLIGHT,
+    (WAITING, QUEUE): WAITING,  # another place: it became a suspect, or has probed in vain and the outage is over
+    (WAITING, CANCEL): GONE,
+    (IN_FLIGHT, START): IN_FLIGHT,  # the next attempt at once, perhaps on another replica
+    (IN_FLIGHT, QUEUE): WAITING,
+    (IN_FLIGHT, SLEEP): SLEEPING,
+    (IN_FLIGHT, HOLD): HELD,
+    (IN_FLIGHT, FINISH): GONE,
+    (IN_FLIGHT, CANCEL): GONE,
+    (SLEEPING, START): IN_FLIGHT,
+    (SLEEPING, QUEUE): WAITING,
+    (SLEEPING, STARVE): STARVED,
+    (SLEEPING, CANCEL): GONE,
+    (STARVED, START): IN_FLIGHT,
+    (STARVED, QUEUE): WAITING,
+    (STARVED, CANCEL): GONE,
+    (HELD, START): IN_FLIGHT,  # the server was at fault
+    (HELD, QUEUE): WAITING,  # the same, and there is no slot; or it is tried alone a second time
+    (HELD, SLEEP): SLEEPING,  # it failed alone, and the server lives: an ordinary failure
+    (HELD, FINISH): GONE,
+    (HELD, CANCEL): GONE,
+}
 
+#: Whether a replica gets calls. `ReplicaStats` shows these words.
+ReplicaState = Literal["closed", "open", "half-open", "down", "removed"]
+CLOSED: Final = "closed"  # in use
+OPEN: Final = "open"  # paused for a while
+HALF_OPEN: Final = "half-open"  # one call may try
+DOWN: Final = "down"  # paused by its supervisor, until it says otherwise
+REMOVED: Final = "removed"  # gets nothing new; what is in flight may end
 
-class CallEvent(StrEnum):
-    """What is decided about a call."""
+#: What happens to a replica.
+ReplicaEvent = Literal["pause", "try", "take down", "answer", "remove"]
+PAUSE: Final = "pause"  # it fails
+TRY: Final = "try"  # its pause is over
+TAKE_DOWN: Final = "take down"  # its supervisor says that it is gone
+ANSWER: Final = "answer"  # it answers its probe, or its supervisor says that it is back; of a call: it was answered
+REMOVE: Final = "remove"  # it leaves the fleet
 
-    START = "start"  # it gets a slot
-    QUEUE = "queue"  # no slot is free for it
-    SLEEP = "sleep"  # it failed, and is tried again later
-    STARVE = "starve"  # it is due, and the retry budget is empty
-    HOLD = "hold"  # it failed for the last time, or alone on its server
-    FINISH = "finish"  # the driver gets its outcome
-    CANCEL = "cancel"  # the driver has forgotten it
-
-
-class ReplicaState(StrEnum):
-    """Whether a replica gets calls. `ReplicaStats` shows these words."""
-
-    CLOSED = "closed"  # in use
-    OPEN = "open"  # paused for a while
-    HALF_OPEN = "half-open"  # one call may try
-    DOWN = "down"  # paused by its supervisor, until it says otherwise
-    REMOVED = "removed"  # gets nothing new; what is in flight may end
-
-
-class ReplicaEvent(StrEnum):
-    """What happens to a replica."""
-
-    PAUSE = "pause"  # it fails
-    TRY = "try"  # its pause is over
-    TAKE_DOWN = "take down"  # its supervisor says that it is gone
-    ANSWER = "answer"  # it answers its probe, or its supervisor says that it is back
-    REMOVE = "remove"  # it leaves the fleet
+REPLICA: Final[Mapping[tuple[ReplicaState, ReplicaEvent], ReplicaState]] = {
+    (CLOSED, PAUSE): OPEN,
+    (CLOSED, ANSWER): CLOSED,  # its supervisor says so of one that was never down
+    (OPEN, PAUSE): OPEN,  # what was in flight there hangs
+    (OPEN, TRY): HALF_OPEN,
+    (OPEN, TAKE_DOWN): DOWN,
+    (OPEN, ANSWER): CLOSED,
+    (HALF_OPEN, PAUSE): OPEN,
+    (HALF_OPEN, ANSWER): CLOSED,
+    (DOWN, ANSWER): CLOSED,
+    (DOWN, REMOVE): REMOVED,
+}
 
 
 class Degree(IntEnum):
@@ -88,124 +119,44 @@ class Degree(IntEnum):
     SECOND = 2  # in flight at two or more
 
 
-class SuspicionEvent(StrEnum):
-    """What raises or ends a suspicion."""
-
-    CRASH = "crash"  # a server fell with the call in flight
-    ANSWER = "answer"  # a server answered the call
-    EXPLAIN = "explain"  # another call was convicted
-
-
-NEW: Final = CallState.NEW
-WAITING: Final = CallState.WAITING
-IN_FLIGHT: Final = CallState.IN_FLIGHT
-SLEEPING: Final = CallState.SLEEPING
-STARVED: Final = CallState.STARVED
-HELD: Final = CallState.HELD
-GONE: Final = CallState.GONE
-
-_START: Final = CallEvent.START
-_QUEUE: Final = CallEvent.QUEUE
-_SLEEP: Final = CallEvent.SLEEP
-_STARVE: Final = CallEvent.STARVE
-_HOLD: Final = CallEvent.HOLD
-_FINISH: Final = CallEvent.FINISH
-_CANCEL: Final = CallEvent.CANCEL
-
-CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
-    (NEW, _START): IN_FLIGHT,
-    (NEW, _QUEUE): WAITING,
-    (WAITING, _START): IN_FLIGHT,
-    (WAITING, _QUEUE): WAITING,  # another place: it became a suspect, or has probed in vain and the outage is over
-    (WAITING, _CANCEL): GONE,
-    (IN_FLIGHT, _START): IN_FLIGHT,  # the next attempt at once, perhaps on another replica
-    (IN_FLIGHT, _QUEUE): WAITING,
-    (IN_FLIGHT, _SLEEP): SLEEPING,
-    (IN_FLIGHT, _HOLD): HELD,
-    (IN_FLIGHT, _FINISH): GONE,
-    (IN_FLIGHT, _CANCEL): GONE,
-    (SLEEPING, _START): IN_FLIGHT,
-    (SLEEPING, _QUEUE): WAITING,
-    (SLEEPING, _STARVE): STARVED,
-    (SLEEPING, _CANCEL): GONE,
-    (STARVED, _START): IN_FLIGHT,
-    (STARVED, _QUEUE): WAITING,
-    (STARVED, _CANCEL): GONE,
-    (HELD, _START): IN_FLIGHT,  # the server was at fault
-    (HELD, _QUEUE): WAITING,  # the same, and there is no slot; or it is tried alone a second time
-    (HELD, _SLEEP): SLEEPING,  # it failed alone, and the server lives: an ordinary failure
-    (HELD, _FINISH): GONE,
-    (HELD, _CANCEL): GONE,
-}
-
-CLOSED: Final = ReplicaState.CLOSED
-OPEN: Final = ReplicaState.OPEN
-HALF_OPEN: Final = ReplicaState.HALF_OPEN
-DOWN: Final = ReplicaState.DOWN
-REMOVED: Final = ReplicaState.REMOVED
-
-REPLICA: Final[Mapping[tuple[ReplicaState, ReplicaEvent], ReplicaState]] = {
-    (CLOSED, ReplicaEvent.PAUSE): OPEN,
-    (CLOSED, ReplicaEvent.ANSWER): CLOSED,  # its supervisor says so of one that was never down
-    (OPEN, ReplicaEvent.PAUSE): OPEN,  # what was in flight there hangs
-    (OPEN, ReplicaEvent.TRY): HALF_OPEN,
-    (OPEN, ReplicaEvent.TAKE_DOWN): DOWN,
-    (OPEN, ReplicaEvent.ANSWER): CLOSED,
-    (HALF_OPEN, ReplicaEvent.PAUSE): OPEN,
-    (HALF_OPEN, ReplicaEvent.ANSWER): CLOSED,
-    (DOWN, ReplicaEvent.ANSWER): CLOSED,
-    (DOWN, ReplicaEvent.REMOVE): REMOVED,
-}
+#: What raises or ends a suspicion.
+SuspicionEvent = Literal["crash", "answer", "explain"]
+CRASH: Final = "crash"  # a server fell with the call in flight
+EXPLAIN: Final = "explain"  # another call was convicted
 
 SUSPICION: Final[Mapping[tuple[Degree, SuspicionEvent], Degree]] = {
-    (Degree.NONE, SuspicionEvent.CRASH): Degree.FIRST,
-    (Degree.FIRST, SuspicionEvent.CRASH): Degree.SECOND,
-    (Degree.FIRST, SuspicionEvent.ANSWER): Degree.NONE,
-    (Degree.FIRST, SuspicionEvent.EXPLAIN): Degree.NONE,
-    (Degree.SECOND, SuspicionEvent.CRASH): Degree.SECOND,
-    (Degree.SECOND, SuspicionEvent.ANSWER): Degree.NONE,
-    (Degree.SECOND, SuspicionEvent.EXPLAIN): Degree.NONE,
+    (Degree.NONE, CRASH): Degree.FIRST,
+    (Degree.FIRST, CRASH): Degree.SECOND,
+    (Degree.FIRST, ANSWER): Degree.NONE,
+    (Degree.FIRST, EXPLAIN): Degree.NONE,
+    (Degree.SECOND, CRASH): Degree.SECOND,
+    (Degree.SECOND, ANSWER): Degree.NONE,
+    (Degree.SECOND, EXPLAIN): Degree.NONE,
 }
 
 
-class IllegalMove(RuntimeError):
-    """The scheduler has done what its tables do not allow; a fault in asyncsynth, not in a pipeline."""
-
-
-class _Column(dict[State, State]):
-    """The entries of one event. A lookup is all that a move costs."""
-
-    def __init__(self, event: Enum, entries: Mapping[State, State]) -> None:
-        super().__init__(entries)
-        self._event = event
-
-    def __missing__(self, state: State) -> State:
-        allowed = ", ".join(f"{one.name}" for one in self)
-        raise IllegalMove(f"{type(state).__name__} {state.name}: {self._event.name} is allowed after {allowed} only")
-
-
-def after(table: Mapping[tuple[State, Event], State], event: Event) -> Mapping[State, State]:
-    """The column of one event: state before -> state after. A state that is not in it raises IllegalMove."""
-    return _Column(event, {state: following for (state, what), following in table.items() if what is event})
+def after(table: Mapping[tuple[State, Event], State], event: Event) -> dict[State, State]:
+    """The column of one event: state before -> state after."""
+    return {state: following for (state, what), following in table.items() if what == event}
 
 
 #: The columns of a call, by what was decided: `call.state = started[call.state]`.
-started: Final = after(CALL, _START)
-queued: Final = after(CALL, _QUEUE)
-asleep: Final = after(CALL, _SLEEP)
-starving: Final = after(CALL, _STARVE)
-held_back: Final = after(CALL, _HOLD)
-finished: Final = after(CALL, _FINISH)
-cancelled: Final = after(CALL, _CANCEL)
+started: Final[dict[CallState, CallState]] = after(CALL, START)
+queued: Final[dict[CallState, CallState]] = after(CALL, QUEUE)
+asleep: Final[dict[CallState, CallState]] = after(CALL, SLEEP)
+starving: Final[dict[CallState, CallState]] = after(CALL, STARVE)
+held_back: Final[dict[CallState, CallState]] = after(CALL, HOLD)
+finished: Final[dict[CallState, CallState]] = after(CALL, FINISH)
+cancelled: Final[dict[CallState, CallState]] = after(CALL, CANCEL)
 
 #: Those of a replica.
-paused: Final = after(REPLICA, ReplicaEvent.PAUSE)
-tried: Final = after(REPLICA, ReplicaEvent.TRY)
-taken_down: Final = after(REPLICA, ReplicaEvent.TAKE_DOWN)
-answering: Final = after(REPLICA, ReplicaEvent.ANSWER)
-removed: Final = after(REPLICA, ReplicaEvent.REMOVE)
+paused: Final[dict[ReplicaState, ReplicaState]] = after(REPLICA, PAUSE)
+tried: Final[dict[ReplicaState, ReplicaState]] = after(REPLICA, TRY)
+taken_down: Final[dict[ReplicaState, ReplicaState]] = after(REPLICA, TAKE_DOWN)
+answering: Final[dict[ReplicaState, ReplicaState]] = after(REPLICA, ANSWER)
+removed: Final[dict[ReplicaState, ReplicaState]] = after(REPLICA, REMOVE)
 
 #: Those of a suspicion.
-suspected: Final = after(SUSPICION, SuspicionEvent.CRASH)
-cleared: Final = after(SUSPICION, SuspicionEvent.ANSWER)
-explained: Final = after(SUSPICION, SuspicionEvent.EXPLAIN)
+suspected: Final[dict[Degree, Degree]] = after(SUSPICION, CRASH)
+cleared: Final[dict[Degree, Degree]] = after(SUSPICION, ANSWER)
+explained: Final[dict[Degree, Degree]] = after(SUSPICION, EXPLAIN)

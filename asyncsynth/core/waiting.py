@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.calls import Call, Entry, WaitQueue
+from asyncsynth.core.calls import Call, Count, WaitQueue
 from asyncsynth.core.replicas import Replica
 from asyncsynth.core.states import Degree, queued
 
@@ -18,21 +18,21 @@ class WaitingRoom:
         self._balancer = balancer
         self.queues: dict[str, WaitQueue] = {}  #: model -> ordinary calls; all models there ever were
         self.suspects: dict[int, Call] = {}  #: those suspected of killing servers, by id
-        self.count = 0  #: all of them
+        self.count = Count()  #: all of them
         self._heaps: dict[tuple[str, Degree], list[tuple[int, float, int, Call]]] = {}  # of suspects
 
     def open_for(self, models: Iterable[str]) -> None:
         """Calls for these models may come."""
         for model in models:
-            self.queues.setdefault(model, WaitQueue())
+            self.queues.setdefault(model, WaitQueue(self.count))
 
     def enter(self, call: Call) -> None:
         """Let a call wait."""
-        self.count += 1
         state = call.retry
         if state is None or not state.degree:
-            self.queues[call.model].push(call, self._home(call) if call.affinity else None)
+            self.queues[call.model].push(call, self.home(call) if call.affinity else None)
             return
+        self.count.waiting += 1
         call.state = queued[call.state]
         self.suspects[call.id] = call
         heap = self._heaps.setdefault((call.model, state.degree), [])
@@ -40,27 +40,23 @@ class WaitingRoom:
 
     def leave(self, call: Call) -> None:
         """A waiting call goes away."""
-        self.count -= 1
         if self.suspects.pop(call.id, None) is None:
             self.queues[call.model].remove(call)
-
-    def take(self, entry: Entry) -> None:
-        """Take away what `WaitQueue.best` has returned."""
-        self.count -= 1
-        self.queues[entry[3].model].take(entry)
+        else:
+            self.count.waiting -= 1
 
     def requeue(self, call: Call) -> None:
         """Find an ordinary call its place again: its turn has changed. Calls that do not wait stay as they are."""
         if call.entry is not None:
             self.queues[call.model].remove(call)
-            self.queues[call.model].push(call, self._home(call))
+            self.queues[call.model].push(call, self.home(call))
 
     def rehome(self, models: Iterable[str]) -> None:
         """The replicas of these models have changed, and with them the calls' homes."""
         for model in models:
-            self.queues[model].rehome(self._home)
+            self.queues[model].rehome(self.home)
 
-    def _home(self, call: Call) -> int | None:
+    def home(self, call: Call) -> int | None:
         """Index of the replica whose prefix cache knows the call's family."""
         if not call.affinity or len(self._balancer.of_model[call.model]) < 2:
             return None
@@ -91,7 +87,7 @@ class WaitingRoom:
     def take_suspects(self) -> list[Call]:
         """All suspects leave; the caller lets them enter again, as what they are then."""
         waiting = list(self.suspects.values())
-        self.count -= len(waiting)
+        self.count.waiting -= len(waiting)
         self.suspects.clear()
         self._heaps.clear()
         return waiting
