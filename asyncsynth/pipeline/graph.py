@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import Token
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from asyncsynth.pipeline.barriers import check_barriers
 from asyncsynth.pipeline.current import CURRENT, StepRegistry
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import short_hash
+from asyncsynth.pipeline.plan import Node, Plan
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
     JoinStep,
@@ -23,41 +23,6 @@ from asyncsynth.pipeline.step import (
     nearest,
     snake_case,
 )
-
-
-@dataclass(slots=True)
-class Node:
-    """A step in its place: indexes of its predecessors (in the order of `>>`) and successors."""
-
-    index: int
-    step: Step
-    before: list[int] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    depth: int = 0  #: longest way from the source
-    fingerprint: str = ""  #: model steps: key of their journal entries
-
-
-@dataclass(slots=True)
-class Plan:
-    """A checked pipeline: nodes in topological order, the source first."""
-
-    nodes: list[Node]
-    leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
-    fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
-    fingerprint: str
-
-    @property
-    def source(self) -> SourceStep:
-        """The one step that reads."""
-        step = self.nodes[0].step
-        if not isinstance(step, SourceStep):
-            raise TypeError("a plan begins with its source")
-        return step
-
-    @property
-    def model_steps(self) -> list[Node]:
-        """The nodes whose results are journaled."""
-        return [node for node in self.nodes if isinstance(node.step, ModelStep)]
 
 
 class Graph:
@@ -76,7 +41,7 @@ class Graph:
         self.description = description
         self.steps: list[Step] = []
         self._edges: list[tuple[Step, Step]] = []
-        self._token: Token[StepRegistry | None] | None = None
+        self._token: Token[StepRegistry[Any] | None] | None = None
 
     def __enter__(self) -> Self:
         self._token = CURRENT.set(self)
