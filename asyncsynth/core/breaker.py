@@ -107,7 +107,7 @@ class Breaker:
         self.probe_at = None
 
     def give_up(self, cause: str) -> None:
-        """Nobody tries to bring it back."""
+        """Its supervisor does not start it again."""
         self.cause = cause
         self.lost = True
 

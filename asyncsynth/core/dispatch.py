@@ -109,7 +109,7 @@ class Slots:
         ):
             self._drain(replica, now, out)
         if replica.held and not replica.in_flight:
-            self.release_held(replica, out)  # nobody is left who could bear witness
+            self.release_held(replica, out)  # no call is left there that could show whose fault it is
         if replica.shared and replica.can_take():
             self._balancer.freed(replica)
 

@@ -205,14 +205,14 @@ class FaultJudge:
                 self._slots.fill(other, now, out)
 
     def lives(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server lives, or nobody can tell: what a call met that was alone there is charged like any failure."""
+        """The server lives, or it cannot be known: what a call met that was alone there is an ordinary failure."""
         acquitted = self._book.acquit(replica)
         if acquitted is not None:
             call, outcome = acquitted
             self._charge(call, None, outcome, now, out)
 
     def crashed(self, replica: Replica, now: float, cause: str, out: list[Action]) -> None:
-        """Somebody knows that the server is gone: nobody is charged, and those in flight are suspects."""
+        """A supervisor says that the server is gone: no call is charged, and those in flight are suspects."""
         self._book.fallen(replica, now)
         self.is_dead(replica, now, out)
         self.pause(replica, now, cause, out)

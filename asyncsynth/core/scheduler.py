@@ -159,7 +159,7 @@ class Scheduler:
             self._slots.ask(replica, now, out)  # nobody waits who could probe
 
     def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked to, and said nothing: whoever waits for the verdict is given the benefit of it."""
+        """The driver was asked to, and has not reported: a call that waits for the verdict is not convicted."""
         self._judge.lives(replica, now, out)
         self._slots.not_asked(replica, now, out)
 

@@ -4,7 +4,7 @@ A *call* is in one state from submit to its end.
 
 - It has a slot (IN_FLIGHT), waits for one (WAITING), or waits for something else and holds nothing (SLEEPING for a
   moment in time, STARVED for the server's retry budget, HELD for a sign of who is at fault).
-- Whoever leaves a slot may get another one at once: START is allowed from everywhere but the end.
+- A call that leaves a slot may get another one at once: START is allowed from every state but the last.
 - A call ends once, by FINISH or by CANCEL, and is GONE. It finishes out of a slot, or out of HELD.
 - Only an attempt can fail: SLEEP and HOLD come after IN_FLIGHT. A HELD call whose server turns out to live is charged
   like any other, so it may SLEEP too. STARVE is for calls that have slept.
@@ -35,7 +35,7 @@ from typing import Final, Literal, TypeVar
 State = TypeVar("State")
 Event = TypeVar("Event")
 
-#: Where a call is. Words rather than an enum: a lookup by a word costs a third, and each call makes three.
+#: Where a call is. Words rather than an enum: a lookup by a plain word is cheaper, and each call makes two or three.
 CallState = Literal["new", "waiting", "in flight", "sleeping", "starved", "held", "gone"]
 NEW: Final = "new"  # just submitted
 WAITING: Final = "waiting"  # for a slot

@@ -20,10 +20,10 @@ each on one at a time, but not on the last one in use while another may come bac
 tried alone on servers that have crashed already, which are empty when they return.
 
 `SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.faults` tells it what
-came of it. Its words: a server *falls* (it had answered, and crashes); a call is *suspected* (in flight at a fall),
-*cleared* (answered, so innocent), *accused* (it failed alone, and nobody knows yet whether the server died of it), then
-*convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is tried alone, and
-*spared* a trial while it is the last one in use.
+came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
+*cleared* (answered, so innocent), or *accused* (it failed alone, and it is not known yet whether the server died of it);
+an accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
+tried alone, and *spared* a trial while it is the last one in use.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class SuspectBook:
         self.fallen(replica, now)
 
     def acquit(self, replica: Replica) -> tuple[Call, Outcome] | None:
-        """The server lives, or nobody can tell. Returns what the accused met, an ordinary failure."""
+        """The server lives, or it cannot be known. Returns the accused and what it met, an ordinary failure."""
         accused = self._accused(replica)
         if accused is not None:
             self.clear(accused[0])
@@ -232,7 +232,7 @@ class SuspectBook:
         return call, Permanent("poison", message, scope="record")
 
     def _accused(self, replica: Replica) -> tuple[Call, Outcome] | None:
-        """Who waits for the verdict about this server, if anybody does; nobody, afterwards."""
+        """The call that waits for the verdict about this server, or None; from now on none does."""
         accused, replica.health.accused = replica.health.accused, None
         return accused if accused is not None and accused[0].state is HELD else None
 
