@@ -21,8 +21,8 @@ tried alone on servers that have crashed already, which are empty when they retu
 
 `SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.faults` tells it what
 came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
-*cleared* (answered, so innocent), or *accused* (it failed alone, and it is not known yet whether the server died of it);
-an accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
+*cleared* (answered, so innocent), or *accused* (it failed alone; whether the server died of it is not known yet). An
+accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
 tried alone, and *spared* a trial while it is the last one in use.
 """
 
