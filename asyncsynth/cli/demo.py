@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import asyncsynth
 from asyncsynth.cli.run import run_command
 from asyncsynth.cli.text import complain
 from asyncsynth.errors import ConfigurationError
 
 #: In a wheel the files lie in the package (`pyproject.toml` puts them there); in a checkout, in `examples/`.
-_PACKAGE = Path(asyncsynth.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 _PLACES = (_PACKAGE / "examples", _PACKAGE.parent / "examples")
 
 

@@ -24,11 +24,11 @@ from asyncsynth.client.replicas import (
     prompt_head,
 )
 from asyncsynth.client.transport import TransportFailure, WireResponse
-from asyncsynth.core.breaker import REMOVED
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
+from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
 __all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]

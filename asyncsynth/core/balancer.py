@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush, heapreplace
 
-from asyncsynth.core.breaker import CLOSED, DOWN, OPEN, REMOVED
 from asyncsynth.core.replicas import Replica, ReplicaSpec
 from asyncsynth.core.retry import RetryBudget
+from asyncsynth.core.states import CLOSED, DOWN, OPEN
 
 LOYALTY = 0.25  #: how much busier, in shares of the limit, the replica that knows the prefix may be than the least busy
 
@@ -29,13 +29,27 @@ class Group:
 
     def freed(self, replica: Replica) -> None:
         """A replica can take a call that it could not take, or has become less loaded."""
-        if len(self.replicas) == 1:
-            return
         if len(self._heap) > 4 * len(self.replicas) + 16:
             self.rebuild()
             return
         self._seq += 1
         heappush(self._heap, (replica.load(), self._seq, replica))
+
+    def add(self, replica: Replica) -> None:
+        """It serves these models from now on."""
+        self.replicas.append(replica)
+        self._changed()
+
+    def remove(self, replica: Replica) -> None:
+        """It serves them no more."""
+        self.replicas.remove(replica)
+        replica.shared = False
+        self._changed()
+
+    def _changed(self) -> None:
+        for replica in self.replicas:
+            replica.shared = len(self.replicas) > 1
+        self.rebuild()
 
     def rebuild(self) -> None:
         """Start afresh with one entry for each replica that can take a call."""
@@ -123,9 +137,7 @@ class Balancer:
             group = self._by_models[replica.models] = Group()
             for model in replica.models:
                 self.groups.setdefault(model, []).append(group)
-        replica.group = group
-        group.replicas.append(replica)
-        group.rebuild()
+        group.add(replica)
         for model in replica.models:
             self.of_model.setdefault(model, []).append(replica)
             self.bare_since.pop(model, None)
@@ -134,17 +146,18 @@ class Balancer:
 
     def remove(self, replica: Replica, now: float) -> None:
         """A replica leaves; its models stay known, with or without others that serve them."""
-        replica.breaker.state = REMOVED
+        replica.breaker.remove()
         del self.by_name[replica.name]
-        group, replica.group = replica.group, None
-        assert group is not None
-        group.replicas.remove(replica)
-        group.rebuild()
+        self._by_models[replica.models].remove(replica)
         for model in replica.models:
             self.of_model[model].remove(replica)
             self._rings.pop(model, None)
             if not self.of_model[model]:
                 self.bare_since[model] = now
+
+    def freed(self, replica: Replica) -> None:
+        """A replica that shares its models with others can take a call, or has become less loaded."""
+        self._by_models[replica.models].freed(replica)
 
     def home(self, model: str, family: int) -> Replica | None:
         """Where the calls of a family (not 0) find their prefix cached, if that replica is in use."""

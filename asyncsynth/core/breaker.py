@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from asyncsynth.core.retry import Rng
+from asyncsynth.core.states import CLOSED, ReplicaState, answering, paused, removed, taken_down, tried
 
-CLOSED = "closed"  # in use
-OPEN = "open"  # paused until probe_at
-HALF_OPEN = "half-open"  # one call may try
-DOWN = "down"  # paused by its supervisor, until it says otherwise
 CANARY = -1  #: as the call that probes: the driver does, with a request of its own
-REMOVED = "removed"  # gets nothing new; what is in flight may end
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -20,7 +16,7 @@ class Breaker:
 
     Closed, it notes who failed since the last success. When these are many enough (`blame`), it opens: a pause of
     0.5 s, doubling to 30 s, jittered, then one call as a probe. An answer to the probe closes the breaker, a
-    failure opens it again.
+    failure opens it again. `core.states` has the table of its states.
     """
 
     __slots__ = (
@@ -38,7 +34,7 @@ class Breaker:
     )
 
     def __init__(self) -> None:
-        self.state = CLOSED
+        self.state: ReplicaState = CLOSED
         self.streak: dict[int, int] = {}  # call id -> charges since the last success
         self.refused: dict[int, int] = {}  # the same for refused connections
         self.refused_since = 0.0
@@ -92,7 +88,7 @@ class Breaker:
             self.opened_at = now
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
         self.tries += 1
-        self.state = OPEN
+        self.state = paused[self.state]
         self.probe = None
         self.cause = cause
         self.probe_at = now + max(pause, at_least)
@@ -100,19 +96,32 @@ class Breaker:
 
     def half_open(self) -> None:
         """The pause is over: one call may try."""
-        self.state = HALF_OPEN
+        self.state = tried[self.state]
         self.probe = None
         self.probe_at = None
 
     def take_down(self) -> None:
         """Paused by somebody who will say when it is back."""
-        self.state = DOWN
+        self.state = taken_down[self.state]
         self.probe = None
         self.probe_at = None
 
+    def give_up(self, cause: str) -> None:
+        """Its supervisor does not start it again."""
+        self.cause = cause
+        self.lost = True
+
+    def remove(self) -> None:
+        """It leaves the fleet."""
+        self.state = removed[self.state]
+
+    def probed_by(self, call_id: int | None) -> None:
+        """A call (or CANARY: the driver itself) tries whether the server answers; None: that one does no more."""
+        self.probe = call_id
+
     def close(self) -> None:
         """The server answers."""
-        self.state = CLOSED
+        self.state = answering[self.state]
         self.probe = None
         self.probe_at = None
         self.opened_at = None

@@ -1,37 +1,14 @@
-"""What the scheduler keeps about calls: their state, the queues they wait in, the timers they sleep on."""
+"""Calls, what is decided about them, and the queues they wait in. `core.states` has the table of their states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from math import inf
-from typing import TYPE_CHECKING
 
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.retry import AttemptState
-
-if TYPE_CHECKING:
-    from asyncsynth.core.replicas import Replica
-
-#: Call.state. One word each; a call is in exactly one.
-WAITING = "waiting"  # for a slot
-IN_FLIGHT = "in flight"  # holds a slot
-SLEEPING = "sleeping"  # until a retry is due
-STARVED = "starved"  # due, but the server's retry budget is empty
-HELD = "held"  # out of attempts; its verdict waits for a sign whether the server is the one at fault
-GONE = "gone"  # finished or cancelled
-
-
-#: Kinds of timers of a replica, one of each at a time.
-PROBE = "probe"  # its pause is over
-BUDGET = "budget"  # its retry budget has a token again
-RATE = "rate"  # its published rate lets the next call through
-REPORT = "report"  # its report of its load is too old
-OUTAGE = "outage"  # has it been away for too long?
-STALL = "stall"  # has it been silent for too long?
-SPARE = "spare"  # suspects have waited for another replica long enough
-ASK = "ask"  # the driver was asked to probe it and said nothing
+from asyncsynth.core.states import NEW, CallState, queued
 
 PASSES = 16  #: how often the first call in a queue may be passed over for one whose prefix the free replica knows
 
@@ -95,6 +72,10 @@ class Call:
         "retry", "seq", "started_at", "state", "strikes", "tokens", "turn", "wake_at",
     )  # fmt: skip
 
+    first_attempt_at: float  # these three are not there before the first attempt: it would cost each call something
+    started_at: float
+    wake_at: float
+
     def __init__(self, call_id: int, model: str, priority: int, affinity: int, tokens: int, seq: int) -> None:
         self.id = call_id
         self.model = model
@@ -102,17 +83,14 @@ class Call:
         self.affinity = affinity
         self.tokens = tokens  # estimate, for rates of tokens
         self.seq = seq
-        self.state = WAITING
+        self.state: CallState = NEW
         self.attempts = 0
-        self.first_attempt_at = 0.0
-        self.started_at = 0.0
         self.strikes = 0  # how often it failed as the one call probing a server
         self.turn = 0  # the same in this outage: such calls go behind the others, to probe in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
         self.passed = 0  # how often it stood first and another one was preferred
-        self.wake_at = 0.0
-        self.replica: Replica | None = None
-        self.pays: Replica | None = None  # whose retry budget the next attempt takes from
+        self.replica = -1  # index of the one that its last attempt went to
+        self.pays: int | None = None  # index of the one whose retry budget the next attempt takes from
         self.retry: AttemptState | None = None  # made at the first failure
 
     def failures(self) -> AttemptState:
@@ -125,6 +103,15 @@ class Call:
 Entry = tuple[int, int, int, Call]  #: turn, priority, order of submit; comparable across queues
 
 
+class Count:
+    """How many wait, in all queues that share it."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
 class WaitQueue:
     """Calls of one model waiting for a slot: lower priority value first, first come first served within.
 
@@ -135,9 +122,10 @@ class WaitQueue:
     until such are the majority.
     """
 
-    __slots__ = ("_heap", "_homes", "_homing", "live")
+    __slots__ = ("_all", "_heap", "_homes", "_homing", "live")
 
-    def __init__(self) -> None:
+    def __init__(self, count: Count) -> None:
+        self._all = count
         self._heap: list[Entry] = []
         self._homes: dict[int, list[Entry]] = {}  # index of a replica -> entries of its families
         self._homing = 0  # entries in them
@@ -145,9 +133,10 @@ class WaitQueue:
 
     def push(self, call: Call, home: int | None = None) -> None:
         """Let a call wait."""
-        call.state = WAITING
+        call.state = queued[call.state]
         call.entry = entry = (call.turn, call.priority, call.seq, call)
         self.live += 1
+        self._all.waiting += 1
         heappush(self._heap, entry)
         if home is not None:
             heappush(self._homes.setdefault(home, []), entry)
@@ -165,7 +154,10 @@ class WaitQueue:
 
     def best(self, home: int) -> Entry | None:
         """The entry that this replica should take next, or None."""
-        head = self.head()
+        heap = self._heap
+        head = heap[0] if heap else None
+        if head is not None and head[3].entry is not head:
+            head = self.head()
         own = self._homes.get(home)
         if head is None or not own:
             return head
@@ -180,6 +172,7 @@ class WaitQueue:
         """Take away what `head` or `best` returned."""
         heap = self._heap
         self.live -= 1
+        self._all.waiting -= 1
         entry[3].entry = None
         if heap[0] is entry:
             heappop(heap)
@@ -191,6 +184,7 @@ class WaitQueue:
         """A waiting call goes away."""
         call.entry = None
         self.live -= 1
+        self._all.waiting -= 1
         self._sweep()
 
     def rehome(self, home_of: Callable[[Call], int | None]) -> None:
@@ -216,63 +210,3 @@ class WaitQueue:
             for own in self._homes.values():
                 heapify(own)
             self._homing = sum(map(len, self._homes.values()))
-
-
-class Timers:
-    """Wake-ups of sleeping calls and of replicas, in order of time. Stale ones are dropped as they come up.
-
-    `soonest` is the earliest of those added since `next` was last asked (`due` asks it, too), so that a driver need not
-    ask each time.
-    """
-
-    __slots__ = ("_heap", "_seq", "soonest")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Call | Replica, str]] = []
-        self._seq = 0
-        self.soonest = inf
-
-    def wake(self, call: Call, due: float) -> None:
-        """Let a call sleep until `due` seconds."""
-        call.state = SLEEPING
-        call.wake_at = due
-        self._add(due, call, "")
-
-    def alarm(self, replica: Replica, kind: str, due: float) -> None:
-        """Remind of a replica at `due` seconds, in place of the alarm of this kind that stands, if any."""
-        if replica.alarms.get(kind) == due:
-            return
-        replica.alarms[kind] = due
-        self._add(due, replica, kind)
-
-    def _add(self, due: float, target: Call | Replica, kind: str) -> None:
-        self._seq += 1
-        heappush(self._heap, (due, self._seq, target, kind))
-        if due < self.soonest:
-            self.soonest = due
-
-    def next(self) -> float | None:
-        """When the next valid timer is due."""
-        self.soonest = inf
-        heap = self._heap
-        while heap:
-            due, _, target, kind = heap[0]
-            if isinstance(target, Call):
-                valid = target.state is SLEEPING and target.wake_at == due
-            else:
-                valid = target.alarms.get(kind) == due
-                if kind is STALL and valid and not target.in_flight:  # nobody to be silent to
-                    del target.alarms[kind]
-                    target.watched = valid = False
-            if valid:
-                return due
-            heappop(heap)
-        return None
-
-    def due(self, now: float) -> Iterator[tuple[Call | Replica, str]]:
-        """Remove and yield what is due, timers added meanwhile included."""
-        while (at := self.next()) is not None and at <= now:
-            _, _, target, kind = heappop(self._heap)
-            if not isinstance(target, Call):
-                del target.alarms[kind]
-            yield target, kind

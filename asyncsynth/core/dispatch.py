@@ -1,159 +1,187 @@
-"""Calls and slots: who waits, who starts where, who sleeps. The lower half of the scheduler.
+"""Slots: which call starts where, and what holds it back. The only place where a call's attempt begins or ends.
 
-`core.faults` decides about failures on top of this, `core.scheduler` has the events.
+It asks the waiting room who is next (`core.waiting`), the balancer where (`core.balancer`), and the book of suspects
+whom to try first (`core.suspects`). What a failure means is decided in `core.faults`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.breaker import HALF_OPEN
-from asyncsynth.core.calls import (
-    BUDGET,
-    GONE,
+from asyncsynth.core.breaker import CANARY
+from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
+from asyncsynth.core.outcomes import Outcome
+from asyncsynth.core.replicas import Alarm, Replica
+from asyncsynth.core.states import (
+    CLOSED,
+    HALF_OPEN,
     HELD,
     IN_FLIGHT,
-    RATE,
-    STALL,
     STARVED,
-    Action,
-    Call,
-    Finish,
-    Halt,
-    Start,
-    Timers,
-    WaitQueue,
+    WAITING,
+    asleep,
+    cancelled,
+    finished,
+    held_back,
+    started,
+    starving,
 )
-from asyncsynth.core.outcomes import Outcome
-from asyncsynth.core.replicas import Replica, ReplicaSpec
-from asyncsynth.core.retry import RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.suspects import SuspectBook
+from asyncsynth.core.timers import Timers
+from asyncsynth.core.waiting import WaitingRoom
 
 SILENCE_S = 30.0  #: a replica with calls in flight that is silent for so long is looked at
+CANARY_S = 30.0  #: what a probe of an empty server may take
 
 
-class Dispatch:
-    """Queues, slots, rates and timers. `now` is in seconds, monotonic."""
+class Slots:
+    """Starts and ends attempts. `now` is in seconds, monotonic; actions are appended to `out`."""
 
-    def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
-        self.policy = policy
-        self._rng = rng
-        self._balancer = Balancer()
-        self._queues: dict[str, WaitQueue] = {}
-        for spec in replicas:
-            self._join(spec)
-        self.replicas = self._balancer.replicas  #: all there ever were, by index
-        self.waiting = 0  #: calls waiting for a slot
-        self._calls: dict[int, Call] = {}
-        self._timers = Timers()
+    def __init__(self, balancer: Balancer, room: WaitingRoom, timers: Timers, book: SuspectBook) -> None:
+        self._balancer = balancer
+        self._room = room
+        self._queues = room.queues
+        self._suspects = room.suspects
+        self._count = room.count
+        self._timers = timers
+        self._book = book
         self._gated: set[Replica] = set()  # those whose published rate is used up
-        self._seq = 0
-        self._suspects: dict[int, Call] = {}  # those of the waiting that `core.suspects` keeps
-        self.halted: Halt | None = None
-        self._setup_suspects()
+        self.calls: dict[int, Call] = {}  #: all that are not over
+        self.halted: Halt | None = None  #: why nothing starts any more
 
-    def _setup_suspects(self) -> None:
-        """For `core.suspects`."""
+    # --- starting -----------------------------------------------------------------------------
 
-    def _try_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        """For `core.suspects`: start suspects there; True when nothing else may start."""
-        raise NotImplementedError
-
-    def _join(self, spec: ReplicaSpec) -> Replica:
-        replica = self._balancer.add(spec, RetryBudget(self.policy.budget_ratio, self.policy.budget_per_s))
-        for model in replica.models:
-            self._queues.setdefault(model, WaitQueue())
-        return replica
-
-    # --- waiting and starting -----------------------------------------------------------------
-
-    def _enqueue(self, call: Call) -> None:
-        """Let a call wait; `core.suspects` has a place of its own for some."""
-        self._wait(call)
-
-    def _wait(self, call: Call) -> None:
-        self.waiting += 1
-        self._queues[call.model].push(call, self._home(call) if call.affinity else None)
-
-    def _home(self, call: Call) -> int | None:
-        if not call.affinity or len(self._balancer.of_model[call.model]) < 2:
-            return None
-        home = self._balancer.home(call.model, call.affinity)
-        return None if home is None else home.index
-
-    def _place(self, call: Call, now: float, out: list[Action]) -> None:
-        """Start a call that is ready, or let it wait; `core.suspects` has its own way with some."""
-        self._start_or_wait(call, now, out)
-
-    def _start_or_wait(self, call: Call, now: float, out: list[Action]) -> None:
-        replica = None
-        if self.halted is None and not self._queues[call.model].live:
-            replica = self._pick(call, now)
-        if replica is None:
-            self._wait(call)
-            return
-        self._start(call, replica, now, out)
-        if self._gated:
-            self._left_queue(call, now, out)
-
-    def _pick(self, call: Call, now: float) -> Replica | None:
-        while True:  # each turn closes a gate
+    def start_or_wait(self, call: Call, now: float, out: list[Action]) -> None:
+        """A new call, or one that is tried again and is no suspect."""
+        self.calls[call.id] = call
+        queue = self._queues[call.model]
+        # A queue with a call in it means that no replica of this model can take one.
+        if self.halted is None and not queue.live:
             replica = self._balancer.pick(call.model, call.affinity)
-            if replica is None or replica.gate is None or self._admitted(call, replica, now):
-                return replica
+            while replica is not None and replica.gate is not None and not self._admitted(call, replica, now):
+                replica = self._balancer.pick(call.model, call.affinity)  # each turn closes a gate
+            if replica is not None:
+                self._start(call, replica, now, out)
+                if self._gated:
+                    self._left_queue(call, now, out)
+                return
+        queue.push(call, self._room.home(call) if call.affinity else None)
+
+    def place(self, call: Call, now: float, out: list[Action]) -> None:
+        """Start a call that is tried again, or let it wait. A suspect takes its turn among suspects."""
+        if call.retry is None or not call.retry.degree:
+            self.start_or_wait(call, now, out)
+            return
+        self._room.enter(call)
+        replica = self._balancer.pick(call.model)
+        if replica is not None and self.halted is None:
+            self.fill(replica, now, out)
 
     def _start(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
-        call.state = IN_FLIGHT
-        call.replica = replica
+        call.state = started[call.state]
+        call.replica = index = replica.index
         call.started_at = now
-        call.attempts += 1
-        replica.in_flight += 1
-        if replica.in_flight == 1:
+        call.attempts = attempts = call.attempts + 1
+        replica.in_flight = in_flight = replica.in_flight + 1
+        if in_flight == 1:
             replica.heard_at = now
-            if not replica.watched:
-                replica.watched = True
-                self._timers.alarm(replica, STALL, now + SILENCE_S)
-        replica.limiter.on_start(replica.in_flight, now)
+            if Alarm.STALL not in replica.alarms:
+                self._timers.alarm(replica, Alarm.STALL, now + SILENCE_S)
+        replica.limiter.on_start(in_flight, now)
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
-            replica.breaker.probe = call.id
-        out.append(Start(call.id, replica.index, call.attempts))
-        if call.attempts == 1:
+            replica.breaker.probed_by(call.id)
+        out.append(Start(call.id, index, attempts))
+        if attempts == 1:
             call.first_attempt_at = now
             replica.budget.on_first_attempt()
             if replica.starved:
-                self._feed_starved(replica, now, out)
+                self.feed_starved(replica, now, out)
 
-    def _slot_freed(self, replica: Replica, now: float, out: list[Action]) -> None:
+    def fill(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Give a replica that may have room the best of the calls that wait for it."""
         if replica.gated_for is not None:
             self._open_gate(replica)  # what was used may be less than what was charged
-        if self.waiting and self.halted is None and not (self._suspects and self._try_first(replica, now, out)):
+        if (
+            self._count.waiting
+            and self.halted is None
+            and not (self._suspects and self._suspects_first(replica, now, out))
+        ):
             self._drain(replica, now, out)
         if replica.held and not replica.in_flight:
-            self._release_held(replica, out)  # nobody is left who could bear witness
-        group = replica.group
-        if group is not None and len(group.replicas) > 1 and replica.can_take():
-            group.freed(replica)
+            self.release_held(replica, out)  # no call is left there that could show whose fault it is
+        if replica.shared and replica.can_take():
+            self._balancer.freed(replica)
 
     def _drain(self, replica: Replica, now: float, out: list[Action]) -> None:
-        while replica.can_take():
+        queues = self._queues
+        while replica.in_flight < replica.limiter.limit and replica.can_take():  # the first saves most of the calls
             best = None
             for model in replica.models:
-                entry = self._queues[model].best(replica.index)
+                queue = queues[model]
+                entry = queue.best(replica.index)
                 if entry is not None and (best is None or entry < best):
-                    best = entry
+                    best, source = entry, queue
             if best is None:
                 return
             call = best[3]
             if replica.gate is not None and not self._admitted(call, replica, now):
                 return
-            self._queues[call.model].take(best)
-            self.waiting -= 1
+            source.take(best)
             self._start(call, replica, now, out)
             if self._gated:
                 self._left_queue(call, now, out)
+
+    # --- suspects -----------------------------------------------------------------------------
+
+    def _suspects_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """Start the suspects that are to be tried there. True: nothing else may start."""
+        book = self._book
+        if replica.breaker.state is CLOSED and replica.health.alive:
+            if book.keeps_free(replica, now):
+                call = book.next_alone(replica)
+                if call is not None and self._start_trial(call, replica, now, out):
+                    book.on_trial(call, replica, alone=True)
+                return True
+            while (call := book.next_among_others(replica, now)) is not None:
+                if not self._start_trial(call, replica, now, out):
+                    break
+                book.on_trial(call, replica, alone=False)
+        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._room.has_fresh_probe(replica):
+            self.ask(replica, now, out)
+        return False
+
+    def _start_trial(self, call: Call, replica: Replica, now: float, out: list[Action]) -> bool:
+        if replica.gate is not None and not self._admitted(call, replica, now):
+            return False
+        self._room.leave(call)
+        replica.trouble(True)
+        self._start(call, replica, now, out)
+        return True
+
+    def ask(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """Only suspects could probe this server: let the driver do it, with a request of its own."""
+        if self._room.any_suspect(replica) is not None or replica.health.accused is not None:
+            replica.breaker.probed_by(CANARY)
+            out.append(Probe(replica.index, CANARY_S))
+            self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+
+    def not_asked(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The driver did not probe: a suspect must."""
+        if replica.breaker.probe != CANARY or self.halted is not None:
+            return
+        replica.breaker.probed_by(None)
+        call = self._room.any_suspect(replica) if replica.can_take() else None
+        if call is not None:
+            self._start_trial(call, replica, now, out)
+        else:
+            self.fill(replica, now, out)
+
+    def _end_needless_quiet(self, now: float, out: list[Action]) -> None:
+        """A suspect went away (cancelled): perhaps no replica need be kept free any more."""
+        for replica in self._balancer.replicas:
+            if self._book.needless(replica):
+                self.fill(replica, now, out)
 
     # --- published rates ----------------------------------------------------------------------
 
@@ -166,56 +194,139 @@ class Dispatch:
         at = replica.gate.ready_at(call.tokens, now)
         if at <= now:
             return True
-        replica.block(gated_for=call, quiet=replica.quiet)
+        replica.gate_for(call)
         self._gated.add(replica)
-        self._timers.alarm(replica, RATE, at)
+        self._timers.alarm(replica, Alarm.RATE, at)
         return False
 
     def _open_gate(self, replica: Replica) -> None:
-        replica.block(gated_for=None, quiet=replica.quiet)
-        replica.alarms.pop(RATE, None)
+        replica.gate_for(None)
+        self._timers.forget(replica, Alarm.RATE)
         self._gated.discard(replica)
 
     def _left_queue(self, call: Call, now: float, out: list[Action]) -> None:
         """A call waits no more: the gates that waited for it may let a smaller one through."""
         for replica in [r for r in self._gated if r.gated_for is call]:
-            self._slot_freed(replica, now, out)
+            self.fill(replica, now, out)
 
-    # --- sleeping -----------------------------------------------------------------------------
+    # --- between two attempts -----------------------------------------------------------------
 
-    def _wake(self, call: Call, now: float, out: list[Action]) -> None:
+    def failed(self, replica: Replica, now: float) -> None:
+        """An attempt there has failed: a sign of life all the same, and a free slot."""
+        replica.heard_at = now
+        replica.in_flight -= 1
+
+    def heard(self, replica: Replica, now: float) -> None:
+        """Another sign of life."""
+        replica.heard_at = now
+
+    def abandon(self, replica: Replica) -> list[Call]:
+        """It hangs: nothing is in flight there any more. Returns what was; the caller places it."""
+        replica.in_flight = 0
+        index = replica.index
+        return [call for call in self.calls.values() if call.state is IN_FLIGHT and call.replica == index]
+
+    def sleep(self, call: Call, due: float, payer: Replica | None = None) -> None:
+        """Try a call again at `due` seconds. `payer`: whose retry budget must have a token for it then."""
+        call.state = asleep[call.state]
+        call.pays = None if payer is None else payer.index
+        self._timers.wake(call, due)
+
+    def forgive(self, call: Call, replica: Replica) -> None:
+        """Its next attempt takes nothing from this replica's budget."""
+        if call.pays == replica.index:
+            call.pays = None
+
+    def wake(self, call: Call, now: float, out: list[Action]) -> None:
         """A sleeping call is due; a charged retry also needs a token of the budget it pays from."""
-        payer, call.pays = call.pays, None
+        index, call.pays = call.pays, None
+        payer = None if index is None else self._balancer.replicas[index]
         if payer is None or (not payer.starved and payer.budget.try_take(now)):
-            self._place(call, now, out)
+            self.place(call, now, out)
             return
-        call.state = STARVED
+        call.state = starving[call.state]
         payer.starved.append(call)
         self._await_budget(payer, now)
 
-    def _feed_starved(self, replica: Replica, now: float, out: list[Action]) -> None:
+    def feed_starved(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """Its budget may have tokens again, for the retries that wait for one."""
         while replica.starved:
             if replica.starved[0].state is not STARVED:
                 replica.starved.popleft()  # cancelled
             elif replica.budget.try_take(now):
-                self._place(replica.starved.popleft(), now, out)
+                self.place(replica.starved.popleft(), now, out)
             else:
                 self._await_budget(replica, now)
                 return
 
     def _await_budget(self, replica: Replica, now: float) -> None:
-        if BUDGET not in replica.alarms:
-            self._timers.alarm(replica, BUDGET, replica.budget.next_at(now))
+        if Alarm.BUDGET not in replica.alarms:
+            self._timers.alarm(replica, Alarm.BUDGET, replica.budget.next_at(now))
 
-    # --- ending -------------------------------------------------------------------------------
+    def hold(self, call: Call) -> None:
+        """It neither waits nor ends until its server has shown whose fault its failure is."""
+        call.state = held_back[call.state]
 
-    def _finish(self, call: Call, outcome: Outcome, out: list[Action]) -> None:
-        call.state = GONE
-        del self._calls[call.id]
-        out.append(Finish(call.id, outcome, call.attempts))
+    def hold_back(self, call: Call, outcome: Outcome, replica: Replica) -> None:
+        """Hold a call that is out of attempts: to be finished with this outcome, unless the replica is at fault."""
+        self.hold(call)
+        replica.held.append((call, outcome))
 
-    def _release_held(self, replica: Replica, out: list[Action]) -> None:
+    def release_held(self, replica: Replica, out: list[Action]) -> None:
+        """Its held calls are over: the server was not at fault."""
         held, replica.held = replica.held, []
         for call, outcome in held:
             if call.state is HELD:
-                self._finish(call, outcome, out)
+                self.finish(call, outcome, out)
+
+    def place_elsewhere(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The replica is paused, and at fault: its starved and its held calls go on, wherever there is a slot."""
+        starved, held = [*replica.starved], replica.held
+        replica.starved.clear()
+        replica.held = []
+        for call in starved:
+            if call.state is STARVED:
+                self.place(call, now, out)
+        for call, _ in held:
+            if call.state is HELD:
+                self.place(call, now, out)
+
+    # --- ending -------------------------------------------------------------------------------
+
+    def answered(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
+        """An attempt there has succeeded: a sign of life, a free slot, and the end of the call."""
+        replica.heard_at = now
+        replica.in_flight -= 1
+        call.state = finished[call.state]  # as `finish`, in line: this is the usual end
+        del self.calls[call.id]
+        out.append(Finish(call.id, outcome, call.attempts))
+
+    def finish(self, call: Call, outcome: Outcome, out: list[Action]) -> None:
+        """It is over."""
+        call.state = finished[call.state]
+        del self.calls[call.id]
+        out.append(Finish(call.id, outcome, call.attempts))
+
+    def cancel(self, call: Call, now: float, out: list[Action]) -> None:
+        """Forget a call, whatever its state."""
+        state = call.state
+        del self.calls[call.id]
+        call.state = cancelled[state]
+        if state is WAITING:
+            self._room.leave(call)
+            if self._gated:
+                self._left_queue(call, now, out)
+            if call.retry is not None and call.retry.degree:
+                self._end_needless_quiet(now, out)
+        elif state is IN_FLIGHT:
+            replica = self._balancer.replicas[call.replica]
+            replica.in_flight -= 1
+            self._book.left(call, replica)
+            if replica.breaker.probe == call.id:
+                replica.breaker.probed_by(None)
+            self.fill(replica, now, out)
+
+    def halt(self, message: str, replica: str, out: list[Action]) -> None:
+        """Nothing starts any more."""
+        self.halted = Halt(message, replica)
+        out.append(self.halted)

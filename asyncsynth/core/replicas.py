@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import StrEnum
 
-from asyncsynth.core.breaker import CLOSED, HALF_OPEN, Breaker
+from asyncsynth.core.breaker import Breaker
 from asyncsynth.core.calls import Call
 from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
-
-if TYPE_CHECKING:
-    from asyncsynth.core.balancer import Group
+from asyncsynth.core.states import CLOSED, HALF_OPEN
 
 LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for so long
 KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
@@ -44,8 +42,21 @@ class ReplicaStats:
     why: str
 
 
+class Alarm(StrEnum):
+    """What is to be looked at about a replica when a timer is due; one timer of each kind at a time."""
+
+    PROBE = "probe"  # its pause is over
+    BUDGET = "budget"  # its retry budget has a token again
+    RATE = "rate"  # its published rate lets the next call through
+    REPORT = "report"  # its report of its load is too old
+    OUTAGE = "outage"  # has it been away for too long?
+    STALL = "stall"  # has it been silent for too long?
+    SPARE = "spare"  # suspects have waited for another replica long enough
+    ASK = "ask"  # the driver was asked to probe it and said nothing
+
+
 class Health:
-    """What is known about a replica's crashes; see core.suspects."""
+    """What is known about a replica's crashes. `core.suspects` alone changes it, and has the reasoning."""
 
     __slots__ = ("accused", "alive", "candidates", "deaths", "examiner", "fallen_at", "solo", "trials")
 
@@ -61,38 +72,15 @@ class Health:
 
 
 class Replica:
-    """A server's state in the scheduler."""
+    """A server's state in the scheduler. Each part of it has one owner, named beside it; all may read it.
+
+    What can be changed from several places is changed by a method of the class itself.
+    """
 
     __slots__ = (
-        "alarms",
-        "asked_at",
-        "blocked",
-        "breaker",
-        "budget",
-        "extra",
-        "gate",
-        "gated_for",
-        "group",
-        "health",
-        "heard_at",
-        "held",
-        "in_flight",
-        "index",
-        "limiter",
-        "models",
-        "name",
-        "overloads",
-        "press",
-        "probers",
-        "queue",
-        "quiet",
-        "refusals",
-        "report",
-        "seen",
-        "stalls",
-        "starved",
-        "troubled",
-        "watched",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "extra", "gate", "gated_for", "health", "heard_at",
+        "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers", "queue", "quiet",
+        "refusals", "report", "seen", "shared", "stalls", "starved", "troubled",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -102,29 +90,34 @@ class Replica:
         self.limiter = spec.limiter
         self.budget = budget
         self.breaker = Breaker()
-        self.group: Group | None = None
+        self.gate = None if spec.rates is None else RateGate(spec.rates)
+        # core.balancer
+        self.shared = False  # others serve the same models
+        # core.timers
+        self.alarms: dict[Alarm, float] = {}  # when each is due
+        # core.dispatch
         self.in_flight = 0
-        self.alarms: dict[str, float] = {}  # kind of timer -> when it is due
+        self.heard_at = 0.0  # the last sign of life
+        self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
+        self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
+        self.gated_for: Call | None = None  # the call that waits for the gate
+        # core.suspects
+        self.health = Health()
+        self.quiet = False  # kept free for a call that is tried alone
+        # core.faults
         self.overloads = 0  # since the last success
         self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
-        self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
-        self.held: list[tuple[Call, Outcome]] = []
-        self.troubled = False  # something of the above needs resetting at the next success
-        self.gate = None if spec.rates is None else RateGate(spec.rates)
-        self.gated_for: Call | None = None  # the call that waits for the gate
-        self.quiet = False  # kept free for a call that is tried alone
+        self.asked_at = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.stalls = 0  # how often it was found hung
+        # its own
+        self.troubled = False  # something needs resetting at the next success
         self.blocked = False  # gated or quiet
         self.report: ServerLoad | None = None  # its own report, while fresh
         self.extra = 0  # by that report: requests there that are not ours
         self.press = 0.0  # by that report: weight of a request in the server's queue
         self.queue = 0  # by that report: its queue, less our requests in flight then
-        self.heard_at = 0.0  # the last sign of life
-        self.health = Health()
         self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
-        self.asked_at = float("-inf")  # when the driver was last asked to probe it, since it was silent
-        self.stalls = 0  # how often it was found hung
-        self.watched = False  # an alarm looks at heard_at
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
@@ -157,11 +150,24 @@ class Replica:
                 self.press = KV_WEIGHT * max(0.0, load.kv - KV_FREE)
                 self.queue = load.waiting - self.in_flight
 
-    def block(self, *, gated_for: Call | None, quiet: bool) -> None:
-        """Take no calls for one of these reasons; neither: take calls again."""
-        self.gated_for = gated_for
+    def works_on(self, load: ServerLoad) -> bool:
+        """Whether this report shows that it has done something since the last one."""
+        before, self.seen = self.seen, (load.running, load.kv)
+        return before != self.seen
+
+    def gate_for(self, call: Call | None) -> None:
+        """Take no calls until this one passes the gate; None: take calls again."""
+        self.gated_for = call
+        self.blocked = self.quiet or call is not None
+
+    def keep_free(self, quiet: bool) -> None:
+        """Take no calls, so that one can be tried alone; or take calls again."""
         self.quiet = quiet
-        self.blocked = quiet or gated_for is not None
+        self.blocked = quiet or self.gated_for is not None
+
+    def trouble(self, troubled: bool) -> None:
+        """Whether the next success has something to reset."""
+        self.troubled = troubled
 
     def stats(self, waiting: int) -> ReplicaStats:
         """For a person."""

@@ -24,6 +24,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.core.states import Degree
 
 #: Failures that may be the server's fault. The others (an empty answer) are the model's answer to this record.
 SERVER_FAULTS = frozenset(
@@ -76,9 +77,8 @@ class AttemptState:
     charged: int = 0
     overloads: int = 0  #: since its last charged failure
     free_used: bool = False
-    degree: int = 0  #: of suspicion that this record kills servers; see core.suspects
-    crashes: int = 0  #: at which it was in flight
-    solo_crashes: int = 0  #: at which nothing else was
+    degree: Degree = Degree.NONE  #: of suspicion that this record kills servers; see core.suspects
+    solo_crashes: int = 0  #: crashes at which it was in flight alone
 
 
 @dataclass(frozen=True, slots=True)

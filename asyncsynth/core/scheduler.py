@@ -8,42 +8,81 @@ it is given. Each event costs O(log n) in waiting calls and replicas. Rules that
 - every call finishes once, or is cancelled; a halted scheduler starts nothing;
 - a *server's* fault charges no record: charges are provisional until the server answers somebody well, and are
   taken back when its breaker opens. A call that is out of attempts in such a moment is held until that is known.
+
+`Scheduler` has the events. Each part below owns its state and knows only parts that stand before it in this list:
+
+- `core.states`: which state of a call, a replica or a suspicion follows which; the tables;
+- `core.calls`, `core.breaker`, `core.replicas`: a call and a queue of calls, when to pause a server, a server;
+- `core.timers`: what is due when;
+- `core.balancer`: the fleet, and who in it is the least busy;
+- `core.waiting`: who waits for a slot, and who is next;
+- `core.suspects`: who may have killed a server, and whom to try first;
+- `core.dispatch`: slots; which call starts where, and what holds it back;
+- `core.faults`: what a failure means, and for whom.
 """
 
 from __future__ import annotations
 
-from asyncsynth.core.breaker import CANARY, DOWN, REMOVED
-from asyncsynth.core.calls import (
-    ASK,
-    BUDGET,
-    GONE,
-    IN_FLIGHT,
-    OUTAGE,
-    PROBE,
-    RATE,
-    REPORT,
-    SPARE,
-    STALL,
-    WAITING,
-    Abort,
-    Action,
-    Call,
-    Finish,
-    Halt,
-    Probe,
-    Start,
-)
-from asyncsynth.core.faults import Faults
+from collections.abc import Callable, Sequence
+
+from asyncsynth.core.balancer import Balancer
+from asyncsynth.core.calls import Abort, Action, Call, Finish, Halt, Probe, Start
+from asyncsynth.core.dispatch import Slots
+from asyncsynth.core.faults import FaultJudge
 from asyncsynth.core.load import ServerLoad
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
-from asyncsynth.core.replicas import LOAD_FRESH_S, Replica, ReplicaSpec, ReplicaStats
-from asyncsynth.core.retry import SERVER_FAULTS
+from asyncsynth.core.replicas import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.retry import SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
+from asyncsynth.core.suspects import SuspectBook
+from asyncsynth.core.timers import Timers
+from asyncsynth.core.waiting import WaitingRoom
 
 __all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
 
-class Scheduler(Faults):
+class Scheduler:
     """See the module's text. `now` is in seconds, monotonic; actions are to be carried out in their order."""
+
+    def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
+        self.policy = policy
+        self._balancer = Balancer()
+        self._room = WaitingRoom(self._balancer)
+        self._timers = Timers()
+        self._book = SuspectBook(self._balancer, self._room, self._timers)
+        self._slots = Slots(self._balancer, self._room, self._timers, self._book)
+        self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
+        self._seq = 0
+        self.replicas = self._balancer.replicas  #: all there ever were, by index
+        self._calls = self._slots.calls
+        self._queues = self._room.queues
+        self._on_alarm: dict[Alarm, Callable[[Replica, float, list[Action]], None]] = {
+            Alarm.PROBE: self._pause_is_over,
+            Alarm.BUDGET: self._slots.feed_starved,
+            Alarm.RATE: self._slots.fill,
+            Alarm.REPORT: self._check_report,
+            Alarm.OUTAGE: self._judge.check_absence,
+            Alarm.STALL: self._judge.check_silence,
+            Alarm.SPARE: self._slots.fill,
+            Alarm.ASK: self._not_probed,
+        }
+        for spec in replicas:
+            self._join(spec)
+
+    def _join(self, spec: ReplicaSpec) -> Replica:
+        replica = self._balancer.add(spec, RetryBudget(self.policy.budget_ratio, self.policy.budget_per_s))
+        self._room.open_for(replica.models)
+        return replica
+
+    @property
+    def waiting(self) -> int:
+        """Calls waiting for a slot."""
+        return self._room.count.waiting
+
+    @property
+    def halted(self) -> Halt | None:
+        """Why nothing is started any more, or None."""
+        return self._slots.halted
 
     # --- events -------------------------------------------------------------------------------
 
@@ -66,17 +105,12 @@ class Scheduler(Faults):
         """
         if call_id in self._calls:
             raise ValueError(f"call {call_id} is not over yet")
-        queue = self._queues[model]
+        if model not in self._queues:
+            raise KeyError(model)
         self._seq = seq = self._seq + 1
-        self._calls[call_id] = call = Call(call_id, model, priority, affinity, tokens, seq)
-        out: list[Action] = []
-        if self.halted is not None:
-            out.append(self.halted)
-        # A queue with somebody in it means that no replica of this model can take a call.
-        if queue.live or self.halted is not None:
-            self._wait(call)
-        else:
-            self._start_or_wait(call, now, out)
+        slots = self._slots
+        out: list[Action] = [] if slots.halted is None else [slots.halted]
+        slots.start_or_wait(Call(call_id, model, priority, affinity, tokens, seq), now, out)
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:
@@ -84,24 +118,22 @@ class Scheduler(Faults):
         call = self._calls.get(call_id)
         if call is None or call.state is not IN_FLIGHT:
             return []
-        replica = call.replica
-        assert replica is not None
-        replica.heard_at = now
+        replica = self.replicas[call.replica]
+        slots = self._slots
         out: list[Action] = []
         if type(outcome) is Ok:
             replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
-            replica.in_flight -= 1
             if replica.gate is not None:
                 replica.gate.correct(call.tokens, outcome.prompt_tokens + outcome.tokens, call.started_at, now)
             if replica.troubled:
-                self._recovered(call, replica, now, out)
-            self._finish(call, outcome, out)
+                self._judge.recovered(call, replica, now, out)
+            slots.answered(call, replica, outcome, now, out)
         else:
             if isinstance(outcome, Transient | Permanent) and outcome.paid:
                 self._paid(call, replica, outcome, now)
-            replica.in_flight -= 1
-            self._failed(call, replica, outcome, now, out)
-        self._slot_freed(replica, now, out)
+            slots.failed(replica, now)
+            self._judge.failed(call, replica, outcome, now, out)
+        slots.fill(replica, now, out)
         return out
 
     def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
@@ -113,25 +145,10 @@ class Scheduler(Faults):
 
     def cancel(self, call_id: int, now: float) -> list[Action]:
         """Forget a call, whatever its state; it gets no Finish. Unknown calls are ignored."""
-        call = self._calls.pop(call_id, None)
-        if call is None:
-            return []
-        state, call.state = call.state, GONE
+        call = self._calls.get(call_id)
         out: list[Action] = []
-        if state is WAITING:
-            self._unqueue(call)
-            if self._gated:
-                self._left_queue(call, now, out)
-            if call.retry is not None and call.retry.degree:
-                self._free_quiet(now, out)
-        elif state is IN_FLIGHT:
-            replica = call.replica
-            assert replica is not None
-            replica.in_flight -= 1
-            self._left(call, replica)
-            if replica.breaker.probe == call_id:
-                replica.breaker.probe = None
-            self._slot_freed(replica, now, out)
+        if call is not None:
+            self._slots.cancel(call, now, out)
         return out
 
     def tick(self, now: float) -> list[Action]:
@@ -139,32 +156,21 @@ class Scheduler(Faults):
         out: list[Action] = []
         for target, kind in self._timers.due(now):
             if isinstance(target, Call):
-                self._wake(target, now, out)
-            else:
-                self._alarmed(target, kind, now, out)
+                self._slots.wake(target, now, out)
+            elif kind is not None:
+                self._on_alarm[kind](target, now, out)
         return out
 
-    def _alarmed(self, replica: Replica, kind: str, now: float, out: list[Action]) -> None:
-        if kind is PROBE:
-            replica.breaker.half_open()
-            self._slot_freed(replica, now, out)
-            if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
-                self._ask(replica, now, out)  # nobody waits who could probe
-        elif kind is BUDGET:
-            self._feed_starved(replica, now, out)
-        elif kind is RATE:
-            self._slot_freed(replica, now, out)
-        elif kind is REPORT:
-            self._check_report(replica, now, out)
-        elif kind is OUTAGE:
-            self._away(replica, now, out)
-        elif kind is STALL:
-            self._check_silence(replica, now, out)
-        elif kind is SPARE:
-            self._slot_freed(replica, now, out)
-        elif kind is ASK:
-            self._acquit(replica, now, out)
-            self._unanswered(replica, now, out)
+    def _pause_is_over(self, replica: Replica, now: float, out: list[Action]) -> None:
+        replica.breaker.half_open()
+        self._slots.fill(replica, now, out)
+        if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
+            self._slots.ask(replica, now, out)  # nobody waits who could probe
+
+    def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The driver was asked to, and has not reported: a call that waits for the verdict is not convicted."""
+        self._judge.lives(replica, now, out)
+        self._slots.not_asked(replica, now, out)
 
     def next_tick(self) -> float | None:
         """When `tick` has something to do, if nothing else happens before."""
@@ -188,23 +194,22 @@ class Scheduler(Faults):
             return []
         replica.limiter.on_load(load)
         replica.take_report(load)
-        if replica.seen != (load.running, load.kv):
-            replica.seen = (load.running, load.kv)
-            replica.heard_at = now  # it works on something
-        if REPORT not in replica.alarms:
-            self._timers.alarm(replica, REPORT, load.at + LOAD_FRESH_S)
+        if replica.works_on(load):
+            self._slots.heard(replica, now)
+        if Alarm.REPORT not in replica.alarms:
+            self._timers.alarm(replica, Alarm.REPORT, load.at + LOAD_FRESH_S)
         out: list[Action] = []
-        self._slot_freed(replica, now, out)
+        self._slots.fill(replica, now, out)
         return out
 
     def _check_report(self, replica: Replica, now: float, out: list[Action]) -> None:
         assert replica.report is not None
         stale_at = replica.report.at + LOAD_FRESH_S
         if stale_at > now:
-            self._timers.alarm(replica, REPORT, stale_at)
+            self._timers.alarm(replica, Alarm.REPORT, stale_at)
         else:
             replica.take_report(None)
-            self._slot_freed(replica, now, out)
+            self._slots.fill(replica, now, out)
 
     def add_replica(self, spec: ReplicaSpec, now: float) -> list[Action]:
         """A server joins; calls that wait for its models start there. Its index is the next one.
@@ -214,8 +219,8 @@ class Scheduler(Faults):
         """
         replica = self._join(spec)
         out: list[Action] = []
-        self._rehome(replica)
-        self._slot_freed(replica, now, out)
+        self._room.rehome(replica.models)
+        self._slots.fill(replica, now, out)
         return out
 
     def remove_replica(self, name: str, now: float) -> list[Action]:
@@ -227,35 +232,19 @@ class Scheduler(Faults):
             KeyError: no replica has this name.
         """
         replica = self._balancer.by_name[name]
-        out: list[Action] = []
-        out += self.replica_down(name, now, "removed")
+        out = self.replica_down(name, now, "removed")
         self._balancer.remove(replica, now)
-        self._watch_absence(replica, now)
-        self._rehome(replica)
+        self._judge.watch_absence(replica, now)
+        self._room.rehome(replica.models)
         return out
 
     def probe_result(self, name: str, ok: bool, now: float) -> list[Action]:
         """What the driver's `Probe` came to: ok, if the server answered it, however. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
-        if replica is None or self.halted is not None:
-            return out
-        probing = replica.breaker.probe == CANARY
-        if ok:
-            replica.heard_at = now
-            if probing:
-                self._close(replica, now, out)
-                self._slot_freed(replica, now, out)
-        elif probing:
-            self._convict(replica, now, out)
-            self._open(replica, now, "does not answer a probe", out)
-        elif replica.in_flight and replica.asked_at > replica.heard_at:
-            self._hangs(replica, now, out)
+        if replica is not None and self.halted is None:
+            self._judge.probed(replica, now, ok, out)
         return out
-
-    def _rehome(self, changed: Replica) -> None:
-        for model in changed.models:
-            self._queues[model].rehome(self._home)
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:
         """A supervisor knows that this server is gone: pause it, charge nobody, until `replica_up`.
@@ -265,13 +254,11 @@ class Scheduler(Faults):
         """
         replica = self._balancer.by_name[name]
         out: list[Action] = []
-        self._fell(replica, now)
-        self._convict(replica, now, out)
-        self._open(replica, now, why, out)
+        self._judge.crashed(replica, now, why, out)
         if replica.breaker.state is not DOWN:
             replica.breaker.take_down()
-            replica.alarms.pop(PROBE, None)
-            self._watch_absence(replica, now)
+            self._timers.forget(replica, Alarm.PROBE)
+            self._judge.watch_absence(replica, now)
         return out
 
     def replica_lost(self, name: str, now: float, why: str) -> list[Action]:
@@ -282,13 +269,12 @@ class Scheduler(Faults):
         """
         replica = self._balancer.by_name[name]
         out = self.replica_down(name, now, why)
-        replica.breaker.cause = why
-        replica.breaker.lost = True
+        replica.breaker.give_up(why)
         if self.halted is None:
-            self._away(replica, now, out)
+            self._judge.check_absence(replica, now, out)
         for model in replica.models:  # suspects may have waited for it, to spare the last server in use
             for peer in self._balancer.of_model[model]:
-                self._slot_freed(peer, now, out)
+                self._slots.fill(peer, now, out)
         return out
 
     def replica_up(self, name: str, now: float) -> list[Action]:
@@ -299,8 +285,8 @@ class Scheduler(Faults):
         """
         replica = self._balancer.by_name[name]
         out: list[Action] = []
-        self._close(replica, now, out)
-        self._slot_freed(replica, now, out)
+        self._judge.back(replica, now, out)
+        self._slots.fill(replica, now, out)
         return out
 
     def stats(self) -> list[ReplicaStats]:

@@ -18,39 +18,60 @@ be cheap: finding the one poison record among hundreds, and finding that there i
 So one poison record costs four crashes at most. With several replicas: suspects are tried on all of them at once,
 each on one at a time, but not on the last one in use while another may come back within two minutes; and calls are
 tried alone on servers that have crashed already, which are empty when they return.
+
+`SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.faults` tells it what
+came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
+*cleared* (answered, so innocent), or *accused* (it failed alone; whether the server died of it is not known yet). An
+accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
+tried alone, and *spared* a trial while it is the last one in use.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from collections.abc import Iterable
 from math import isqrt
 
-from asyncsynth.core.breaker import CANARY, CLOSED, DOWN, HALF_OPEN, OPEN, REMOVED
-from asyncsynth.core.calls import ASK, GONE, HELD, IN_FLIGHT, SPARE, WAITING, Action, Call, Probe
-from asyncsynth.core.dispatch import Dispatch
+from asyncsynth.core.balancer import Balancer
+from asyncsynth.core.calls import Call
 from asyncsynth.core.outcomes import Outcome, Permanent, Transient
-from asyncsynth.core.replicas import Health, Replica
+from asyncsynth.core.replicas import Alarm, Health, Replica
+from asyncsynth.core.states import (
+    CLOSED,
+    DOWN,
+    GONE,
+    HALF_OPEN,
+    HELD,
+    OPEN,
+    WAITING,
+    Degree,
+    cleared,
+    explained,
+    suspected,
+)
+from asyncsynth.core.timers import Timers
+from asyncsynth.core.waiting import WaitingRoom
 
 DEADLY = frozenset({"reset", "server_error", "truncated", "protocol"})  #: how a call in flight meets a crash
 MEMORY_S = 10.0  #: failures so long before a fall belong to it
 PATIENCE_S = 120.0  #: how long suspects wait for a crashed replica to return rather than risk a healthy one
 LEAST_TRIALS = 4
 SOLO_CRASHES = 2  #: crashes with one call alone in flight that convict it
-CANARY_S = 30.0  #: what a probe of an empty server may take
 
 
-class Suspects(Dispatch):
-    """Trials of suspects, between `core.dispatch` and `core.faults`. Costs nothing until a server falls."""
+class SuspectBook:
+    """Who is suspected of what, and who is tried next. Costs nothing until a server falls."""
 
-    def _setup_suspects(self) -> None:
-        self._heaps: dict[tuple[str, int], list[tuple[int, float, int, Call]]] = {}
+    def __init__(self, balancer: Balancer, room: WaitingRoom, timers: Timers) -> None:
+        self._balancer = balancer
+        self._room = room
+        self._timers = timers
         self._at_once = LEAST_TRIALS
         self._cleared = 0
         self._crashed_at = float("-inf")
 
-    # --- becoming one -------------------------------------------------------------------------
+    # --- becoming a suspect -------------------------------------------------------------------
 
-    def _note_death(self, call: Call, replica: Replica, outcome: Outcome, now: float) -> None:
+    def note_death(self, call: Call, replica: Replica, outcome: Outcome, now: float) -> None:
         """A failure that could be the server's end."""
         if not isinstance(outcome, Transient) or outcome.reason not in DEADLY:
             return
@@ -63,8 +84,8 @@ class Suspects(Dispatch):
         elif call.started_at <= health.fallen_at:
             self._suspect(call, health)
 
-    def _fell(self, replica: Replica, now: float) -> None:
-        """A replica that had answered is paused: who was in flight?"""
+    def fallen(self, replica: Replica, now: float) -> None:
+        """A replica is paused. If it had answered, those that were in flight are suspects."""
         health = replica.health
         if not health.alive:
             return
@@ -87,97 +108,47 @@ class Suspects(Dispatch):
         state = call.failures()
         waits = call.state is WAITING
         if waits:
-            self._unqueue(call)
-        state.crashes += 1
-        state.degree = min(2, state.crashes)
+            self._room.leave(call)
+        state.degree = suspected[state.degree]
         if waits:
-            self._enqueue(call)
+            self._room.enter(call)
 
-    # --- waiting ------------------------------------------------------------------------------
+    # --- whom to try --------------------------------------------------------------------------
 
-    def _enqueue(self, call: Call) -> None:
-        state = call.retry
-        if state is None or not state.degree:
-            self._wait(call)
-            return
-        call.state = WAITING
-        self.waiting += 1
-        self._suspects[call.id] = call
-        heap = self._heaps.setdefault((call.model, state.degree), [])
-        heappush(heap, (call.turn, -call.started_at, call.seq, call))
+    def next_among_others(self, replica: Replica, now: float) -> Call | None:
+        """The suspect of the first degree to start there now, beside ordinary calls."""
+        if len(replica.health.trials) >= self._at_once or not replica.can_take():
+            return None
+        call = self._room.next_suspect(replica, Degree.FIRST)
+        return None if call is None or self._spared(replica, call, now) else call
 
-    def _unqueue(self, call: Call) -> None:
-        """A waiting call leaves its queue."""
-        self.waiting -= 1
-        if self._suspects.pop(call.id, None) is None:
-            self._queues[call.model].remove(call)
-
-    def _place(self, call: Call, now: float, out: list[Action]) -> None:
-        if call.retry is None or not call.retry.degree:
-            self._start_or_wait(call, now, out)
-            return
-        self._enqueue(call)
-        replica = self._balancer.pick(call.model)
-        if replica is not None and self.halted is None:
-            self._slot_freed(replica, now, out)
-
-    def _next_suspect(self, replica: Replica, degree: int) -> Call | None:
-        best: tuple[int, float, int, Call] | None = None
-        for model in replica.models:
-            heap = self._heaps.get((model, degree))
-            while heap:
-                call = heap[0][3]
-                state = call.retry
-                if self._suspects.get(call.id) is call and state is not None and state.degree == degree:
-                    if best is None or heap[0] < best:
-                        best = heap[0]
-                    break
-                heappop(heap)
-        return None if best is None else best[3]
-
-    # --- trials -------------------------------------------------------------------------------
-
-    def _try_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        if replica.breaker.state is CLOSED and replica.health.alive:
-            if self._examine(replica, now, out):
-                return True
-            self._try_suspects(replica, now, out)
-        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._fresh_probe(replica):
-            self._ask(replica, now, out)
-        return False
-
-    def _try_suspects(self, replica: Replica, now: float, out: list[Action]) -> None:
-        trials = replica.health.trials
-        while len(trials) < self._at_once and replica.can_take():
-            call = self._next_suspect(replica, 1)
-            if call is None or self._spared(replica, call, now) or not self._begin_trial(call, replica, now, out):
-                return
-            trials.add(call.id)
-
-    def _examine(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        """Try suspects of the second degree here, alone. True: nothing else may start now."""
+    def keeps_free(self, replica: Replica, now: float) -> bool:
+        """Whether this replica serves a trial alone, now or once it is empty; then nothing else may start there."""
         health = replica.health
         if health.solo is not None:
             return True
-        call = self._next_suspect(replica, 2)
+        call = self._room.next_suspect(replica, Degree.SECOND)
         if call is None:
-            self._unquiet(replica)
+            self._take_all_again(replica)
             return False
         late = now >= self._crashed_at + PATIENCE_S
         if not (health.examiner or late) or self._spared(replica, call, now):
             return False
-        replica.block(gated_for=replica.gated_for, quiet=True)
-        if not replica.in_flight and self._begin_trial(call, replica, now, out):
-            health.solo = call
+        replica.keep_free(True)
         return True
 
-    def _begin_trial(self, call: Call, replica: Replica, now: float, out: list[Action]) -> bool:
-        if replica.gate is not None and not self._admitted(call, replica, now):
-            return False
-        self._unqueue(call)
-        replica.troubled = True
-        self._start(call, replica, now, out)
-        return True
+    def next_alone(self, replica: Replica) -> Call | None:
+        """The suspect of the second degree to start on this free replica; None while a call is in flight there."""
+        if replica.in_flight or replica.health.solo is not None:
+            return None
+        return self._room.next_suspect(replica, Degree.SECOND)
+
+    def on_trial(self, call: Call, replica: Replica, *, alone: bool) -> None:
+        """It has started there."""
+        if alone:
+            replica.health.solo = call
+        else:
+            replica.health.trials.add(call.id)
 
     def _spared(self, replica: Replica, call: Call, now: float) -> bool:
         """Whether this is the last replica in use, and another may soon take the risk."""
@@ -186,112 +157,95 @@ class Suspects(Dispatch):
             return False
         if any(r is not replica and r.breaker.state is CLOSED and r.health.alive for r in peers):
             return False
-        if SPARE not in replica.alarms:
-            self._timers.alarm(replica, SPARE, self._crashed_at + PATIENCE_S)
+        if Alarm.SPARE not in replica.alarms:
+            self._timers.alarm(replica, Alarm.SPARE, self._crashed_at + PATIENCE_S)
         return any(
             r is not replica and r.breaker.state in (OPEN, HALF_OPEN, DOWN) and not r.breaker.lost for r in peers
         )
 
-    def _unquiet(self, replica: Replica) -> None:
+    def _take_all_again(self, replica: Replica) -> None:
         if replica.quiet:
-            replica.block(gated_for=replica.gated_for, quiet=False)
+            replica.keep_free(False)
             replica.health.examiner = False
 
-    def _fresh_probe(self, replica: Replica) -> bool:
-        """Whether a call waits that has not failed in this outage yet."""
-        heads = [self._queues[model].head() for model in replica.models]
-        return any(head is not None and not head[3].turn for head in heads)
+    # --- what came of it ----------------------------------------------------------------------
 
-    def _ask(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Only suspects could probe this server: let the driver do it, with a request of its own."""
-        if self._next_any(replica) is not None or replica.health.accused is not None:
-            replica.breaker.probe = CANARY
-            out.append(Probe(replica.index, CANARY_S))
-            self._timers.alarm(replica, ASK, now + 2 * CANARY_S)
-
-    def _next_any(self, replica: Replica) -> Call | None:
-        return self._next_suspect(replica, 1) or self._next_suspect(replica, 2)
-
-    def _unanswered(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver did not probe: a suspect must."""
-        if replica.breaker.probe != CANARY or self.halted is not None:
-            return
-        replica.breaker.probe = None
-        call = self._next_any(replica) if replica.can_take() else None
-        if call is not None:
-            self._begin_trial(call, replica, now, out)
-        else:
-            self._slot_freed(replica, now, out)
-
-    # --- verdicts -----------------------------------------------------------------------------
-
-    def _left(self, call: Call, replica: Replica) -> None:
+    def left(self, call: Call, replica: Replica) -> None:
         """A call is no longer in flight there."""
         health = replica.health
         health.trials.discard(call.id)
         if health.solo is call:
             health.solo = None
-            if self._next_suspect(replica, 2) is None:
-                self._unquiet(replica)
+            self.needless(replica)
 
-    def _clear(self, call: Call) -> None:
+    def needless(self, replica: Replica) -> bool:
+        """Whether this replica was kept free for a trial and no suspect is left for it; then it takes all again."""
+        if not replica.quiet or replica.health.solo is not None:
+            return False
+        if self._room.next_suspect(replica, Degree.SECOND) is not None:
+            return False
+        self._take_all_again(replica)
+        return True
+
+    def answers(self, replica: Replica) -> None:
+        """The server answers, after a fall or not."""
+        replica.health.alive = True
+
+    def clear(self, call: Call) -> None:
         """It was answered: innocent."""
         state = call.retry
         if state is None or not state.degree:
             return
-        if state.degree == 1:
+        if state.degree is Degree.FIRST:
             self._cleared += 1
             if self._cleared >= self._at_once:
                 self._at_once *= 2
                 self._cleared = 0
-        state.degree = state.crashes = state.solo_crashes = 0
+        state.degree = cleared[state.degree]
+        state.solo_crashes = 0
 
-    def _accuse(self, call: Call, replica: Replica, outcome: Outcome, now: float) -> None:
-        """It failed alone; the next contact with the server shows whether it is dead."""
-        call.state = HELD
+    def accuse(self, call: Call, replica: Replica, outcome: Outcome, now: float) -> None:
+        """It failed alone; the next contact with the server shows whether that is dead."""
         replica.health.accused = (call, outcome)
-        self._fell(replica, now)
+        self.fallen(replica, now)
 
-    def _convict(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead, and this call was alone there."""
-        accused, replica.health.accused = replica.health.accused, None
-        if accused is None or accused[0].state is not HELD:
-            return
+    def acquit(self, replica: Replica) -> tuple[Call, Outcome] | None:
+        """The server lives, or it cannot be known. Returns the accused and what it met, an ordinary failure."""
+        accused = self._accused(replica)
+        if accused is not None:
+            self.clear(accused[0])
+        return accused
+
+    def convict(self, replica: Replica) -> tuple[Call, Permanent] | None:
+        """The server is dead, and the accused was alone there. Returns it with its end, or None: it is tried again."""
+        accused = self._accused(replica)
+        if accused is None:
+            return None
         call, outcome = accused
         state = call.failures()
         state.solo_crashes += 1
         if state.solo_crashes < SOLO_CRASHES:
-            self._enqueue(call)
-            return
+            self._room.enter(call)
+            return None
         detail = f" ({outcome.message})" if isinstance(outcome, Transient) and outcome.message else ""
         message = f"alone in flight on {replica.name}, this request ended the server{detail}; tried twice"
-        self._finish(call, Permanent("poison", message, scope="record"), out)
-        self._free_all(now, out)
+        return call, Permanent("poison", message, scope="record")
 
-    def _free_all(self, now: float, out: list[Action]) -> None:
-        """The crashes are explained."""
-        waiting = list(self._suspects.values())
-        for call in waiting:
-            self._unqueue(call)
-        for call in self._calls.values():
-            if call.retry is not None and call.retry.degree:
-                call.retry.degree = call.retry.crashes = call.retry.solo_crashes = 0
-        self._heaps.clear()
-        for replica in self.replicas:
+    def _accused(self, replica: Replica) -> tuple[Call, Outcome] | None:
+        """The call that waits for the verdict about this server, or None; from now on none does."""
+        accused, replica.health.accused = replica.health.accused, None
+        return accused if accused is not None and accused[0].state is HELD else None
+
+    def explain(self, calls: Iterable[Call]) -> None:
+        """One is convicted, so the crashes are explained: all others are free."""
+        waiting = self._room.take_suspects()
+        for call in calls:
+            state = call.retry
+            if state is not None and state.degree:
+                state.degree = explained[state.degree]
+                state.solo_crashes = 0
+        for replica in self._balancer.replicas:
             if replica.health.solo is None:
-                self._unquiet(replica)
+                self._take_all_again(replica)
         for call in waiting:
-            self._enqueue(call)
-        for replica in self.replicas:
-            if replica.breaker.state is not REMOVED:
-                self._slot_freed(replica, now, out)
-
-    def _free_quiet(self, now: float, out: list[Action]) -> None:
-        """Suspects went away (cancelled): nobody needs a server of its own any more, perhaps."""
-        for replica in self.replicas:
-            if replica.quiet and replica.health.solo is None and self._next_suspect(replica, 2) is None:
-                self._unquiet(replica)
-                self._slot_freed(replica, now, out)
-
-    def _flying(self, replica: Replica) -> list[Call]:
-        return [call for call in self._calls.values() if call.state is IN_FLIGHT and call.replica is replica]
+            self._room.enter(call)

@@ -2,7 +2,8 @@
 
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.current import current_graph
-from asyncsynth.pipeline.graph import Graph, Node, Plan
+from asyncsynth.pipeline.graph import Graph
+from asyncsynth.pipeline.plan import Node, Plan
 from asyncsynth.pipeline.step import AllRows, Dropped, GlobalStep, JoinStep, ModelStep, RowStep, SourceStep, Step
 
 __all__ = [

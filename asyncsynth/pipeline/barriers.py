@@ -7,13 +7,10 @@ mix rows that have waited with rows that have not; such graphs are refused befor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.plan import Node
 from asyncsynth.pipeline.step import GlobalStep
-
-if TYPE_CHECKING:
-    from asyncsynth.pipeline.graph import Node
 
 _HINT = (
     "Everything before such a step must flow into it and everything after must come out of it: "

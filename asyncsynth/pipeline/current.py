@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from asyncsynth.pipeline.step import Step
+AnyStep = TypeVar("AnyStep", contravariant=True)  # `Step`, which is defined on top of this module
 
 
-class StepRegistry(Protocol):
+class StepRegistry(Protocol[AnyStep]):
     """What a step needs of its graph."""
 
     name: str
 
-    def add(self, step: Step) -> None:
+    def add(self, step: AnyStep) -> None:
         """Takes a step in and names it."""
 
-    def connect(self, left: Step, right: Step) -> None:
+    def connect(self, left: AnyStep, right: AnyStep) -> None:
         """`left >> right`."""
 
 
-CURRENT: ContextVar[StepRegistry | None] = ContextVar("asyncsynth_graph", default=None)
+CURRENT: ContextVar[StepRegistry[Any] | None] = ContextVar("asyncsynth_graph", default=None)
 
 
-def current_graph() -> StepRegistry | None:
+def current_graph() -> StepRegistry[Any] | None:
     """The graph whose `with` block we are in, or None."""
     return CURRENT.get()

@@ -6,13 +6,26 @@ that is not valid yet can be drawn too: that is when one looks at it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.step import ColumnOrigins, GlobalStep, JoinStep, ModelStep, SourceStep, Step
 
-if TYPE_CHECKING:
-    from asyncsynth.pipeline.graph import Graph
+
+class Drawable(Protocol):
+    """What a drawing needs of a graph."""
+
+    name: str
+    steps: list[Step]
+
+    @property
+    def edges(self) -> Sequence[tuple[Step, Step]]:
+        """The connections."""
+
+    def columns(self) -> Mapping[Step, ColumnOrigins]:
+        """Columns after each step, where they are known."""
+
 
 #: Mermaid's shapes: a stadium for the source, a hexagon for a join, a box for a model step,
 #: a framed box for a step over all rows, rounded else.
@@ -26,7 +39,7 @@ _SHAPES: tuple[tuple[type[Step], str, str], ...] = (
 _ESCAPES = str.maketrans({'"': "#quot;", "<": "#lt;", ">": "#gt;", "#": "#35;", "`": "#96;"})
 
 
-def mermaid(graph: Graph) -> str:
+def mermaid(graph: Drawable) -> str:
     """A Mermaid flowchart: ``flowchart TD`` and one line a step and connection."""
     lines = ["---", f"title: {_title(graph.name)}", "---", "flowchart TD"]
     ids = {step: f"s{number}" for number, step in enumerate(graph.steps)}
@@ -42,7 +55,7 @@ def mermaid(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plain_text(graph: Graph) -> str:
+def plain_text(graph: Drawable) -> str:
     """One paragraph a step, in the order of the flow."""
     lines = [_clean(graph.name)]
     flows = graph.columns()
@@ -88,7 +101,7 @@ def _writes(step: Step, flow: ColumnOrigins) -> list[str]:
     return [name if step.target_of(name) == name else f"{name} → {step.target_of(name)}" for name in step.outputs]
 
 
-def _ordered(graph: Graph) -> list[Step]:
+def _ordered(graph: Drawable) -> list[Step]:
     """Predecessors first; the steps of a cycle come last, in the order in which they were made."""
     order: list[Step] = []
     waiting = list(graph.steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import Token
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from asyncsynth.pipeline.depends import dependencies
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.pipeline.fingerprint import jsonable, short_hash
 from asyncsynth.pipeline.naming import Origin, origin
+from asyncsynth.pipeline.plan import Node, Plan
 from asyncsynth.pipeline.shapes import check_joins
 from asyncsynth.pipeline.step import (
     ColumnOrigins,
@@ -30,47 +30,6 @@ from asyncsynth.pipeline.step import (
 )
 from asyncsynth.storage.files import atomic_write
 from asyncsynth.storage.layout import refuse_own_files
-
-
-@dataclass(slots=True)
-class Node:
-    """A step in its place: indexes of its predecessors (in the order of `>>`) and successors."""
-
-    index: int
-    step: Step
-    before: list[int] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    depth: int = 0  #: longest way from the source
-    fingerprint: str = ""  #: model steps: key of their journal entries
-    seed_id: str = ""  #: model steps: what their random choices and request seeds come from; nothing of their code
-    depends: frozenset[str] = frozenset()  #: steps before it that decide its input, see `pipeline.depends`
-
-
-@dataclass(slots=True)
-class Plan:
-    """A checked pipeline: nodes in topological order, the source first."""
-
-    nodes: list[Node]
-    leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
-    fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
-    fingerprint: str
-    answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
-    notes: list[str] = field(default_factory=list)  #: what of the user's code cannot be followed, a line each
-    packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
-    carries: bool = False  #: rows leave with what is known of their texts, since a later segment asks for it
-
-    @property
-    def source(self) -> SourceStep:
-        """The one step that reads."""
-        step = self.nodes[0].step
-        if not isinstance(step, SourceStep):
-            raise TypeError("a plan begins with its source")
-        return step
-
-    @property
-    def model_steps(self) -> list[Node]:
-        """The nodes whose results are journaled."""
-        return [node for node in self.nodes if isinstance(node.step, ModelStep)]
 
 
 class Graph:
@@ -93,7 +52,7 @@ class Graph:
         self.description = description
         self.steps: list[Step] = []
         self._edges: list[tuple[Step, Step]] = []
-        self._token: Token[StepRegistry | None] | None = None
+        self._token: Token[StepRegistry[Any] | None] | None = None
 
     def __enter__(self) -> Self:
         self._token = CURRENT.set(self)

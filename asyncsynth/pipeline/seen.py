@@ -8,12 +8,11 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import asyncsynth
 from asyncsynth.errors import InputError, RecordError
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import NotPlainJson, Row, plain_json
 
-_OWN = os.path.join(os.path.dirname(os.path.abspath(asyncsynth.__file__)), "")
+_OWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 _STDLIB = os.path.join(sysconfig.get_path("stdlib"), "")
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.plan import Node
 from asyncsynth.pipeline.step import JoinStep
-
-if TYPE_CHECKING:
-    from asyncsynth.pipeline.graph import Node
 
 
 class _Level(NamedTuple):

@@ -84,7 +84,7 @@ class Step:
         self._explicit_name = name is not None
         self.input_mappings = dict(input_mappings or {})
         self.output_mappings = dict(output_mappings or {})
-        self._graph: StepRegistry | None = None
+        self._graph: StepRegistry[Step] | None = None
         if (graph := current_graph()) is not None:
             graph.add(self)
 

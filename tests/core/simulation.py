@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from asyncsynth.core.calls import IN_FLIGHT
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.core.scheduler import Abort, Action, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.states import IN_FLIGHT
 
 #: (call id, attempt, now) -> (outcome, latency in seconds), or None for a good answer after the usual latency
 Script = Callable[[int, int, float], tuple[Outcome, float] | None]

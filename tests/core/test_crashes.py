@@ -146,7 +146,7 @@ def test_two_kills_from_outside_quarantine_nobody() -> None:
         fleet.kill(0)
     fleet.run(until=400)
     assert all(isinstance(f.outcome, Ok) for f in fleet.sim.finished.values())
-    assert not fleet.sim.scheduler._suspects
+    assert not fleet.sim.scheduler._room.suspects
 
 
 # --- servers that hang ---------------------------------------------------------------------------

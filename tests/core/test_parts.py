@@ -10,11 +10,13 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsynth.core.calls import GONE, SLEEPING, Call, Timers
+from asyncsynth.core.calls import Call
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.retry import AttemptState, GiveUp, RetryAt, RetryBudget, RetryPolicy, decide
+from asyncsynth.core.states import GONE, SLEEPING
 from asyncsynth.core.stats import Histogram, Tally
+from asyncsynth.core.timers import Timers
 from asyncsynth.core.window import Window
 
 
@@ -251,6 +253,7 @@ def test_a_driver_that_asks_only_after_something_was_added_misses_no_timer(
     for what, number, delay in events:
         call = calls[number]
         if what == "wake":
+            call.state = SLEEPING
             timers.wake(call, now + delay)
         elif what == "gone":
             call.state = GONE

@@ -35,7 +35,7 @@ def test_twenty_failures_that_differ_in_numbers_and_names_only_are_alike() -> No
 def test_a_key_that_is_part_of_other_words_and_numbers_makes_no_difference() -> None:
     alike = AllAlike()
     keys = [*"abcdefghij", *map(str, range(ALIKE))]
-    message = "AttributeError: bad attribute of a row (job.py:50)"
+    message = "AttributeError: bad attribute (job.py:50)"
     told = [alike.failed({**failed(0, message), "k": key}) for key in keys]
     assert told[ALIKE - 1].startswith("the first 20 records all failed")
 

@@ -111,13 +111,18 @@ MUTATIONS = (
     ),
     Mutation(
         "a slot is held during backoff", "core/scheduler.py",
-        "            replica.in_flight -= 1\n            self._failed(", "            self._failed(",
+        "            slots.failed(replica, now)\n", "",
         12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
     ),
     Mutation(
-        "a cancelled call keeps its slot", "core/scheduler.py",
-        "            replica.in_flight -= 1\n            self._left(call, replica)\n            if replica.breaker",
-        "            self._left(call, replica)\n            if replica.breaker",
+        "a cancelled call keeps its slot", "core/dispatch.py",
+        "            replica.in_flight -= 1\n            self._book.left(call, replica)\n",
+        "            self._book.left(call, replica)\n",
+        12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
+    ),
+    Mutation(
+        "a failed call may not wait again", "core/states.py",
+        "    (IN_FLIGHT, QUEUE): WAITING,\n", "",
         12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
     ),
     Mutation(
