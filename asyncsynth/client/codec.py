@@ -309,8 +309,9 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         if type(text) is not str:
             text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
-        if finish is not None and type(finish) is not str:
+        if finish != "stop" and finish is not None:
             finish = str(finish)[:SAMPLE_CHARS]
+            finish = "length" if finish in CUT else finish
         choice = Choice(text, finish, raw.get("logprobs"))
         if not is_bare:
             choice.reasoning = reasoning_in(message)

@@ -56,7 +56,7 @@ class Choice:
     """
 
     text: str
-    finish_reason: str | None = None  #: "stop" | "length" | "content_filter" | "abort" | ...
+    finish_reason: str | None = None  #: "stop" | "length" (for a server's "max_tokens" too) | "content_filter" | ...
     logprobs: Any = None
     reasoning: str | None = None  #: what the model thought before it answered, where the server or the text shows it
 

@@ -41,6 +41,13 @@ def told(made: Outcome) -> tuple[str, str | None]:
     return choice.text, choice.reasoning
 
 
+@pytest.mark.parametrize("said", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_an_answer_that_was_cut_is_known_by_one_word(said: str) -> None:
+    made = outcome(body("The capital of", said))
+    assert isinstance(made, Ok)
+    assert made.value.choices[0].finish_reason == "length"
+
+
 # --- the thought beside the answer -----------------------------------------------------------------
 
 

@@ -19,11 +19,11 @@ LIMIT_S = 120.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
-STOPPING = "tests/engine/test_stopping.py"
 SCHEDULER = "tests/core/test_scheduler.py"
-ANSWERS = "tests/engine/test_answers.py"
+STOPPING = "tests/engine/test_stopping.py"
 CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
+ANSWERS = "tests/engine/test_answers.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,6 @@ MUTATIONS = (
         12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
     ),
     Mutation(
-        "a failed call may not wait again", "core/states.py",
-        "    (IN_FLIGHT, QUEUE): WAITING,\n", "",
-        12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
-    ),
-    Mutation(
         "an overload is the record's fault", "core/faults.py",
         "            self._overloaded(call, replica, outcome, probing, now, out)\n",
         "            self._charge(call, None, Transient('overloaded', '', outcome.status), now, out)\n",
@@ -188,7 +183,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty answers count as answers", "client/codec.py",
-        "        if not text or text.isspace():\n", "        if False:\n",
+        "        if not choice.text or choice.text.isspace():\n", "        if False:\n",
         11, ("tests/matrix/test_faults.py",),
     ),
     Mutation(
@@ -219,32 +214,6 @@ MUTATIONS = (
         9, ("tests/matrix/test_interrupted.py",), hangs=True,
     ),
     Mutation(
-        "a thought passes for the answer", "client/codec.py",
-        "    choice.text = answer\n", "    pass\n",
-        32, ("tests/client/test_answers.py",),
-    ),
-    Mutation(
-        "the thought in a field of its own is lost", "client/codec.py",
-        "            choice.reasoning = reasoning_in(message)\n", "            pass\n",
-        32, ("tests/client/test_answers.py",),
-    ),
-    Mutation(
-        "a cut thought is paid three times", "client/no_answer.py",
-        'return Permanent("reasoning_cut", said, status, raw=thought)',
-        'return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)',
-        32, ("tests/client/test_answers.py",),
-    ),
-    Mutation(
-        "paid answers of no use are not counted", "client/pool.py",
-        "            self._totals.wasted += 1\n", "            pass\n",
-        32, ("tests/client/test_answers.py",),
-    ),
-    Mutation(
-        "the first of several values counts", "tasks/parsing.py",
-        "            last = made, text[end:]\n", "            return made, text[end:]\n",
-        32, ("tests/tasks/test_last_value.py",),
-    ),
-    Mutation(
         "a signal is not heard", "cli/signals.py",
         "        loop.add_signal_handler(number, received, number)\n", "        pass\n",
         21, ("tests/cli/test_cli.py::test_the_first_signal_drains_and_the_run_resumes",),
@@ -269,6 +238,8 @@ MUTATIONS = (
         "owner = run if run is not None and is_own(run, to) else owner_of(to)",
         "owner = run if run is not None and is_own(run, to) else None",
         36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
+    ),
+    Mutation(
         "seeds come from the code of a step", "pipeline/graph.py",
         'base = short_hash({"step": type(node.step).__name__, "models": models})',
         'base = short_hash({"step": node.step.settings(), "models": models})',
@@ -289,6 +260,34 @@ MUTATIONS = (
         "a damaged answer is believed", "storage/answers.py",
         "if check(line, self._files[(place >> _FILE_BITS) - 1].salt)[0] < 0:", "if not line:",
         35, ("tests/storage/test_answers.py::test_a_flipped_bit_costs_the_answer_and_never_changes_it",),
+    ),
+    Mutation(
+        "a thought passes for the answer", "client/codec.py",
+        "    choice.text = answer\n", "    pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "the thought in a field of its own is lost", "client/codec.py",
+        "            choice.reasoning = reasoning_in(message)\n", "            pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "a cut thought is paid three times", "client/no_answer.py",
+        'return Permanent("reasoning_cut", said, status, raw=thought)',
+        'return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)',
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "paid answers of no use are not counted", "client/pool.py",
+        "            self._totals.wasted += 1\n", "            pass\n",
+        32, ("tests/client/test_answers.py",),
+    ),
+    Mutation(
+        "the first of several values counts", "tasks/parsing.py",
+        "            last, unusable = (made, text[end:]), None\n", "            return made, text[end:]\n",
+        32, ("tests/tasks/test_last_value.py",),
+    ),
+    Mutation(
         "done as soon as the input was read", "engine/runner.py",
         "if self._exhausted and not self.counts.pending:", "if self._exhausted:",
         27, (f"{STOPPING}::test_done_means_ended_whatever_stops_the_run",),
@@ -313,6 +312,8 @@ MUTATIONS = (
         "failures that are alike go on", "engine/failing.py",
         "if self._over or self._count < ALIKE:", "if True:",
         29, ("tests/engine/test_failing.py",),
+    ),
+    Mutation(
         "helpers of helpers are not followed", "pipeline/usercode.py",
         "        for name in sorted(reads.globals):\n", "        for name in ():\n",
         34, ("tests/pipeline/test_usercode.py",),
@@ -331,6 +332,8 @@ MUTATIONS = (
         "the plan takes what follows a redone step for reusable", "engine/changes.py",
         "            cause = sorted(step.depends & changed) or step.lost\n", "            cause = step.lost\n",
         34, ("tests/engine/test_plans.py",),
+    ),
+    Mutation(
         "a row without a partner is not counted", "engine/joins.py",
         'drop(key, f"partner_{loss}" if loss else "no_partner")', "pass",
         30, (f"{CONSERVED}::test_a_row_without_a_partner_is_counted_with_the_reason",),
@@ -367,7 +370,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what a user's row step returns is not looked at", "engine/walk.py",
-        "_foreign_rows(step.apply(SeenRow(row)), step)", "dict(step.apply(SeenRow(row)))",
+        "                made = _foreign_rows(made, step)\n", "                made = dict(made)\n",
         31, (f"{VALUES}::test_the_message_names_the_place_the_type_and_the_way_out",),
     ),
     Mutation(
@@ -375,6 +378,8 @@ MUTATIONS = (
         "    if (kind is list or kind is tuple) and",
         "    if kind is tuple:\n        return value\n    if kind is list and",
         31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
+    ),
+    Mutation(
         "a cut answer is not noted", "pipeline/context.py",
         'if choices[0].finish_reason == "length" or', "if",
         33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
@@ -393,6 +398,11 @@ MUTATIONS = (
         "a task's system prompt does not reach the training rows", "tasks/base.py",
         'return row.get("system_prompt") or self.system_prompt\n', 'return row.get("system_prompt")\n',
         33, ("tests/engine/test_made.py::test_a_tasks_system_prompt_reaches_the_training_rows",),
+    ),
+    Mutation(
+        "a failed call may not wait again", "core/states.py",
+        "    (IN_FLIGHT, QUEUE): WAITING,\n", "",
+        12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
     ),
 )  # fmt: skip
 
