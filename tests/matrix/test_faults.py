@@ -108,7 +108,7 @@ class Hasty(Http11Pool):
 
 
 def ask(words: str) -> ChatRequest:
-    return ChatRequest("test-model", [{"role": "user", "content": words}], {"max_tokens": 8})
+    return ChatRequest("test-model", [{"role": "user", "content": words}], {"max_tokens": 256})
 
 
 async def strike(fault: Fault, times: int, *, idle: bool) -> tuple[Completion | Exception, ServerPool, int]:
