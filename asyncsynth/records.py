@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 import hashlib
 import math
@@ -133,11 +134,16 @@ def _plain_other(value: Any, depth: int) -> Any:
         return _plain_list(value, depth)
     if isinstance(value, Mapping):
         return _plain_dict(value, depth)
-    raise NotPlainJson(f"of type {type(value).__name__}", _advice(value))
+    kind = type(value)
+    # numpy's bool, say, is not the one that JSON has.
+    name = f"{kind.__module__}.{kind.__name__}" if hasattr(builtins, kind.__name__) else kind.__name__
+    raise NotPlainJson(f"of type {name.removeprefix('builtins.')}", _advice(value))
 
 
 def _advice(value: Any) -> str:
     """How to write `value` as JSON, as far as its kind tells."""
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values: their text would pass for a value
+        return "Write None, or leave the row out."
     if isinstance(value, (set, frozenset)):
         return "Write sorted(value)."
     if isinstance(value, (bytes, bytearray)):
@@ -147,6 +153,7 @@ def _advice(value: Any) -> str:
     for method, call in (
         ("isoformat", "value.isoformat()"),
         ("tolist", "value.tolist()"),
+        ("to_dict", "value.to_dict('records')"),
         ("model_dump", "value.model_dump(mode='json')"),
     ):
         if callable(getattr(value, method, None)):

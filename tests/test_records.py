@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,10 @@ REFUSED: list[tuple[Any, str, str]] = [
     (np.float32(1.5), "of type float32", "tolist()"),
     (np.int64(3), "of type int64", "tolist()"),
     (np.array([1]), "of type ndarray", "tolist()"),
+    (np.bool_(True), "of type numpy.bool", "tolist()"),
+    (pd.NaT, "of type NaTType", "Write None"),
+    (pd.NA, "of type NAType", "Write None"),
+    (pd.DataFrame({"a": [1]}), "of type DataFrame", "to_dict('records')"),
     ({1: 2}, "a mapping with the key 1, not a plain string", "str(key)"),
     ({"\ud83d": 2}, "a mapping with the key '\\ud83d', not a plain string", "str(key)"),
     (iter([1]), "of type list_iterator", "list(value)"),

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
-from asyncsynth.errors import ConfigurationError
+from asyncsynth.errors import ConfigurationError, TaskFailure
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -86,7 +86,12 @@ class LLM:
         return self.params()
 
     def chat(self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any) -> ChatRequest:
-        """A chat request with these settings; `overrides` are request fields such as ``seed``."""
+        """A chat request with these settings; `overrides` are request fields such as ``seed``.
+
+        Raises TaskFailure (`bad_prompt`) for what is no list of messages.
+        """
+        if not isinstance(messages, (list, tuple)) or not all(isinstance(message, dict) for message in messages):
+            raise TaskFailure(f"the prompt is {messages!r:.60}; a list of messages was expected", reason="bad_prompt")
         return ChatRequest(self.model, messages, {**self._params, **overrides}, schema, self.reasoning == "keep")
 
     def complete(self, prompt: str, **overrides: Any) -> CompletionRequest:

@@ -7,8 +7,9 @@ it came to; it is written last and taken away first, so where it is, the file is
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import orjson
 
 from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError, RecordError
 from asyncsynth.pipeline import Dropped, GlobalStep
-from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
+from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
 from asyncsynth.storage.exports import NewFile
@@ -128,7 +130,7 @@ def _kept(
             raise _wrong_number(step, f"only {counts.read}", len(rows))
         counts.read += 1
         if isinstance(decision, Dropped):
-            counts.dropped[decision.reason] += 1
+            counts.dropped[keepable(decision.reason)] += 1
         else:
             counts.kept += 1
             outputs = _plain(step, key, decision)
@@ -140,7 +142,14 @@ def _kept(
 def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
     """The step's decisions; a bug of the step comes out under its name."""
     try:
-        yield from step.decide(rows)
+        decisions: Any = step.decide(rows)
+        if not isinstance(decisions, Iterable):
+            if inspect.iscoroutine(decisions):
+                decisions.close()
+            forgotten = "; is a `return` missing?" if decisions is None else ""
+            what = type(decisions).__name__
+            raise TypeError(f"decide returned {what}; one decision for each row was expected{forgotten}")
+        yield from decisions
     except (AsyncsynthError, BarrierStopped):
         raise
     except Exception as error:
@@ -154,7 +163,8 @@ def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
 def _plain(step: GlobalStep, key: str, decision: Any) -> Row:
     """The outputs that the step adds to a row, as JSON. Raises PipelineError."""
     try:
-        return plain_row(decision, f"{type(step).__name__}.decide")
+        made = plain_row(decision, f"{type(step).__name__}.decide")
+        return checked_outputs(made, step.outputs, where=step.name) if made and step.outputs else made
     except (NotPlainJson, RecordError) as error:
         what = row_error(error, {}).message
         raise PipelineError(

@@ -6,6 +6,7 @@ fingerprint covers them as if they stood in the file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import types
@@ -95,8 +96,10 @@ def _arguments(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
         if init is None or not issubclass(base, Step):
             continue
         for parameter in list(inspect.signature(init).parameters.values())[1:]:
-            if parameter.kind is not parameter.VAR_KEYWORD and hasattr(step, parameter.name):
-                arguments.setdefault(parameter.name, getattr(step, parameter.name))
+            if parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            with contextlib.suppress(AttributeError):
+                arguments.setdefault(parameter.name, step.argument(parameter.name))
                 hints.setdefault(parameter.name, _hint(init, parameter.name))
     return arguments, hints
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -22,6 +22,7 @@ from asyncsynth.engine.serving import servers_of
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
+from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.capabilities import Capabilities
@@ -63,7 +64,7 @@ class Pipeline(Graph):
     async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
         """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one
         for each segment, where steps over all rows split the pipeline."""
-        chosen = RunOptions(**options)
+        chosen = _chosen(options)
         return Result(await self._run(chosen, on_runner=on_runner))
 
     async def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
@@ -72,7 +73,7 @@ class Pipeline(Graph):
         Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
         A slow reader is backpressure. Rows that an earlier run finished are yielded too.
         """
-        chosen = RunOptions(**options)
+        chosen = _chosen(options)
         finished: asyncio.Queue[FinishedRows | None] = asyncio.Queue(_STREAM_BUFFER)
 
         async def run() -> None:
@@ -193,3 +194,14 @@ def _is_cancelling() -> bool:
 
 
 __all__ = ["Pipeline", "run_in_loop"]
+
+
+def _chosen(options: dict[str, Any]) -> RunOptions:
+    """The options of a call. Raises ConfigurationError for a name that is none, with the nearest."""
+    known = [field.name for field in fields(RunOptions)]
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"a run has no option {name!r}{nearest(name, known)}", hint=f"It has {', '.join(known)}."
+            )
+    return RunOptions(**options)

@@ -26,8 +26,9 @@ from asyncsynth.engine.joins import Item, Loss, matched, related
 from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
+from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, makings_of
-from asyncsynth.pipeline.seen import SeenRow, plain_row, row_error, runs_foreign_code
+from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
@@ -297,6 +298,9 @@ def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple
             reason="bad_output",
         )
     rows = [plain_row(output, f"{type(step).__name__}.generate") for output in made]
+    if step.outputs:  # a step that declares none may return what it likes
+        for row in rows:
+            checked_outputs(row, step.outputs, where=step.name)
     return rows, plain_json({"ctx.notes": notes})["ctx.notes"]
 
 
@@ -359,8 +363,8 @@ class _Way:
         failed: FailedRow = {
             "k": key,
             "step": step.name,
-            "reason": error.reason,
-            "message": error.message,
+            "reason": keepable(error.reason),
+            "message": keepable(error.message),
             "attempts": error.attempts,
         }
         if error.raw is not None or isinstance(error, ParseFailure):
@@ -369,6 +373,7 @@ class _Way:
 
     def drop(self, key: str, step: Step, reason: str) -> None:
         """Counts a row that is left out."""
+        reason = keepable(reason)
         reasons = self.dropped.setdefault(step.name, {})
         reasons[reason] = reasons.get(reason, 0) + 1
         self._dropped_keys.append((key, step.name))
@@ -376,7 +381,7 @@ class _Way:
     def end(self, key: str, step: Step, error: BaseException, row: Row) -> None:
         """A step raised on a row: its end, by the cause. Raises the error itself where it must stop the run."""
         if isinstance(error, Dropped):
-            self.drop(key, step, str(error.reason))
+            self.drop(key, step, error.reason)
         elif isinstance(error, AsyncsynthError) and not isinstance(error, RecordError):
             raise error
         else:
@@ -433,6 +438,11 @@ class _Way:
 
 def _foreign_rows(made: Any, step: RowStep) -> Row | list[Row]:
     """The row or rows of a user's step. Raises RecordError and NotPlainJson."""
-    if isinstance(made, Iterable) and not isinstance(made, (Mapping, str, bytes)):
-        return [plain_row(row, f"{type(step).__name__}.apply") for row in made]
-    return plain_row(made, f"{type(step).__name__}.apply")
+    what = f"{type(step).__name__}.apply"
+    is_several = isinstance(made, Iterable) and not isinstance(made, (Mapping, str, bytes))
+    rows = [plain_row(row, what) for row in (made if is_several else [made])]
+    for output in step.outputs:
+        if any(step.target_of(output) not in row for row in rows):
+            message = f"{what} returned a row without {step.target_of(output)!r}, which the step's outputs declare"
+            raise RecordError(message, reason="bad_output")
+    return rows if is_several else rows[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sysconfig
 import traceback
@@ -49,6 +50,20 @@ class SeenRow(dict[str, Any]):
     def __missing__(self, column: Any) -> NoReturn:
         raise MissingColumn(column, tuple(self))
 
+    def __delitem__(self, column: str) -> None:
+        self[column]
+        super().__delitem__(column)
+
+    def pop(self, column: str, *default: Any) -> Any:
+        """As of a dict."""
+        return super().pop(column, *default) if default else super().pop(column, self[column])
+
+    def copy(self) -> SeenRow:
+        """A copy that names the column that it lacks, too."""
+        made = SeenRow({})
+        made.update(self)
+        return made
+
 
 def runs_foreign_code(step: object) -> bool:
     """Whether a step's class is not this package's own: its errors and values are then the user's."""
@@ -70,10 +85,16 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     where = f" ({place})" if place else ""
     if isinstance(error, MissingColumn):
         return RecordError(f"{error}{where}", reason="missing_column")
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    # The message of a user's exception may hold what the journal cannot.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return RecordError(f"{text}{where}", reason="step_error")
+    said = keepable(error)
+    return RecordError(f"{type(error).__name__}{': ' if said else ''}{said}{where}", reason="step_error")
+
+
+def keepable(said: object) -> str:
+    """A reason or a message of a user's as text that the journal can hold; '' for what cannot be put into words."""
+    try:
+        return str(said).encode("utf-8", "backslashreplace").decode()
+    except Exception:  # an exception with a faulty __str__
+        return ""
 
 
 def place_of(error: BaseException) -> str:
@@ -96,12 +117,13 @@ def place_of(error: BaseException) -> str:
 def plain_row(made: Any, what: str) -> Row:
     """What a user's step made, as a row of JSON values. Raises RecordError (`bad_output`) and NotPlainJson."""
     if not isinstance(made, Mapping):
-        forgotten = "; is a `return` missing?" if made is None else ""
-        raise RecordError(f"{what} returned {type(made).__name__}; a dict was expected{forgotten}", reason="bad_output")
+        advice = "; is a `return` missing?" if made is None else ""
+        if inspect.iscoroutine(made):
+            made.close()
+            advice = "; it must be no `async def`"
+        raise RecordError(f"{what} returned {type(made).__name__}; a dict was expected{advice}", reason="bad_output")
     row: Row = plain_json(made)
     return row
-
-
 
 
 def plain_input(key: str, row: Any) -> Row:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.plan import Node
-from asyncsynth.pipeline.step import JoinStep
+from asyncsynth.pipeline.step import JoinStep, RowCount, Step
 
 
 class _Level(NamedTuple):
@@ -39,7 +39,7 @@ def check_joins(nodes: Sequence[Node]) -> None:
             shape = _joined(node, nodes, before)
         else:
             shape = before[0] if before else ()
-            count = node.step.row_count() if before else 1
+            count = _count(node.step) if before else 1
             if count == "unknown":
                 shape = None
             elif shape is not None and count != 1:
@@ -47,9 +47,26 @@ def check_joins(nodes: Sequence[Node]) -> None:
         shapes.append(shape)
 
 
+def _count(step: Step) -> RowCount:
+    """What a step declares, checked: a class of the user's may return anything. Raises PipelineError."""
+    count = step.row_count()
+    if count not in ("list", "unknown") and (type(count) is not int or count < 1):
+        raise PipelineError(
+            f"step {step.name!r}: {type(step).__name__}.row_count() returned {count!r}",
+            step=step.name,
+            hint='It must return a whole number from 1 on, "list" or "unknown".',
+        )
+    return count
+
+
 def _joined(node: Node, nodes: Sequence[Node], before: list[_Shape | None]) -> _Shape | None:
     """What leaves a join."""
     step = node.step
+    if isinstance(step, JoinStep) and step.missing not in ("drop", "none"):
+        raise PipelineError(
+            f'step {step.name!r}: {type(step).__name__}.missing is {step.missing!r}; "drop" or "none" was expected',
+            step=step.name,
+        )
     names = [nodes[index].step.name for index in node.before]
     known = [(name, shape) for name, shape in zip(names, before, strict=True) if shape is not None]
     if isinstance(step, JoinStep) and step.whichever:

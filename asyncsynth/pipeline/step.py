@@ -105,6 +105,13 @@ class Step:
         """The methods that this class must define and does not."""
         return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
+    def argument(self, name: str) -> Any:
+        """What the constructor was given as `name`, so that `--set` can make the step anew. AttributeError where the
+        step does not keep it."""
+        if inspect.isroutine(getattr(type(self), name, None)):
+            raise AttributeError(name)  # a method of that name is not it
+        return getattr(self, name)
+
     # --- wiring --------------------------------------------------------------------------------
 
     def __rshift__(self, other: Any) -> Any:
@@ -127,6 +134,11 @@ class Step:
                 raise PipelineError(
                     f"`>>` joins steps, but one side is {type(side).__name__}: {side!r:.80}",
                     hint="Write `step >> step`, `step >> [step, step]` or `[step, step] >> step`.",
+                )
+            if not hasattr(side, "_graph"):
+                raise PipelineError(
+                    f"{type(side).__name__}.__init__ does not call super().__init__()",
+                    hint="Call it there, with the `name` and the mappings that the class takes.",
                 )
         graph = left._graph or right._graph
         if graph is None:
@@ -432,8 +444,11 @@ class GlobalStep(Step):
 def _forgotten(kind: type[Step], method: str) -> PipelineError:
     """The error for a class that does not define `method`."""
     base = next(base for base in reversed(kind.__mro__) if method in vars(base))
-    signature = f"{'async ' if inspect.iscoroutinefunction(getattr(kind, method)) else ''}def {method}"
-    arguments = ", ".join(inspect.signature(getattr(kind, method)).parameters)
+    function = getattr(kind, method)
+    if not inspect.isfunction(function):
+        return PipelineError(f"{kind.__name__} does not define {method}, which every {base.__name__} must")
+    signature = f"{'async ' if inspect.iscoroutinefunction(function) else ''}def {method}"
+    arguments = ", ".join(inspect.signature(function).parameters)
     return PipelineError(
         f"{kind.__name__} does not define {method}(), which every {base.__name__} must",
         hint=f"Write `{signature}({arguments}):` in the class {kind.__name__}.",

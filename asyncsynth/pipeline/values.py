@@ -9,6 +9,7 @@ import decimal
 import enum
 import fractions
 import hashlib
+import json
 import logging
 import math
 import operator
@@ -111,11 +112,18 @@ def is_plain(value: Any) -> dict[str, Any] | None:
     return None
 
 
+def _text(form: Any) -> str:
+    try:
+        return orjson.dumps(form).decode()
+    except TypeError:  # nested deeper than orjson writes
+        return json.dumps(form)
+
+
 def shown(form: Any) -> Any:
     """A form as it is kept: scalars and short texts as they are, what is longer by its beginning and its hash."""
     if isinstance(form, (bool, int, float, type(None))):
         return form
-    text = form if isinstance(form, str) else orjson.dumps(form).decode()
+    text = form if isinstance(form, str) else _text(form)
     if isinstance(form, str) and len(text) <= _SHOWN:
         return form
     if len(text) > _SHOWN:

@@ -13,6 +13,7 @@ from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import PROVENANCE, Context
+from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.step import ModelStep, RowCount, nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
@@ -163,7 +164,8 @@ class Task(ModelStep):
         answers = await all_or_error([sample(row, ctx, i) for i in range(self.num_generations)])
         if not self.group_generations:
             return answers
-        return [{name: [answer[name] for answer in answers] for name in self.outputs}]
+        rows = [checked_outputs(answer, self.outputs, where=self.name) for answer in answers]
+        return [{name: [row[name] for row in rows] for name in self.outputs}]
 
     async def _told(self, row: Row, ctx: Context, number: int) -> Row:
         """`sample`, with the columns of `provenance`."""

@@ -141,8 +141,13 @@ def _of_library(schema: Any) -> Check:
     checked.update(*(names for keyword, names in _BESIDE.items() if keyword in checked))
     if dialect == DIALECT:
         checked -= {"additionalItems"}
+    beside = {name: first for first, names in _BESIDE.items() for name in names if name not in kind.VALIDATORS}
+    # Up to draft 7, what stands beside a $ref is not looked at.
+    is_alone = not {"$recursiveRef", "$dynamicRef"} & kind.VALIDATORS.keys()
     formats = kind.FORMAT_CHECKER
-    _Walk(checked | _DESCRIBING | _NAMING, formats.checkers, "is not a keyword that can be checked").look(
+    known = checked | _DESCRIBING | _NAMING
+    unknown = "is not a keyword that can be checked"
+    _Walk(known, formats.checkers, unknown, beside=beside, ref_is_alone=is_alone).look(
         schema, _Of(resolver, specification, referencing.exceptions.Unresolvable)
     )
     exact = jsonschema.validators.extend(kind, {"multipleOf": _multiple_of} if "multipleOf" in checked else {})
@@ -216,8 +221,13 @@ class _Walk:
         formats: Mapping[str, Any],
         unknown: str,
         rules: Mapping[str, tuple[Callable[[Any], bool], str]] | None = None,
+        *,
+        beside: Mapping[str, str] | None = None,  #: keyword -> the one without which it checks nothing
+        ref_is_alone: bool = False,
     ) -> None:
         self._known = known
+        self._beside = beside or {}
+        self._ref_is_alone = ref_is_alone
         self._rules = rules or {}
         self._formats = formats
         self._unknown = unknown
@@ -244,6 +254,13 @@ class _Walk:
                 self._reference(node, value, here, inside)
             elif keyword not in self._known and not keyword.startswith("x-"):
                 raise BadSchema(f"{here}: the keyword {keyword!r} {self._unknown}{self._nearest(keyword)}")
+            elif (first := self._beside.get(keyword)) is not None and first not in node:
+                raise BadSchema(f"{here}: the keyword {keyword!r} checks nothing without {first!r}")
+            elif self._ref_is_alone and "$ref" in node and self._constrains(keyword):
+                raise BadSchema(
+                    f"{here}: this draft does not check {keyword!r} beside '$ref': put the two into 'allOf', or name a "
+                    "later draft in '$schema'"
+                )
             elif keyword == "format" and value not in self._formats:
                 raise BadSchema(
                     f"{here}: the format {_short(value)} cannot be checked; known here: "
@@ -253,6 +270,10 @@ class _Walk:
                 if keyword in _IN_PLACE:
                     self._same_value.setdefault(id(node), []).append((id(part), f"{here}{name}"))
                 self._node(part, f"{here}{name}", inside)
+
+    @staticmethod
+    def _constrains(keyword: str) -> bool:
+        return keyword not in _DESCRIBING | _NAMING and not keyword.startswith("x-")
 
     def _reference(self, node: Any, ref: Any, at: str, references: Any) -> None:
         try:

@@ -81,6 +81,12 @@ class StructuredGeneration(Task):
         self.optional_inputs = ("system_prompt", "schema") if schema is not None else ("system_prompt",)
         super().__init__(llm, **settings)
 
+    def argument(self, name: str) -> Any:
+        """The schema as it was given; the method of that name is another matter."""
+        if name == "schema":
+            return self.json_schema if self._typed is None else self._typed.adapter
+        return super().argument(name)
+
     def settings(self) -> dict[str, Any]:
         """The task's settings; of a type also the code of its classes, for their validators decide as well."""
         settings = super().settings()

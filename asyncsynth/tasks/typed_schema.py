@@ -33,8 +33,8 @@ class TypedSchema:
     def __init__(self, given: Any) -> None:
         adapter_class = _adapter_class(given)
         try:
-            self._adapter = given if isinstance(given, adapter_class) else adapter_class(given)
-            self.json_schema: dict[str, Any] = self._adapter.json_schema()
+            self.adapter = given if isinstance(given, adapter_class) else adapter_class(given)
+            self.json_schema: dict[str, Any] = self.adapter.json_schema()
         except Exception as error:  # pydantic's errors have no base of their own; a NameError for a forward reference
             raise ConfigurationError(
                 f"schema={given!r:.80}: a JSON schema or a type that pydantic knows was expected"
@@ -57,7 +57,7 @@ class TypedSchema:
         from pydantic import ValidationError
 
         try:
-            made = self._adapter.validate_json(orjson.dumps(value), strict=True)
+            made = self.adapter.validate_json(orjson.dumps(value), strict=True)
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             words = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:_FAULTS_SHOWN]]
@@ -68,7 +68,7 @@ class TypedSchema:
 
     def dumped(self, made: Any) -> Any:
         """What pydantic made, as JSON values by the names that answers have."""
-        return self._adapter.dump_python(made, mode="json", by_alias=True)
+        return self.adapter.dump_python(made, mode="json", by_alias=True)
 
     def code(self, *, where: str) -> list[str]:
         """Identities of the user's classes and functions that decide on an answer: models within models, base

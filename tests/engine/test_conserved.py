@@ -465,3 +465,27 @@ def test_a_cancelled_future_of_the_steps_own_fails_its_row() -> None:
     assert walked.failed[0]["message"].startswith("CancelledError (")
     assert walked.rows == {"default": []}
     assert walked.dropped == {"combine_outputs_0": {"partner_failed": 1}}
+
+
+@pytest.mark.parametrize("count", [0, -1, None, "lists", 2.0, True])
+def test_a_number_of_rows_that_is_none_is_refused(count: Any) -> None:
+    class Counts(RowStep):
+        def row_count(self) -> Any:
+            return count
+
+        def apply(self, row: Row) -> Row:
+            return row
+
+    with pytest.raises(PipelineError, match=r"Counts\.row_count\(\) returned"):
+        joined(CombineOutputs(), Counts(), Tagged("a")).plan()
+
+
+def test_a_join_of_the_users_says_drop_or_none() -> None:
+    class Keeps(JoinStep):
+        missing = "keep"  # type: ignore[assignment]
+
+        def join(self, rows: Sequence[Row]) -> Row:
+            return {}
+
+    with pytest.raises(PipelineError, match=r"Keeps\.missing is 'keep'"):
+        joined(Keeps(), Tagged("a"), Tagged("b")).plan()

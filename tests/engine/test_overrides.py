@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, TypeAdapter
 
-from asyncsynth import LLM, LoadDataFromDicts, Magpie, Pipeline, TextGeneration, UltraFeedback
+from asyncsynth import LLM, LoadDataFromDicts, Magpie, Pipeline, StructuredGeneration, TextGeneration, UltraFeedback
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.errors import AsyncsynthError
 from tests.engine.helpers import preference, rows
@@ -88,3 +89,24 @@ def test_a_step_that_does_not_keep_its_settings_as_given_is_refused() -> None:
         LoadDataFromDicts(data=[{}]) >> Magpie(llm=LLM(model="Qwen/x"), system_prompt="About the sea.", name="m")
     with pytest.raises(AsyncsynthError, match="cannot be changed from outside"):
         apply_settings(made, ["m.n_turns=2"])
+
+
+class Person(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize("schema", [{"type": "integer"}, Person, list[Person], TypeAdapter(Person), None])
+def test_a_structured_generation_keeps_its_schema(schema: Any) -> None:
+    def structured(**settings: Any) -> Pipeline:
+        with Pipeline(name="p") as made:
+            load = LoadDataFromDicts(data=[{"instruction": "a", "schema": {}}])
+            load >> StructuredGeneration(llm=LLM(model="m"), schema=schema, name="gen", **settings)
+        return made
+
+    changed = structured()
+    apply_settings(changed, ["gen.llm.temperature=0.2", "gen.show_schema=false"])
+    assert changed.plan().fields != structured().plan().fields
+    apply_settings(changed, ["gen.llm.temperature=0.7", "gen.show_schema=true"])
+    assert changed.plan().fields == structured().plan().fields
+    apply_settings(changed, ['gen.schema={"type": "string"}'])
+    assert step(changed, "gen").json_schema == {"type": "string"}

@@ -444,6 +444,23 @@ class Nothing(GlobalStep):
         return [None for _ in rows]  # type: ignore[misc]
 
 
+class Undecided(GlobalStep):
+    def decide(self, rows: AllRows) -> Any:
+        pass
+
+
+class Waits(GlobalStep):
+    async def decide(self, rows: AllRows) -> Any:  # type: ignore[override]
+        return [{} for _ in rows]
+
+
+class Misnames(GlobalStep):
+    outputs = ("score",)
+
+    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
+        return [{"scroe": 1} for _ in rows]
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -452,6 +469,9 @@ class Nothing(GlobalStep):
         (Bug, r"'bug_0' failed over all rows: the row has no column 'missing'; .*instruction.* \(\S+.py:\d+\)"),
         (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_segments.py:\d+\)"),
         (Nothing, "'nothing_0' made what row 0 cannot hold: Nothing.decide returned NoneType; a dict was expected"),
+        (Undecided, "failed over all rows: TypeError: decide returned NoneType; .*is a `return` missing?"),
+        (Waits, "failed over all rows: TypeError: decide returned coroutine; one decision for each row was expected"),
+        (Misnames, "what misnames_0 returned lacks score and has scroe, which outputs= does not declare"),
         (NotJson, r"'not_json_0' made what row 0 cannot hold: the output 'column\[1\]' is NaN"),
     ],
 )

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncsynth import LLM, CombineOutputs, Dropped, Filter, LoadDataFromDicts, Pipeline, TextGeneration, step, task
-from asyncsynth.errors import InputError
+from asyncsynth.errors import InputError, RecordError
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
+from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.records import Row
 from asyncsynth.storage.readers import BadRow, Reader, SourceRow
 from tests.engine.helpers import MODELS, run_async, server
@@ -363,6 +364,78 @@ def test_what_is_no_row_fails_the_row(made: Any) -> None:
     assert "Wrong.apply returned " in failed["message"]
 
 
+class Declares(TextGeneration):
+    def __init__(self, made: Any, **settings: Any) -> None:
+        self._made = made
+        super().__init__(llm=LLM(model="m"), **settings)
+
+    async def sample(self, row: Row, ctx: Any, number: int) -> Row:
+        return dict(self._made)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_generations": 2}, {"num_generations": 2, "group_generations": True}])
+def test_a_task_returns_the_columns_that_it_declares(settings: dict[str, Any]) -> None:
+    failed = only(Declares({"generation": "x", "modle_name": "m"}, **settings))
+    assert failed["reason"] == "bad_output"
+    assert failed["message"].endswith("lacks model_name and has modle_name, which outputs= does not declare")
+
+
+def test_a_row_step_returns_the_columns_that_it_declares() -> None:
+    class Forgets(RowStep):
+        outputs = ("x",)
+
+        def apply(self, row: Row) -> list[Row]:
+            return [{**row, "y": 1}, row]
+
+    failed = only(Forgets(output_mappings={"x": "y"}))
+    assert failed["reason"] == "bad_output"
+    assert "returned a row without 'y'" in failed["message"]
+
+
+@pytest.mark.parametrize("prompt", ["text", None, ["text"], {"role": "user", "content": "text"}])
+def test_a_prompt_that_is_no_list_of_messages_is_not_sent(prompt: Any) -> None:
+    class Asks(TextGeneration):
+        def messages(self, row: Row, ctx: Any) -> Any:
+            return prompt
+
+    failed = only(Asks(llm=LLM(model="m")))
+    assert (failed["reason"], "a list of messages was expected" in failed["message"]) == ("bad_prompt", True)
+
+
+def test_a_method_that_must_not_wait_is_told() -> None:
+    class Waits(RowStep):
+        async def apply(self, row: Row) -> Row:  # type: ignore[override]
+            return row
+
+    class JoinWaits(JoinStep):
+        async def join(self, rows: Sequence[Row]) -> Row:  # type: ignore[override]
+            return {}
+
+    for made in (Waits(), JoinWaits()):
+        assert "must be no `async def`" in only(made)["message"]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda row: row.pop("instrction"),
+        lambda row: row.copy()["instrction"],
+        lambda row: row.__delitem__("instrction"),
+    ],
+)
+def test_a_column_is_missing_however_it_is_looked_up(look: Any) -> None:
+    assert only(Filter(look))["reason"] == "missing_column"
+
+
+def test_a_seen_row_is_a_dict_otherwise() -> None:
+    row = SeenRow({"a": [1], "b": 2})
+    assert row.pop("c", None) is None
+    assert (row.copy(), row.copy()["a"] is row["a"]) == ({"a": [1], "b": 2}, True)
+    assert (row.pop("b"), dict(row)) == (2, {"a": [1]})
+    del row["a"]
+    assert not row
+
+
 def test_no_rows_are_a_drop_with_a_reason() -> None:
     class Empty(RowStep):
         def apply(self, row: Row) -> list[Row]:
@@ -405,8 +478,30 @@ def test_the_cause_is_kept_whatever_it_holds() -> None:
         def apply(self, row: Row) -> Row:
             raise Dropped(7)  # type: ignore[arg-type]
 
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise KeyError("words")
+
+    class RaisesSpeechless(RowStep):
+        def apply(self, row: Row) -> Row:
+            raise Speechless
+
+    class Refuses(RowStep):
+        def apply(self, row: Row) -> Row:
+            raise RecordError("m\ud83d", reason="r\ud83d")
+
+    class LeavesOddly(RowStep):
+        def apply(self, row: Row) -> Row:
+            raise Dropped("\ud83d")
+
     assert only(Raises())["message"].startswith("ValueError: \\ud83d (")
+    assert only(RaisesSpeechless())["message"].startswith("Speechless (")
+    assert [only(Refuses())[name] for name in ("reason", "message")] == ["r\\ud83d", "m\\ud83d"]
     with Graph("drops") as graph:
         Source() >> Leaves(name="leaves")
     walked, _ = walk(graph, {"x": 1})
     assert walked.dropped == {"leaves": {"7": 1}}
+    with Graph("drops") as graph:
+        Source() >> LeavesOddly(name="leaves")
+    walked, _ = walk(graph, {"x": 1})
+    assert (walked.dropped, walked.failed) == ({"leaves": {"\\ud83d": 1}}, [])

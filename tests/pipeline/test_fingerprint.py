@@ -217,3 +217,18 @@ def test_settings_without_a_stable_form_are_refused_with_their_place(value: Any)
 
     with pytest.raises(PipelineError, match="setting 'odd'"):
         plan_of(Step)
+
+
+def test_a_constant_is_known_however_deep_it_is_nested() -> None:
+    def step_over(value: Any) -> Any:
+        for _ in range(300):
+            value = [value]
+
+        class Reads(RowStep):
+            def apply(self, row: Row) -> Row:
+                return {"x": value}
+
+        return Reads
+
+    first, again, other = (plan_of(step_over(value)).fingerprint for value in (1, 1, 2))
+    assert first == again != other

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import pytest
 
-from asyncsynth import LLM, GlobalStep, JoinStep, RowStep, Task
+from asyncsynth import LLM, GlobalStep, JoinStep, LoadDataFromDicts, RowStep, Task
 from asyncsynth.errors import PipelineError
-from asyncsynth.pipeline import ModelStep, SourceStep, Step
+from asyncsynth.pipeline import Graph, ModelStep, SourceStep, Step
 from asyncsynth.records import Row
 
 
@@ -66,3 +67,28 @@ def test_a_forgotten_method_is_told_by_class_and_name(bases: tuple[type, ...], m
 def test_a_task_that_answers_in_its_own_way_needs_no_other(bases: tuple[type, ...]) -> None:
     mine: Any = type("Mine", bases, {})
     assert isinstance(mine(llm=LLM(model="m")), Step)
+
+
+def test_an_abstract_attribute_is_told_by_name() -> None:
+    class Styled(RowStep):
+        @property
+        @abstractmethod
+        def style(self) -> str: ...
+
+        def apply(self, row: Row) -> Row:
+            return row
+
+    with pytest.raises(PipelineError, match="Plain does not define style, which every Styled must"):
+        type("Plain", (Styled,), {})()
+
+
+def test_a_constructor_that_does_not_call_its_bases_is_told() -> None:
+    class Alone(RowStep):
+        def __init__(self) -> None:
+            self.x = 1
+
+        def apply(self, row: Row) -> Row:
+            return row
+
+    with Graph("g"), pytest.raises(PipelineError, match=r"Alone.__init__ does not call super\(\).__init__\(\)"):
+        LoadDataFromDicts(data=[{}]) >> Alone()

@@ -125,6 +125,33 @@ def test_schemas_that_cannot_be_used_are_refused_with_their_place(schema: Any, w
         StructuredGeneration(M, schema=schema)
 
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"items": {"then": {"type": "string"}}}, "#/items/then: the keyword 'then' checks nothing without 'if'"),
+        ({"minContains": 2}, "#/minContains: the keyword 'minContains' checks nothing without 'contains'"),
+        (
+            {"$schema": DRAFT_7, "definitions": {"a": {}}, "items": {"$ref": "#/definitions/a", "minimum": 5}},
+            "#/items/minimum: this draft does not check 'minimum' beside '$ref'",
+        ),
+    ],
+)
+def test_a_keyword_that_would_check_nothing_is_refused(schema: Any, words: str) -> None:
+    with pytest.raises(BadSchema) as caught:
+        check_of(schema, library=True)
+    assert str(caught.value).startswith(words)
+
+
+def test_what_describes_may_stand_beside_a_reference() -> None:
+    a = {"$ref": "#/definitions/a", "description": "a number", "x-order": 1}
+    check = check_of({"$schema": DRAFT_7, "definitions": {"a": {"type": "integer"}}, "items": a}, library=True)
+    assert (check([1]), check(["a"]) != "") == ("", True)
+    assert check_of({"$ref": "#/$defs/a", "minimum": 5, "$defs": {"a": {}}}, library=True)(3)
+
+
 def test_a_format_that_nothing_knows_is_refused() -> None:
     with pytest.raises(BadSchema, match='#/items/format: the format "int32" cannot be checked; known here: date'):
         check_of({"items": {"format": "int32"}}, library=True)

@@ -141,7 +141,7 @@ def test_what_a_validator_refuses_is_asked_for_again_and_named() -> None:
     assert generate(task, {"instruction": "x"}, model)[0]["generation"] == [1, 3]
     with pytest.raises(ParseFailure, match=r"\[1\]: Value error, it is even"):
         generate(
-            StructuredGeneration(M, schema=task._typed._adapter, max_reasks=0), {"instruction": "x"}, Model("[1, 2]")
+            StructuredGeneration(M, schema=task._typed.adapter, max_reasks=0), {"instruction": "x"}, Model("[1, 2]")
         )
 
 
