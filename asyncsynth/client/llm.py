@@ -90,8 +90,10 @@ class LLM:
 
         Raises TaskFailure (`bad_prompt`) for what is no list of messages.
         """
-        if not isinstance(messages, (list, tuple)) or not all(isinstance(message, dict) for message in messages):
-            raise TaskFailure(f"the prompt is {messages!r:.60}; a list of messages was expected", reason="bad_prompt")
+        for message in messages if isinstance(messages, (list, tuple)) else (None,):
+            if not isinstance(message, dict):
+                said = f"the prompt is {messages!r:.60}; a list of messages was expected"
+                raise TaskFailure(said, reason="bad_prompt")
         return ChatRequest(self.model, messages, {**self._params, **overrides}, schema, self.reasoning == "keep")
 
     def complete(self, prompt: str, **overrides: Any) -> CompletionRequest:
