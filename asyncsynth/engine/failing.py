@@ -21,6 +21,11 @@ _COSTS_NOTHING = "bad_input"
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
 
 
+def is_share(limit: int | str | None) -> bool:
+    """Whether a `max_failures` is a percentage."""
+    return str(limit).strip().endswith("%")
+
+
 class FailureLimit:
     """How many records may fail: ``N`` records, or ``P%`` of those that have ended (of 50 at least).
 
@@ -28,19 +33,19 @@ class FailureLimit:
     """
 
     def __init__(self, limit: int | str) -> None:
-        text = str(limit).strip()
+        text, share = str(limit).strip(), is_share(limit)
         number = text.removesuffix("%").strip()
         try:
-            value = float(number) if text.endswith("%") else int(number)
+            value = float(number) if share else int(number)
         except ValueError:
             value = -1
-        if isinstance(limit, bool) or not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
+        if isinstance(limit, bool) or not 0 <= value < float("inf") or (share and value > 100):
             raise ConfigurationError(
                 f"max_failures is {limit!r}; a number of records or a percentage is needed",
                 hint="Write for example 100, or '5%'.",
             )
         self._text = text
-        self._share = value / 100 if text.endswith("%") else None
+        self._share = value / 100 if share else None
         self._records = value
 
     def exceeded(self, failed: int, ended: int) -> str:

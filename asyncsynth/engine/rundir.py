@@ -77,6 +77,8 @@ class RunDirectory:
         try:
             if manifest is None:
                 manifest = new_manifest(name, run_id, keys, plan, reader, options)
+                # First: a directory with a manifest and no extent is taken for one of an earlier version.
+                Extent(0, None).save(path)
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
@@ -205,6 +207,14 @@ class RunDirectory:
         }  # fmt: skip
         self.finish(record, Walked({}, [failed]))
         return failed
+
+    def any_ended_well(self) -> bool:
+        """Whether an earlier run of the same pipeline brought a record to its end with no failed row."""
+        return self._index.any_ended_well(self._epoch)
+
+    def ended_unread(self) -> int:
+        """Records that ended in an earlier run of the same pipeline, and that the input has not brought this time."""
+        return self._index.unclaimed_ended(self._epoch)
 
     def finished_rows(self, record: Record) -> FinishedRows:
         """The rows of a record that is done."""

@@ -159,6 +159,22 @@ def test_one_record_that_ends_well_lets_the_run_go_to_its_end(tmp_path: Path) ->
 
 
 @pytest.mark.row(29)
+def test_a_record_that_ended_well_earlier_counts_before_the_input_brings_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: None if b"number 59." in info.body else bad_if(info, b"number")) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 2}
+            await single(rows(60)).arun(**options, max_failures="100%")
+            again = (await single(rows(60)).arun(**options, retry_failed=True)).report
+            assert (again.exit_code, again.counts.failed, again.counts.earlier) == (3, 59, 1)
+            # What another pipeline made of the records says nothing of this one.
+            other = single(rows(60), system_prompt="Be brief.")
+            fake.script = lambda info: bad_if(info, b"number")
+            assert (await other.arun(**options, update=True)).report.exit_code == 4
+
+    run_async(main())
+
+
+@pytest.mark.row(29)
 @pytest.mark.parametrize(("limit", "least", "most"), [(5, 6, 6 + 16), ("10%", 6, 30), ("100%", 100, 100)])
 def test_more_failures_than_allowed_stop_the_run(tmp_path: Path, limit: int | str, least: int, most: int) -> None:
     async def main() -> None:
