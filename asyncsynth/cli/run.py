@@ -64,7 +64,7 @@ def run_command(
     apply_settings(pipeline, settings)
     if input is not None:
         pipeline.with_input(str(input))
-    with run_of(pipeline, workers, target, input, settings, path, options) as run:
+    with run_of(pipeline, workers, target, input, settings, path, options, export=export) as run:
         report = run_in_loop(lambda: _supervised(pipeline, run, as_json=as_json))
     if report is None:
         raise Stopped("a signal before anything was sent")

@@ -18,6 +18,9 @@ ADVICE = (
 )
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
+_STEP_ERROR = "step_error"
+#: A fault of a step's own code: the exception's type, what it says (often of the row), and the line.
+_OWN_FAULT = re.compile(r"(\w+): .*( \([^()]*:\d+\))", re.DOTALL)
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
 
 
@@ -70,8 +73,11 @@ class AllAlike:
         """Takes a record that failed while none has ended well; why the run stops, or ''."""
         if self._over or failed["reason"] == _COSTS_NOTHING:
             return ""
+        message = failed["message"]
+        if failed["reason"] == _STEP_ERROR and (fault := _OWN_FAULT.fullmatch(message)):
+            message = fault[1] + fault[2]
         # As a word: a key such as "a" or "5" is also in other words and numbers.
-        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", failed["message"])
+        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", message)
         way = failed["step"], failed["reason"], _VARIES.sub("#", message)
         self._way = self._way or way
         self._over = way != self._way

@@ -25,6 +25,7 @@ from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entr
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.manifest import Epoch, Manifest
 from asyncsynth.storage.readers import BadRow, Reader
 from asyncsynth.storage.sidecars import Sidecars
@@ -276,15 +277,18 @@ def check_place(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    """`use_cache=False`: the old run stays, under another name."""
+    """`use_cache=False`: the old run stays, under another name. Raises RunLockedError while a process is writing it."""
     if not Manifest.exists(path):
         return
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     aside = path.with_name(f"{path.name}.{stamp}")
+    lock = RunLock(path)
     try:
         path.rename(aside)
     except OSError as error:
         raise StorageError(f"{path}: cannot be set aside as {aside}: {error}") from error
+    finally:
+        lock.release()
 
 
 def _epoch(plan: Plan) -> Epoch:

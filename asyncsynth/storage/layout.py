@@ -186,6 +186,24 @@ def refuse_own_places(to: Path, run: Path | None = None) -> None:
         )
 
 
+def refuse_own_answers(to: Path, run: Path) -> None:
+    """The same for a directory of answers, which may be the one of a run."""
+    place = Path(os.path.realpath(to))
+    if place.name == ANSWERS and (is_run(place.parent) or place.parent == Path(os.path.realpath(run))):
+        return
+    refuse_own_places(to, run)
+
+
+def refuse_input_as_result(source: Path, run: Path, leaves: Iterable[str]) -> None:
+    """Raises ConfigurationError if the finished run would write its rows over the file that it reads."""
+    place = os.path.realpath(source)
+    if place in {os.path.join(os.path.realpath(run), result_name(leaf)) for leaf in leaves}:
+        raise ConfigurationError(
+            f"{source} is the input, and the run in {run} would write its result over it",
+            hint="Choose another run directory, move the input, or write no result (--no-export).",
+        )
+
+
 # --- directories that are no run yet ----------------------------------------------------------
 
 

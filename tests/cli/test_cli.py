@@ -167,6 +167,16 @@ def test_limit_and_input(tmp_path: Path, fault_server: Serve) -> None:
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--input", other, "--limit", 1)
     assert ran.returncode == 0, ran.stderr
     assert [row["instruction"] for row in result_rows(run)] == ["another"]
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    other.rename(taken / "result.jsonl")
+    for more in ((), ("--workers", 2)):
+        own = asyncsynth(
+            "run", job, "--servers", server.base_url, "--output", taken, "--input", taken / "result.jsonl", *more
+        )
+        assert own.returncode == 2
+        assert "would write its result over it" in own.stderr
+        assert [path.name for path in taken.iterdir()] == ["result.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def test_a_key_that_is_part_of_other_words_and_numbers_makes_no_difference() -> 
     assert told[ALIKE - 1].startswith("the first 20 records all failed")
 
 
+def test_one_line_of_a_step_fails_alike_whatever_it_says_of_the_row() -> None:
+    alike = AllAlike()
+    words = [f"{a}{b}" for a in "abcde" for b in "xyzw"]
+    told = [
+        alike.failed(failed(n, f"ValueError: cannot read {word} (see {word})\nat all (job.py:50)"))
+        for n, word in enumerate(words)
+    ]
+    assert told[ALIKE - 1].startswith("the first 20 records all failed")
+    for message in ("TypeError: no (job.py:50)", "ValueError: no (other.py:50)", "ValueError: no"):
+        alike = AllAlike()
+        assert not any(alike.failed(failed(n, message if n else "ValueError: x (job.py:50)")) for n in range(ALIKE + 5))
+
+
 @pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
 def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
     alike = AllAlike()
