@@ -348,7 +348,7 @@ def _run_command() -> None:
         from asyncsynth.cli.show import event
         from asyncsynth.cli.text import complain
 
-        message = f"{stopped}: stopped; the same command goes on"
+        message = f"{stopped}: stopped. Run the same command again."
         if "--json" in sys.argv:
             event({"event": "error", "error": "Stopped", "message": message, "exit_code": EXIT_STOPPED})
         complain(message)

@@ -16,6 +16,7 @@ from asyncsynth.cli.text import complain, cut, duration, escaped, number, one_li
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.workers import Workers
+from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
@@ -167,6 +168,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
         say("  output    not written, since the run is unfinished; `asyncsynth export` writes what is there")
+        for old in sorted(filter(layout.is_result, report.directory.glob("*.jsonl"))):
+            say(f"  output    {one_line(str(old), 4096)} is of an earlier run, and not complete")
         say(f"  {report.advice or 'Run the same command again to resume.'}")
     elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)

@@ -45,13 +45,15 @@ class Extent:
         """The directory's; None where there is none, or none that can be read. Raises StorageError."""
         path = directory / EXTENT_NAME
         try:
-            return cls(**orjson.loads(path.read_bytes()))
+            found = cls(**orjson.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise storage_error(error, path, "read the file") from error
         except (ValueError, TypeError):
             return None
+        numbers = [found.epoch, *(number for number in (found.records, found.limit) if number is not None)]
+        return found if {*map(type, numbers)} == {int} and type(found.complete) is bool else None
 
     def save(self, directory: Path, *, fs: FileSystem = REAL) -> None:
         """Writes it atomically and durably. Raises StorageError."""

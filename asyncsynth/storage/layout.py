@@ -128,6 +128,11 @@ def result_name(leaf: str) -> str:
     return RESULT if leaf == "default" else f"result-{leaf}.jsonl"
 
 
+def is_result(path: Path) -> bool:
+    """True if the path has a `result_name` for its name."""
+    return bool(_RESULT.match(path.name))
+
+
 # --- whose is a path? -------------------------------------------------------------------------
 
 

@@ -114,3 +114,25 @@ def test_a_run_whose_paid_answers_are_all_of_no_use_is_told_to_its_end(
     assert "  requests  3, 21 tokens" in told
     assert "p50" not in told
     assert "--retry-failed tries the failed records again" in told
+
+
+def test_the_result_of_an_earlier_run_is_told_apart_from_an_unfinished_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    async def main() -> Any:
+        async with server() as fake:
+            stopped = await single(rows(3)).arun(
+                servers=[fake.base_url], output=run, on_runner=lambda runner: runner.drain("a test")
+            )
+            return stopped.report
+
+    report = run_async(main())
+    summary(report, {})
+    assert "earlier run" not in capsys.readouterr().out
+    for name in ("result.jsonl", "result-judged.jsonl", "mine.jsonl"):
+        (run / name).write_text("{}")
+    summary(report, {})
+    told = [line for line in capsys.readouterr().out.splitlines() if "is of an earlier run" in line]
+    assert [line.split()[1] for line in told] == [str(run / "result-judged.jsonl"), str(run / "result.jsonl")]

@@ -297,6 +297,10 @@ def test_a_directory_of_an_earlier_version_is_not_known_to_be_complete(tmp_path:
             assert "not known" in status.completeness
             assert (await single(rows(3)).arun(**options)).complete
             assert RunStatus.read(tmp_path / "run").complete
+            for damaged in ('"epoch":"0"', '"records":"3"', '"limit":2.5', '"complete":1', '"epoch":true', '"more":1'):
+                told = '{"epoch":0,"records":3,"limit":null,"complete":true,' + damaged + "}"
+                (tmp_path / "run/extent.json").write_text(told)
+                assert RunStatus.read(tmp_path / "run").complete is None, damaged
 
     run_async(main())
 
