@@ -459,6 +459,21 @@ def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number
 
 
 @pytest.mark.row(21)
+def test_a_second_signal_before_the_run_does_not_break_the_end_that_the_first_began(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    text = job.read_text()
+    kill = f"os.kill(os.getpid(), {int(signal.SIGINT)})"
+    job.write_text(f"import os\ntry:\n    {kill}\nfinally:\n    {kill}\n{text}")
+    stopped = asyncsynth("run", job)
+    assert (stopped.returncode, stopped.stdout) == (4, ""), stopped.stderr
+    assert stopped.stderr.splitlines() == ["SIGINT: stopped. Run the same command again."]
+    # Code that swallows the first is ended by the third.
+    job.write_text(f"import os\nfor _ in range(3):\n    try:\n        {kill}\n    except BaseException: pass\n{text}")
+    swallowed = asyncsynth("run", job)
+    assert (swallowed.returncode, swallowed.stdout, swallowed.stderr) == (4, "", "")
+
+
+@pytest.mark.row(21)
 def test_a_signal_after_the_run_takes_the_half_written_export_away(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"])
     job, run = write_job(tmp_path), tmp_path / "run"
