@@ -311,6 +311,29 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
 
 
 @pytest.mark.row(21)
+@pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
+def test_a_run_nobody_listens_to_goes_to_its_end_and_hears_signals(
+    tmp_path: Path, fault_server: Serve, signals: list[int]
+) -> None:
+    gate = Gate(6, delay_s=0.02)
+    server = fault_server(models=["model-a"], script=gate)
+    arguments = ("run", write_job(tmp_path, 30), "--servers", server.base_url, "--output", tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    gate.signals = list(signals)
+    gate.process = process = subprocess.Popen(
+        [sys.executable, "-m", "asyncsynth", *map(str, arguments), "--window", "4"],
+        stdout=writer, stderr=writer, env=environment(), text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert process.wait(timeout=60) == (4 if signals else 0)
+    gate.process = None
+    status = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)
+    assert status["complete"] == (not signals)
+    assert (tmp_path / "run/result.jsonl").exists() == (not signals)
+
+
+@pytest.mark.row(21)
 def test_the_second_signal_cancels(tmp_path: Path, fault_server: Serve) -> None:
     gate = Gate(6, delay_s=0.05)
     server = fault_server(models=["model-a"], script=gate)
