@@ -169,7 +169,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     if not report.complete:
         say("  output    not written, since the run is unfinished; `asyncsynth export` writes what is there")
         for old in sorted(filter(layout.is_result, report.directory.glob("*.jsonl"))):
-            say(f"  output    {one_line(str(old), 4096)} is of an earlier run, and not complete")
+            say(f"  output    {one_line(str(old), 4096)} is of an earlier run")
         say(f"  {report.advice or 'Run the same command again to resume.'}")
     elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)
