@@ -1,8 +1,8 @@
 """extent.json: how many records a run's input has, and whether all of them have ended.
 
-The journal says which records have ended; it cannot say how many there are. A run writes this file before it reads
-its first record (``complete`` is false) and again when every record of the input has ended. It is replaced
-atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
+The journal says which records have ended; it cannot say how many there are. A run writes this file when it makes its
+directory, before it reads its first record (``complete`` is false) and again when every record of the input has ended.
+It is replaced atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
 """
 
 from __future__ import annotations
