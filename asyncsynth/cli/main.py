@@ -345,11 +345,12 @@ def _run_command() -> None:
     try:
         app()
     except Stopped as stopped:
-        from asyncsynth.cli.show import event
         from asyncsynth.cli.text import complain
 
-        message = f"{stopped}: stopped; the same command goes on"
+        message = f"{stopped}: stopped. Run the same command again."
         if "--json" in sys.argv:
+            from asyncsynth.cli.show import event
+
             event({"event": "error", "error": "Stopped", "message": message, "exit_code": EXIT_STOPPED})
         complain(message)
         sys.exit(EXIT_STOPPED)

@@ -64,10 +64,10 @@ def run_command(
     apply_settings(pipeline, settings)
     if input is not None:
         pipeline.with_input(str(input))
-    with run_of(pipeline, workers, target, input, settings, path, options) as run:
+    with run_of(pipeline, workers, target, input, settings, path, options, export=export) as run:
         report = run_in_loop(lambda: _supervised(pipeline, run, as_json=as_json))
     if report is None:
-        raise Stopped("a signal before anything was sent")
+        raise Stopped("a signal before the first record was read")
     exported: dict[str, object] = {}
     if export and report.complete:
         exported = _export_all(report)
@@ -151,17 +151,17 @@ class Signals:
             os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
         if self.count == 1 and self.runner is not None:
             left = self.runner.progress().requests_in_flight
+            self.runner.drain(name)
             complain(
                 f"{name}: sending nothing more and waiting for the {number(left)} requests at the servers; "
                 "once more cancels them. What is done is kept."
             )
-            self.runner.drain(name)
             return
-        complain(f"{name}: cancelling; once more exits at once")
         if self.runner is not None:
             self.runner.drain(name)
         if self._main is not None:
             self._main.cancel()
+        complain(f"{name}: cancelling; once more exits at once")
 
 
 def _export_all(report: RunReport) -> dict[str, object]:

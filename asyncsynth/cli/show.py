@@ -16,6 +16,7 @@ from asyncsynth.cli.text import complain, cut, duration, escaped, number, one_li
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.workers import Workers
+from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
@@ -131,10 +132,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     state = "done" if report.complete else f"stopped ({one_line(report.stopped_why, 400) or 'before the end'})"
     say(f"{one_line(report.pipeline)}: {state} in {duration(report.elapsed_s)}")
     if not report.complete:
-        of = f"{number(report.unfinished)} of {number(report.total)} records have not ended" if (
-            report.unfinished is not None and report.total is not None
-        ) else "the input was not read to its end"  # fmt: skip
-        say(f"  unfinished: {of}")
+        say(f"  unfinished: {one_line(report.missing, 200)}")
     say(f"  records   {number(counts.read)} read, {number(counts.ok)} ok, {number(counts.failed)} failed"
         + (f", {number(counts.pending)} pending" if counts.pending else "")
         + (f", {number(counts.earlier)} done earlier" if counts.earlier else "")
@@ -156,8 +154,8 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  e.g.      {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'], 400)}")
     if report.requests:
         rate = report.completion_tokens / max(report.elapsed_s, 1e-9)
-        say(f"  requests  {number(report.requests)}, {number(report.completion_tokens)} tokens "
-            f"({number(rate)} tok/s), p50 {report.latency_p50_s:.2f} s, p99 {report.latency_p99_s:.2f} s")  # fmt: skip
+        say(f"  requests  {number(report.requests)}, {number(report.completion_tokens)} tokens ({number(rate)} tok/s)"
+            + _latency(report))  # fmt: skip
     if report.retries:
         say(f"  retries   {_by_reason(report.retries)}")
     for model, answers in sorted(report.answered_by.items()):
@@ -170,10 +168,19 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
         say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
         say("  output    not written, since the run is unfinished; `asyncsynth export` writes what is there")
+        for old in sorted(filter(layout.is_result, report.directory.glob("*.jsonl"))):
+            say(f"  output    {one_line(str(old), 4096)} is of an earlier run")
         say(f"  {report.advice or 'Run the same command again to resume.'}")
     elif counts.failed_rows or counts.earlier_failed:
         directory = one_line(str(report.directory), 4096)
         say(f"  See `asyncsynth status {directory}`; --retry-failed tries the failed records again.")
+
+
+def _latency(report: RunReport) -> str:
+    """How long requests took; '' where none of them brought an answer of use."""
+    if report.latency_p50_s is None or report.latency_p99_s is None:
+        return ""
+    return f", p50 {report.latency_p50_s:.2f} s, p99 {report.latency_p99_s:.2f} s"
 
 
 def cut_words(cut: Mapping[str, Any]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
+
+from asyncsynth.errors import EXIT_STOPPED
 
 T = TypeVar("T")
 
@@ -18,9 +21,20 @@ class Stopped(BaseException):
 
 
 def stop_on_signals() -> None:
-    """From now on these signals raise Stopped in the main thread, so that files half written are taken away."""
+    """From now on the first of these signals raises Stopped in the main thread, so that files half written are taken
+    away. The second one changes nothing: it must not end that halfway. The third exits at once."""
+    received = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            raise Stopped(signal.Signals(number).name)
+        if received > 2:
+            os._exit(EXIT_STOPPED)
+
     for number in _heeded():
-        signal.signal(number, _raise)
+        signal.signal(number, stop)
 
 
 def run_until_signal(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -84,7 +98,3 @@ def past_stopping() -> None:
 def _heeded() -> list[signal.Signals]:
     """Those that nobody told this process to ignore, as nohup or a shell does for a background job."""
     return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 import unicodedata
@@ -13,6 +15,8 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+_GONE = (errno.EPIPE, errno.EIO)
 
 
 def safe(text: str, limit: int | None = None) -> str:
@@ -37,13 +41,24 @@ def complain(text: str) -> None:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Writes `text` (checked by the caller); characters that the stream's encoding lacks become escapes."""
+    """Writes `text` (checked by the caller); characters that the stream's encoding lacks become escapes.
+
+    Where the reader of a pipe or the terminal has gone, the command continues in silence: a run must not end, nor
+    a signal go unheard, because nobody listens.
+    """
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, stream.fileno())  # what the stream still holds goes there, too
+        os.close(silence)
 
 
 def escaped(text: str) -> str:

@@ -23,6 +23,7 @@ from asyncsynth.pipeline import Plan
 from asyncsynth.servers.binding import open_pool
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.storage.extent import Extent
+from asyncsynth.storage.layout import refuse_input_as_result
 from asyncsynth.storage.manifest import Manifest
 
 Run = Callable[..., Awaitable[RunReport]]
@@ -41,6 +42,8 @@ def run_of(
     settings: Sequence[str],
     path: Sequence[str],
     options: Mapping[str, Any],
+    *,
+    export: bool = False,
 ) -> Iterator[Run]:
     """How the pipeline is to be run: in this process, or by several that share the run.
 
@@ -48,11 +51,14 @@ def run_of(
 
     Args:
         path: `sys.path` before the pipeline's file added to it.
+        export: the rows of the finished run will be written to its directory.
 
     Raises ConfigurationError, RunChangedError, RunLockedError, StorageError.
     """
     plan = pipeline.checked(RunOptions(**options))
     chosen = pipeline.with_place(plan, RunOptions(**options))
+    if export and (source := plan.source.open().path) is not None:
+        refuse_input_as_result(source, chosen.directory(pipeline.name), plan.leaves)
     there = shards_of(chosen.directory(pipeline.name))
     if not there and (workers or 1) == 1:
 

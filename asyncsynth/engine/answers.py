@@ -25,7 +25,7 @@ from asyncsynth.engine.options import RunOptions
 from asyncsynth.pipeline import Node, Plan
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.answers import KEY_BYTES, AnswerStore, check_cache, count_kept, padded
-from asyncsynth.storage.layout import ANSWERS
+from asyncsynth.storage.layout import ANSWERS, refuse_own_answers
 from asyncsynth.storage.shards import shard_path
 from asyncsynth.tasks.typed_schema import TypedSchema
 
@@ -208,10 +208,11 @@ def answer_places(directory: Path, options: RunOptions) -> tuple[Path | None, li
 def open_answers(directory: Path, plan: Plan, options: RunOptions) -> Iterator[AnswerStore | None]:
     """The store of a run; None where nothing is kept and nothing can be read, which costs a run nothing.
 
-    Raises ConfigurationError for a named path that is something else, StorageError.
+    Raises ConfigurationError for a named path that is something else or a run's own, StorageError.
     """
     chosen = options.kept_answers()
     if isinstance(chosen, Path):
+        refuse_own_answers(chosen, directory)
         check_cache(chosen)
     write_to, read_from = answer_places(directory, options)
     store = AnswerStore(write_to, read_from)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,8 @@ class BarrierCounts:
 
     read: int = 0
     kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  #: reason -> rows
+    #: reason -> rows. A plain dict: `asdict`, which `status --json` uses, breaks a Counter in Python 3.11.
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 class BarrierReader(JsonlReader):
@@ -88,7 +88,7 @@ def earlier_output(directory: Path, state: Mapping[str, Any] | None) -> BarrierC
         facts = orjson.loads((directory / FACTS_NAME).read_bytes())
         if state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
             return None
-        return BarrierCounts(facts["read"], facts["kept"], Counter(facts["dropped"]))
+        return BarrierCounts(facts["read"], facts["kept"], dict(facts["dropped"]))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -130,7 +130,8 @@ def _kept(
             raise _wrong_number(step, f"only {counts.read}", len(rows))
         counts.read += 1
         if isinstance(decision, Dropped):
-            counts.dropped[keepable(decision.reason)] += 1
+            reason = keepable(decision.reason)
+            counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
         else:
             counts.kept += 1
             outputs = _plain(step, key, decision)

@@ -18,7 +18,15 @@ ADVICE = (
 )
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
+_STEP_ERROR = "step_error"
+#: A fault of a step's own code: the exception's type, what it says (often of the row), and the line.
+_OWN_FAULT = re.compile(r"(\w+): .*( \([^()]*:\d+\))", re.DOTALL)
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
+
+
+def is_share(limit: int | str | None) -> bool:
+    """Whether a `max_failures` is a percentage."""
+    return str(limit).strip().endswith("%")
 
 
 class FailureLimit:
@@ -28,19 +36,19 @@ class FailureLimit:
     """
 
     def __init__(self, limit: int | str) -> None:
-        text = str(limit).strip()
+        text, share = str(limit).strip(), is_share(limit)
         number = text.removesuffix("%").strip()
         try:
-            value = float(number) if text.endswith("%") else int(number)
+            value = float(number) if share else int(number)
         except ValueError:
             value = -1
-        if isinstance(limit, bool) or not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
+        if isinstance(limit, bool) or not 0 <= value < float("inf") or (share and value > 100):
             raise ConfigurationError(
                 f"max_failures is {limit!r}; a number of records or a percentage is needed",
                 hint="Write for example 100, or '5%'.",
             )
         self._text = text
-        self._share = value / 100 if text.endswith("%") else None
+        self._share = value / 100 if share else None
         self._records = value
 
     def exceeded(self, failed: int, ended: int) -> str:
@@ -65,8 +73,11 @@ class AllAlike:
         """Takes a record that failed while none has ended well; why the run stops, or ''."""
         if self._over or failed["reason"] == _COSTS_NOTHING:
             return ""
+        message = failed["message"]
+        if failed["reason"] == _STEP_ERROR and (fault := _OWN_FAULT.fullmatch(message)):
+            message = fault[1] + fault[2]
         # As a word: a key such as "a" or "5" is also in other words and numbers.
-        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", failed["message"])
+        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", message)
         way = failed["step"], failed["reason"], _VARIES.sub("#", message)
         self._way = self._way or way
         self._over = way != self._way

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import functools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import fields, replace
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -67,13 +68,18 @@ class Pipeline(Graph):
         chosen = _chosen(options)
         return Result(await self._run(chosen, on_runner=on_runner))
 
-    async def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
+    def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
 
         Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
         A slow reader is backpressure. Rows that an earlier run finished are yielded too.
         """
-        chosen = _chosen(options)
+        streamed = _Streamed()
+        rows = self._stream(streamed, leaf, _chosen(options))
+        streamed.reader = weakref.ref(rows)
+        return rows
+
+    async def _stream(self, streamed: _Streamed, leaf: str, chosen: RunOptions) -> AsyncGenerator[Row, None]:
         finished: asyncio.Queue[FinishedRows | None] = asyncio.Queue(_STREAM_BUFFER)
 
         async def run() -> None:
@@ -85,7 +91,8 @@ class Pipeline(Graph):
                     await finished.put(None)
 
         # The run is a task of its own: a task group around a `yield` would break when the reader leaves.
-        task = asyncio.create_task(run(), name=f"asyncsynth {self.name}")
+        task = streamed.task = asyncio.create_task(run(), name=f"asyncsynth {self.name}")
+        _STREAMED.add(streamed)
         try:
             while (rows := await finished.get()) is not None:
                 for row in rows.get(leaf, ()):
@@ -96,6 +103,7 @@ class Pipeline(Graph):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            _STREAMED.discard(streamed)
 
     async def _run(
         self,
@@ -107,6 +115,7 @@ class Pipeline(Graph):
         """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
         plan = self.checked(options)
         options = self.with_place(plan, options)
+        await _streams_left()
         async with open_segments(self.name, plan, options) as segments:
             found: list[dict[str, Any]] = []
 
@@ -174,6 +183,29 @@ class Pipeline(Graph):
             output_mappings=old.output_mappings,
         )
         self.replace(old, new)
+
+
+@dataclass(eq=False, slots=True)
+class _Streamed:
+    """A run that somebody reads by `stream()`."""
+
+    task: asyncio.Task[None] | None = None
+    reader: weakref.ref[AsyncGenerator[Row, None]] | None = None  #: dead once its reader has left without closing it
+
+
+_STREAMED: set[_Streamed] = set()
+
+
+async def _streams_left() -> None:
+    """Waits for runs whose readers left by `break`: Python closes these a moment later, and they lock a directory."""
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    left = [
+        one.task
+        for one in _STREAMED
+        if one.task not in (None, this) and one.reader is not None and one.reader() is None
+    ]
+    if ending := [task for task in left if task is not None and task.get_loop() is loop]:
+        await asyncio.wait(ending)
 
 
 def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -136,6 +136,7 @@ class RunReport:
     advice: str = ""  #: what to do about it, where a restart alone does not help
     total: int | None = None  #: records of the input (of the segment that was stopped), where that is known
     unfinished: int | None = 0  #: of these, records that have not ended; None: the input was not read to its end
+    segment: str = ""  #: the one that was stopped or was not passed, as `Progress.segment`; '' where there is one only
     notes: list[str] = field(default_factory=list)
     reread_answers: int = 0  #: answers that were paid for earlier and read again; `requests` does not count them
     limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
@@ -152,6 +153,18 @@ class RunReport:
                     {"step": step, "limit": limit, "cut": cut, "answers": answers, "share": round(cut / answers, 4)}
                 )
         return found
+
+    @property
+    def missing(self) -> str:
+        """What a run that was stopped has not done, in words; '' of a complete one."""
+        if self.complete:
+            return ""
+        if self.unfinished is not None and self.total is not None:
+            place = f" (segment {self.segment})" if self.segment else ""
+            return f"{self.unfinished:,} of {self.total:,} records have not ended{place}"
+        if self.segment and self.total is not None and not self.counts.pending:
+            return f"the steps after segment {self.segment} have not been done"
+        return "the input was not read to its end"
 
     @property
     def exit_code(self) -> int:

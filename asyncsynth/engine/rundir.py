@@ -25,6 +25,7 @@ from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entr
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.manifest import Epoch, Manifest
 from asyncsynth.storage.readers import BadRow, Reader
 from asyncsynth.storage.sidecars import Sidecars
@@ -77,6 +78,8 @@ class RunDirectory:
         try:
             if manifest is None:
                 manifest = new_manifest(name, run_id, keys, plan, reader, options)
+                # First: a directory with a manifest and no extent is taken for one of an earlier version.
+                Extent(0, None).save(path)
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 if not options.update:
@@ -206,6 +209,14 @@ class RunDirectory:
         self.finish(record, Walked({}, [failed]))
         return failed
 
+    def any_ended_well(self) -> bool:
+        """Whether an earlier run of the same pipeline brought a record to its end with no failed row."""
+        return self._index.any_ended_well(self._epoch)
+
+    def ended_unread(self) -> int:
+        """Records that ended in an earlier run of the same pipeline, and that the input has not brought this time."""
+        return self._index.unclaimed_ended(self._epoch)
+
     def finished_rows(self, record: Record) -> FinishedRows:
         """The rows of a record that is done."""
         where = self._index.final_of(record.key)
@@ -266,15 +277,18 @@ def check_place(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    """`use_cache=False`: the old run stays, under another name."""
+    """`use_cache=False`: the old run stays, under another name. Raises RunLockedError while a process is writing it."""
     if not Manifest.exists(path):
         return
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     aside = path.with_name(f"{path.name}.{stamp}")
+    lock = RunLock(path)
     try:
         path.rename(aside)
     except OSError as error:
         raise StorageError(f"{path}: cannot be set aside as {aside}: {error}") from error
+    finally:
+        lock.release()
 
 
 def _epoch(plan: Plan) -> Epoch:

@@ -306,6 +306,8 @@ class Runner:
             return
         else:
             why = self._all_alike.failed(failed)
+            if why and self._directory.any_ended_well():  # of records that the input has not brought yet
+                self._all_alike, why = None, ""
         if why:
             self._advice = ADVICE
             self.drain(why)
@@ -372,7 +374,7 @@ class Runner:
         complete, counts, total = self._complete, self.counts, self._total()
         left = counts.pending if self._exhausted else None
         if left is None and total is not None:
-            left = max(0, total - counts.read) + counts.pending
+            left = max(0, total - counts.read - self._directory.ended_unread()) + counts.pending
         return RunReport(
             pipeline=self._name,
             directory=self._directory.path,

@@ -132,9 +132,7 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
                 segments.append(Segment(number, part, reader, own, directory))
                 surveys[number] = directory.survey(part)
         if changed:
-            found = [
-                surveys.get(number) or survey(None, part, [], Journals()) for number, part in enumerate(plans, 1)
-            ]
+            found = [surveys.get(number) or survey(None, part, [], Journals()) for number, part in enumerate(plans, 1)]
             raise refusal(root, found, plan.notes, kept=paid_answers(root, plan, options))
         # One store for all: a step that moves to another segment finds its answers.
         if (store := stack.enter_context(open_answers(root, plan, options))) is not None:
@@ -311,6 +309,7 @@ class SegmentRunner(Runner):
             elapsed_s=self._loop.time() - self._whole.started,
             stopped_why="" if complete else self._stopped_why,
             unfinished=report.unfinished or (0 if complete else None),
+            segment="" if complete else f"{self._number}/{last.number}",
             notes=[*self._whole.notes, *report.notes],
             reread_answers=sum(part.answers.reread for part in self._whole.segments if part.answers is not None),
         )

@@ -17,12 +17,14 @@ from typing import Any
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.answers import paid_answers
 from asyncsynth.engine.changes import Journals, changes_since, refusal, survey
+from asyncsynth.engine.failing import is_share
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.rundir import add_epoch, check_place, new_manifest
 from asyncsynth.errors import ConfigurationError, PipelineError, RunLockedError
 from asyncsynth.pipeline import GlobalStep, Plan
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.storage import layout
+from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.files import REAL, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import RunLock
@@ -78,6 +80,8 @@ def shared_options(options: RunOptions, shard: Part, share: Part) -> RunOptions:
         share=share,
         start=None,
         update=False,
+        # A share of all records is the parent's to judge: what fails may be the records of one process.
+        max_failures="100%" if is_share(options.max_failures) else options.max_failures,
         concurrency=share.least_one(options.concurrency),
         window=share.least_one(options.window),
         window_bytes=max(1, share.of(options.window_bytes)),
@@ -116,6 +120,7 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
     if manifest is None:
         manifest = new_manifest(name, uuid.uuid4().hex, keys, plan, reader, options)
         manifest.shards = workers
+        Extent(0, None).save(path)  # first, as in `RunDirectory.opened`
         manifest.save(path)
         return manifest
     if not manifest.shards:

@@ -69,7 +69,8 @@ class RunStatus:
             found = failure_examples(view, index, epoch) if counts.failed_rows else ()
             shown = list(islice(found, examples))
         before = _before(directory, manifest, examples)
-        how = judged(extent, epoch, lambda: counts.ok + counts.failed)
+        rows_of = before.directory.name if before is not None else ""
+        how = judged(extent, epoch, lambda: counts.ok + counts.failed, rows_of=rows_of)
         complete, words = how.complete, how.words
         if before is not None and not before.complete:
             complete, words = before.complete, before.completeness

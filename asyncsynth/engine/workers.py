@@ -24,7 +24,7 @@ from asyncsynth.engine.failing import ADVICE, FailureLimit
 from asyncsynth.engine.limits import merged_lines
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.errors import AsyncsynthError
-from asyncsynth.storage.extent import Extent
+from asyncsynth.storage.extent import Extent, completeness
 
 _LINE_BYTES = 16 << 20  #: of what a worker says at once: notes and servers, far less
 
@@ -231,7 +231,8 @@ class Workers:
         """The whole run; final once `run` has returned. A worker that was killed is counted as it last said."""
         said = [worker.said for worker in self._workers if worker.done]
         complete, counts, total = self._complete, self.counts(), self._extent.records
-        left = None if total is None else max(0, total - counts.read) + counts.pending
+        # Asked of the journals: what a worker that was killed or never began has of an earlier run, it does not say.
+        left = 0 if complete else completeness(self._directory).unfinished
         latency = merged_latency(one["latency"] for one in said)
         last = {worker.place: worker.said for worker in self._workers if worker.done}
         return RunReport(
@@ -250,7 +251,7 @@ class Workers:
             stopped_why="" if complete else self._stopped_why,
             advice="" if complete else self._advice,
             total=total,
-            unfinished=0 if complete else left or None,
+            unfinished=left,
             notes=self._notes(),
             reread_answers=sum(one["reread_answers"] for one in said),
             limits=merged_lines(one["limits"] for one in last.values()),

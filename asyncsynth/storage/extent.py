@@ -1,14 +1,14 @@
 """extent.json: how many records a run's input has, and whether all of them have ended.
 
-The journal says which records have ended; it cannot say how many there are. A run writes this file before it reads
-its first record (``complete`` is false) and again when every record of the input has ended. It is replaced
-atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
+The journal says which records have ended; it cannot say how many there are. A run writes this file when it makes its
+directory, before it reads its first record (``complete`` is false) and again when every record of the input has ended.
+It is replaced atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -45,13 +45,15 @@ class Extent:
         """The directory's; None where there is none, or none that can be read. Raises StorageError."""
         path = directory / EXTENT_NAME
         try:
-            return cls(**orjson.loads(path.read_bytes()))
+            found = cls(**orjson.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise storage_error(error, path, "read the file") from error
         except (ValueError, TypeError):
             return None
+        numbers = [found.epoch, *(number for number in (found.records, found.limit) if number is not None)]
+        return found if {*map(type, numbers)} == {int} and type(found.complete) is bool else None
 
     def save(self, directory: Path, *, fs: FileSystem = REAL) -> None:
         """Writes it atomically and durably. Raises StorageError."""
@@ -75,6 +77,7 @@ class Completeness:
         unfinished: of these, those that have not ended; None where that is not known.
         limit: the run's ``limit``.
         part: name of the segment that is not complete; '' for the last one, and for a run that has one only.
+        rows_of: name of the segment before, if its rows have not passed the step over all rows after it.
     """
 
     complete: bool | None
@@ -82,6 +85,7 @@ class Completeness:
     unfinished: int | None
     limit: int | None = None
     part: str = ""
+    rows_of: str = ""
 
     @property
     def words(self) -> str:
@@ -93,15 +97,23 @@ class Completeness:
             return "not known to be complete: resume the run with this version of asyncsynth to find out"
         if self.records is not None and self.unfinished:
             return f"unfinished: {self.unfinished:,} of {self.records:,} records have not ended{place}"
+        if self.rows_of:
+            return f"unfinished: the rows of {self.rows_of} have not passed the step over all rows after it{place}"
+        if self.records is not None:  # all of them ended in an earlier run: this one tries some again
+            return f"unfinished: the last run was stopped before its end{place}"
         return f"unfinished: the input was not read to its end{place}"
 
 
-def judged(extent: Extent | None, epoch: int, ended: Callable[[], int]) -> Completeness:
-    """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it."""
+def judged(extent: Extent | None, epoch: int, ended: Callable[[], int], *, rows_of: str = "") -> Completeness:
+    """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it.
+
+    `rows_of`: the name of the segment before, where there is one.
+    """
     if extent is None:
         return Completeness(None, None, None)
-    if extent.epoch != epoch:  # the run was stopped before it began to read
-        return Completeness(False, None, None)
+    # Of another epoch: the run was stopped before it began to read. A segment knows its records when it begins.
+    if extent.epoch != epoch or (rows_of and extent.records is None):
+        return Completeness(False, None, None, rows_of=rows_of)
     count = ended()
     left = None if extent.records is None else max(0, extent.records - count)
     complete = extent.complete and not left
@@ -132,11 +144,14 @@ def completeness(directory: Path) -> Completeness:
     if before is not None:
         earlier = completeness(before)
         if not earlier.complete:
-            return Completeness(
-                earlier.complete, earlier.records, earlier.unfinished, earlier.limit, earlier.part or before.name
-            )
+            return replace(earlier, part=earlier.part or before.name)
     extent = Extent.load(directory)
-    return judged(extent, len(manifest.epochs) - 1, lambda: ended_records(directory, manifest))
+    return judged(
+        extent,
+        len(manifest.epochs) - 1,
+        lambda: ended_records(directory, manifest),
+        rows_of=before.name if before is not None else "",
+    )
 
 
 def segment_before(directory: Path, manifest: Manifest) -> Path | None:

@@ -372,9 +372,8 @@ class RunIndex:
 
     def counts(self, epoch: int | None = None) -> Counts:
         """What `finals(epoch)` would show, in numbers."""
-        kinds = Counter(zip(memoryview(self._flags)[: self._slots], self._final_epoch, self._ending, strict=False))
         counts = Counts()
-        for (flags, of_epoch, number), n in kinds.items():
+        for (flags, of_epoch, number), n in self._kinds().items():
             status = flags & STATUS
             if not status or flags & DROPPED or epoch not in (None, of_epoch):
                 continue
@@ -390,6 +389,25 @@ class RunIndex:
             for step, reason, rows in ending.dropped:
                 counts.dropped_rows[step, reason] += rows * n
         return counts
+
+    def any_ended_well(self, epoch: int) -> bool:
+        """Whether a record in the input ended in this epoch with no failed row."""
+        return any(
+            flags & STATUS == OK and not flags & DROPPED and of_epoch == epoch and not self._endings[number].failed
+            for flags, of_epoch, number in self._kinds()
+        )
+
+    def unclaimed_ended(self, epoch: int) -> int:
+        """Of `finals(epoch)`, the records that have not been claimed."""
+        return sum(
+            n
+            for (flags, of_epoch, _), n in self._kinds().items()
+            if flags & STATUS and not flags & (DROPPED | _CLAIMED) and of_epoch == epoch
+        )
+
+    def _kinds(self) -> Counter[tuple[int, int, int]]:
+        """How many records have the same flags, epoch and ending."""
+        return Counter(zip(memoryview(self._flags)[: self._slots], self._final_epoch, self._ending, strict=False))
 
     def partial(self) -> int:
         """Records in the input that the journal knows and that have not ended."""

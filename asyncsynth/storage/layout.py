@@ -128,6 +128,11 @@ def result_name(leaf: str) -> str:
     return RESULT if leaf == "default" else f"result-{leaf}.jsonl"
 
 
+def is_result(path: Path) -> bool:
+    """True if the path has a `result_name` for its name."""
+    return bool(_RESULT.match(path.name))
+
+
 # --- whose is a path? -------------------------------------------------------------------------
 
 
@@ -183,6 +188,24 @@ def refuse_own_places(to: Path, run: Path | None = None) -> None:
         raise ConfigurationError(
             f"{to} is a name of the run's own files: the run in {owner} reads or writes it",
             hint="Choose another name, or a place outside the run directory.",
+        )
+
+
+def refuse_own_answers(to: Path, run: Path) -> None:
+    """The same for a directory of answers, which may be the one of a run."""
+    place = Path(os.path.realpath(to))
+    if place.name == ANSWERS and (is_run(place.parent) or place.parent == Path(os.path.realpath(run))):
+        return
+    refuse_own_places(to, run)
+
+
+def refuse_input_as_result(source: Path, run: Path, leaves: Iterable[str]) -> None:
+    """Raises ConfigurationError if the finished run would write its rows over the file that it reads."""
+    place = os.path.realpath(source)
+    if place in {os.path.join(os.path.realpath(run), result_name(leaf)) for leaf in leaves}:
+        raise ConfigurationError(
+            f"{source} is the input, and the run in {run} would write its result over it",
+            hint="Choose another run directory, move the input, or write no result (--no-export).",
         )
 
 

@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from asyncsynth.errors import InputError
@@ -44,6 +45,7 @@ class Reader:
 
     kind = ""
     name = ""
+    path: Path | None = None  #: the file that is read, where there is one
     may_be_empty = False
 
     def __init__(

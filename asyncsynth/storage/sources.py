@@ -47,6 +47,7 @@ class JsonlReader(Reader):
     """
 
     kind = "jsonl"
+    path: Path
 
     def __init__(
         self,

@@ -167,6 +167,16 @@ def test_limit_and_input(tmp_path: Path, fault_server: Serve) -> None:
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", run, "--input", other, "--limit", 1)
     assert ran.returncode == 0, ran.stderr
     assert [row["instruction"] for row in result_rows(run)] == ["another"]
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    other.rename(taken / "result.jsonl")
+    for more in ((), ("--workers", 2)):
+        own = asyncsynth(
+            "run", job, "--servers", server.base_url, "--output", taken, "--input", taken / "result.jsonl", *more
+        )
+        assert own.returncode == 2
+        assert "would write its result over it" in own.stderr
+        assert [path.name for path in taken.iterdir()] == ["result.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +308,29 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
     assert rest.returncode == 0, rest.stderr
     assert server.requests - asked <= 60 - before + 1  # what was in flight was finished, not thrown away
     assert len(result_rows(tmp_path / "run")) == 60
+
+
+@pytest.mark.row(21)
+@pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
+def test_a_run_nobody_listens_to_goes_to_its_end_and_hears_signals(
+    tmp_path: Path, fault_server: Serve, signals: list[int]
+) -> None:
+    gate = Gate(6, delay_s=0.02)
+    server = fault_server(models=["model-a"], script=gate)
+    arguments = ("run", write_job(tmp_path, 30), "--servers", server.base_url, "--output", tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    gate.signals = list(signals)
+    gate.process = process = subprocess.Popen(
+        [sys.executable, "-m", "asyncsynth", *map(str, arguments), "--window", "4"],
+        stdout=writer, stderr=writer, env=environment(), text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert process.wait(timeout=60) == (4 if signals else 0)
+    gate.process = None
+    status = json.loads(asyncsynth("status", tmp_path / "run", "--json").stdout)
+    assert status["complete"] == (not signals)
+    assert (tmp_path / "run/result.jsonl").exists() == (not signals)
 
 
 @pytest.mark.row(21)
@@ -446,6 +479,21 @@ def test_a_signal_before_the_run_is_4_without_a_traceback(tmp_path: Path, number
         assert command == "draw" or json.loads(stopped.stdout)["exit_code"] == 4
         assert stopped.stderr.count("\n") == 1
         assert "stopped" in stopped.stderr
+
+
+@pytest.mark.row(21)
+def test_a_second_signal_before_the_run_does_not_break_the_end_that_the_first_began(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    text = job.read_text()
+    kill = f"os.kill(os.getpid(), {int(signal.SIGINT)})"
+    job.write_text(f"import os\ntry:\n    {kill}\nfinally:\n    {kill}\n{text}")
+    stopped = asyncsynth("run", job)
+    assert (stopped.returncode, stopped.stdout) == (4, ""), stopped.stderr
+    assert stopped.stderr.splitlines() == ["SIGINT: stopped. Run the same command again."]
+    # Code that swallows the first is ended by the third.
+    job.write_text(f"import os\nfor _ in range(3):\n    try:\n        {kill}\n    except BaseException: pass\n{text}")
+    swallowed = asyncsynth("run", job)
+    assert (swallowed.returncode, swallowed.stdout, swallowed.stderr) == (4, "", "")
 
 
 @pytest.mark.row(21)

@@ -13,6 +13,7 @@ from asyncsynth.cli import show
 from asyncsynth.cli.inspect import status_command
 from asyncsynth.cli.show import ProgressDisplay, progress_line, server_words, summary
 from asyncsynth.engine.report import Counts, Progress
+from asyncsynth.testing import Fault
 from tests.engine.helpers import rows, run_async, server, single
 
 
@@ -89,3 +90,49 @@ def test_status_and_summary_tell_how_the_servers_stood(tmp_path: Path, capsys: p
     assert f"  server    {name} 0/2: fixed at 2 (when it last ran)" in capsys.readouterr().out
     status_command(tmp_path / "run", as_json=True)
     assert json.loads(capsys.readouterr().out)["servers"] == report.limits
+
+
+def test_a_run_whose_paid_answers_are_all_of_no_use_is_told_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": None, "refusal": "no"}}]}
+    body = json.dumps({**refusal, "usage": {"prompt_tokens": 5, "completion_tokens": 7}}).encode()
+
+    async def main() -> Any:
+        async with server() as fake:
+
+            def began(_: Any) -> None:
+                fake.script = lambda info: Fault("status", status=200, body=body)
+
+            made = await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "run", on_runner=began)
+            return made.report
+
+    report = run_async(main())
+    assert (report.requests, report.completion_tokens, report.latency_p50_s) == (3, 21, None)
+    summary(report, {})
+    told = capsys.readouterr().out
+    assert "  requests  3, 21 tokens" in told
+    assert "p50" not in told
+    assert "--retry-failed tries the failed records again" in told
+
+
+def test_the_result_of_an_earlier_run_is_told_apart_from_an_unfinished_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    async def main() -> Any:
+        async with server() as fake:
+            stopped = await single(rows(3)).arun(
+                servers=[fake.base_url], output=run, on_runner=lambda runner: runner.drain("a test")
+            )
+            return stopped.report
+
+    report = run_async(main())
+    summary(report, {})
+    assert "earlier run" not in capsys.readouterr().out
+    for name in ("result.jsonl", "result-judged.jsonl", "mine.jsonl"):
+        (run / name).write_text("{}")
+    summary(report, {})
+    told = [line for line in capsys.readouterr().out.splitlines() if "is of an earlier run" in line]
+    assert [line.split()[1] for line in told] == [str(run / "result-judged.jsonl"), str(run / "result.jsonl")]

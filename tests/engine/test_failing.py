@@ -40,6 +40,19 @@ def test_a_key_that_is_part_of_other_words_and_numbers_makes_no_difference() -> 
     assert told[ALIKE - 1].startswith("the first 20 records all failed")
 
 
+def test_one_line_of_a_step_fails_alike_whatever_it_says_of_the_row() -> None:
+    alike = AllAlike()
+    words = [f"{a}{b}" for a in "abcde" for b in "xyzw"]
+    told = [
+        alike.failed(failed(n, f"ValueError: cannot read {word} (see {word})\nat all (job.py:50)"))
+        for n, word in enumerate(words)
+    ]
+    assert told[ALIKE - 1].startswith("the first 20 records all failed")
+    for message in ("TypeError: no (job.py:50)", "ValueError: no (other.py:50)", "ValueError: no"):
+        alike = AllAlike()
+        assert not any(alike.failed(failed(n, message if n else "ValueError: x (job.py:50)")) for n in range(ALIKE + 5))
+
+
 @pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
 def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
     alike = AllAlike()
@@ -154,6 +167,22 @@ def test_one_record_that_ends_well_lets_the_run_go_to_its_end(tmp_path: Path) ->
             # Nor is the run stopped that tries the others again.
             again = (await single(rows(60)).arun(**options, retry_failed=True)).report
             assert (again.exit_code, again.counts.failed, again.counts.earlier) == (3, 59, 1)
+
+    run_async(main())
+
+
+@pytest.mark.row(29)
+def test_a_record_that_ended_well_earlier_counts_before_the_input_brings_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(script=lambda info: None if b"number 59." in info.body else bad_if(info, b"number")) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 2}
+            await single(rows(60)).arun(**options, max_failures="100%")
+            again = (await single(rows(60)).arun(**options, retry_failed=True)).report
+            assert (again.exit_code, again.counts.failed, again.counts.earlier) == (3, 59, 1)
+            # What another pipeline made of the records says nothing of this one.
+            other = single(rows(60), system_prompt="Be brief.")
+            fake.script = lambda info: bad_if(info, b"number")
+            assert (await other.arun(**options, update=True)).report.exit_code == 4
 
     run_async(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 from pathlib import Path
@@ -25,13 +26,14 @@ from asyncsynth import (
     UltraFeedback,
 )
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.status import writer_pid
+from asyncsynth.engine.status import RunStatus, writer_pid
 from asyncsynth.errors import (
     ConfigurationError,
     InputError,
     ModelNotServed,
     PipelineError,
     RunChangedError,
+    RunLockedError,
     ServerRefused,
 )
 from asyncsynth.pipeline import ModelStep
@@ -240,6 +242,25 @@ def test_a_stream_left_without_closing_it_lets_go_of_all(tmp_path: Path, leave: 
     run_async(main())
 
 
+def test_the_next_run_waits_for_a_stream_that_was_left(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
+            async for _ in single(rows(40)).stream(**options):
+                break
+            async for _ in single(rows(40)).stream(**options):
+                break
+            result = await single(rows(40)).arun(**options)
+            assert len(result["default"]["train"]) == 40
+            # A stream that is still read keeps its directory.
+            async with contextlib.aclosing(single(rows(41)).stream(**options)) as stream:
+                await anext(stream)
+                with pytest.raises(RunLockedError):
+                    await single(rows(41)).arun(**options)
+
+    run_async(main())
+
+
 def test_a_stream_tells_its_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
@@ -408,6 +429,21 @@ def test_use_cache_false_starts_over_and_keeps_the_old_run(tmp_path: Path) -> No
                 await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "run", use_cache=False)
             assert completions(fake) == 6
         assert len(list(tmp_path.iterdir())) == 2
+
+    run_async(main())
+
+
+def test_use_cache_false_does_not_take_a_directory_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(keep_requests=True) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            async with contextlib.aclosing(single(rows(3)).stream(**options)) as stream:
+                await anext(stream)
+                with pytest.raises(RunLockedError):
+                    await single(rows(3)).arun(**options, use_cache=False)
+                assert len([row async for row in stream]) == 2
+            assert RunStatus.read(tmp_path / "run").complete
+        assert len(list(tmp_path.iterdir())) == 1
 
     run_async(main())
 

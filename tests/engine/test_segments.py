@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, Deduplicate, GroupColumns, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.cli.inspect import status_command
 from asyncsynth.engine.barrier import BarrierCounts
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
@@ -97,6 +98,17 @@ def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
         assert facts["dropped"] == {"repeated": 2}
 
     run_async(main())
+
+
+def test_the_status_of_a_barrier_that_dropped_rows_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            await two_models(repeated(6)).arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    run_async(main())
+    status_command(tmp_path / "run", as_json=True)
+    before = json.loads(capsys.readouterr().out)["before"]
+    assert before["barrier"] == {"read": 6, "kept": 4, "dropped": {"repeated": 2}}
 
 
 def test_a_second_run_pays_nothing_and_does_not_decide_again(tmp_path: Path) -> None:

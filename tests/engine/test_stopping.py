@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, ExpandColumns, GroupColumns, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, RunReport
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.shards import opened
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.errors import AsyncsynthError, RunUnfinished
+from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
 from asyncsynth.storage.exports import export
 from asyncsynth.storage.reading import JournalView
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
@@ -207,6 +209,83 @@ def test_a_longer_input_and_an_update_make_a_complete_run_unfinished_again(tmp_p
 
 
 @pytest.mark.row(27)
+def test_a_run_that_is_stopped_before_it_reads_is_unfinished(tmp_path: Path) -> None:
+    def leave(_: Any) -> None:
+        raise ServerError("stopped while servers are tried")
+
+    async def main() -> None:
+        async with server() as fake:
+            for name, make in SHAPES.items():
+                run = tmp_path / name
+                with pytest.raises(ServerError):
+                    await make(3).arun(servers=[fake.base_url], output=run, on_servers=leave)
+                status = RunStatus.read(run)
+                assert status.complete is False
+                assert status.completeness.startswith("unfinished: ")
+
+    run_async(main())
+    with opened("shared", single(rows(3)).checked(), RunOptions(output=tmp_path / "shared"), 2):
+        assert RunStatus.read(tmp_path / "shared").complete is False
+
+
+@pytest.mark.row(27)
+def test_the_report_of_a_resumed_run_counts_what_ended_earlier_as_status_does(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    async def main() -> None:
+        async with server() as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": run, "concurrency": 1, "window": 1}
+            fake.script = lambda info: Fault("status", status=400) if b"number 1." in info.body else None
+            await single(rows(30)).arun(**options)
+            stop = Stop("drain", 1, random.Random(1))
+            report = await stopped(lambda: single(rows(40)), stop, fake, {**options, "retry_failed": True})
+            assert report is not None
+            assert report.counts.read < 30, "it was stopped before it came to the others"
+            status = RunStatus.read(run)
+            assert report.unfinished == status.unfinished == 10
+            assert status.completeness == f"unfinished: {report.missing}"
+
+    run_async(main())
+
+
+@pytest.mark.row(27)
+def test_a_second_try_that_is_stopped_does_not_say_that_the_input_was_not_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    async def main() -> None:
+        async with server() as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": run}
+            fake.script = lambda info: Fault("status", status=400) if b"number 1." in info.body else None
+            await single(rows(4)).arun(**options)
+            stop = Stop("cancel", 1, random.Random(1))
+            await stopped(lambda: single(rows(4)), stop, fake, {**options, "retry_failed": True})
+            status = RunStatus.read(run)
+            assert status.complete is False
+            assert status.completeness == "unfinished: the last run was stopped before its end"
+
+    run_async(main())
+
+
+@pytest.mark.row(27)
+def test_a_stop_at_a_step_over_all_rows_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    async def main() -> None:
+        async with server() as fake:
+            stop = Stop("drain", 5, random.Random(1))  # at the last request before the step
+            report = await stopped(
+                lambda: SHAPES["segments"](5), stop, fake, {"servers": [fake.base_url], "output": run}
+            )
+            assert report is not None
+            assert report.missing == "the steps after segment 1/2 have not been done"
+            said = "unfinished: the rows of segment-1 have not passed the step over all rows after it"
+            assert RunStatus.read(run).completeness == said
+            assert export(run, tmp_path / "rows.jsonl").completeness.words == said
+
+    run_async(main())
+
+
+@pytest.mark.row(27)
 def test_a_directory_of_an_earlier_version_is_not_known_to_be_complete(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
@@ -218,6 +297,10 @@ def test_a_directory_of_an_earlier_version_is_not_known_to_be_complete(tmp_path:
             assert "not known" in status.completeness
             assert (await single(rows(3)).arun(**options)).complete
             assert RunStatus.read(tmp_path / "run").complete
+            for damaged in ('"epoch":"0"', '"records":"3"', '"limit":2.5', '"complete":1', '"epoch":true', '"more":1'):
+                told = '{"epoch":0,"records":3,"limit":null,"complete":true,' + damaged + "}"
+                (tmp_path / "run/extent.json").write_text(told)
+                assert RunStatus.read(tmp_path / "run").complete is None, damaged
 
     run_async(main())
 

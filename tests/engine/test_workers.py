@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_options_and_limits_are_shared() -> None:
     assert sum(one.window_bytes for one in share) == 1000
     assert [one.output for one in share] == [Path("run/shard-0"), Path("run/shard-1")]
     assert not any(one.update for one in share)
+    # A share of all records is no share of one process's: the parent judges it alone.
+    for given, told in ((None, None), (5, 5), ("5", "5"), (" 5 % ", "100%")):
+        assert shared_options(replace(options, max_failures=given), Part(0, 2), Part(0, 2)).max_failures == told
     policies = [one.retry for one in share if one.retry is not None]
     assert sum(policy.budget_per_s for policy in policies) == RetryPolicy().budget_per_s
     config = ServerConfig(base_url="http://h/v1", limit=7, requests_per_minute=100, slots=64)

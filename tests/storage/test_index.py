@@ -169,6 +169,18 @@ def test_counts_and_finals_by_epoch(tmp_path: Path) -> None:
     assert list(index.finals(1)) == where[3:]
 
 
+def test_what_ended_is_known_before_the_input_brings_it(tmp_path: Path) -> None:
+    journal_of(tmp_path / "run", [final("0", 0), lost("1", 1), final("2", 2), final("3", 3, epoch=1)])
+    index = index_of(tmp_path / "run")
+    assert (index.unclaimed_ended(0), index.unclaimed_ended(1)) == (3, 1)
+    index.claim("0", 0, HASH, 0)
+    assert (index.unclaimed_ended(0), index.unclaimed_ended(1)) == (2, 1)
+    assert index.any_ended_well(0), "the claimed ones count"
+    assert not index.any_ended_well(2)
+    journal_of(tmp_path / "lost", [lost("0", 0), drop_entry("1")])
+    assert not index_of(tmp_path / "lost").any_ended_well(0)
+
+
 def test_finals_come_in_input_order_whatever_the_order_of_work(tmp_path: Path) -> None:
     run = tmp_path / "run"
     order = list(range(500))

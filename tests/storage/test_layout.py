@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.cli.inspect import draw_command
+from asyncsynth.engine.answers import open_answers
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.rundir import check_place
 from asyncsynth.engine.segments import open_segments
@@ -25,7 +26,7 @@ from asyncsynth.storage.exports import export
 from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import temporary_path
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.layout import OWN_NAMES, is_own, is_own_name, owner_of, refuse_own_files
+from asyncsynth.storage.layout import OWN_NAMES, is_own, is_own_name, owner_of, refuse_input_as_result, refuse_own_files
 from asyncsynth.storage.repair import repair
 from tests.matrix.plugin import Tried
 
@@ -78,6 +79,12 @@ def share_into(run: Path, output: Path) -> None:
         pass
 
 
+def keep_answers(run: Path, to: Path) -> None:
+    made = pipeline()
+    with open_answers(run, made.checked(), RunOptions(output=run, answers=to)):
+        pass
+
+
 #: Everything that writes at a path of the user's choice: writers of files, and of folders.
 FILES: dict[str, Callable[[Path, Path], object]] = {
     "export": export,
@@ -89,6 +96,7 @@ FOLDERS: dict[str, Callable[[Path, Path], object]] = {
     "serve --logs": lambda run, to: asyncio.run(start_servers(to)),
     "run --output": lambda run, to: asyncio.run(run_into(to)),
     "run --output --workers": share_into,
+    "run --answers": keep_answers,
 }
 SUFFIX = {"export": ".jsonl", "export --failed": ".jsonl", "draw --to": "", "Pipeline.draw": ".txt"}
 
@@ -155,10 +163,34 @@ def test_no_writer_takes_an_own_name(run: Path, writer: str, own: layout.OwnName
 @pytest.mark.parametrize("writer", FOLDERS)
 @pytest.mark.parametrize("own", [own for own in OWN_NAMES if own.folder], ids=lambda own: own.example)
 def test_no_folder_is_put_into_an_own_one(run: Path, writer: str, own: layout.OwnName) -> None:
-    for target in (run / own.example, run / own.example / "deeper"):
+    targets = [run / own.example, run / own.example / "deeper"]
+    if (writer, own.example) == ("run --answers", layout.ANSWERS):
+        targets.pop(0)  # runs may share those of one run
+    for target in targets:
         with pytest.raises(ConfigurationError, match="the run's own files"):
             FOLDERS[writer](run, target)
     assert not (run / own.example).exists()
+
+
+def test_the_answers_of_a_run_may_be_named_whichever_run_it_is(run: Path, tmp_path: Path) -> None:
+    keep_answers(tmp_path / "other", run / "answers")
+    keep_answers(tmp_path / "new", tmp_path / "new/answers")
+    keep_answers(run, tmp_path / "shared")
+    with pytest.raises(ConfigurationError, match="the run's own files"):
+        keep_answers(tmp_path / "new", tmp_path / "new/servers")
+
+
+@pytest.mark.parametrize("input", ["d/result.jsonl", "d/../d/result.jsonl", "link/result.jsonl", "data.jsonl"])
+def test_a_result_is_not_written_over_the_input(tmp_path: Path, input: str) -> None:
+    run = tmp_path / "d"
+    run.mkdir()
+    (tmp_path / "link").symlink_to(run)
+    (run / "result.jsonl").write_text("{}")
+    (tmp_path / "data.jsonl").symlink_to("d/result.jsonl")
+    with pytest.raises(ConfigurationError, match=r"is the input, and the run in .* would write its result over it"):
+        refuse_input_as_result(tmp_path / input, run, ["default"])
+    refuse_input_as_result(tmp_path / input, run, ["other"])
+    refuse_input_as_result(tmp_path / input, tmp_path / "e", ["default"])
 
 
 @pytest.mark.parametrize("writer", ["export", "export --failed"])
