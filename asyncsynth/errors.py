@@ -35,6 +35,14 @@ class ConfigurationError(AsyncsynthError):
     """Settings that cannot work; raised before anything is sent."""
 
 
+class CallError(ConfigurationError, TypeError):
+    """A part of the public API was called with a wrong, a surplus or without a needed argument.
+
+    Names what was called, the argument, the nearest right name and all there are. Also a TypeError, which is what
+    Python raises for such a call.
+    """
+
+
 class PipelineError(ConfigurationError):
     """The graph of steps is not valid: names the step and, where there is one, the column."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
+from asyncsynth.calling import checked, checked_class
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
 from asyncsynth.errors import ConfigurationError
 
@@ -26,6 +27,20 @@ REASONING = ("separate", "keep")  #: what `LLM.reasoning` may be
 EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
 
 
+class LLMSettings(TypedDict, total=False):
+    """The keywords of `LLM` that say how to sample, not where the model runs."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: tuple[str, ...] | list[str] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    extra_body: dict[str, Any]
+    reasoning: str
+
+
+@checked_class
 @dataclass(frozen=True, kw_only=True)
 class LLM:
     """A model and its generation settings.
@@ -64,7 +79,8 @@ class LLM:
             )
 
     @classmethod
-    def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Any) -> LLM:
+    @checked
+    def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Unpack[LLMSettings]) -> LLM:
         """A model in a child process on this machine: a known name, or the path of a GGUF file."""
         return cls(model=model, is_embedded=True, **settings)
 

@@ -23,6 +23,7 @@ import tenacity
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from asyncsynth.calling import checked_class
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.states import Degree
 
@@ -49,6 +50,7 @@ def _default_stop() -> stop_base:
     return tenacity.stop_after_attempt(8)
 
 
+@checked_class
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When to try again. `wait` and `stop` are tenacity strategies over *charged* attempts.

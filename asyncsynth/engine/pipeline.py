@@ -8,12 +8,13 @@ import functools
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import anyio
 
+from asyncsynth.calling import checked
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.options import FinishedRows, RunOptions, RunSettings
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
 from asyncsynth.engine.runner import OnRows, Runner
@@ -43,8 +44,9 @@ class Pipeline(Graph):
     #: Which of the pipelines that its place made in this process, once it ran: see `naming.number_of`.
     _number = 0
 
-    def run(self, **options: Any) -> Result:
-        """Runs to the end and returns the result. Keyword arguments: see `RunOptions`.
+    @checked
+    def run(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Unpack[RunSettings]) -> Result:
+        """Runs to the end and returns the result. Keyword arguments: see `RunOptions`; `on_runner`: see `arun`.
 
         Not from a running event loop (a notebook's cell, an async function): use ``await arun()`` there.
         Raises AsyncsynthError: PipelineError, ServerError, StorageError, ...
@@ -58,15 +60,19 @@ class Pipeline(Graph):
                 "pipeline.run() was called inside a running event loop",
                 hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
             )
-        return run_in_loop(functools.partial(self.arun, **options))
+        return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
 
-    async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
+    @checked
+    async def arun(
+        self, *, on_runner: Callable[[Runner], None] | None = None, **options: Unpack[RunSettings]
+    ) -> Result:
         """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one
         for each segment, where steps over all rows split the pipeline."""
         chosen = RunOptions(**options)
         return Result(await self._run(chosen, on_runner=on_runner))
 
-    async def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
+    @checked
+    async def stream(self, *, leaf: str = "default", **options: Unpack[RunSettings]) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
 
         Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -12,6 +12,7 @@ from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
+from asyncsynth.tasks.base import TaskSettings
 from asyncsynth.tasks.evolution import EMPTY_WORDS, MAX_EVOLUTIONS, Chain, Evolution, call_number
 from asyncsynth.tasks.parsing import is_refusal, last_value, words
 from asyncsynth.tasks.schemas import object_of
@@ -76,7 +77,7 @@ class EvolInstruct(Evolution):
         include_original_instruction: bool = False,
         mutations: Sequence[str] | None = None,
         check_gain: bool = False,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if include_original_instruction and not store_evolutions:
             raise ConfigurationError(

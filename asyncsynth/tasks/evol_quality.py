@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import text_of
+from asyncsynth.tasks.base import TaskSettings, text_of
 from asyncsynth.tasks.evolution import Evolution
 
 
@@ -55,7 +55,7 @@ class EvolQuality(Evolution):
         store_evolutions: bool = False,
         include_original_response: bool = False,
         mutations: Sequence[str] | None = None,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if include_original_response and not store_evolutions:
             raise ConfigurationError(

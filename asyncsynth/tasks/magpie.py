@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message, ModelRequest
@@ -15,7 +15,7 @@ from asyncsynth.client.needs import CHARS_PER_TOKEN, Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import REASK_STRIDE, Task
+from asyncsynth.tasks.base import REASK_STRIDE, SettingsWithoutPrompt, Task
 from asyncsynth.tasks.chat_templates import ChatTemplate, chatml, read_template
 from asyncsynth.tasks.parsing import is_looping
 
@@ -29,6 +29,18 @@ _CHOSEN = "chosen_system_prompts"
 _CHATML_MODELS = re.compile(r"qwen|smollm|chatml", re.IGNORECASE)
 #: A server that leaves special tokens out of its text shows the next turn's header as a bare role.
 _NEXT_TURN = re.compile(r"\n+(?:assistant|user|system)\s*(?:\n|$)")
+
+
+class MagpieSettings(SettingsWithoutPrompt, total=False):
+    """The keywords of `Magpie`, for those that pass them on; a test holds it to the parameters."""
+
+    system_prompt: SystemPrompts | None
+    n_turns: int
+    end_with_user: bool
+    include_system_prompt: bool
+    only_instruction: bool
+    chat_template: str | Path | None
+    max_instruction_tokens: int
 
 
 class Magpie(Task):
@@ -80,7 +92,7 @@ class Magpie(Task):
         only_instruction: bool = False,
         chat_template: str | Path | None = None,
         max_instruction_tokens: int = 512,
-        **settings: Any,
+        **settings: Unpack[SettingsWithoutPrompt],
     ) -> None:
         if n_turns < 1 or max_instruction_tokens < 1:
             raise ConfigurationError("Magpie: n_turns and max_instruction_tokens must be 1 or more")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.copied import copies_prompt
 from asyncsynth.tasks.lists import distinct, read_list
 from asyncsynth.tasks.parsing import words
@@ -67,7 +67,7 @@ class SelfInstruct(Task):
         criteria_for_query_generation: str = DEFAULT_CRITERIA,
         application_description: str = DEFAULT_APPLICATION,
         structured: bool = False,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if num_instructions < 1:
             raise ConfigurationError(f"SelfInstruct: num_instructions is {num_instructions}; it must be 1 or more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
@@ -11,7 +11,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.parsing import is_looping, last_value, unquoted, without_markdown, words
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -84,7 +84,7 @@ class GenerateSentencePair(Task):
         triplet: bool = True,
         hard_negative: bool = False,
         context: str = "",
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if action not in ACTIONS:
             raise ConfigurationError(

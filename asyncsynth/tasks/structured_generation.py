@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 
@@ -12,7 +12,7 @@ from asyncsynth.client.needs import Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row, canonical_json
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
 from asyncsynth.tasks.parsing import last_value
 from asyncsynth.tasks.schema_check import BadSchema, Check, check_of
@@ -65,7 +65,13 @@ class StructuredGeneration(Task):
     prompt = "structured_generation"
 
     def __init__(
-        self, llm: LLM, *, schema: Any = None, show_schema: bool = True, dump: bool = False, **settings: Any
+        self,
+        llm: LLM,
+        *,
+        schema: Any = None,
+        show_schema: bool = True,
+        dump: bool = False,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         self._typed = None if schema is None or isinstance(schema, dict) else TypedSchema(schema)
         self.json_schema = None if schema is None else task_schema(self._typed.json_schema if self._typed else schema)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.parsing import last_value, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -55,7 +55,7 @@ class TextClassification(Task):
         labels: Sequence[str] | Mapping[str, str],
         multi_label: bool = False,
         context: str = "",
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         meanings = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(_listed(labels), "")
         if any(not isinstance(text, str) for pair in meanings.items() for text in pair):
