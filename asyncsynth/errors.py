@@ -135,7 +135,7 @@ class CorruptJournal(StorageError):
 class RecordError(AsyncsynthError):
     """One row failed, for a typed `reason`; its neighbours go on. Becomes a dead letter in the journal."""
 
-    reason = "record_error"
+    reason: str = "record_error"
     exit_code = EXIT_FAILED_RECORDS
 
     def __init__(self, message: str, *, reason: str = "", attempts: int = 0, raw: str | None = None) -> None:

@@ -43,7 +43,7 @@ class Graph:
 
     @checked
     def __init__(self, name: str | None = None, *, description: str = "") -> None:
-        self.is_named = name is not None
+        self.is_named: bool = name is not None
         #: Where a pipeline without a name was made.
         self.origin: Origin | None = origin() if name is None else None
         if name is None:

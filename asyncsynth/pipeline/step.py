@@ -91,8 +91,8 @@ class Step:
             raise _forgotten(type(self), forgotten[0])
         self._name = name or ""
         self._explicit_name = name is not None
-        self.input_mappings = dict(input_mappings or {})
-        self.output_mappings = dict(output_mappings or {})
+        self.input_mappings: dict[str, str] = dict(input_mappings or {})
+        self.output_mappings: dict[str, str] = dict(output_mappings or {})
         self._graph: StepRegistry[Step] | None = None
         if (graph := current_graph()) is not None:
             graph.add(self)

@@ -95,9 +95,12 @@ class Task(ModelStep):
         self.num_generations = num_generations
         self.group_generations = group_generations
         self.max_reasks = max_reasks
-        self.provenance = _provenance(type(self).__name__, provenance)
+        self.provenance: tuple[str, ...] = _provenance(type(self).__name__, provenance)
         if self.provenance:
-            self.outputs = (*self.outputs, *(name for name in self.provenance if name not in self.outputs))
+            self.outputs: tuple[str, ...] = (
+                *self.outputs,
+                *(name for name in self.provenance if name not in self.outputs),
+            )
         self._alone: AloneRunner | None = None
         self._alone_lock = threading.Lock()
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)

@@ -40,9 +40,9 @@ class TaskContext:
         self._context = context
         self._sample = sample
         self._calls = 0
-        self.llm = llm
-        self.key = context.key
-        self.notes = context.notes
+        self.llm: LLM = llm
+        self.key: str = context.key
+        self.notes: dict[str, Any] = context.notes
 
     async def chat(
         self,

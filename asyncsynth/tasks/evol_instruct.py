@@ -61,11 +61,11 @@ class EvolInstruct(Evolution):
     Paper: WizardLM, arXiv 2304.12244.
     """
 
-    inputs = ("instruction",)
+    inputs: tuple[str, ...] = ("instruction",)
     subject = "instruction"
-    prompt = "evol_instruct"
+    prompt: ClassVar[str | None] = "evol_instruct"
     mutations_known: ClassVar[tuple[str, ...]] = (*IN_DEPTH, IN_BREADTH)
-    free_length = frozenset({IN_BREADTH})
+    free_length: ClassVar[frozenset[str]] = frozenset({IN_BREADTH})
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class EvolInstruct(Evolution):
         self.include_original_instruction = include_original_instruction
         self.check_gain = check_gain
         evolved, answer = ("evolved_instructions", "answers") if store_evolutions else ("evolved_instruction", "answer")
-        self.outputs = (evolved, answer, "model_name") if generate_answers else (evolved, "model_name")
+        self.outputs: tuple[str, ...] = (evolved, answer, "model_name") if generate_answers else (evolved, "model_name")
         super().__init__(
             llm,
             num_evolutions=num_evolutions,

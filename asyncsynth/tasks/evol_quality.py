@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
@@ -41,11 +41,11 @@ class EvolQuality(Evolution):
     Paper: DEITA, arXiv 2312.15685.
     """
 
-    inputs = ("instruction", "response")
+    inputs: tuple[str, ...] = ("instruction", "response")
     subject = "response"
-    prompt = "evol_quality"
-    mutations_known = ("helpfulness", "relevance", "deepening", "creativity", "details")
-    least_share = 0.3  # to the point may well be shorter
+    prompt: ClassVar[str | None] = "evol_quality"
+    mutations_known: ClassVar[tuple[str, ...]] = ("helpfulness", "relevance", "deepening", "creativity", "details")
+    least_share: ClassVar[float] = 0.3  # to the point may well be shorter
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class EvolQuality(Evolution):
                 "EvolQuality: include_original_response needs a list to be in", hint="Set store_evolutions=True."
             )
         self.include_original_response = include_original_response
-        self.outputs = ("evolved_responses" if store_evolutions else "evolved_response", "model_name")
+        self.outputs: tuple[str, ...] = ("evolved_responses" if store_evolutions else "evolved_response", "model_name")
         super().__init__(
             llm,
             num_evolutions=num_evolutions,

@@ -105,7 +105,7 @@ class Magpie(Task):
                 "Magpie: one turn that ends with the user is an instruction",
                 hint="Write only_instruction=True, or n_turns=2.",
             )
-        self.system_prompts = _system_prompts(system_prompt)
+        self.system_prompts: list[tuple[str | None, str, float]] = _system_prompts(system_prompt)
         self.n_turns = n_turns
         self.end_with_user = end_with_user
         self.include_system_prompt = include_system_prompt
@@ -115,10 +115,10 @@ class Magpie(Task):
         if n_turns == 1 and not only_instruction:
             made = ["instruction", "response", "conversation"]
         keys = ["system_prompt_key"] if isinstance(system_prompt, Mapping) else []
-        self.outputs = (*made, *keys, "model_name")
+        self.outputs: tuple[str, ...] = (*made, *keys, "model_name")
         super().__init__(llm, **settings)
         # Its text is fingerprinted, not its path.
-        self.chat_template = _template(chat_template, self.llm)
+        self.chat_template: ChatTemplate = _template(chat_template, self.llm)
 
     def sample_requests(self) -> list[ModelRequest]:
         """The user's turn as a raw completion, the assistant's as a chat; by the last turn both prompts hold

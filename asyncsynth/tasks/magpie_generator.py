@@ -60,7 +60,7 @@ class MagpieGenerator(SourceStep):
         super().__init__(name=name)
         if name is not None:
             settings["name"] = f"{name}_magpie"
-        self.magpie = Magpie(llm, **settings)
+        self.magpie: Magpie = Magpie(llm, **settings)
         if self._graph is not None:
             self._graph.connect(self, self.magpie)
 

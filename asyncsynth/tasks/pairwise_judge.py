@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -73,9 +73,9 @@ class PairwiseJudge(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "generations")
-    outputs = ("preference", "position_bias", "ratings", "rationales", "model_name")
-    prompt = "pairwise_judge"
+    inputs: tuple[str, ...] = ("instruction", "generations")
+    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "model_name")
+    prompt: ClassVar[str | None] = "pairwise_judge"
 
     def __init__(
         self,

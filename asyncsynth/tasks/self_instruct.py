@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
@@ -55,9 +55,9 @@ class SelfInstruct(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("input",)
-    outputs = ("instructions", "model_name")
-    prompt = "self_instruct"
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("instructions", "model_name")
+    prompt: ClassVar[str | None] = "self_instruct"
 
     def __init__(
         self,

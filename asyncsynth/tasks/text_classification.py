@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
@@ -45,8 +45,8 @@ class TextClassification(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("text",)
-    prompt = "text_classification"
+    inputs: tuple[str, ...] = ("text",)
+    prompt: ClassVar[str | None] = "text_classification"
 
     def __init__(
         self,
@@ -65,10 +65,11 @@ class TextClassification(Task):
                 "TextClassification: two labels or more were expected, each another word",
                 hint="Labels must differ by more than case, spaces and punctuation at their ends.",
             )
-        self.labels = [[label, meaning] for label, meaning in meanings.items()]  # their order is in the prompt
+        # Their order is in the prompt.
+        self.labels: list[list[str]] = [[label, meaning] for label, meaning in meanings.items()]
         self.multi_label = multi_label
         self.context = context
-        self.outputs = ("labels" if multi_label else "label", "model_name")
+        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "model_name")
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:

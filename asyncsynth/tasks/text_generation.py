@@ -26,7 +26,7 @@ class TextGeneration(Task):
         Others: see `Task`.
     """
 
-    outputs = ("generation", "model_name")
+    outputs: tuple[str, ...] = ("generation", "model_name")
 
     def __init__(self, llm: LLM, *, template: str | None = None, **settings: Unpack[TaskSettings]) -> None:
         self.template = template
@@ -34,7 +34,7 @@ class TextGeneration(Task):
         if template is not None:
             check_template(template)
             named = meta.find_undeclared_variables(environment().parse(template))
-            self.inputs = tuple(sorted(named - {"system_prompt"} - set(environment().globals)))
+            self.inputs: tuple[str, ...] = tuple(sorted(named - {"system_prompt"} - set(environment().globals)))
         super().__init__(llm, **settings)
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -66,9 +66,9 @@ class UltraFeedback(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "generations")
+    inputs: tuple[str, ...] = ("instruction", "generations")
     outputs: tuple[str, ...] = ("ratings", "rationales", "model_name")
-    prompt = "ultra_feedback"
+    prompt: ClassVar[str | None] = "ultra_feedback"
 
     def __init__(
         self,
