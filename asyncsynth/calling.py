@@ -46,7 +46,7 @@ def checked(function: F) -> F:
             _refuse_misfits(wrapper, function, args, kwargs)
             return function(*args, **kwargs)
 
-    wrapper._is_checked = True
+    wrapper._checks = function
     return cast(F, wrapper)
 
 
@@ -62,7 +62,8 @@ def unchecked(value: Any) -> Any:
 
 
 def _is_bare(function: Any) -> bool:
-    return "_is_checked" not in vars(function)
+    # A user's `functools.wraps` copies the mark, and then wraps something else than the mark says.
+    return "_checks" not in vars(function) or vars(function)["_checks"] is not function.__wrapped__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -94,15 +95,21 @@ class _Shape:
 
 @functools.lru_cache(maxsize=1024)
 def _shape(function: Callable[..., Any]) -> _Shape:
-    signature = inspect.signature(function)
+    # What a user's decorator says that it wraps may take other arguments.
+    signature = inspect.signature(function, follow_wrapped=False)
     parameters = list(signature.parameters.values())
     rest = next((each for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
     typed = None if rest is None else _typed_names(function, rest.annotation)
     hidden = int(function.__name__ == "__init__" or [each.name for each in parameters[:1]] in (["self"], ["cls"]))
     names = [each.name for each in parameters[hidden:] if each.kind in _NAMED]
-    is_ours = function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    is_ours = _scope(function)["__name__"].partition(".")[0] == __name__.partition(".")[0]
     passes_on = rest is not None and not (typed is not None and is_ours)
     return _Shape(signature, hidden, (*names, *(typed or ())), passes_on, rest is None or typed is not None)
+
+
+def _scope(function: Any) -> dict[str, Any]:
+    scope: dict[str, Any] = function.__globals__
+    return scope
 
 
 def _typed_names(function: Any, annotation: Any) -> tuple[str, ...] | None:
@@ -110,7 +117,7 @@ def _typed_names(function: Any, annotation: Any) -> tuple[str, ...] | None:
     kind: Any = None
     if isinstance(annotation, str):
         if found := re.fullmatch(r"(?:\w+\.)?Unpack\[(\w+)\]", annotation):
-            kind = inspect.unwrap(function).__globals__.get(found[1])
+            kind = _scope(function).get(found[1])
     elif get_origin(annotation) is Unpack:
         kind = get_args(annotation)[0]
     return tuple(kind.__annotations__) if is_typeddict(kind) else None

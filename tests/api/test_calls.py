@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 import re
 from abc import ABC
@@ -236,6 +237,26 @@ def test_a_right_keyword_that_a_users_class_takes_out_is_passed() -> None:
             super().__init__(llm, **settings)
 
     assert Taking(llm, extra=3, max_reasks=0).extra == 3
+
+
+def test_what_a_users_decorator_takes_decides() -> None:
+    def doubled(init: Any) -> Any:
+        @functools.wraps(init)
+        def taking(self: Any, *args: Any, twice: int, **settings: Any) -> None:
+            init(self, *args, num_generations=twice * LIMIT, **settings)
+
+        return taking
+
+    class Decorated(TextGeneration):
+        __init__ = doubled(TextGeneration.__init__)
+
+    made: Any = Decorated
+    assert made(llm, twice=2).num_generations == 2 * LIMIT
+    assert "LIMIT" in made(llm, twice=2).settings()["code"]
+    with pytest.raises(CallError, match="needs 'twice'"):
+        made(llm)
+    with pytest.raises(CallError, match=re.escape("'templat' (did you mean 'template'?)")):
+        made(llm, twice=2, templat="x")
 
 
 def test_classes_that_mix_in_others_are_made_as_before() -> None:
