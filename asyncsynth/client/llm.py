@@ -28,7 +28,7 @@ EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
 
 
 class LLMSettings(TypedDict, total=False):
-    """The keywords of `LLM` that say how to sample, not where the model runs."""
+    """The keywords of `LLM` without `model`, for those that pass them on; a test holds the two together."""
 
     temperature: float
     top_p: float
@@ -38,6 +38,9 @@ class LLMSettings(TypedDict, total=False):
     frequency_penalty: float | None
     extra_body: dict[str, Any]
     reasoning: str
+    base_url: str | None
+    api_key_env: str
+    http_client: httpx.AsyncClient | None
 
 
 @checked_class

@@ -42,7 +42,7 @@ LLM()  # wrong
 LLM("m")  # wrong
 LLM(model="m", temprature=0.2)  # wrong
 LLM.embedded(temprature=0.2)  # wrong
-LLM.embedded(base_url="http://127.0.0.1:8000/v1")  # wrong
+LLM.embedded(max_tokens="8")  # wrong
 Jury([llm, llm], quorom=2)  # wrong
 RetryPolicy(deadline_s=3.0)  # wrong
 
