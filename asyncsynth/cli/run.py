@@ -133,7 +133,7 @@ class Signals:
     the third exits at once."""
 
     def __init__(self) -> None:
-        self.count: int = 0
+        self.count = 0
         self.runner: Runner | Workers | None = None
         self._main: asyncio.Task[Any] | None = None
 
