@@ -9,7 +9,7 @@ How this package is laid out (imports point downward only; see docs/architecture
     servers    where models run: embedded model, configurations, readiness
     client     one request to one model        storage   journal, sources, exports
     core       decisions without I/O: scheduling, retries, limits, windows
-    records, errors
+    records, calling, errors
 
 The public names are imported when they are first used, so that `import asyncsynth` and `--help` are quick.
 """

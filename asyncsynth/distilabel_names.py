@@ -8,7 +8,7 @@ from __future__ import annotations
 _ANY_SERVER = "LLM(model=..., base_url=...) asks any OpenAI-compatible server"
 
 #: distilabel's name -> (name here or "", what to write)
-INSTEAD = {
+INSTEAD: dict[str, tuple[str, str]] = {
     "LoadDataFromHub": ("LoadHub", 'LoadHub("owner/name", split="train")'),
     "LoadDataFromDisk": ("LoadDisk", 'LoadDisk("folder")'),
     "LoadDataFromFileSystem": ("LoadJSONL", 'LoadJSONL("rows.jsonl") or LoadParquet("rows.parquet")'),

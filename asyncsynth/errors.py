@@ -35,6 +35,14 @@ class ConfigurationError(AsyncsynthError):
     """Settings that cannot work; raised before anything is sent."""
 
 
+class CallError(ConfigurationError, TypeError):
+    """A part of the public API was called with a wrong, a surplus or without a needed argument.
+
+    Names what was called, the argument, the nearest right name and all there are. Also a TypeError, which is what
+    Python raises for such a call.
+    """
+
+
 class PipelineError(ConfigurationError):
     """The graph of steps is not valid: names the step and, where there is one, the column."""
 
@@ -127,7 +135,7 @@ class CorruptJournal(StorageError):
 class RecordError(AsyncsynthError):
     """One row failed, for a typed `reason`; its neighbours go on. Becomes a dead letter in the journal."""
 
-    reason = "record_error"
+    reason: str = "record_error"
     exit_code = EXIT_FAILED_RECORDS
 
     def __init__(self, message: str, *, reason: str = "", attempts: int = 0, raw: str | None = None) -> None:

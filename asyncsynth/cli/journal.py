@@ -13,7 +13,9 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
 _SHOWN = 20  #: records named at most
 
-app = typer.Typer(help="Check, repair and measure a run's journal.", no_args_is_help=True, rich_markup_mode=None)
+app: typer.Typer = typer.Typer(
+    help="Check, repair and measure a run's journal.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command()

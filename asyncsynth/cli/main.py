@@ -13,7 +13,7 @@ from asyncsynth.cli import journal
 from asyncsynth.cli.signals import Stopped, past_stopping, stop_on_signals
 from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="asyncsynth",
     help="Make instruction-tuning and preference data by prompting models that you serve.",
     no_args_is_help=True,

@@ -158,7 +158,7 @@ class ServeSignals:
     """SIGINT and SIGTERM: the first drains the servers, the second kills them, the third exits at once."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.supervisor: Supervisor | None = None
         self._main: asyncio.Task[Any] | None = None
 

@@ -106,8 +106,8 @@ class HttpxExchange:
         *,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self.timeouts = DEFAULT_TIMEOUTS if client.timeout == _HTTPX_DEFAULT else _timeouts(client)
+        self.base_url: str = base_url.rstrip("/")
+        self.timeouts: Timeouts = DEFAULT_TIMEOUTS if client.timeout == _HTTPX_DEFAULT else _timeouts(client)
         self._client = client
         self._max_response_bytes = max_response_bytes
 

@@ -78,8 +78,8 @@ class Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self.answer: asyncio.Future[WireResponse] | None = None
-        self.dead = False
-        self.idle_since = 0.0
+        self.dead: bool = False
+        self.idle_since: float = 0.0
         self._served = 0
         self._timeouts = DEFAULT_TIMEOUTS
         self._deadline = 0.0

@@ -84,8 +84,8 @@ class Http11Pool:
         self.sweep_s = sweep_s
         #: Seconds of loop time, advanced by the sweeper, by at most two sweeps at a time: while the loop
         #: stalls (a long GC, a laptop's sleep) no deadline runs, because answers could not be read either.
-        self.clock = 0.0
-        self.opened = 0  #: connections opened so far
+        self.clock: float = 0.0
+        self.opened: int = 0  #: connections opened so far
         self._keepalive_s = keepalive_s
         self._parse(base_url)
         self._ssl = ssl_context
@@ -333,11 +333,11 @@ class Http11Pool:
             self._port = parts.port or (443 if self._secure else 80)
         except ValueError as error:  # UnicodeError is one
             raise ConfigurationError(f"{shown_url(base_url)!r} is no base URL: {error}") from error
-        self.base_url = base_url.rstrip("/")
-        self.base_path = parts.path.rstrip("/")
+        self.base_url: str = base_url.rstrip("/")
+        self.base_path: str = parts.path.rstrip("/")
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._authority = host if parts.port is None else f"{host}:{parts.port}"
-        self.origin = f"{parts.scheme}://{self._authority}"
+        self.origin: str = f"{parts.scheme}://{self._authority}"
 
     def _header_fields(self, headers: Mapping[str, str], api_key: Secret | None) -> Head:
         """All header lines but the first and the last, checked; no attribute prints them."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
+from asyncsynth.calling import checked, checked_class
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
 from asyncsynth.errors import ConfigurationError, TaskFailure
 
@@ -26,6 +27,23 @@ REASONING = ("separate", "keep")  #: what `LLM.reasoning` may be
 EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
 
 
+class LLMSettings(TypedDict, total=False):
+    """The keywords of `LLM` without `model`, for those that pass them on; a test holds the two together."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: tuple[str, ...] | list[str] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    extra_body: dict[str, Any]
+    reasoning: str
+    base_url: str | None
+    api_key_env: str
+    http_client: httpx.AsyncClient | None
+
+
+@checked_class
 @dataclass(frozen=True, kw_only=True)
 class LLM:
     """A model and its generation settings.
@@ -64,7 +82,8 @@ class LLM:
             )
 
     @classmethod
-    def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Any) -> LLM:
+    @checked
+    def embedded(cls, model: str = EMBEDDED_DEFAULT, **settings: Unpack[LLMSettings]) -> LLM:
         """A model in a child process on this machine: a known name, or the path of a GGUF file."""
         return cls(model=model, is_embedded=True, **settings)
 

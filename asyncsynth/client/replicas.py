@@ -104,10 +104,10 @@ class Link:
     __slots__ = ("_timeouts", "load", "poller", "read_at", "report", "server")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
-        self.server = server
-        self.report = report
+        self.server: Server = server
+        self.report: Callable[[str, ServerLoad], None] = report
         self.load: ServerLoad | None = None
-        self.read_at = float("-inf")  #: when a header is worth reading again
+        self.read_at: float = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
         self._timeouts: dict[int, Timeouts] = {}  #: tokens that a request may get -> its own
 

@@ -27,7 +27,7 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         self._value = value
-        self.encoded = _Unprinted(value.encode("utf-8", "surrogateescape"))  #: in UTF-8
+        self.encoded: _Unprinted = _Unprinted(value.encode("utf-8", "surrogateescape"))  #: in UTF-8
 
     def reveal(self) -> str:
         """The string itself; call it where it is used, and keep the result in no attribute."""

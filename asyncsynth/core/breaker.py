@@ -37,14 +37,14 @@ class Breaker:
         self.state: ReplicaState = CLOSED
         self.streak: dict[int, int] = {}  # call id -> charges since the last success
         self.refused: dict[int, int] = {}  # the same for refused connections
-        self.refused_since = 0.0
-        self.failures = 0  # the sum of both
-        self.tries = 0
+        self.refused_since: float = 0.0
+        self.failures: int = 0  # the sum of both
+        self.tries: int = 0
         self.opened_at: float | None = None  # start of the outage, kept over probes
         self.probe_at: float | None = None
         self.probe: int | None = None  # the call that probes
-        self.cause = ""
-        self.lost = False  # down, and nobody tries to bring it back
+        self.cause: str = ""
+        self.lost: bool = False  # down, and nobody tries to bring it back
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed; True when the server is to blame and the breaker should open.

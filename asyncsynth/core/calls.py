@@ -77,19 +77,19 @@ class Call:
     wake_at: float
 
     def __init__(self, call_id: int, model: str, priority: int, affinity: int, tokens: int, seq: int) -> None:
-        self.id = call_id
-        self.model = model
-        self.priority = priority
-        self.affinity = affinity
-        self.tokens = tokens  # estimate, for rates of tokens
-        self.seq = seq
+        self.id: int = call_id
+        self.model: str = model
+        self.priority: int = priority
+        self.affinity: int = affinity
+        self.tokens: int = tokens  # estimate, for rates of tokens
+        self.seq: int = seq
         self.state: CallState = NEW
-        self.attempts = 0
-        self.strikes = 0  # how often it failed as the one call probing a server
-        self.turn = 0  # the same in this outage: such calls go behind the others, to probe in turn
+        self.attempts: int = 0
+        self.strikes: int = 0  # how often it failed as the one call probing a server
+        self.turn: int = 0  # the same in this outage: such calls go behind the others, to probe in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
-        self.passed = 0  # how often it stood first and another one was preferred
-        self.replica = -1  # index of the one that its last attempt went to
+        self.passed: int = 0  # how often it stood first and another one was preferred
+        self.replica: int = -1  # index of the one that its last attempt went to
         self.pays: int | None = None  # index of the one whose retry budget the next attempt takes from
         self.retry: AttemptState | None = None  # made at the first failure
 
@@ -109,7 +109,7 @@ class Count:
     __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiting: int = 0
 
 
 class WaitQueue:
@@ -129,7 +129,7 @@ class WaitQueue:
         self._heap: list[Entry] = []
         self._homes: dict[int, list[Entry]] = {}  # index of a replica -> entries of its families
         self._homing = 0  # entries in them
-        self.live = 0
+        self.live: int = 0
 
     def push(self, call: Call, home: int | None = None) -> None:
         """Let a call wait."""

@@ -285,6 +285,7 @@ class FaultJudge:
             self._slots.place(call, now, out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
+        """Sets the alarm that looks whether the replica's outage has lasted too long."""
         # A moment later than the limit, or it is found not to be over yet.
         self._timers.alarm(replica, Alarm.OUTAGE, now + self._policy.outage_limit_s + 1.0)
 

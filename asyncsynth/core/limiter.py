@@ -55,14 +55,14 @@ class CutLimit:
     def __init__(self, limit: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= maximum:
             raise ValueError(f"a concurrency limit must be at least 1, not {minimum} to {maximum}")
-        self.minimum = minimum
-        self.maximum = maximum
+        self.minimum: int = minimum
+        self.maximum: int = maximum
         self._limit = limit
         self._knee = maximum
         self._credit = 0
         self._grown = False  # since the last cut
         self._cut_at = float("-inf")
-        self.cuts = 0
+        self.cuts: int = 0
 
     @property
     def limit(self) -> int:

@@ -49,7 +49,7 @@ class Rate:
     __slots__ = ("_cells", "_full_at", "_total", "limit")
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
+        self.limit: float = limit
         self._cells: dict[int, float] = {}  # second -> what was charged in it, oldest first
         self._total = 0.0
         self._full_at = float("-inf")  # when the bucket is full again

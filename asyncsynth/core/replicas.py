@@ -61,11 +61,11 @@ class Health:
     __slots__ = ("accused", "alive", "candidates", "deaths", "examiner", "fallen_at", "solo", "trials")
 
     def __init__(self) -> None:
-        self.alive = True  # it has answered since its last fall
+        self.alive: bool = True  # it has answered since its last fall
         self.deaths: deque[tuple[float, Call]] = deque()  # who failed lately as in a crash
-        self.fallen_at = float("-inf")
+        self.fallen_at: float = float("-inf")
         self.candidates: set[int] = set()  # ids of those in flight at that fall
-        self.examiner = False  # has crashed; tries suspects alone when it is back
+        self.examiner: bool = False  # has crashed; tries suspects alone when it is back
         self.trials: set[int] = set()  # suspects of the first degree in flight as such
         self.solo: Call | None = None  # the suspect that is tried alone
         self.accused: tuple[Call, Outcome] | None = None  # failed alone; did the server die of it?
@@ -84,39 +84,39 @@ class Replica:
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
-        self.index = index
-        self.name = spec.name
-        self.models = tuple(sorted(spec.models))
-        self.limiter = spec.limiter
-        self.budget = budget
-        self.breaker = Breaker()
-        self.gate = None if spec.rates is None else RateGate(spec.rates)
+        self.index: int = index
+        self.name: str = spec.name
+        self.models: tuple[str, ...] = tuple(sorted(spec.models))
+        self.limiter: Limiter = spec.limiter
+        self.budget: RetryBudget = budget
+        self.breaker: Breaker = Breaker()
+        self.gate: RateGate | None = None if spec.rates is None else RateGate(spec.rates)
         # core.balancer
-        self.shared = False  # others serve the same models
+        self.shared: bool = False  # others serve the same models
         # core.timers
         self.alarms: dict[Alarm, float] = {}  # when each is due
         # core.dispatch
-        self.in_flight = 0
-        self.heard_at = 0.0  # the last sign of life
+        self.in_flight: int = 0
+        self.heard_at: float = 0.0  # the last sign of life
         self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
         self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
         self.gated_for: Call | None = None  # the call that waits for the gate
         # core.suspects
-        self.health = Health()
-        self.quiet = False  # kept free for a call that is tried alone
+        self.health: Health = Health()
+        self.quiet: bool = False  # kept free for a call that is tried alone
         # core.faults
-        self.overloads = 0  # since the last success
+        self.overloads: int = 0  # since the last success
         self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
-        self.asked_at = float("-inf")  # when the driver was last asked to probe it, since it was silent
-        self.stalls = 0  # how often it was found hung
+        self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.stalls: int = 0  # how often it was found hung
         # its own
-        self.troubled = False  # something needs resetting at the next success
-        self.blocked = False  # gated or quiet
+        self.troubled: bool = False  # something needs resetting at the next success
+        self.blocked: bool = False  # gated or quiet
         self.report: ServerLoad | None = None  # its own report, while fresh
-        self.extra = 0  # by that report: requests there that are not ours
-        self.press = 0.0  # by that report: weight of a request in the server's queue
-        self.queue = 0  # by that report: its queue, less our requests in flight then
+        self.extra: int = 0  # by that report: requests there that are not ours
+        self.press: float = 0.0  # by that report: weight of a request in the server's queue
+        self.queue: int = 0  # by that report: its queue, less our requests in flight then
         self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
 
     def can_take(self) -> bool:

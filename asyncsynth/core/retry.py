@@ -23,6 +23,7 @@ import tenacity
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from asyncsynth.calling import checked_class
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.states import Degree
 
@@ -49,6 +50,7 @@ def _default_stop() -> stop_base:
     return tenacity.stop_after_attempt(8)
 
 
+@checked_class
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When to try again. `wait` and `stop` are tenacity strategies over *charged* attempts.
@@ -169,9 +171,9 @@ class RetryBudget:
     def __init__(self, ratio: float = 0.1, per_s: float = 1.0, *, burst: float = 100.0, start: float = 10.0) -> None:
         if per_s <= 0:
             raise ValueError("budget per_s must be positive, or a retry could wait for ever")
-        self.ratio = ratio
-        self.per_s = per_s
-        self.burst = burst
+        self.ratio: float = ratio
+        self.per_s: float = per_s
+        self.burst: float = burst
         self._tokens = min(start, burst)
         self._at: float | None = None  # when time was last credited
 

@@ -53,7 +53,7 @@ class Scheduler:
         self._slots = Slots(self._balancer, self._room, self._timers, self._book)
         self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
         self._seq = 0
-        self.replicas = self._balancer.replicas  #: all there ever were, by index
+        self.replicas: list[Replica] = self._balancer.replicas  #: all there ever were, by index
         self._calls = self._slots.calls
         self._queues = self._room.queues
         self._on_alarm: dict[Alarm, Callable[[Replica, float, list[Action]], None]] = {

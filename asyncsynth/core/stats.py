@@ -31,10 +31,10 @@ class Histogram:
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self.buckets: dict[int, int] = {}
-        self.count = 0
-        self.total = 0.0
-        self.minimum = inf
-        self.maximum = -inf
+        self.count: int = 0
+        self.total: float = 0.0
+        self.minimum: float = inf
+        self.maximum: float = -inf
         for value in values:
             self.add(value)
 

@@ -23,7 +23,7 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Call | Replica, Alarm | None]] = []
         self._seq = 0
-        self.soonest = inf
+        self.soonest: float = inf
 
     def wake(self, call: Call, due: float) -> None:
         """Wake a call at `due` seconds, if it is still asleep then."""

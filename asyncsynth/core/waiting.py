@@ -18,7 +18,7 @@ class WaitingRoom:
         self._balancer = balancer
         self.queues: dict[str, WaitQueue] = {}  #: model -> ordinary calls; all models there ever were
         self.suspects: dict[int, Call] = {}  #: those suspected of killing servers, by id
-        self.count = Count()  #: all of them
+        self.count: Count = Count()  #: all of them
         self._heaps: dict[tuple[str, Degree], list[tuple[int, float, int, Call]]] = {}  # of suspects
 
     def open_for(self, models: Iterable[str]) -> None:

@@ -15,10 +15,10 @@ class Window:
     def __init__(self, records: int, bytes: int) -> None:
         if records < 1 or bytes < 1:
             raise ValueError("a window holds at least one record and one byte")
-        self.records = records
-        self.bytes = bytes
-        self.in_flight = 0  #: records admitted and not released
-        self.held = 0  #: bytes charged and not released
+        self.records: int = records
+        self.bytes: int = bytes
+        self.in_flight: int = 0  #: records admitted and not released
+        self.held: int = 0  #: bytes charged and not released
 
     @property
     def room(self) -> int:

@@ -94,7 +94,7 @@ class Asker:
         self._keeps = keeps
         self._anew = anew
         self._asked: dict[bytes, int] = {}  #: request -> how often it has been asked
-        self.reread = 0
+        self.reread: int = 0
 
     async def send(self, request: ModelRequest, **how: Any) -> Completion:
         """As `ServerPool.send`; raises what that does. A failed request leaves nothing in the store."""

@@ -40,12 +40,12 @@ class ColumnMeasures:
     """One output column of a step: its texts, or its numbers."""
 
     def __init__(self) -> None:
-        self.values = 0
-        self.blank = 0
-        self.refusals = 0
-        self.chars = Histogram()
-        self.numbers = Histogram()
-        self.distinct = Distinct()
+        self.values: int = 0
+        self.blank: int = 0
+        self.refusals: int = 0
+        self.chars: Histogram = Histogram()
+        self.numbers: Histogram = Histogram()
+        self.distinct: Distinct = Distinct()
         self.sample: Sample[str] = Sample()
         self._seen: Counter[str] | None = Counter()
 
@@ -109,19 +109,19 @@ class StepMeasures:
     def __init__(self, name: str, task: str) -> None:
         self.name = name
         self.task = task
-        self.results = 0
-        self.calls = 0
-        self.cut = 0  #: results with an answer that ended at max_tokens
-        self.unparsable = 0
-        self.reasks = 0
+        self.results: int = 0
+        self.calls: int = 0
+        self.cut: int = 0  #: results with an answer that ended at max_tokens
+        self.unparsable: int = 0
+        self.reasks: int = 0
         self.models: Counter[str] = Counter()
         self.finish: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.orders: Counter[str] = Counter()
-        self.prompt_tokens = Histogram()
-        self.completion_tokens = Histogram()
+        self.prompt_tokens: Histogram = Histogram()
+        self.completion_tokens: Histogram = Histogram()
         self.columns: dict[str, ColumnMeasures] = {}
 
     def add(self, record: str, result: StepResult) -> None:

@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
+from asyncsynth.calling import checked_class
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
@@ -20,6 +22,32 @@ from asyncsynth.storage.shards import Part
 WINDOW_BYTES = 256 << 20
 
 
+class RunSettings(TypedDict, total=False):
+    """The keywords of `Pipeline.run()`, `arun()` and `stream()`: the fields of `RunOptions`, which says what each
+    means. A test holds the two together."""
+
+    output: Path | str | None
+    servers: Sequence[str]
+    start: StartOptions | None
+    embedded: bool | str
+    limit: int | None
+    seed: int
+    retry_failed: bool
+    update: bool
+    answers: bool | str | Path | None
+    use_cache: bool
+    concurrency: int | None
+    window: int | None
+    window_bytes: int
+    max_failures: int | str | None
+    retry: RetryPolicy | None
+    shard: Part | None
+    share: Part | None
+    on_download: Callable[[int, int], None] | None
+    on_servers: Callable[[Sequence[Capabilities]], None] | None
+
+
+@checked_class
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of one run.

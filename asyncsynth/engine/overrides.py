@@ -117,7 +117,7 @@ def _make(step: Step, arguments: dict[str, Any]) -> Step | None:
         return None
     try:
         return type(step)(**arguments)
-    except TypeError:
+    except TypeError:  # CallError is one
         return None
 
 

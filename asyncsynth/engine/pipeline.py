@@ -8,13 +8,14 @@ import functools
 import random
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, Unpack
 
 import anyio
 
+from asyncsynth.calling import checked
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.options import FinishedRows, RunOptions, RunSettings
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
 from asyncsynth.engine.runner import OnRows, Runner
@@ -23,7 +24,6 @@ from asyncsynth.engine.serving import servers_of
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
-from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.capabilities import Capabilities
@@ -45,8 +45,9 @@ class Pipeline(Graph):
     #: Which of the pipelines that its place made in this process, once it ran: see `naming.number_of`.
     _number = 0
 
-    def run(self, **options: Any) -> Result:
-        """Runs to the end and returns the result. Keyword arguments: see `RunOptions`.
+    @checked
+    def run(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Unpack[RunSettings]) -> Result:
+        """Runs to the end and returns the result. Keyword arguments: see `RunOptions`; `on_runner`: see `arun`.
 
         Not from a running event loop (a notebook's cell, an async function): use ``await arun()`` there.
         Raises AsyncsynthError: PipelineError, ServerError, StorageError, ...
@@ -60,22 +61,26 @@ class Pipeline(Graph):
                 "pipeline.run() was called inside a running event loop",
                 hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
             )
-        return run_in_loop(functools.partial(self.arun, **options))
+        return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
 
-    async def arun(self, *, on_runner: Callable[[Runner], None] | None = None, **options: Any) -> Result:
+    @checked
+    async def arun(
+        self, *, on_runner: Callable[[Runner], None] | None = None, **options: Unpack[RunSettings]
+    ) -> Result:
         """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one
         for each segment, where steps over all rows split the pipeline."""
-        chosen = _chosen(options)
+        chosen = RunOptions(**options)
         return Result(await self._run(chosen, on_runner=on_runner))
 
-    def stream(self, *, leaf: str = "default", **options: Any) -> AsyncIterator[Row]:
+    @checked
+    def stream(self, *, leaf: str = "default", **options: Unpack[RunSettings]) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
 
         Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
         A slow reader is backpressure. Rows that an earlier run finished are yielded too.
         """
         streamed = _Streamed()
-        rows = self._stream(streamed, leaf, _chosen(options))
+        rows = self._stream(streamed, leaf, RunOptions(**options))
         streamed.reader = weakref.ref(rows)
         return rows
 
@@ -226,14 +231,3 @@ def _is_cancelling() -> bool:
 
 
 __all__ = ["Pipeline", "run_in_loop"]
-
-
-def _chosen(options: dict[str, Any]) -> RunOptions:
-    """The options of a call. Raises ConfigurationError for a name that is none, with the nearest."""
-    known = [field.name for field in fields(RunOptions)]
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(
-                f"a run has no option {name!r}{nearest(name, known)}", hint=f"It has {', '.join(known)}."
-            )
-    return RunOptions(**options)

@@ -42,7 +42,7 @@ class Result(Mapping[str, Leaf]):
 
     def __init__(self, report: RunReport) -> None:
         self.report = report
-        self.directory = report.directory
+        self.directory: Path = report.directory
 
     def __getitem__(self, leaf: str) -> Leaf:
         known = leaves(self.directory)

@@ -83,7 +83,7 @@ class Runner:
         limit = options.max_failures
         self._failure_limit = None if limit is None else FailureLimit(limit)
         self._all_alike = AllAlike() if limit is None else None
-        self.counts = Counts()
+        self.counts: Counts = Counts()
         self._started = self._loop.time()
         self._rate_marks: list[tuple[float, int, int]] = []
         self._keeping: asyncio.TimerHandle | None = None

@@ -79,7 +79,7 @@ class Distinct:
         self._exact = exact
         self._bound = _SPACE
         self._seen: set[int] = set()
-        self.total = 0
+        self.total: int = 0
 
     def add(self, text: str) -> None:
         """Counts a text."""
@@ -155,7 +155,7 @@ class Agreement:
     """How far two judges agree, over rows that both rated: single ratings, and the order of answers."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows: int = 0
         self._pairs: list[tuple[float, float]] = []
         self._orders = 0
         self._same_orders = 0

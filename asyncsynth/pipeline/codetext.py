@@ -56,7 +56,7 @@ class SourceFile:
 
     def __init__(self, source: str, filename: str) -> None:
         self.source = source
-        self.tree = ast.parse(source)
+        self.tree: ast.Module = ast.parse(source)
         self._nodes: dict[tuple[str, int], list[Any]] = {}
         self._classes: dict[str, list[ast.ClassDef]] = {}
         self._codes: dict[tuple[str, int], list[CodeType]] = {}

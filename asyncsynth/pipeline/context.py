@@ -37,8 +37,8 @@ class Context:
     __slots__ = ("_send", "_step_id", "completions", "cut", "key", "notes", "run_seed", "stopped", "told")
 
     def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
-        self.key = key
-        self.run_seed = run_seed
+        self.key: str = key
+        self.run_seed: int = run_seed
         self._step_id = step_id
         self._send = send
         self.completions: list[Completion] = []  #: every answer got, in order; provenance is made of them

@@ -6,6 +6,7 @@ from contextvars import Token
 from pathlib import Path
 from typing import Any, Self
 
+from asyncsynth.calling import checked
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.needs import Need
 from asyncsynth.errors import PipelineError
@@ -40,8 +41,9 @@ class Graph:
             (``pipeline`` where there is none, as in a notebook).
     """
 
+    @checked
     def __init__(self, name: str | None = None, *, description: str = "") -> None:
-        self.is_named = name is not None
+        self.is_named: bool = name is not None
         #: Where a pipeline without a name was made.
         self.origin: Origin | None = origin() if name is None else None
         if name is None:

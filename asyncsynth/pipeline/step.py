@@ -15,7 +15,6 @@ A step is told its columns by `inputs` / `outputs` and by the user's mappings, a
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from abc import abstractmethod
@@ -23,6 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from asyncsynth.calling import checked
+from asyncsynth.calling import nearest as nearest  # where steps and tasks take it from
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
@@ -71,6 +72,14 @@ class Step:
     optional_inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Answers arguments that do not fit the class's constructor with a CallError."""
+        super().__init_subclass__(**options)
+        # Not a metaclass: users' classes may have one of their own, such as ABC's.
+        if isinstance(own := vars(cls).get("__init__"), FunctionType):
+            setattr(cls, "__init__", checked(own))  # noqa: B010 - the type checker refuses the assignment
+
+    @checked
     def __init__(
         self,
         *,
@@ -82,8 +91,8 @@ class Step:
             raise _forgotten(type(self), forgotten[0])
         self._name = name or ""
         self._explicit_name = name is not None
-        self.input_mappings = dict(input_mappings or {})
-        self.output_mappings = dict(output_mappings or {})
+        self.input_mappings: dict[str, str] = dict(input_mappings or {})
+        self.output_mappings: dict[str, str] = dict(output_mappings or {})
         self._graph: StepRegistry[Step] | None = None
         if (graph := current_graph()) is not None:
             graph.add(self)
@@ -458,9 +467,3 @@ def _forgotten(kind: type[Step], method: str) -> PipelineError:
 def snake_case(name: str) -> str:
     """`LoadDataFromDicts` -> `load_data_from_dicts`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def nearest(name: str, known: Any) -> str:
-    """'' or ' (did you mean ...?)'."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

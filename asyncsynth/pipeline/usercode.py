@@ -29,6 +29,7 @@ from typing import Any
 
 import orjson
 
+from asyncsynth.calling import unchecked
 from asyncsynth.pipeline.codetext import (
     bytecode_text,
     class_text,
@@ -370,7 +371,7 @@ class Collector:
         bases = [self._class(base) for base in kind.__bases__]
         if type(kind) is not type:
             bases.append(self._class(type(kind)))
-        own = vars(kind)
+        own = {name: unchecked(value) for name, value in vars(kind).items()}
         self._code.parts[label] = _digest(repr((bases, class_text(kind, _file_of(kind)))))
         self._docs[label] = kind.__doc__ or ""
         if issubclass(kind, enum.Enum):
@@ -581,7 +582,7 @@ def _file_of(kind: type) -> str:
     try:
         return inspect.getfile(kind)
     except (OSError, TypeError):
-        for value in vars(kind).values():
+        for value in map(unchecked, vars(kind).values()):
             function = getattr(value, "__func__", value)
             if isinstance(function, types.FunctionType) and not function.__code__.co_filename.startswith("<"):
                 return function.__code__.co_filename

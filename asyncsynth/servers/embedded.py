@@ -73,9 +73,9 @@ class EmbeddedServer:
         progress: Progress | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
-        self.spec = spec or EmbeddedSpec()
-        self.name = self.spec.display_name
-        self.base_url = ""  #: ``http://127.0.0.1:PORT/v1`` once started
+        self.spec: EmbeddedSpec = spec or EmbeddedSpec()
+        self.name: str = self.spec.display_name
+        self.base_url: str = ""  #: ``http://127.0.0.1:PORT/v1`` once started
         self.log_path: Path | None = None  #: the ends of llama.cpp's logs, once something went wrong
         self._cache = cache or cache_dir()
         self._progress = progress

@@ -40,7 +40,8 @@ class Guardian:
     """Starts the server, listens to the parent, cleans up."""
 
     def __init__(self, parent: int, command: list[str]) -> None:
-        self.control = socket.socket(fileno=os.dup(0))
+        self.control: socket.socket = socket.socket(fileno=os.dup(0))
+        self.woken: socket.socket
         self.woken, wake = socket.socketpair()
         self.woken.setblocking(False)
         wake.setblocking(False)
@@ -54,8 +55,8 @@ class Guardian:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # grandchildren whose parent died come to us
         if os.getppid() != parent:  # it died before the call above
             os._exit(1)
-        self.me = os.getpid()
-        self.server = subprocess.Popen(
+        self.me: int = os.getpid()
+        self.server: subprocess.Popen[bytes] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=self._in_child, close_fds=True
         )
 

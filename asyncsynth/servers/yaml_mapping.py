@@ -29,7 +29,7 @@ class YamlMapping:
 
     def __init__(self, node: yaml.Node, path: Path) -> None:
         self.path = path
-        self.line = node.start_mark.line + 1
+        self.line: int = node.start_mark.line + 1
         if not isinstance(node, yaml.MappingNode):
             self.fail("expected keys and values, such as `port: 8000`")
         self.values: dict[str, yaml.Node] = {}  #: by name, with dashes, as vLLM takes both spellings

@@ -15,7 +15,7 @@ class KeepColumns(RowStep):
     """Keeps the given columns, in the given order, and drops all others."""
 
     def __init__(self, columns: Sequence[str] | str, *, name: str | None = None) -> None:
-        self.columns = column_names("KeepColumns", "columns", columns)
+        self.columns: tuple[str, ...] = column_names("KeepColumns", "columns", columns)
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
@@ -41,7 +41,7 @@ class RenameColumns(RowStep):
                 f"RenameColumns(rename_mappings={rename_mappings!r:.80}): a dict was expected",
                 hint='Write RenameColumns({"old": "new"}).',
             )
-        self.rename_mappings = dict(
+        self.rename_mappings: dict[str, str] = dict(
             zip(
                 column_names("RenameColumns", "rename_mappings", rename_mappings),
                 column_names("RenameColumns", "rename_mappings", rename_mappings.values()),
@@ -92,9 +92,9 @@ class ExpandColumns(RowStep):
     """
 
     def __init__(self, columns: Sequence[str] | str | Mapping[str, str], *, name: str | None = None) -> None:
-        self.columns = column_names("ExpandColumns", "columns", columns)
+        self.columns: tuple[str, ...] = column_names("ExpandColumns", "columns", columns)
         names = columns.values() if isinstance(columns, Mapping) else columns
-        self.output_columns = column_names("ExpandColumns", "columns", names)
+        self.output_columns: tuple[str, ...] = column_names("ExpandColumns", "columns", names)
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
@@ -139,8 +139,8 @@ class MergeColumns(RowStep):
         *,
         name: str | None = None,
     ) -> None:
-        self.columns = column_names("MergeColumns", "columns", columns)
-        (self.output_column,) = column_names("MergeColumns", "output_column", [output_column])
+        self.columns: tuple[str, ...] = column_names("MergeColumns", "columns", columns)
+        self.output_column: str = column_names("MergeColumns", "output_column", [output_column])[0]
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:

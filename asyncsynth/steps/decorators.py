@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+from asyncsynth.calling import checked
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.pipeline.functions import checked_outputs, declared_columns
 from asyncsynth.pipeline.seen import SeenRow
@@ -52,6 +53,7 @@ class FunctionStep(RowStep):
         return self.merge(row, checked_outputs(made, self.outputs, where=self.name))
 
 
+@checked
 def step(
     inputs: Iterable[str], outputs: Iterable[str], *, optional_inputs: Iterable[str] = ()
 ) -> Callable[[StepFunction], type[FunctionStep]]:

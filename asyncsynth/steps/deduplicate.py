@@ -49,8 +49,8 @@ class Deduplicate(GlobalStep):
         share("Deduplicate", "threshold", threshold)
         whole_number("Deduplicate", "num_perm", num_perm, least=1)
         whole_number("Deduplicate", "ngram", ngram, least=1)
-        self.inputs = column_names("Deduplicate", "columns", columns)
-        self.outputs = ("is_duplicate",) if action == "flag" else ()
+        self.inputs: tuple[str, ...] = column_names("Deduplicate", "columns", columns)
+        self.outputs: tuple[str, ...] = ("is_duplicate",) if action == "flag" else ()
         self.method = method
         self.threshold = threshold
         self.num_perm = num_perm

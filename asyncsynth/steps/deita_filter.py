@@ -53,10 +53,12 @@ class DeitaFilter(GlobalStep):
         share("DeitaFilter", "max_similarity", max_similarity)
         whole_number("DeitaFilter", "num_perm", num_perm, least=1)
         whole_number("DeitaFilter", "ngram", ngram, least=1)
-        self.columns = column_names("DeitaFilter", "columns", columns)
+        self.columns: tuple[str, ...] = column_names("DeitaFilter", "columns", columns)
+        self.complexity: str
+        self.quality: str
         self.complexity, self.quality = column_names("DeitaFilter", "complexity and quality", (complexity, quality))
-        self.inputs = tuple(dict.fromkeys((*self.columns, complexity, quality)))
-        self.outputs = ("deita_score", "is_selected") if action == "flag" else ("deita_score",)
+        self.inputs: tuple[str, ...] = tuple(dict.fromkeys((*self.columns, complexity, quality)))
+        self.outputs: tuple[str, ...] = ("deita_score", "is_selected") if action == "flag" else ("deita_score",)
         self.data_budget = data_budget
         self.max_similarity = max_similarity
         self.num_perm = num_perm

@@ -66,8 +66,8 @@ class DiversitySelect(GlobalStep):
         share("DiversitySelect", "max_similarity", max_similarity)
         whole_number("DiversitySelect", "num_perm", num_perm, least=1)
         whole_number("DiversitySelect", "ngram", ngram, least=1)
-        self.inputs = column_names("DiversitySelect", "columns", columns)
-        self.outputs = ("is_selected",) if action == "flag" else ()
+        self.inputs: tuple[str, ...] = column_names("DiversitySelect", "columns", columns)
+        self.outputs: tuple[str, ...] = ("is_selected",) if action == "flag" else ()
         self.n = n
         self.fraction = fraction
         self.method = method

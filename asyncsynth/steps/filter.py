@@ -42,7 +42,7 @@ class Filter(RowStep):
                 hint="A filter asks no model and waits for nothing; what does belongs into a task.",
             )
         self.predicate = predicate
-        self.inputs = column_names("Filter", "columns", columns) if columns is not None else ()
+        self.inputs: tuple[str, ...] = column_names("Filter", "columns", columns) if columns is not None else ()
         self.reason = reason
         super().__init__(name=name)
 

@@ -35,9 +35,9 @@ class GroupColumns(JoinStep):
         missing: Literal["drop", "none"] = "drop",
         name: str | None = None,
     ) -> None:
-        self.columns = column_names("GroupColumns", "columns", columns)
+        self.columns: tuple[str, ...] = column_names("GroupColumns", "columns", columns)
         if output_columns is None:
-            self.output_columns = tuple(f"grouped_{column}" for column in self.columns)
+            self.output_columns: tuple[str, ...] = tuple(f"grouped_{column}" for column in self.columns)
         else:
             self.output_columns = column_names("GroupColumns", "output_columns", output_columns)
         if len(self.columns) != len(self.output_columns):

@@ -34,7 +34,7 @@ class LoadDisk(Loader):
         name: str | None = None,
         output_mappings: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.split = split
         self._opened: Any = None
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)

@@ -46,8 +46,10 @@ class LoadParquet(Loader):
                 f"LoadParquet(path={path!r:.80}): the path of a Parquet file was expected",
                 hint="Rows in Python are read with LoadDataFromDicts(data=...).",
             )
-        self.path = Path(path)
-        self.columns = None if columns is None else column_names("LoadParquet", "columns", columns)
+        self.path: Path = Path(path)
+        self.columns: tuple[str, ...] | None = (
+            None if columns is None else column_names("LoadParquet", "columns", columns)
+        )
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
 
     def open(self) -> Reader:

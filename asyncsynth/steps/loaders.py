@@ -94,7 +94,7 @@ class LoadJSONL(Loader):
                 f"LoadJSONL(path={path!r:.80}): the path of a JSON Lines file was expected",
                 hint="Rows in Python are read with LoadDataFromDicts(data=...).",
             )
-        self.path = Path(path)
+        self.path: Path = Path(path)
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
 
     def open(self) -> Reader:

@@ -63,8 +63,8 @@ class FormPreference(RowStep):
     """
 
     learns = True
-    inputs = ("generations", "ratings")
-    optional_inputs = ("instruction", "messages", "generation_models", "system_prompt")
+    inputs: tuple[str, ...] = ("generations", "ratings")
+    optional_inputs: tuple[str, ...] = ("instruction", "messages", "generation_models", "system_prompt")
     outputs: tuple[str, ...] = (
         "prompt",
         "chosen",
@@ -118,7 +118,7 @@ class FormPreference(RowStep):
         self.system_prompt = system_prompt
         if system_prompt == "column":
             self.outputs = (*type(self).outputs, "system_prompt")
-        self.keep = None if keep is None else tuple(keep)
+        self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:

@@ -51,7 +51,14 @@ class FormSFT(RowStep):
     """
 
     learns = True
-    optional_inputs = ("instruction", "messages", "generation", "conversation", "system_prompt", "reasoning")
+    optional_inputs: tuple[str, ...] = (
+        "instruction",
+        "messages",
+        "generation",
+        "conversation",
+        "system_prompt",
+        "reasoning",
+    )
 
     def __init__(
         self,
@@ -73,13 +80,13 @@ class FormSFT(RowStep):
         self.truncated = truncated
         self.system_prompt = system_prompt
         self.reasoning = reasoning
-        self.keep = None if keep is None else tuple(keep)
+        self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
         if system_prompt == "column":
             outputs.append("system_prompt")
         if reasoning == "field" and layout == "standard":
             outputs.append("reasoning")
-        self.outputs = tuple(outputs)
+        self.outputs: tuple[str, ...] = tuple(outputs)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:

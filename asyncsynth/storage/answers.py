@@ -77,16 +77,16 @@ class AnswerStore:
     def __init__(self, write_to: Path | None, read_from: Sequence[Path] = (), *, fs: FileSystem = REAL) -> None:
         self._write_to = write_to
         self._fs = fs
-        self.damaged = 0  #: answers that the index names and that do not check
-        self.not_kept = 0  #: answers that could not be written
-        self.kept = 0  #: answers handed to the disk
+        self.damaged: int = 0  #: answers that the index names and that do not check
+        self.not_kept: int = 0  #: answers that could not be written
+        self.kept: int = 0  #: answers handed to the disk
         self._problem = ""
         self._unreadable: list[Path] = []
         self._files: list[_File] = []
         self._fds: dict[int, int] = {}
         self._keys, self._places = array("Q"), array("Q")
         self._mask = 0
-        self.count = 0  #: different requests whose answers can be read
+        self.count: int = 0  #: different requests whose answers can be read
         self._load([index for directory in read_from for index in _index_files(directory)])
         self._data_fd = self._index_fd = -1
         self._salt = self._offset = self._seq = 0

@@ -58,14 +58,14 @@ class SegmentFacts:
 
     def __init__(self, *, by_position: bool) -> None:
         self.by_position = by_position
-        self.entries = 0  #: taken so far
-        self.keys = array("Q")  #: position, or hash of the key
-        self.flags = bytearray()
-        self.position = array("I")
-        self.final_at = array("Q")  #: location of the final entry, 0: none here
-        self.final_epoch = array("H")
-        self.row_hash = array("Q")  #: of the row that the final entry was made from
-        self.ending = array("I")  #: index into `endings`
+        self.entries: int = 0  #: taken so far
+        self.keys: array[int] = array("Q")  #: position, or hash of the key
+        self.flags: bytearray = bytearray()
+        self.position: array[int] = array("I")
+        self.final_at: array[int] = array("Q")  #: location of the final entry, 0: none here
+        self.final_epoch: array[int] = array("H")
+        self.row_hash: array[int] = array("Q")  #: of the row that the final entry was made from
+        self.ending: array[int] = array("I")  #: index into `endings`
         self.steps: dict[str, array[int]] = {}  #: fingerprint -> location of the entry with the step's results
         self.endings: list[Ending] = [NOTHING]
         self._count = 0  #: rows; the columns are longer until `settle`

@@ -86,7 +86,7 @@ class RunIndex:
     def __init__(
         self, *, keys: str, stride: int = 1, fs: FileSystem = REAL, sidecar_min_bytes: int = SIDECAR_MIN_BYTES
     ) -> None:
-        self.by_position = keys == "position"
+        self.by_position: bool = keys == "position"
         self._stride = stride
         self._fs = fs
         self._sidecar_min_bytes = sidecar_min_bytes

@@ -58,7 +58,7 @@ class Journal:
 
     def __init__(self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: _Options) -> None:
         self.directory = directory
-        self.run_id = state.run_id or uuid.uuid4().hex
+        self.run_id: str = state.run_id or uuid.uuid4().hex
         self.report: RecoveryReport = state.report
         self.fatal: StorageError | None = None  #: the failure that ended writing, if one did
         self._fs = fs

@@ -58,7 +58,7 @@ class Reader:
         if on_bad_row not in ("stop", "skip"):
             raise InputError(f"on_bad_row is {on_bad_row!r}", hint='Use "stop" or "skip".')
         self.id_column = id_column
-        self.rename = dict(rename or {})
+        self.rename: dict[str, str] = dict(rename or {})
         self.on_bad_row: BadRowPolicy = on_bad_row
 
     def __iter__(self) -> Iterator[SourceRow | BadRow]:

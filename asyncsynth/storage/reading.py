@@ -12,7 +12,7 @@ from asyncsynth.errors import CorruptJournal
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
 from asyncsynth.storage.framing import check, split_location
 from asyncsynth.storage.recovery import NoVisitor, Torn, Visitor, Walk
-from asyncsynth.storage.segments import list_segments, segment_path
+from asyncsynth.storage.segments import Segment, list_segments, segment_path
 
 _OPEN_FILES = 32  #: read descriptors kept open
 _GUESS = 8192  #: bytes read at first for one line
@@ -79,7 +79,7 @@ class JournalView:
     def __init__(self, directory: Path, *, fs: FileSystem = REAL) -> None:
         """Raises StorageError, CorruptJournal when a segment is missing."""
         self.directory = directory
-        self.segments = list_segments(directory, fs)
+        self.segments: list[Segment] = list_segments(directory, fs)
         headers = [segment.header for segment in self.segments if segment.header is not None]
         self.run_id: str | None = headers[0].run_id if headers else None
         self.torn: Torn | None = None  #: where the last walk stopped early

@@ -109,8 +109,8 @@ class Walk:
         self._segments = segments
         self._fs = fs
         self._visitor = visitor
-        self.last_seq = 0
-        self.entries = 0
+        self.last_seq: int = 0
+        self.entries: int = 0
         self.torn: Torn | None = None
         self.last: Scan | None = None
 

@@ -48,7 +48,7 @@ class RunRows(Sequence[Row]):
     def __init__(
         self, directory: Path | str, leaf: str = "default", *, epoch: int | None = None, provenance: bool = False
     ) -> None:
-        self.directory = Path(directory)
+        self.directory: Path = Path(directory)
         self.leaf = leaf
         manifest = Manifest.of_run(self.directory)
         chosen = _epoch(self.directory, manifest, epoch)

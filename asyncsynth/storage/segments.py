@@ -122,10 +122,11 @@ class Scan:
         self._salt = segment.header.salt
         self._stop = segment.size
         self.segment = segment
-        self.end = self.group_at = segment.body_at
-        self.last_seq = segment.header.prev + 1
-        self.entries = 0
-        self.bad = False
+        self.end: int = segment.body_at
+        self.group_at: int = segment.body_at
+        self.last_seq: int = segment.header.prev + 1
+        self.entries: int = 0
+        self.bad: bool = False
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         """(offset, JSON bytes of the entry without its frame); marks are checked but not yielded."""

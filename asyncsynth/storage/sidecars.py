@@ -24,7 +24,7 @@ class Sidecars:
         self._by_position = keys == "position"
         self._fs = fs
         self._min_bytes = min_bytes
-        self.facts = SegmentFacts(by_position=self._by_position)
+        self.facts: SegmentFacts = SegmentFacts(by_position=self._by_position)
 
     def roll(self, segment: Segment, last_seq: int, entries: int) -> Callable[[], None] | None:
         """No more entries come to this segment: what to call, in any thread, once all of it is on the disk."""

@@ -58,8 +58,8 @@ class JsonlReader(Reader):
         rename: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, rename=rename)
-        self.path = Path(path)
-        self.name = self.path.name
+        self.path: Path = Path(path)
+        self.name: str = self.path.name
         self._lines: int | None = None
 
     def _open(self) -> IO[bytes]:

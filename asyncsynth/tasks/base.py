@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -23,6 +23,28 @@ T = TypeVar("T")
 
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 REASK_STRIDE = 1_000_000
+
+
+class SettingsWithoutPrompt(TypedDict, total=False):
+    """`TaskSettings` for a task whose `system_prompt` is of another type."""
+
+    num_generations: int
+    group_generations: bool
+    max_reasks: int
+    provenance: Sequence[str]
+    name: str | None
+    input_mappings: Mapping[str, str] | None
+    output_mappings: Mapping[str, str] | None
+
+
+class TaskSettings(SettingsWithoutPrompt, total=False):
+    """The keywords that every task has (see `Task`), for constructors that pass them on:
+
+    ``def __init__(self, llm: LLM, *, mine: int = 1, **settings: Unpack[TaskSettings])``. A test holds it to the
+    parameters of ``Task.__init__``.
+    """
+
+    system_prompt: str | None
 
 
 class Task(ModelStep):
@@ -74,9 +96,12 @@ class Task(ModelStep):
         self.num_generations = num_generations
         self.group_generations = group_generations
         self.max_reasks = max_reasks
-        self.provenance = _provenance(type(self).__name__, provenance)
+        self.provenance: tuple[str, ...] = _provenance(type(self).__name__, provenance)
         if self.provenance:
-            self.outputs = (*self.outputs, *(name for name in self.provenance if name not in self.outputs))
+            self.outputs: tuple[str, ...] = (
+                *self.outputs,
+                *(name for name in self.provenance if name not in self.outputs),
+            )
         self._alone: AloneRunner | None = None
         self._alone_lock = threading.Lock()
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)

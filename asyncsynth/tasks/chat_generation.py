@@ -32,8 +32,8 @@ class ChatGeneration(Task):
     ``{"generation": "2 + 2 is 4.", "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
     """
 
-    inputs = ("messages",)
-    outputs = ("generation", "model_name")
+    inputs: tuple[str, ...] = ("messages",)
+    outputs: tuple[str, ...] = ("generation", "model_name")
 
     def conversation(self, row: Row, ctx: Context) -> list[Message]:
         """The messages, with the system prompt before them unless they have one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from asyncsynth.tasks.scoring import Scorer
 
 
@@ -23,6 +25,6 @@ class ComplexityScorer(Scorer):
     Paper: DEITA, arXiv 2312.15685.
     """
 
-    inputs = ("instructions",)
+    inputs: tuple[str, ...] = ("instructions",)
     subject = "instructions"
-    prompt = "complexity_scorer"
+    prompt: ClassVar[str | None] = "complexity_scorer"

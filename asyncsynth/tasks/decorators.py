@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
+from asyncsynth.calling import checked
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import ChatRequest, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
@@ -16,7 +17,7 @@ from asyncsynth.pipeline.functions import checked_outputs, declared_columns
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import REASK_STRIDE, Task
+from asyncsynth.tasks.base import REASK_STRIDE, Task, TaskSettings
 
 #: Keeps the seeds of the calls within one sample apart.
 _CALL_STRIDE = 10_000
@@ -39,9 +40,9 @@ class TaskContext:
         self._context = context
         self._sample = sample
         self._calls = 0
-        self.llm = llm
-        self.key = context.key
-        self.notes = context.notes
+        self.llm: LLM = llm
+        self.key: str = context.key
+        self.notes: dict[str, Any] = context.notes
 
     async def chat(
         self,
@@ -100,7 +101,7 @@ class FunctionTask(Task):
     default_llm: ClassVar[LLM | None] = None
     declared_needs: ClassVar[tuple[Feature, ...]] = ()
 
-    def __init__(self, llm: LLM | None = None, **settings: Any) -> None:
+    def __init__(self, llm: LLM | None = None, **settings: Unpack[TaskSettings]) -> None:
         if not hasattr(type(self), "function"):
             raise PipelineError("FunctionTask is made by @task", hint="@task(llm=..., inputs=[...], outputs=[...])")
         chosen = llm if llm is not None else self.default_llm
@@ -146,6 +147,7 @@ class FunctionTask(Task):
         raise AssertionError("unreachable: the loop returns or raises")
 
 
+@checked
 def task(
     *,
     inputs: Iterable[str],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from asyncsynth.tasks.evol_instruct import IN_DEPTH, EvolInstruct
 
 
@@ -25,4 +27,4 @@ class EvolComplexity(EvolInstruct):
     Paper: DEITA, arXiv 2312.15685.
     """
 
-    mutations_known = IN_DEPTH
+    mutations_known: ClassVar[tuple[str, ...]] = IN_DEPTH

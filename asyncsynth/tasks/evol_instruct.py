@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -12,6 +12,7 @@ from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
+from asyncsynth.tasks.base import TaskSettings
 from asyncsynth.tasks.evolution import EMPTY_WORDS, MAX_EVOLUTIONS, Chain, Evolution, call_number
 from asyncsynth.tasks.parsing import is_refusal, last_value, words
 from asyncsynth.tasks.schemas import object_of
@@ -60,11 +61,11 @@ class EvolInstruct(Evolution):
     Paper: WizardLM, arXiv 2304.12244.
     """
 
-    inputs = ("instruction",)
+    inputs: tuple[str, ...] = ("instruction",)
     subject = "instruction"
-    prompt = "evol_instruct"
+    prompt: ClassVar[str | None] = "evol_instruct"
     mutations_known: ClassVar[tuple[str, ...]] = (*IN_DEPTH, IN_BREADTH)
-    free_length = frozenset({IN_BREADTH})
+    free_length: ClassVar[frozenset[str]] = frozenset({IN_BREADTH})
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class EvolInstruct(Evolution):
         include_original_instruction: bool = False,
         mutations: Sequence[str] | None = None,
         check_gain: bool = False,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if include_original_instruction and not store_evolutions:
             raise ConfigurationError(
@@ -87,7 +88,7 @@ class EvolInstruct(Evolution):
         self.include_original_instruction = include_original_instruction
         self.check_gain = check_gain
         evolved, answer = ("evolved_instructions", "answers") if store_evolutions else ("evolved_instruction", "answer")
-        self.outputs = (evolved, answer, "model_name") if generate_answers else (evolved, "model_name")
+        self.outputs: tuple[str, ...] = (evolved, answer, "model_name") if generate_answers else (evolved, "model_name")
         super().__init__(
             llm,
             num_evolutions=num_evolutions,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import text_of
+from asyncsynth.tasks.base import TaskSettings, text_of
 from asyncsynth.tasks.evolution import Evolution
 
 
@@ -41,11 +41,11 @@ class EvolQuality(Evolution):
     Paper: DEITA, arXiv 2312.15685.
     """
 
-    inputs = ("instruction", "response")
+    inputs: tuple[str, ...] = ("instruction", "response")
     subject = "response"
-    prompt = "evol_quality"
-    mutations_known = ("helpfulness", "relevance", "deepening", "creativity", "details")
-    least_share = 0.3  # to the point may well be shorter
+    prompt: ClassVar[str | None] = "evol_quality"
+    mutations_known: ClassVar[tuple[str, ...]] = ("helpfulness", "relevance", "deepening", "creativity", "details")
+    least_share: ClassVar[float] = 0.3  # to the point may well be shorter
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class EvolQuality(Evolution):
         store_evolutions: bool = False,
         include_original_response: bool = False,
         mutations: Sequence[str] | None = None,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if include_original_response and not store_evolutions:
             raise ConfigurationError(
                 "EvolQuality: include_original_response needs a list to be in", hint="Set store_evolutions=True."
             )
         self.include_original_response = include_original_response
-        self.outputs = ("evolved_responses" if store_evolutions else "evolved_response", "model_name")
+        self.outputs: tuple[str, ...] = ("evolved_responses" if store_evolutions else "evolved_response", "model_name")
         super().__init__(
             llm,
             num_evolutions=num_evolutions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
@@ -12,7 +12,7 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.copied import copies_prompt
 from asyncsynth.tasks.parsing import is_looping, is_refusal, rewritten_text, words
 from asyncsynth.tasks.templates import prompt_source, render
@@ -89,7 +89,7 @@ class Evolution(Task):
         num_evolutions: int = 1,
         store_evolutions: bool = False,
         mutations: Sequence[str] | None = None,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         task = type(self).__name__
         if not 1 <= num_evolutions <= MAX_EVOLUTIONS:

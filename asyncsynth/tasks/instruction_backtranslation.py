@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ParseFailure
@@ -34,9 +34,9 @@ class InstructionBacktranslation(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "generation")
-    outputs = ("score", "reason", "model_name")
-    prompt = "instruction_backtranslation"
+    inputs: tuple[str, ...] = ("instruction", "generation")
+    outputs: tuple[str, ...] = ("score", "reason", "model_name")
+    prompt: ClassVar[str | None] = "instruction_backtranslation"
 
     def answers_prompt(self) -> bool:
         """No."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asyncsynth.calling import checked_class
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline.step import nearest
@@ -15,6 +16,7 @@ from asyncsynth.records import Row
 HOW = ("mean", "median", "majority")
 
 
+@checked_class
 @dataclass(frozen=True)
 class Jury:
     """Several models that judge side by side, for `UltraFeedback(llm=Jury(...))`.

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message, ModelRequest
@@ -15,7 +15,7 @@ from asyncsynth.client.needs import CHARS_PER_TOKEN, Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import REASK_STRIDE, Task
+from asyncsynth.tasks.base import REASK_STRIDE, SettingsWithoutPrompt, Task
 from asyncsynth.tasks.chat_templates import ChatTemplate, chatml, read_template
 from asyncsynth.tasks.parsing import is_looping
 
@@ -29,6 +29,18 @@ _CHOSEN = "chosen_system_prompts"
 _CHATML_MODELS = re.compile(r"qwen|smollm|chatml", re.IGNORECASE)
 #: A server that leaves special tokens out of its text shows the next turn's header as a bare role.
 _NEXT_TURN = re.compile(r"\n+(?:assistant|user|system)\s*(?:\n|$)")
+
+
+class MagpieSettings(SettingsWithoutPrompt, total=False):
+    """The keywords of `Magpie`, for those that pass them on; a test holds it to the parameters."""
+
+    system_prompt: SystemPrompts | None
+    n_turns: int
+    end_with_user: bool
+    include_system_prompt: bool
+    only_instruction: bool
+    chat_template: str | Path | None
+    max_instruction_tokens: int
 
 
 class Magpie(Task):
@@ -80,7 +92,7 @@ class Magpie(Task):
         only_instruction: bool = False,
         chat_template: str | Path | None = None,
         max_instruction_tokens: int = 512,
-        **settings: Any,
+        **settings: Unpack[SettingsWithoutPrompt],
     ) -> None:
         if n_turns < 1 or max_instruction_tokens < 1:
             raise ConfigurationError("Magpie: n_turns and max_instruction_tokens must be 1 or more")
@@ -93,7 +105,7 @@ class Magpie(Task):
                 "Magpie: one turn that ends with the user is an instruction",
                 hint="Write only_instruction=True, or n_turns=2.",
             )
-        self.system_prompts = _system_prompts(system_prompt)
+        self.system_prompts: list[tuple[str | None, str, float]] = _system_prompts(system_prompt)
         self.n_turns = n_turns
         self.end_with_user = end_with_user
         self.include_system_prompt = include_system_prompt
@@ -103,10 +115,10 @@ class Magpie(Task):
         if n_turns == 1 and not only_instruction:
             made = ["instruction", "response", "conversation"]
         keys = ["system_prompt_key"] if isinstance(system_prompt, Mapping) else []
-        self.outputs = (*made, *keys, "model_name")
+        self.outputs: tuple[str, ...] = (*made, *keys, "model_name")
         super().__init__(llm, **settings)
         # Its text is fingerprinted, not its path.
-        self.chat_template = _template(chat_template, self.llm)
+        self.chat_template: ChatTemplate = _template(chat_template, self.llm)
 
     def sample_requests(self) -> list[ModelRequest]:
         """The user's turn as a raw completion, the assistant's as a chat; by the last turn both prompts hold

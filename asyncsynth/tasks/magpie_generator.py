@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
@@ -11,7 +11,7 @@ from asyncsynth.pipeline.step import SourceStep
 from asyncsynth.records import Row
 from asyncsynth.storage.sources import DictsReader, Reader
 from asyncsynth.tasks.alone import Rows
-from asyncsynth.tasks.magpie import Magpie
+from asyncsynth.tasks.magpie import Magpie, MagpieSettings
 
 
 class _EmptyRows:
@@ -51,20 +51,16 @@ class MagpieGenerator(SourceStep):
         llm: LLM,
         *,
         num_rows: int,
-        name: str | None = None,
-        output_mappings: Mapping[str, str] | None = None,
-        **settings: Any,
+        **settings: Unpack[MagpieSettings],
     ) -> None:
         if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
             raise ConfigurationError(f"MagpieGenerator(num_rows={num_rows!r}): 1 or more was expected")
         self.num_rows = num_rows
+        name = settings.get("name")
         super().__init__(name=name)
-        self.magpie = Magpie(
-            llm,
-            name=None if name is None else f"{name}_magpie",
-            output_mappings=output_mappings,
-            **settings,
-        )
+        if name is not None:
+            settings["name"] = f"{name}_magpie"
+        self.magpie: Magpie = Magpie(llm, **settings)
         if self._graph is not None:
             self._graph.connect(self, self.magpie)
 

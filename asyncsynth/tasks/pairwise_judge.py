@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -11,7 +11,7 @@ from asyncsynth.client.messages import Message
 from asyncsynth.errors import ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.parsing import last_value, string_of, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -73,9 +73,9 @@ class PairwiseJudge(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "generations")
-    outputs = ("preference", "position_bias", "ratings", "rationales", "model_name")
-    prompt = "pairwise_judge"
+    inputs: tuple[str, ...] = ("instruction", "generations")
+    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "model_name")
+    prompt: ClassVar[str | None] = "pairwise_judge"
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PairwiseJudge(Task):
         criterion: str = CRITERION,
         rationales: bool = True,
         allow_ties: bool = True,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         self.criterion = criterion
         self.rationales = rationales

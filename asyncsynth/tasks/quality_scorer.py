@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from asyncsynth.client.messages import Message
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
@@ -27,9 +29,9 @@ class QualityScorer(Scorer):
     Paper: DEITA, arXiv 2312.15685.
     """
 
-    inputs = ("instruction", "responses")
+    inputs: tuple[str, ...] = ("instruction", "responses")
     subject = "responses"
-    prompt = "quality_scorer"
+    prompt: ClassVar[str | None] = "quality_scorer"
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The scale, the instruction, the responses."""

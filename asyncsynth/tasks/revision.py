@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ParseFailure
@@ -45,9 +45,9 @@ class Revision(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "response")
-    outputs = ("revision", "rationale", "model_name")
-    prompt = "revision"
+    inputs: tuple[str, ...] = ("instruction", "response")
+    outputs: tuple[str, ...] = ("revision", "rationale", "model_name")
+    prompt: ClassVar[str | None] = "revision"
 
     def answers_prompt(self) -> bool:
         """No."""

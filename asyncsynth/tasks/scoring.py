@@ -24,7 +24,7 @@ class Scorer(Task):
     #: The column with the list.
     subject: ClassVar[str]
 
-    outputs = ("scores", "model_name")
+    outputs: tuple[str, ...] = ("scores", "model_name")
 
     def answers_prompt(self) -> bool:
         """No."""

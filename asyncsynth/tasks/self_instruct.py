@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.copied import copies_prompt
 from asyncsynth.tasks.lists import distinct, read_list
 from asyncsynth.tasks.parsing import words
@@ -55,9 +55,9 @@ class SelfInstruct(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("input",)
-    outputs = ("instructions", "model_name")
-    prompt = "self_instruct"
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("instructions", "model_name")
+    prompt: ClassVar[str | None] = "self_instruct"
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class SelfInstruct(Task):
         criteria_for_query_generation: str = DEFAULT_CRITERIA,
         application_description: str = DEFAULT_APPLICATION,
         structured: bool = False,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if num_instructions < 1:
             raise ConfigurationError(f"SelfInstruct: num_instructions is {num_instructions}; it must be 1 or more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
@@ -11,7 +11,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.parsing import is_looping, last_value, unquoted, without_markdown, words
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -73,8 +73,8 @@ class GenerateSentencePair(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("anchor",)
-    prompt = "sentence_pair"
+    inputs: tuple[str, ...] = ("anchor",)
+    prompt: ClassVar[str | None] = "sentence_pair"
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class GenerateSentencePair(Task):
         triplet: bool = True,
         hard_negative: bool = False,
         context: str = "",
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if action not in ACTIONS:
             raise ConfigurationError(
@@ -96,7 +96,9 @@ class GenerateSentencePair(Task):
         self.triplet = triplet
         self.hard_negative = hard_negative
         self.context = context
-        self.outputs = ("positive", "negative", "model_name") if triplet else ("positive", "model_name")
+        self.outputs: tuple[str, ...] = (
+            ("positive", "negative", "model_name") if triplet else ("positive", "model_name")
+        )
         super().__init__(llm, **settings)
 
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import orjson
 
@@ -12,7 +12,7 @@ from asyncsynth.client.needs import Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row, canonical_json
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
 from asyncsynth.tasks.parsing import last_value
 from asyncsynth.tasks.schema_check import BadSchema, Check, check_of
@@ -61,14 +61,22 @@ class StructuredGeneration(Task):
     """
 
     version = 2  # of several values in an answer the last one counts; none is changed on its way
-    outputs = ("generation", "model_name")
-    prompt = "structured_generation"
+    outputs: tuple[str, ...] = ("generation", "model_name")
+    prompt: ClassVar[str | None] = "structured_generation"
 
     def __init__(
-        self, llm: LLM, *, schema: Any = None, show_schema: bool = True, dump: bool = False, **settings: Any
+        self,
+        llm: LLM,
+        *,
+        schema: Any = None,
+        show_schema: bool = True,
+        dump: bool = False,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         self._typed = None if schema is None or isinstance(schema, dict) else TypedSchema(schema)
-        self.json_schema = None if schema is None else task_schema(self._typed.json_schema if self._typed else schema)
+        self.json_schema: dict[str, Any] | None = (
+            None if schema is None else task_schema(self._typed.json_schema if self._typed else schema)
+        )
         self._check = None if schema is None or self._typed else _checked(schema)
         if dump and self._typed is None:
             raise ConfigurationError(
@@ -77,8 +85,10 @@ class StructuredGeneration(Task):
             )
         self.show_schema = show_schema
         self.dump = dump
-        self.inputs = ("instruction",) if schema is not None else ("instruction", "schema")
-        self.optional_inputs = ("system_prompt", "schema") if schema is not None else ("system_prompt",)
+        self.inputs: tuple[str, ...] = ("instruction",) if schema is not None else ("instruction", "schema")
+        self.optional_inputs: tuple[str, ...] = (
+            ("system_prompt", "schema") if schema is not None else ("system_prompt",)
+        )
         super().__init__(llm, **settings)
 
     def argument(self, name: str) -> Any:

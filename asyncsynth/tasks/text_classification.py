@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.parsing import last_value, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
@@ -45,8 +45,8 @@ class TextClassification(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("text",)
-    prompt = "text_classification"
+    inputs: tuple[str, ...] = ("text",)
+    prompt: ClassVar[str | None] = "text_classification"
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class TextClassification(Task):
         labels: Sequence[str] | Mapping[str, str],
         multi_label: bool = False,
         context: str = "",
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         meanings = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(_listed(labels), "")
         if any(not isinstance(text, str) for pair in meanings.items() for text in pair):
@@ -65,10 +65,11 @@ class TextClassification(Task):
                 "TextClassification: two labels or more were expected, each another word",
                 hint="Labels must differ by more than case, spaces and punctuation at their ends.",
             )
-        self.labels = [[label, meaning] for label, meaning in meanings.items()]  # their order is in the prompt
+        # Their order is in the prompt.
+        self.labels: list[list[str]] = [[label, meaning] for label, meaning in meanings.items()]
         self.multi_label = multi_label
         self.context = context
-        self.outputs = ("labels" if multi_label else "label", "model_name")
+        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "model_name")
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from jinja2 import meta
 
@@ -10,7 +10,7 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.templates import check_template, environment, render
 
 
@@ -26,15 +26,15 @@ class TextGeneration(Task):
         Others: see `Task`.
     """
 
-    outputs = ("generation", "model_name")
+    outputs: tuple[str, ...] = ("generation", "model_name")
 
-    def __init__(self, llm: LLM, *, template: str | None = None, **settings: Any) -> None:
+    def __init__(self, llm: LLM, *, template: str | None = None, **settings: Unpack[TaskSettings]) -> None:
         self.template = template
         self.inputs = ("instruction",)
         if template is not None:
             check_template(template)
             named = meta.find_undeclared_variables(environment().parse(template))
-            self.inputs = tuple(sorted(named - {"system_prompt"} - set(environment().globals)))
+            self.inputs: tuple[str, ...] = tuple(sorted(named - {"system_prompt"} - set(environment().globals)))
         super().__init__(llm, **settings)
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:

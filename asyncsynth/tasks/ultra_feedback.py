@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, Unpack, cast
 
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
@@ -16,7 +16,7 @@ from asyncsynth.pipeline.fingerprint import jsonable
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.aspects import ASPECTS
-from asyncsynth.tasks.base import Task, text_of
+from asyncsynth.tasks.base import Task, TaskSettings, text_of
 from asyncsynth.tasks.jury import Jury, as_jury, merge_verdicts
 from asyncsynth.tasks.ratings import HIGHEST, LOWEST, Evaluation, read_ratings
 from asyncsynth.tasks.schemas import array_of, object_of, text_up_to, whole_number
@@ -66,9 +66,9 @@ class UltraFeedback(Task):
     """
 
     version = 2  # of several values in an answer the last one counts
-    inputs = ("instruction", "generations")
+    inputs: tuple[str, ...] = ("instruction", "generations")
     outputs: tuple[str, ...] = ("ratings", "rationales", "model_name")
-    prompt = "ultra_feedback"
+    prompt: ClassVar[str | None] = "ultra_feedback"
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class UltraFeedback(Task):
         rationales: bool = True,
         one_call: bool = True,
         expected_rating: bool = False,
-        **settings: Any,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if aspect not in ASPECTS:
             raise ConfigurationError(

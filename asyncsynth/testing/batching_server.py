@@ -54,13 +54,13 @@ class BatchingServer:
         if slots < 1 or step_s <= 0 or request_s < 0 or prefill_s < 0:
             raise ValueError("a server has at least one slot, and takes time")
         self.slots = slots
-        self.step_s = step_s
-        self.request_s = request_s
-        self.prefill_s = prefill_s
+        self.step_s: float = step_s
+        self.request_s: float = request_s
+        self.prefill_s: float = prefill_s
         self.kv_tokens = kv_tokens
         self.queue = queue
-        self.preemptions = 0
-        self.refused = 0
+        self.preemptions: int = 0
+        self.refused: int = 0
         self._waiting: deque[_Request] = deque()
         self._ends: list[tuple[float, int, _Request]] = []  # step clock at its last token, admission
         self._order: list[tuple[int, _Request]] = []  # by admission; the ended ones are dropped when met

@@ -65,10 +65,10 @@ class FaultServer:
         port: int = 0,
         keep_requests: bool = False,
     ) -> None:
-        self.script = script or (random_faults(fault_rate, seed) if fault_rate else None)
+        self.script: Script | None = script or (random_faults(fault_rate, seed) if fault_rate else None)
         self.delay_s = delay_s
         self.tokens = tokens
-        self.models = tuple(models)
+        self.models: tuple[str, ...] = tuple(models)
         self.api_key = api_key
         self.any_model = any_model
         self.keep_alive_s = keep_alive_s
@@ -76,7 +76,7 @@ class FaultServer:
         self.context_chars = context_chars
         self.abilities = abilities
         self.host = host
-        self.port = port
+        self.port: int = port
         self.requests = 0  #: completion requests received
         self.answered = 0  #: of those, answered with 200 and a right body
         self.aborted = 0  #: clients that left before their answer

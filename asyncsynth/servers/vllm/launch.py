@@ -130,12 +130,14 @@ class VLLMServer:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
-        self.name = config.name
-        self.log_path = logs / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', f'{_launch(config).file.stem}-{self.name}')}.log"
+        self.name: str = config.name
+        self.log_path: Path = (
+            logs / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', f'{_launch(config).file.stem}-{self.name}')}.log"
+        )
         self.process: GuardedProcess | None = None
-        self.state = "waiting"  #: waiting | loading | ready | down | stopping | stopped | gave up
-        self.since = time.monotonic()  #: of `state`
-        self.starts = 0
+        self.state: str = "waiting"  #: waiting | loading | ready | down | stopping | stopped | gave up
+        self.since: float = time.monotonic()  #: of `state`
+        self.starts: int = 0
         self._vllm = vllm
         self._ready_s = ready_s
         self._environ = environ

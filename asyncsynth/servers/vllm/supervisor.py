@@ -70,7 +70,7 @@ class Supervisor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
     ) -> None:
-        self.servers = [VLLMServer(s, vllm, logs, ready_s=ready_s, environ=environ) for s in servers]
+        self.servers: list[VLLMServer] = [VLLMServer(s, vllm, logs, ready_s=ready_s, environ=environ) for s in servers]
         self.gave_up: list[str] = []  #: names of those that crashed too often
         self._restart = restart or RestartPolicy()
         self._hang = hang or HangPolicy()
