@@ -681,7 +681,7 @@ def test_a_misspelt_option_is_told_with_the_nearest_one() -> None:
     async def main() -> None:
         with pytest.raises(ConfigurationError, match=r"no keyword 'outptu' \(did you mean 'output'\?\)"):
             await single(rows(1)).arun(outptu="x")
-        with pytest.raises(ConfigurationError, match="no option 'outptu'"):
+        with pytest.raises(ConfigurationError, match="no keyword 'outptu'"):
             async for _ in single(rows(1)).stream(outptu="x"):
                 pass
 
