@@ -15,7 +15,7 @@ from typing import Any
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
 from asyncsynth.engine.limits import kept_lines, merged_lines
 from asyncsynth.storage.entries import FailedRow
-from asyncsynth.storage.extent import Extent, judged, segment_before
+from asyncsynth.storage.extent import Extent, has_journal, judged, segment_before
 from asyncsynth.storage.failures import failure_examples
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
@@ -69,7 +69,9 @@ class RunStatus:
             found = failure_examples(view, index, epoch) if counts.failed_rows else ()
             shown = list(islice(found, examples))
         before = _before(directory, manifest, examples)
-        how = judged(extent, epoch, lambda: counts.ok + counts.failed)
+        how = judged(
+            extent, epoch, lambda: counts.ok + counts.failed, lambda: has_journal(directory, manifest)
+        )
         complete, words = how.complete, how.words
         if before is not None and not before.complete:
             complete, words = before.complete, before.completeness
@@ -110,7 +112,9 @@ def _together(
         return dict(total)
 
     ok, failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
-    how = judged(extent, len(manifest.epochs) - 1, lambda: ok + failed)
+    how = judged(
+        extent, len(manifest.epochs) - 1, lambda: ok + failed, lambda: has_journal(directory, manifest)
+    )
     first = {(failed["step"], failed["reason"]): failed for part in reversed(parts) for failed in part.examples}
     return RunStatus(
         pipeline=manifest.pipeline,

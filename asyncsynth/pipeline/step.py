@@ -131,7 +131,7 @@ class Step:
         graph = left._graph or right._graph
         if graph is None:
             raise PipelineError(
-                f"`{left.name} >> {right.name}` stands outside a pipeline.",
+                f"`{left.name} >> {right.name}` is outside a pipeline.",
                 step=left.name,
                 hint="Make and join the steps inside `with Pipeline() as pipeline:`.",
             )

@@ -90,16 +90,21 @@ class Completeness:
         if self.complete:
             return f"complete (--limit {self.limit:,})" if self.limit is not None else "complete"
         if self.complete is None:
-            return "not known to be complete: resume the run with this version of asyncsynth to find out"
+            return "not known to be complete: resume it with this version of asyncsynth to find out"
         if self.records is not None and self.unfinished:
             return f"unfinished: {self.unfinished:,} of {self.records:,} records have not ended{place}"
         return f"unfinished: the input was not read to its end{place}"
 
 
-def judged(extent: Extent | None, epoch: int, ended: Callable[[], int]) -> Completeness:
-    """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it."""
+def judged(extent: Extent | None, epoch: int, ended: Callable[[], int], begun: Callable[[], bool]) -> Completeness:
+    """What an extent says of a state of the pipeline.
+
+    Args:
+        ended: counts the records that have ended in it.
+        begun: whether there is a journal. A directory that has one and no extent is of an earlier version.
+    """
     if extent is None:
-        return Completeness(None, None, None)
+        return Completeness(None if begun() else False, None, None)
     if extent.epoch != epoch:  # the run was stopped before it began to read
         return Completeness(False, None, None)
     count = ended()
@@ -136,7 +141,18 @@ def completeness(directory: Path) -> Completeness:
                 earlier.complete, earlier.records, earlier.unfinished, earlier.limit, earlier.part or before.name
             )
     extent = Extent.load(directory)
-    return judged(extent, len(manifest.epochs) - 1, lambda: ended_records(directory, manifest))
+    return judged(
+        extent,
+        len(manifest.epochs) - 1,
+        lambda: ended_records(directory, manifest),
+        lambda: has_journal(directory, manifest),
+    )
+
+
+def has_journal(directory: Path, manifest: Manifest) -> bool:
+    """Whether the run, or any of its shards, has a segment."""
+    places = [place for place, _ in journals(directory, manifest)]
+    return any(layout.segment_numbers(path.name for path in place.iterdir()) for place in places)
 
 
 def segment_before(directory: Path, manifest: Manifest) -> Path | None:

@@ -132,7 +132,12 @@ def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
 
 
 def _text(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else orjson.dumps(value).decode()
+    if value is _ABSENT:
+        return "(absent)"
+    text = orjson.dumps(value).decode()
+    if isinstance(value, str) and '"' in value and "'" not in value:  # JSON in a text: read without its backslashes
+        return "'" + text[1:-1].replace('\\"', '"') + "'"
+    return text
 
 
 def _cut(text: str, alike: int) -> str:

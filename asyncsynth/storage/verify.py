@@ -182,7 +182,7 @@ def _tell(found: Verified, segment: SegmentCheck, broken: list[int]) -> None:
     ]
     found.findings += [Finding(segment.path, at, "is no entry of this format, though it checks") for at in broken]
     if gone := segment.kinds["lost"]:
-        found.notes.append(f"{segment.path}: {gone} line(s) were lost and stand as such since a repair")
+        found.notes.append(f"{segment.path}: {gone} line(s) were lost; a repair recorded the gap")
 
 
 def _sidecar(found: Verified, segment: SegmentCheck, facts: SegmentFacts, fs: FileSystem) -> None:

@@ -287,7 +287,7 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
     gate.process = process = start(*arguments)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert "sending nothing more and waiting for the" in err
+    assert "sending nothing more; waiting for" in err
     assert "same command" in out
     assert "unfinished: " in out
     gate.process = None
