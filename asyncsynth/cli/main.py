@@ -70,16 +70,20 @@ def run(
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many input records.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically].")
+        int | None,
+        typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically]."),
     ] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Maximum number of records in flight [default: follows the servers' limits].")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of records in flight [default: follows the servers' limits]."),
+    ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Number of worker processes [default: 1, or the run's existing shard count]."),
+        typer.Option(
+            min=1, max=256, help="Number of worker processes [default: 1, or the run's existing shard count]."
+        ),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry records that failed earlier.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry records that failed earlier.")] = False,
     answers: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +99,9 @@ def run(
             help="Stop, resumable, when more records fail [default: when the first 20 all fail in the same way].",
         ),
     ] = None,
-    update: Annotated[bool, typer.Option("--update", help="Accept a changed pipeline or input; redo what depends on it.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept a changed pipeline or input; redo what depends on it.")
+    ] = False,
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -166,7 +172,8 @@ def bench(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Which model, if a server has several.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="JSONL file with a column instruction, prompt or messages [default: generated prompts].")
+        Path | None,
+        typer.Option(help="JSONL file with a column instruction, prompt or messages [default: generated prompts]."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 256,
     seconds: Annotated[float, typer.Option(min=1, help="Maximum seconds for each server.")] = 120,
@@ -254,7 +261,9 @@ def compare(
 @app.command()
 def export(
     directory: RunDir,
-    to: Annotated[Path, typer.Option("--to", help="File to write; its extension sets the format (.jsonl, .csv, .parquet).")],
+    to: Annotated[
+        Path, typer.Option("--to", help="File to write; its extension sets the format (.jsonl, .csv, .parquet).")
+    ],
     leaf: Annotated[str, typer.Option(help="Which end of the graph, if it has several.")] = "default",
     failed: Annotated[
         bool,

@@ -69,9 +69,7 @@ class RunStatus:
             found = failure_examples(view, index, epoch) if counts.failed_rows else ()
             shown = list(islice(found, examples))
         before = _before(directory, manifest, examples)
-        how = judged(
-            extent, epoch, lambda: counts.ok + counts.failed, lambda: has_journal(directory, manifest)
-        )
+        how = judged(extent, epoch, lambda: counts.ok + counts.failed, lambda: has_journal(directory, manifest))
         complete, words = how.complete, how.words
         if before is not None and not before.complete:
             complete, words = before.complete, before.completeness
@@ -112,9 +110,7 @@ def _together(
         return dict(total)
 
     ok, failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
-    how = judged(
-        extent, len(manifest.epochs) - 1, lambda: ok + failed, lambda: has_journal(directory, manifest)
-    )
+    how = judged(extent, len(manifest.epochs) - 1, lambda: ok + failed, lambda: has_journal(directory, manifest))
     first = {(failed["step"], failed["reason"]): failed for part in reversed(parts) for failed in part.examples}
     return RunStatus(
         pipeline=manifest.pipeline,

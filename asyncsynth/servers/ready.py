@@ -187,9 +187,7 @@ class Probe:
         return ServerRefused(f"{self._where} {state} (HTTP {status})", hint=todo)
 
 
-def not_served(
-    models: Iterable[str], served: Iterable[str], *, searched: str, how: str = "asked"
-) -> ModelNotServed:
+def not_served(models: Iterable[str], served: Iterable[str], *, searched: str, how: str = "asked") -> ModelNotServed:
     """The error for models that no server offers, with what there is and the ways out.
 
     Args:
@@ -202,10 +200,11 @@ def not_served(
         lines.append(f"  {how}: {searched}")
     if names:
         lines.append(f"  served: {', '.join(names)}")
-    ways = []
-    for model in missing:
-        if near := _nearest(model, names):
-            ways.append(f"Did you mean {near!r}{f' for {model!r}' if len(missing) > 1 else ''}?")
+    ways = [
+        f"Did you mean {near!r}{f' for {model!r}' if len(missing) > 1 else ''}?"
+        for model in missing
+        if (near := _nearest(model, names))
+    ]
     ways.append("Start it and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
     ways.append("To try the pipeline without it: --embedded answers with a small model on this CPU.")
     return ModelNotServed("\n".join(lines), hint="\n  ".join(ways))
