@@ -40,7 +40,7 @@ def _say_counts(status: RunStatus) -> None:
         for reason, count in sorted(passed.dropped.items() if passed else ()):
             say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
     if status.shards:
-        say(f"  shards    {status.shards}: their records, together")
+        say(f"  shards    {status.shards} (the counts are their sums)")
     say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
     for what, counts in (
         ("rows", status.rows),

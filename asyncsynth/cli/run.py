@@ -67,7 +67,7 @@ def run_command(
     with run_of(pipeline, workers, target, input, settings, path, options) as run:
         report = run_in_loop(lambda: _supervised(pipeline, run, as_json=as_json))
     if report is None:
-        raise Stopped("a signal before anything was sent")
+        raise Stopped("signal before anything was sent")
     exported: dict[str, object] = {}
     if export and report.complete:
         exported = _export_all(report)

@@ -120,7 +120,7 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
         return manifest
     if not manifest.shards:
         raise ConfigurationError(
-            f"{path} is the run of one process: its journal cannot be dealt out",
+            f"{path} is a run of one process: its journal cannot be split into shards",
             hint="Run without --workers, or choose another directory.",
         )
     if changes := changes_since(manifest, plan, reader, keys):
