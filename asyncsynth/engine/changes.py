@@ -33,7 +33,7 @@ class Journals:
         return sum(index.step_count(fingerprint) for index, _ in self.parts)
 
     def requests_of_one(self, fingerprint: str) -> float | None:
-        """Requests that the step took for one record, on average; None where no result tells it."""
+        """Requests that the step took for one record, on average; None if there is no result."""
         calls, records = 0, 0
         for index, read in self.parts:
             for where in index.step_sample(fingerprint, _SAMPLED):
@@ -162,7 +162,7 @@ def _settings_key(settings: Mapping[str, Any]) -> bytes:
 def refusal(
     path: Path, surveys: Sequence[Survey], notes: Sequence[str] = (), *, kept: Mapping[str, int] | None = None
 ) -> RunChangedError:
-    """The error that tells the changes and the plan: of the one directory, or of all segments of a pipeline.
+    """The error with the changes and the plan: of the one directory, or of all segments of a pipeline.
 
     `kept`: answers that are kept, by step (see `engine.answers`).
     """
@@ -181,7 +181,7 @@ def refusal(
 
 
 def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
-    """A line for each step: reused, redone because it changed, redone where its input changes; then what is to pay."""
+    """A line for each step: reused, redone because it changed, redone where its input changes; then what to pay."""
     changed: set[str] = set()  # steps whose rows are not what they were
     lines: list[str] = []
     to_pay: list[str] = []

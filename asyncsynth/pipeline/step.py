@@ -293,7 +293,7 @@ class SourceStep(Step):
         return {**settings, "code": code.parts} if code.parts else settings
 
     def code(self) -> Code:
-        """The code of a class of the user's: what a source was given to read is its reader's matter."""
+        """The code of a user's class. The reader is responsible for what a source reads."""
         roots = self.code_roots()
         code = Collector(type(self).__module__)
         for name, root in roots.items():
