@@ -255,7 +255,7 @@ class FaultJudge:
         self._timers.alarm(replica, Alarm.STALL, due)
 
     def _patience(self, replica: Replica) -> float:
-        """The deadline for a probe of a busy server. It doubles after each hang: no slow server is declared hung twice."""
+        """Deadline of a probe of a busy server. It doubles after each hang: no slow server is declared hung twice."""
         if replica.breaker.state is not CLOSED:
             return CANARY_S  # one call at most is in flight there
         return PROBE_S * 2.0 ** min(replica.stalls, 4)

@@ -5,7 +5,7 @@ were read from: the request is the same, so its answer is taken from the store (
 The key of an answer is a hash of the request as the step made it (model, messages, sampling fields, seed, schema) and
 of the model that answers in its place, if there is one.
 
-Request seeds come from (run seed, row key, seed id, sample). A step's seed id (`Node.seed_id`) does not depend on its code.
+Request seeds come from (run seed, row key, seed id, sample). A step's seed id (`Node.seed_id`) is not made of its code.
 """
 
 from __future__ import annotations

@@ -222,9 +222,9 @@ def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
     if reread:
         lines.append(f"  (kept answers: {', '.join(reread)}; a request that did not change is not paid again)")
     if more := surveys[0].more:
-        lines.append(f"  (plus {_count(more, 'new record')} of the input)")
+        lines.append(f"  (plus {_count(more, 'record')} of the input without any results yet)")
     elif input_changed:
-        lines.append("  (plus new records of the input)")
+        lines.append("  (plus records of the input without any results yet)")
     if any(one.by_position and one.input_changed for one in surveys):
         lines.append("rows are matched by their position: those after a line that was added or removed are redone")
         lines.append("(a source with an id_column keeps the results of rows that move, from its first run on)")

@@ -12,9 +12,7 @@ ALIKE = 20
 #: Records that must have ended before a percentage says anything.
 LEAST_ENDED = 50
 
-ADVICE = (
-    "Fix the cause. Then run the same command with --update if you edited the pipeline, else with --retry-failed."
-)
+ADVICE = "Fix the cause. Then run the same command with --update if you edited the pipeline, else with --retry-failed."
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")

@@ -205,8 +205,9 @@ def not_served(models: Iterable[str], served: Iterable[str], *, searched: str, h
         for model in missing
         if (near := _nearest(model, names))
     ]
-    ways.append("Start it and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
-    ways.append("To try the pipeline without it: --embedded answers with a small model on this CPU.")
+    them = "them" if len(missing) > 1 else "it"
+    ways.append(f"Start {them} and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
+    ways.append("To try the pipeline now: --embedded answers with a small model on this CPU.")
     return ModelNotServed("\n".join(lines), hint="\n  ".join(ways))
 
 

@@ -184,7 +184,7 @@ def test_more_of_the_input_is_told_beside_what_is_redone(tmp_path: Path) -> None
         async with server() as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await made(data=ROWS[:5]).arun(**options)
-            with pytest.raises(RunChangedError, match="plus 3 new records of the input"):
+            with pytest.raises(RunChangedError, match="plus 3 records of the input without any results yet"):
                 await made(judge_prompt="Be strict.").arun(**options)
 
     run_async(main())

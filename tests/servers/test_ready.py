@@ -181,7 +181,7 @@ def test_all_models_that_are_not_served_are_named_at_once() -> None:
     text = str(not_served({"smollm", "judge"}, ["smollm2", "other"], searched="http://a/v1"))
     assert text.startswith("no server serves the models 'judge', 'smollm'\n")
     assert "Did you mean 'smollm2' for 'smollm'?" in text
-    assert text.count("Start it") == 1
+    assert text.count("Start them") == 1
 
 
 @pytest.mark.row(32)
