@@ -220,7 +220,7 @@ def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
         if not measured:
             lines.append("  (no earlier results to measure: estimated from the steps' settings)")
     if reread:
-        lines.append(f"  (kept answers: {', '.join(reread)}; a request that did not change is not paid again)")
+        lines.append(f"  (kept answers: {', '.join(reread)}; an unchanged request is not paid again)")
     if more := surveys[0].more:
         lines.append(f"  (plus {_count(more, 'record')} of the input without any results yet)")
     elif input_changed:

@@ -80,7 +80,7 @@ class RunOptions:
         if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
             raise ConfigurationError(
                 f"answers must be own, run, none or the path of a directory (got {self.answers!r})",
-                hint="`own` keeps the answers of steps with code of your own, `run` all, `none` none.",
+                hint="`own` keeps the answers of steps with your code, `run` keeps all, `none` keeps none.",
             )
         if self.max_failures is not None:
             FailureLimit(self.max_failures)

@@ -262,7 +262,7 @@ def check_place(path: Path) -> None:
         raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
     if path.is_dir() and not Manifest.exists(path) and not layout.may_become_run(item.name for item in path.iterdir()):
         raise ConfigurationError(
-            f"{path} holds other files and is no run directory",
+            f"{path} holds other files and is not a run directory",
             hint="Choose an empty or a new directory for --output.",
         )
 

@@ -86,7 +86,7 @@ class Manifest:
         manifest = cls.load(directory)
         if manifest is None:
             raise ConfigurationError(
-                f"{directory} is no run directory: it has no {MANIFEST_NAME}",
+                f"{directory} is not a run directory: it has no {MANIFEST_NAME}",
                 hint="Give the directory that `asyncsynth run` printed as its output.",
             )
         return manifest
@@ -127,8 +127,8 @@ def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
         for at, (one, other) in enumerate(zip(old, new, strict=True)):
             _compare(f"{path}[{at}]", one, other, lines)
     elif type(old) is not type(new) or old != new:
-        if ".code." in path and _is_hash(old) and _is_hash(new):
-            lines.append(f"{path}: edited")
+        if ".code." in path and (_is_hash(old) or _is_hash(new)):
+            lines.append(f"{path}: {'added' if old is _ABSENT else 'removed' if new is _ABSENT else 'edited'}")
             return
         one, other = _text(old), _text(new)
         alike = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)

@@ -86,7 +86,7 @@ def run_directories(directory: Path) -> list[Path]:
         raise storage_error(error, directory, "list the run directory") from error
     if MANIFEST_NAME not in names and not layout.segment_numbers(names):
         raise ConfigurationError(
-            f"{directory} is no run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
+            f"{directory} is not a run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
             hint="Name the directory that the run printed (`--output`).",
         )
     if shards := layout.shard_numbers(names):

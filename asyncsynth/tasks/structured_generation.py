@@ -112,7 +112,7 @@ class StructuredGeneration(Task):
         except (NoJson, InexactJson) as error:
             raise TaskFailure(f"the input 'schema' is not JSON: {error}", reason="bad_input") from None
         except BadSchema as error:
-            raise TaskFailure(f"the input 'schema' is no JSON schema: {error}", reason="bad_input") from None
+            raise TaskFailure(f"the input 'schema' is not a JSON schema: {error}", reason="bad_input") from None
         return found
 
     def parse(self, choice: Choice, row: Row) -> Row:

@@ -83,7 +83,7 @@ def test_a_place_that_is_no_run_is_bad_usage(tmp_path: Path, tool: str) -> None:
     for place in (tmp_path / "nothing", tmp_path):
         told = asyncsynth("journal", tool, place)
         assert told.returncode == 2
-        assert "is no run directory" in told.stderr
+        assert "is not a run directory" in told.stderr
 
 
 def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_server: Serve) -> None:

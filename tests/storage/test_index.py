@@ -368,11 +368,13 @@ def test_a_difference_names_the_field() -> None:
 
 
 def test_a_difference_of_user_code_is_readable() -> None:
-    old = {"code": {"helper": "c6119754dbcea92c", "PRICES": '{"a":1}'}}
-    new = {"code": {"helper": "7c9c3c5769f54150", "PRICES": '{"a":"it\'s"}'}}
+    old = {"code": {"helper": "c6119754dbcea92c", "one": "c6119754dbcea92c", "PRICES": '{"a":1}'}}
+    new = {"code": {"helper": "7c9c3c5769f54150", "other": "c6119754dbcea92c", "PRICES": '{"a":"it\'s"}'}}
     assert diff({"steps": old}, {"steps": new}) == [
         "steps.code.helper: edited",
+        "steps.code.one: removed",
         'steps.code.PRICES: \'{"a":1}\' -> "{\\"a\\":\\"it\'s\\"}"',
+        "steps.code.other: added",
     ]
 
 
