@@ -70,7 +70,7 @@ def export_command(
 ) -> None:
     """Writes the rows of one end of the graph, or those that failed, and says whether the run is complete."""
     if failed and provenance:
-        raise ConfigurationError("--provenance is for rows that were made; --failed rows have none", hint="Leave out one.")
+        raise ConfigurationError("--provenance is for results; --failed rows have none", hint="Leave out one.")
     if failed:
         exported = export_failures(directory, to, complete_only=complete_only)
     else:
