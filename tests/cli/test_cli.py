@@ -225,7 +225,7 @@ def test_bad_directories(tmp_path: Path, fault_server: Serve) -> None:
     (tmp_path / "busy" / "thesis.txt").write_text("x")
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "busy")
     assert ran.returncode == 2
-    assert "no run directory" in ran.stderr
+    assert "not a run directory" in ran.stderr
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", "/proc/nowhere/run")
     assert ran.returncode == 5
     assert "/proc" in ran.stderr
