@@ -7,7 +7,7 @@ exits with `exit_code`; the codes are documented in docs/cli.md.
 from __future__ import annotations
 
 EXIT_OK = 0
-EXIT_FAULT = 1  #: a fault that nobody foresaw
+EXIT_FAULT = 1  #: an unforeseen error
 EXIT_USAGE = 2  #: bad usage, configuration or input
 EXIT_FAILED_RECORDS = 3  #: the run is done, some records failed
 EXIT_STOPPED = 4  #: stopped before the end; the same command resumes
@@ -133,7 +133,7 @@ class CorruptJournal(StorageError):
 
 
 class RecordError(AsyncsynthError):
-    """One row failed, for a typed `reason`; its neighbours go on. Becomes a dead letter in the journal."""
+    """One row failed, for a typed `reason`; other rows continue. Becomes a dead letter in the journal."""
 
     reason: str = "record_error"
     exit_code = EXIT_FAILED_RECORDS
@@ -150,7 +150,7 @@ class RequestFailed(RecordError):
     """The model call ended without a completion; `reason` is the outcome's (see core.outcomes)."""
 
     reason = "request_failed"
-    tokens = 0  #: completion tokens that the last attempt was paid with, where it came to an answer of no use
+    tokens = 0  #: completion tokens paid for the last attempt, if its answer was of no use
 
 
 class ParseFailure(RecordError):

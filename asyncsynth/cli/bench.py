@@ -114,7 +114,7 @@ async def _model(config: ServerConfig, wanted: str | None) -> str | Inspection:
     if chosen:
         return min(chosen)
     if wanted is not None:
-        inspection.errors.append(str(not_served(wanted, inspection.listed, searched=config.base_url)))
+        inspection.errors.append(str(not_served([wanted], inspection.listed, searched=config.base_url)))
     else:
         names = ", ".join(sorted(inspection.listed)) or "none"
         inspection.errors.append(f"{config.base_url} has several models or none ({names}); name one with --model")

@@ -71,7 +71,8 @@ def _problems(inspections: Sequence[Inspection], needs: Sequence[Need], plan: Pl
     missing = set(plan.shared) or ({model} if model is not None else set())
     served = {name for inspection in inspections for name in _offered(inspection)}
     searched = ", ".join(inspection.config.base_url for inspection in inspections)
-    problems += [str(not_served(name, served, searched=searched)) for name in sorted(missing - served - _own(plan))]
+    if unserved := missing - served - _own(plan):
+        problems.append(str(not_served(unserved, served, searched=searched)))
     found = [one for inspection in inspections for one in inspection.found]
     return problems + [lack.text() for lack in lacks(found, needs) if lack.is_fatal]
 
@@ -96,14 +97,18 @@ def tell_servers(found: Sequence[Capabilities], needs: Sequence[Need], *, as_jso
             event({"event": "server", **one.as_json()})
         else:
             complain(one_line(one.line(), 600))
-    for lack in lacks(found, needs) if not as_json else ():
+    for warning in _warnings(lacks(found, needs)) if not as_json else ():
+        complain(warning)
+
+
+def _warnings(found: Sequence[Lack]) -> list[str]:
+    """A line for each need that is met in part; steps that lack the same share a line."""
+    steps: dict[str, list[str]] = {}
+    for lack in found:
         if not lack.is_fatal:
-            complain(_warning(lack))
-
-
-def _warning(lack: Lack) -> str:
-    said = one_line(lack.finding.said, _SAID)
-    return f"  note: step {one_line(lack.need.step, 60)}: {lack.need.feature} {lack.finding.state}: {said}"
+            what = f"{lack.need.feature} {lack.finding.state}: {one_line(lack.finding.said, _SAID)}"
+            steps.setdefault(what, []).append(one_line(lack.need.step, 60))
+    return [f"  note: step{'s' if len(each) > 1 else ''} {', '.join(each)}: {what}" for what, each in steps.items()]
 
 
 def _print_words(
@@ -123,9 +128,8 @@ def _print_words(
         if not inspection.found and not inspection.errors:
             say("  not needed" if pipeline is not None else "  no such model here")
             say(f"    {'serves':<12} {one_line(', '.join(sorted(inspection.listed)) or 'nothing', 400)}")
-        for lack in lacks(inspection.found, needs):
-            if not lack.is_fatal:
-                say(_warning(lack))
+        for warning in _warnings(lacks(inspection.found, needs)):
+            say(warning)
     for spec, models in plan.embedded.items():
         say(f"{spec.display_name}: not started; it will answer for {', '.join(sorted(models))}")
     for problem in problems:
@@ -135,12 +139,12 @@ def _print_words(
 
 
 def _facts(one: Capabilities) -> list[tuple[str, str]]:
-    rows = [("software", one_line(one.software) or "not told")]
-    rows.append(("context", f"{one.context:,} tokens" if one.context is not None else "not told"))
+    rows = [("software", one_line(one.software) or "not reported")]
+    rows.append(("context", f"{one.context:,} tokens" if one.context is not None else "not reported"))
     for feature, finding in one.findings.items():
         name = "fits" if feature == "context" else str(feature)
         rows.append((name, f"{finding.state:<8} {one_line(finding.said, _SAID)}".rstrip()))
-    rows.append(("load", " and ".join(one.load) or "not told"))
+    rows.append(("load", " and ".join(one.load) or "not reported"))
     if one.thinks:
         rows.append(("reasoning", one_line(one.thinks_text(), 2 * _SAID)))
     if one.unset:

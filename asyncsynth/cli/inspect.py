@@ -40,7 +40,7 @@ def _say_counts(status: RunStatus) -> None:
         for reason, count in sorted(passed.dropped.items() if passed else ()):
             say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
     if status.shards:
-        say(f"  shards    {status.shards}: their records, together")
+        say(f"  shards    {status.shards} (the counts are their sums)")
     say(f"  records   {number(status.ok)} ok, {number(status.failed)} failed")
     for what, counts in (
         ("rows", status.rows),
@@ -70,7 +70,7 @@ def export_command(
 ) -> None:
     """Writes the rows of one end of the graph, or those that failed, and says whether the run is complete."""
     if failed and provenance:
-        raise ConfigurationError("--provenance goes with rows, and --failed rows have none", hint="Leave out one.")
+        raise ConfigurationError("--provenance is for results; --failed rows have none", hint="Leave out one.")
     if failed:
         exported = export_failures(directory, to, complete_only=complete_only)
     else:

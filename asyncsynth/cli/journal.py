@@ -54,7 +54,7 @@ def verify(directory: RunDir, as_json: AsJson = False) -> None:
 @app.command()
 def repair(
     directory: RunDir,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep every entry that still checks; originals go to DIR/damaged. The next run redoes what was lost.
@@ -93,7 +93,7 @@ def repair(
 
 @app.command()
 def stats(directory: RunDir, as_json: AsJson = False) -> None:
-    """Tell what the journal holds: bytes, entries by type, records, what later entries replaced."""
+    """Show what the journal holds: bytes, entries by type, records, what later entries replaced."""
     from asyncsynth.cli.show import event
     from asyncsynth.cli.text import number, one_line, say
     from asyncsynth.storage.journal_stats import journal_stats

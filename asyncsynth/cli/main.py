@@ -1,4 +1,4 @@
-"""The command line: parse, call, show. Heavy imports stand inside the commands, so that --help is quick."""
+"""The command line: parse, call, show. Commands import heavy modules themselves, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def run(
         ),
     ] = None,
     start: Annotated[
-        bool, typer.Option("--start", help="Start those of --servers that the models need and that do not answer.")
+        bool, typer.Option("--start", help="Start the servers that the models need and that do not answer yet.")
     ] = False,
     gpus: GPUs = None,
     vllm_command: VLLM = "",
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Answer every model with a small one on this CPU.")
+        bool, typer.Option("--embedded", help="One small model on this CPU answers for every model.")
     ] = False,
     embedded_model: Annotated[
         str | None, typer.Option(help="Which embedded model: a known name or a GGUF file. Implies --embedded.")
@@ -67,19 +67,23 @@ def run(
             "--set", metavar="STEP.SETTING=VALUE", help="Change a step's setting for this run; may be given again."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many input records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many input records.")] = None,
     seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests in flight on each server, fixed [default: finds out].")
+        int | None,
+        typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically]."),
     ] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Records in flight at most.")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of records in flight [default: follows the servers' limits]."),
+    ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Processes that share the run [default: one, or as the run has shards]."),
+        typer.Option(
+            min=1, max=256, help="Number of worker processes [default: 1, or the run's existing shard count]."
+        ),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try records again that failed earlier.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry records that failed earlier.")] = False,
     answers: Annotated[
         str | None,
         typer.Option(
@@ -95,15 +99,17 @@ def run(
             help="Stop, resumable, when more records fail [default: when the first 20 all fail in the same way].",
         ),
     ] = None,
-    update: Annotated[bool, typer.Option("--update", help="Go on although pipeline or input changed since.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept a changed pipeline or input; redo what depends on it.")
+    ] = False,
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline; the same command resumes it.
 
     Exit codes: 0 done, 2 bad usage or configuration, 3 done with failed records, 4 stopped and resumable,
-    5 disk or journal failure. Ctrl-C sends nothing more and waits for the requests at the servers; a second one
-    cancels these; a third exits at once.
+    5 disk or journal failure. Ctrl-C stops sending and waits for the requests at the servers; a second one
+    cancels them; a third exits at once.
     """
     from asyncsynth.cli.run import run_command
 
@@ -135,7 +141,7 @@ def run(
 @app.command()
 def check(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE.py]", help="Try what this pipeline needs, and nothing else.")
+        str | None, typer.Argument(metavar="[PIPELINE.py]", help="Test only what this pipeline needs.")
     ] = None,
     servers: Annotated[
         list[str] | None,
@@ -143,10 +149,10 @@ def check(
             help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Look at this model only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check only this model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask servers what they can do, by a few small requests to each.
+    """Find out what servers can do, with a few small requests to each.
 
     Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed,
     4 a signal.
@@ -164,19 +170,20 @@ def bench(
             help="Server URL, configuration file, or folder of them; may be given again. [env: ASYNCSYNTH_SERVERS]"
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which model, if a server has several.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="JSONL file with a column instruction, prompt or messages [default: made ones].")
+        Path | None,
+        typer.Option(help="JSONL file with a column instruction, prompt or messages [default: generated prompts]."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each server at most.")] = 120,
-    max_concurrency: Annotated[int, typer.Option(min=1, max=16384, help="Requests at once at most.")] = 1024,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests to each server at most.")] = 20_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 256,
+    seconds: Annotated[float, typer.Option(min=1, help="Maximum seconds for each server.")] = 120,
+    max_concurrency: Annotated[int, typer.Option(min=1, max=16384, help="Maximum number of requests at once.")] = 1024,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum number of requests to each server.")] = 20_000,
     as_json: AsJson = False,
 ) -> None:
-    """Load servers more and more: how many requests at once they make good use of, and what limits them.
+    """Find how many concurrent requests make good use of a server, and what limits it.
 
-    Exit codes: 0 measured, 2 bad usage or configuration, 3 a server does not answer or gave too few answers to go by,
+    Exit codes: 0 measured, 2 bad usage or configuration, 3 a server does not answer or gave too few answers to measure,
     4 a signal, or a server that refuses every request.
     """
     from asyncsynth.cli.bench import bench_command
@@ -198,7 +205,7 @@ def serve(
     vllm_command: VLLM = "",
     logs: Annotated[Path | None, typer.Option(help="Folder for the servers' logs [default: in the cache].")] = None,
     ready_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a server to become ready.")] = 1800,
-    check: Annotated[bool, typer.Option("--check", help="Only tell what is wrong; start nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only report problems; start nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start vLLM servers, keep them running, and drain them at the end.
@@ -228,7 +235,7 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell how a run stands: also while another process is writing it."""
+    """Show the state of a run, also while another process is writing it."""
     if quality:
         from asyncsynth.cli.quality import quality_command
 
@@ -254,21 +261,23 @@ def compare(
 @app.command()
 def export(
     directory: RunDir,
-    to: Annotated[Path, typer.Option("--to", help="File to write; its ending says the format (.jsonl, .csv).")],
-    leaf: Annotated[str, typer.Option(help="Which end of the graph, where it has several.")] = "default",
+    to: Annotated[
+        Path, typer.Option("--to", help="File to write; its extension sets the format (.jsonl, .csv, .parquet).")
+    ],
+    leaf: Annotated[str, typer.Option(help="Which end of the graph, if it has several.")] = "default",
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="The rows that failed instead: key, step, reason, message, input (.jsonl)."),
+        typer.Option("--failed", help="Write the failed rows instead: key, step, reason, message, input (.jsonl)."),
     ] = False,
     complete_only: Annotated[
         bool, typer.Option("--complete-only", help="Write nothing and exit with 4 if the run is unfinished.")
     ] = False,
     provenance: Annotated[
-        bool, typer.Option("--provenance", help="Add a column that says how each row was made: model, tokens, ...")
+        bool, typer.Option("--provenance", help="Add a column with how each row was made: model, tokens, ...")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's rows to a file, in input order. An unfinished run is exported, too, and reported as such."""
+    """Write a run's rows to a file, in input order. An unfinished run is exported too, with a warning."""
     from asyncsynth.cli.inspect import export_command
 
     export_command(
@@ -302,7 +311,7 @@ def demo(
 ) -> None:
     """Make preference pairs from 24 instructions on a small model on this CPU: no server, no GPU, no key.
 
-    Exit codes: as of `run`.
+    Exit codes: as for `run`.
     """
     from asyncsynth.cli.demo import demo_command
 
@@ -329,7 +338,7 @@ def asyncsynth(
         bool, typer.Option("--version", callback=_version_asked, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before any command."""
+    """Options before any command."""
 
 
 def main() -> None:
@@ -347,7 +356,7 @@ def _run_command() -> None:
     except Stopped as stopped:
         from asyncsynth.cli.text import complain
 
-        message = f"{stopped}: stopped. Run the same command again."
+        message = f"{stopped}: stopped. Run the same command again to continue."
         if "--json" in sys.argv:
             from asyncsynth.cli.show import event
 
@@ -369,7 +378,7 @@ def _run_command() -> None:
 
 
 def _tell_fault(error: Exception) -> None:
-    """A fault that nobody foresaw: where it is, and how to see more of it."""
+    """Shows an unforeseen error: its place, and how to get its traceback."""
     import traceback
 
     from asyncsynth.cli.show import event
@@ -383,7 +392,7 @@ def _tell_fault(error: Exception) -> None:
         event({"event": "error", "error": type(error).__name__, "message": message, "exit_code": EXIT_FAULT})
     complain(
         f"error: unforeseen: {message}\n"
-        "  What was acknowledged is safe. With ASYNCSYNTH_TRACEBACK=1 the same command shows the traceback."
+        "  What was acknowledged is safe. Run the same command with ASYNCSYNTH_TRACEBACK=1 to see the traceback."
     )
 
 

@@ -17,7 +17,7 @@ from asyncsynth.cli.load import load_pipeline
 from asyncsynth.cli.serve import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
 from asyncsynth.cli.signals import Stopped, taken
-from asyncsynth.cli.text import complain, number
+from asyncsynth.cli.text import complain, counted
 from asyncsynth.cli.workers import Run, run_of
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.engine.pipeline import Pipeline, run_in_loop
@@ -87,7 +87,7 @@ def answers_option(given: str | None) -> str | None:
 async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:
     """The run with progress on show and signals in hand; a cancelled run reports what it has done."""
     display = ProgressDisplay(as_json=as_json)
-    signals = Signals()
+    signals = Signals(display)
 
     found: list[Capabilities] = []
 
@@ -132,7 +132,8 @@ class Signals:
     """SIGINT and SIGTERM: the first sends nothing more and waits for what is at the servers, the second cancels that,
     the third exits at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display = display
         self.count = 0
         self.runner: Runner | Workers | None = None
         self._main: asyncio.Task[Any] | None = None
@@ -149,19 +150,20 @@ class Signals:
         name = signal.Signals(signum).name
         if self.count >= 3:
             os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
+        self._display.clear()
         if self.count == 1 and self.runner is not None:
             left = self.runner.progress().requests_in_flight
             self.runner.drain(name)
             complain(
-                f"{name}: sending nothing more and waiting for the {number(left)} requests at the servers; "
-                "once more cancels them. What is done is kept."
+                f"{name}: sending nothing more; waiting for {counted(left, 'request')} at the servers. "
+                "Again: cancel them. Finished work is kept."
             )
             return
         if self.runner is not None:
             self.runner.drain(name)
         if self._main is not None:
             self._main.cancel()
-        complain(f"{name}: cancelling; once more exits at once")
+        complain(f"{name}: cancelling. Again: exit at once.")
 
 
 def _export_all(report: RunReport) -> dict[str, object]:

@@ -178,7 +178,7 @@ class ServeSignals:
             complain(f"{name}: killing the servers")
             self.supervisor.kill_soon()
             return
-        complain(f"{name}: requests in flight may end; once more kills the servers")
+        complain(f"{name}: waiting for requests in flight. Again: kill the servers.")
         if self._main is not None:
             self._main.cancel()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from asyncsynth.cli.text import complain, cut, duration, escaped, number, one_line, say, write
+from asyncsynth.cli.text import complain, counted, cut, duration, escaped, number, one_line, say, write
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.workers import Workers
@@ -24,7 +24,7 @@ _SERVERS_SHOWN = 4  #: in a line of progress; --json has all
 
 
 class ProgressDisplay:
-    """Shows a runner's progress until told to stop. Faults of the display never reach the run."""
+    """Shows a runner's progress until `stop`. Faults of the display never reach the run."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -42,8 +42,12 @@ class ProgressDisplay:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-            if self._terminal:
-                write(sys.stderr, "\r\x1b[K")
+            self.clear()
+
+    def clear(self) -> None:
+        """Takes the live line off the terminal, before something else is written there."""
+        if self._terminal:
+            write(sys.stderr, "\r\x1b[K")
 
     async def _show(self, runner: Runner | Workers) -> None:
         every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
@@ -53,14 +57,13 @@ class ProgressDisplay:
                 await asyncio.sleep(every)
                 self._draw(runner.progress())
             except (OSError, ValueError):
-                return  # the reader of our output has gone; the run goes on
+                return  # the reader of our output has gone; the run continues
 
     def _tell(self, notes: Sequence[str]) -> None:
         """What became of servers since the last look, a line each; in JSON every progress has all of them."""
         if self._as_json or len(notes) == self._noted:
             return
-        if self._terminal:
-            write(sys.stderr, "\r\x1b[K")
+        self.clear()
         for note in notes[self._noted :]:
             complain(one_line(note, 400))
         self._noted = len(notes)
@@ -127,7 +130,7 @@ def event(fields: Mapping[str, object]) -> None:
 
 
 def summary(report: RunReport, exported: Mapping[str, object]) -> None:
-    """The closing words of a run."""
+    """Prints the summary at the end of a run."""
     counts = report.counts
     state = "done" if report.complete else f"stopped ({one_line(report.stopped_why, 400) or 'before the end'})"
     say(f"{one_line(report.pipeline)}: {state} in {duration(report.elapsed_s)}")
@@ -140,9 +143,9 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     say(f"  rows      {number(counts.rows)} made"
         + (f", {number(counts.failed_rows)} failed" if counts.failed_rows else ""))  # fmt: skip
     if counts.reused_steps:
-        say(f"  reused    {number(counts.reused_steps)} step results of earlier runs")
+        say(f"  reused    {counted(counts.reused_steps, 'step result')} of earlier runs")
     if report.reread_answers:
-        say(f"  re-read   {number(report.reread_answers)} answers that were paid for earlier")
+        say(f"  re-read   {counted(report.reread_answers, 'answer')} paid for earlier")
     if counts.dropped:
         say(f"  dropped   {_by_reason(counts.dropped)}")
     for found in report.cut_answers():
@@ -167,7 +170,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     for path, rows in exported.items():
         say(f"  output    {one_line(path, 4096)} ({rows} rows)")
     if not report.complete:
-        say("  output    not written, since the run is unfinished; `asyncsynth export` writes what is there")
+        say("  output    not written: the run is unfinished. `asyncsynth export` writes what is there.")
         for old in sorted(filter(layout.is_result, report.directory.glob("*.jsonl"))):
             say(f"  output    {one_line(str(old), 4096)} is of an earlier run")
         say(f"  {report.advice or 'Run the same command again to resume.'}")

@@ -90,6 +90,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.1f}"
 
 
+def counted(count: int, what: str) -> str:
+    """(1, 'request') -> '1 request'; (2000, 'request') -> '2,000 requests'."""
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """3725 -> '1 h 02 min'."""
     if seconds is None:

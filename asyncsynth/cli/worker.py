@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _fault(message: str) -> AsyncsynthError:
-    error = AsyncsynthError(message, hint="Its traceback stands above. What was acknowledged is safe.")
+    error = AsyncsynthError(message, hint="Its traceback is above. What was acknowledged is safe.")
     error.exit_code = EXIT_FAULT
     return error
 

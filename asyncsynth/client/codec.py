@@ -1,6 +1,6 @@
 """Request -> bytes, answer -> Outcome. Pure: no I/O, no clock but the wall time passed in for HTTP dates.
 
-What each answer comes to (what is *done* about an outcome stands in `asyncsynth.core.retry`):
+The outcome of each answer (`asyncsynth.core.retry` decides what is *done* about it):
 
 | answer                                              | outcome                                            |
 | --------------------------------------------------- | -------------------------------------------------- |
@@ -184,7 +184,7 @@ def _constrain_llamacpp(fields: dict[str, Any], constraint: Mapping[str, Any]) -
 
 
 def outcome_of(failure: TransportFailure) -> Outcome:
-    """What an exchange without a whole answer came to (second table above)."""
+    """The outcome of an exchange without a whole answer (second table above)."""
     if failure.reason == "too_large":
         return Permanent("too_large", failure.message)
     cap = ANSWER_ATTEMPTS if failure.reason in ("truncated", "protocol") else None

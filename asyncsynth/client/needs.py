@@ -28,7 +28,7 @@ class Feature(StrEnum):
     SCHEMA = "schema"  #: `response_format` with a JSON schema constrains the answer
     LOGPROBS = "logprobs"  #: token probabilities; the amount is `top_logprobs`
     CHOICES = "n"  #: several choices an answer; the amount is `n`
-    PREFILL = "prefill"  #: an assistant message at the end is gone on with
+    PREFILL = "prefill"  #: the server continues an assistant message at the end
     CONTEXT = "context"  #: the amount is `max_tokens`; the prompt comes on top
 
 
@@ -39,7 +39,7 @@ class Need:
     Args:
         step, model: who needs it of whom.
         feature, amount: what, and how much of it (see `Feature`).
-        required: whether the step cannot do its work without. Else a lack is told and the run goes on.
+        required: whether the step cannot do its work without. Otherwise the run notes the lack and continues.
         prompt_tokens: for `Feature.CONTEXT`: the prompt's size, estimated, with an allowance for the row.
         fields: for `Feature.CHAT` and `Feature.COMPLETIONS`: the request fields that are sent.
     """

@@ -187,7 +187,7 @@ class ServerPool:
         self._advice[name] = advice
         self._apply(actions, 0)
         if self.halted is None:
-            self.notes.append(f"{name} is not started again ({why}); the run goes on without it")
+            self.notes.append(f"{name} is not started again ({why}); the run continues without it")
 
     def server_up(self, name: str) -> None:
         """It is back."""

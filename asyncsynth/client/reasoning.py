@@ -137,7 +137,7 @@ def _end_of(text: str, opening: re.Match[str]) -> re.Match[str] | None:
 
 
 def _lone_end(text: str) -> re.Match[str] | None:
-    """The first closing mark, where no opening one stands before it and it does close a thought."""
+    """The first closing mark, if no opening mark comes before it and it does close a thought."""
     if "/" not in text and "<|" not in text:
         return None
     end = _LONE.search(text)
@@ -157,7 +157,7 @@ def _closes(text: str, mark: re.Match[str]) -> bool:
 
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
-    """Whether a mark is between quotes, backticks or brackets of its own."""
+    """Whether a mark is between its own quotes, backticks or brackets."""
     before = text[mark.start() - 1] if mark.start() else ""
     return before in _AROUND and text[mark.end() : mark.end() + 1] == _AROUND[before]
 
@@ -239,7 +239,7 @@ def where_it_thinks(choice: Mapping[str, Any]) -> str:
 
 def answer_logprobs(logprobs: Any, answer: str) -> Any:
     """The token probabilities of the answer alone, where a thought stood before it: its tokens are the last that
-    spell it. None where they cannot be told, and for raw completions."""
+    spell it. None if they cannot be found, and for raw completions."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         return None

@@ -157,7 +157,7 @@ class Link:
 
 
 async def answers(server: Server, timeout_s: float) -> bool:
-    """Whether a server answers a request for one token in so many seconds, be it that it is busy."""
+    """True if the server answers a request for one token within this many seconds; an overload response counts."""
     request = ChatRequest(min(server.models), [{"role": "user", "content": "Hi"}], {"max_tokens": 1})
     path, body = encode(request, dialect=server.dialect)
     try:

@@ -135,7 +135,7 @@ class Slots:
     # --- suspects -----------------------------------------------------------------------------
 
     def _suspects_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        """Start the suspects that are to be tried there. True: nothing else may start."""
+        """Start the suspects that must be tried there. True: nothing else may start."""
         book = self._book
         if replica.breaker.state is CLOSED and replica.health.alive:
             if book.keeps_free(replica, now):

@@ -255,13 +255,13 @@ class FaultJudge:
         self._timers.alarm(replica, Alarm.STALL, due)
 
     def _patience(self, replica: Replica) -> float:
-        """What a probe of a busy server may take; longer each time, lest a slow one be taken for a hung one twice."""
+        """Deadline of a probe of a busy server. It doubles after each hang: no slow server is declared hung twice."""
         if replica.breaker.state is not CLOSED:
             return CANARY_S  # one call at most is in flight there
         return PROBE_S * 2.0 ** min(replica.stalls, 4)
 
     def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """What the driver's `Probe` came to."""
+        """The result of the driver's `Probe`."""
         by_driver = replica.breaker.probe == CANARY
         if ok:
             self._slots.heard(replica, now)

@@ -43,7 +43,7 @@ class ReplicaStats:
 
 
 class Alarm(StrEnum):
-    """What is to be looked at about a replica when a timer is due; one timer of each kind at a time."""
+    """What to check on a replica when a timer is due; one timer of each kind at a time."""
 
     PROBE = "probe"  # its pause is over
     BUDGET = "budget"  # its retry budget has a token again

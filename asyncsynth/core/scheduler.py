@@ -165,7 +165,7 @@ class Scheduler:
         replica.breaker.half_open()
         self._slots.fill(replica, now, out)
         if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
-            self._slots.ask(replica, now, out)  # nobody waits who could probe
+            self._slots.ask(replica, now, out)  # no waiting call could probe
 
     def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
         """The driver was asked to, and has not reported: a call that waits for the verdict is not convicted."""
@@ -239,7 +239,7 @@ class Scheduler:
         return out
 
     def probe_result(self, name: str, ok: bool, now: float) -> list[Action]:
-        """What the driver's `Probe` came to: ok, if the server answered it, however. Unknown names are ignored."""
+        """The result of the driver's `Probe`: ok, if the server answered it, however. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
         if replica is not None and self.halted is None:

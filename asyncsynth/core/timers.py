@@ -1,4 +1,4 @@
-"""What is due when: calls that sleep, and what is to be looked at about a replica."""
+"""What is due when: calls that sleep, and checks of replicas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Timers:
         self._add(due, call, None)
 
     def alarm(self, replica: Replica, kind: Alarm, due: float) -> None:
-        """Remind of a replica at `due` seconds, in place of the alarm of this kind that stands, if any."""
+        """Remind of a replica at `due` seconds, in place of a pending alarm of this kind."""
         if replica.alarms.get(kind) == due:
             return
         replica.alarms[kind] = due
@@ -58,7 +58,7 @@ class Timers:
             else:
                 assert kind is not None  # an alarm always has one
                 valid = target.alarms.get(kind) == due
-                if kind is Alarm.STALL and valid and not target.in_flight:  # nobody to be silent to
+                if kind is Alarm.STALL and valid and not target.in_flight:  # with nothing in flight there is no silence
                     self.forget(target, kind)
                     valid = False
             if valid:

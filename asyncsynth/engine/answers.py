@@ -3,9 +3,9 @@
 A changed parser, a changed output or a changed body of a `@task` makes old *results* useless, but not the answers they
 were read from: the request is the same, so its answer is taken from the store (`storage.answers`) and costs nothing.
 The key of an answer is a hash of the request as the step made it (model, messages, sampling fields, seed, schema) and
-of the model that answers in its stead, if one does.
+of the model that answers in its place, if there is one.
 
-Request seeds come from (run seed, row key, seed id, sample). A step's seed id has nothing of its code (`Node.seed_id`).
+Request seeds come from (run seed, row key, seed id, sample). A step's seed id (`Node.seed_id`) is not made of its code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KeptAnswers:
     """One plan's use of an open store.
 
     Args:
-        only_own: keep the answers of steps with code of the user's only (`has_own_code`).
+        only_own: keep only the answers of steps with user code (`has_own_code`).
         refused: record key -> rows that failed on their answers and are tried again: these are asked anew.
     """
 
@@ -171,8 +171,8 @@ def completion_of(saved: Any) -> Completion | None:
 
 
 def has_own_code(step: object) -> bool:
-    """Whether a step has code that is not asyncsynth's: a class of the user's, `@task`, a function or a pydantic model
-    in a setting."""
+    """Whether a step has user code: a class that is not asyncsynth's, `@task`, a function or a pydantic model in a
+    setting."""
     return any(map(_is_foreign, type(step).__mro__)) or any(_holds_code(value, 3) for value in vars(step).values())
 
 

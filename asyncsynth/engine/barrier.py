@@ -157,7 +157,7 @@ def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
         raise PipelineError(
             f"step {step.name!r} failed over all rows: {row_error(error, {}).message}",
             step=step.name,
-            hint="What the steps before it did is kept: mend the step and run the same command again.",
+            hint="The results of the steps before it are kept: fix the step and run the same command again.",
         ) from error
 
 
@@ -171,7 +171,7 @@ def _plain(step: GlobalStep, key: str, decision: Any) -> Row:
         raise PipelineError(
             f"step {step.name!r} made what row {key} cannot hold: {what}",
             step=step.name,
-            hint="What the steps before it did is kept: mend the step and run the same command again.",
+            hint="The results of the steps before it are kept: fix the step and run the same command again.",
         ) from error
 
 

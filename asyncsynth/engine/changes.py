@@ -1,4 +1,4 @@
-"""What has changed since a run directory was made, and what it costs to go on: the plan before ``--update``."""
+"""What has changed since a run directory was made, and what an update costs: the plan before ``--update``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Journals:
         return sum(index.step_count(fingerprint) for index, _ in self.parts)
 
     def requests_of_one(self, fingerprint: str) -> float | None:
-        """Requests that the step took for one record, on average; None where no result tells it."""
+        """Requests that the step took for one record, on average; None if there is no result."""
         calls, records = 0, 0
         for index, read in self.parts:
             for where in index.step_sample(fingerprint, _SAMPLED):
@@ -51,7 +51,7 @@ class StepState:
     asks: bool  #: whether it asks a model
     changed: bool  #: against the run's last epoch
     depends: frozenset[str]  #: steps whose change may change its input
-    lost: list[str] = field(default_factory=list)  #: steps that stood before it, and are gone or stand otherwise
+    lost: list[str] = field(default_factory=list)  #: steps that were before it, and are gone or in another place
     there: int = 0  #: records that have results of the step as it is now
     before: int = 0  #: records that have results of the step as it was
     records: int = 0  #: records that go through it, as far as is known
@@ -81,7 +81,7 @@ def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> 
     if manifest.keys != keys:
         changes.append(f"keys: {manifest.keys} -> {keys}")
     if not reader.extends(manifest.source):
-        changes.append(f"input: {manifest.source.get('name')} begins differently or is another one")
+        changes.append(f"input: {manifest.source.get('name')} begins differently, or is another input")
     return changes
 
 
@@ -162,7 +162,7 @@ def _settings_key(settings: Mapping[str, Any]) -> bytes:
 def refusal(
     path: Path, surveys: Sequence[Survey], notes: Sequence[str] = (), *, kept: Mapping[str, int] | None = None
 ) -> RunChangedError:
-    """The error that tells the changes and the plan: of the one directory, or of all segments of a pipeline.
+    """The error with the changes and the plan: of the one directory, or of all segments of a pipeline.
 
     `kept`: answers that are kept, by step (see `engine.answers`).
     """
@@ -173,15 +173,15 @@ def refusal(
             lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
     lines += ["plan:", *(f"  {line}" for line in _plan(surveys, kept or {})), *notes]
     return RunChangedError(
-        f"{path} was made by another pipeline or from another input",
+        f"the pipeline or its input has changed since {path} was made",
         plan=lines,
-        hint="Run again with --update (update=True) to go on like this, or choose another --output.",
+        hint="Run again with --update (update=True) to accept this plan, or choose another --output.",
         survey=surveys[0],
     )
 
 
 def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
-    """A line for each step: reused, redone because it changed, redone where its input changes; then what is to pay."""
+    """A line for each step: reused, redone because it changed, redone where its input changes; then what to pay."""
     changed: set[str] = set()  # steps whose rows are not what they were
     lines: list[str] = []
     to_pay: list[str] = []
@@ -218,13 +218,13 @@ def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
     else:
         lines.append(f"to pay: at most about {total:,} requests: {', '.join(to_pay)}")
         if not measured:
-            lines.append("  (a step without earlier results is counted with the requests that its settings ask for)")
+            lines.append("  (no earlier results to measure: estimated from the steps' settings)")
     if reread:
-        lines.append(f"  (kept answers: {', '.join(reread)}; an unchanged request is read again, not paid for)")
+        lines.append(f"  (kept answers: {', '.join(reread)}; an unchanged request is not paid again)")
     if more := surveys[0].more:
-        lines.append(f"  ({_count(more, 'new record')} of the input come on top)")
+        lines.append(f"  (plus {_count(more, 'record')} of the input without any results yet)")
     elif input_changed:
-        lines.append("  (new records of the input come on top)")
+        lines.append("  (plus records of the input without any results yet)")
     if any(one.by_position and one.input_changed for one in surveys):
         lines.append("rows are matched by their position: those after a line that was added or removed are redone")
         lines.append("(a source with an id_column keeps the results of rows that move, from its first run on)")

@@ -12,10 +12,7 @@ ALIKE = 20
 #: Records that must have ended before a percentage says anything.
 LEAST_ENDED = 50
 
-ADVICE = (
-    "Mend the cause, then run the same command with --retry-failed, which tries these records again. "
-    "(--update alone does, too, where the pipeline itself has changed.)"
-)
+ADVICE = "Fix the cause. Then run the same command with --update if you edited the pipeline, else with --retry-failed."
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
 _STEP_ERROR = "step_error"

@@ -22,13 +22,13 @@ from asyncsynth.storage.shards import Part
 FILE = layout.SERVERS
 KEEP_EVERY_S = 5.0
 #: Records that the window grows to of itself. Each costs about 10 KB of tasks and buffers beside its own bytes,
-#: and after a crash so many are generated again.
+#: and after a crash at most this many are generated again.
 MOST_RECORDS = 16_384
 _FOLLOW_EVERY_S = 0.1
 
 
 class FollowingWindow(Window):
-    """A window that follows what the servers may have in flight: twice that and some, unless the user said a number.
+    """Admits twice the servers' total limit plus 256 records, or exactly `records` if given.
 
     Twice, so that a record between two requests, or on its way to the disk, leaves no slot empty.
     """

@@ -1,4 +1,4 @@
-"""How a run is to be done; what is to be done stands in the pipeline."""
+"""Options for one run. The pipeline defines the work; these define how to execute it."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ class RunOptions:
         if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
             raise ConfigurationError(
                 f"answers must be own, run, none or the path of a directory (got {self.answers!r})",
-                hint="`own` keeps the answers of steps with code of your own, `run` all, `none` none.",
+                hint="`own` keeps the answers of steps with your code, `run` keeps all, `none` keeps none.",
             )
         if self.max_failures is not None:
             FailureLimit(self.max_failures)
         if self.servers and self.embedded:
             raise ConfigurationError(
-                "servers and an embedded model are both given: which are to answer?",
+                "both servers and an embedded model are given: which of them answers?",
                 hint="Leave out --embedded (and --embedded-model) to use the servers, or --servers to use the small "
                 "model on this CPU.",
             )
@@ -126,7 +126,7 @@ class RunOptions:
         return Path(os.environ.get("ASYNCSYNTH_RUNS", "asyncsynth-runs")) / pipeline_name
 
     def kept_answers(self) -> bool | Path | None:
-        """`answers` without its words: None for those of steps with code of the user's own, True for all."""
+        """`answers` without its words: None for those of steps with user code, True for all."""
         if isinstance(self.answers, str):
             words = {"own": None, "run": True, "none": False}
             return words[self.answers] if self.answers in words else Path(self.answers)

@@ -152,4 +152,6 @@ def _value(text: str, raw: str, hint: Any) -> Any:
     wanted = " or ".join(
         "null" if option is types.NoneType else getattr(option, "__name__", str(option)) for option in options
     )
-    raise ConfigurationError(f"--set {text}: {wanted} was expected", hint="Values are JSON; texts stand as they are.")
+    raise ConfigurationError(
+        f"--set {text}: {wanted} was expected", hint="Write text without quotes, and other values as JSON."
+    )

@@ -1,4 +1,4 @@
-"""What a run says of itself: snapshots while it goes on, a report when it ends."""
+"""What a run reports: snapshots while it is in progress, a report when it ends."""
 
 from __future__ import annotations
 

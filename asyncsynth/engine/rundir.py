@@ -66,7 +66,7 @@ class RunDirectory:
         if manifest is not None and manifest.shards:
             raise ConfigurationError(
                 f"{path} is a run that {manifest.shards} processes share",
-                hint="Go on with it by `asyncsynth run PIPELINE.py --output DIR`, or choose another directory.",
+                hint="Resume it with `asyncsynth run PIPELINE.py --output DIR`, or choose another directory.",
             )
         index = RunIndex(keys=keys, stride=1 if manifest is None else manifest.stride)
         run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
@@ -82,8 +82,10 @@ class RunDirectory:
                 Extent(0, None).save(path)
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
-                if not options.update:
-                    found = survey(manifest, plan, changes, Journals([(index, journal.read)]), total=reader.size_hint())
+                there = Journals([(index, journal.read)])
+                # A run that has no entry yet has nothing to redo; a later segment is looked at with those before it.
+                if not options.update and (there.records() or manifest.source.get("segment")):
+                    found = survey(manifest, plan, changes, there, total=reader.size_hint())
                     raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
@@ -271,7 +273,7 @@ def check_place(path: Path) -> None:
         raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
     if path.is_dir() and not Manifest.exists(path) and not layout.may_become_run(item.name for item in path.iterdir()):
         raise ConfigurationError(
-            f"{path} holds other files and is no run directory",
+            f"{path} holds other files and is not a run directory",
             hint="Choose an empty or a new directory for --output.",
         )
 

@@ -125,16 +125,17 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
         return manifest
     if not manifest.shards:
         raise ConfigurationError(
-            f"{path} is the run of one process: its journal cannot be dealt out",
-            hint="Go on without --workers, or choose another directory.",
+            f"{path} is a run of one process: its journal cannot be split into shards",
+            hint="Run without --workers, or choose another directory.",
         )
     if changes := changes_since(manifest, plan, reader, keys):
         if not options.update:
             with contextlib.ExitStack() as views:
-                parts = [_journal(views, place, part) for place, part in journals(path, manifest)]
-                found = survey(manifest, plan, changes, Journals(parts), total=reader.size_hint())
-                kept = paid_answers(path, plan, options, shards=manifest.shards)
-                raise refusal(path, [found], plan.notes, kept=kept)
+                there = Journals([_journal(views, place, part) for place, part in journals(path, manifest)])
+                if there.records():  # without any there is nothing to redo
+                    found = survey(manifest, plan, changes, there, total=reader.size_hint())
+                    kept = paid_answers(path, plan, options, shards=manifest.shards)
+                    raise refusal(path, [found], plan.notes, kept=kept)
         add_epoch(manifest, keys, plan, reader)
         manifest.save(path)
     return manifest

@@ -1,4 +1,4 @@
-"""How a run directory stands: read without its lock, also while another process is writing it."""
+"""The state of a run directory: read without its lock, also while another process is writing it."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ class Walker:
 
 
 def _plain_outputs(outputs: list[Row]) -> list[Row]:
-    """The outputs of a task of this package's, whose columns are its own. Raises NotPlainJson."""
+    """The outputs of a task of this package; its columns are its own. Raises NotPlainJson."""
     for output in outputs:
         for value in output.values():
             if type(value) is not str or not value.isascii():  # most are text

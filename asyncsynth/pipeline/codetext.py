@@ -79,7 +79,7 @@ class SourceFile:
             self._index(child, inner)
 
     def function(self, code: CodeType) -> Any:
-        """The node of a function, None where it cannot be told or is not what runs."""
+        """The node of a function, None if it cannot be identified, or is not what runs."""
         key = code.co_name, code.co_firstlineno
         nodes = self._nodes.get(key, ())
         return nodes[0] if len(nodes) == 1 and code in self._codes.get(key, ()) else None

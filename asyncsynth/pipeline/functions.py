@@ -34,5 +34,5 @@ def checked_outputs(made: Any, outputs: tuple[str, ...], *, where: str, filled: 
     if missing or unknown:
         problems = [f"lacks {', '.join(missing)}"] if missing else []
         problems += [f"has {', '.join(unknown)}, which outputs= does not declare"] if unknown else []
-        raise TaskFailure(f"what {where} returned {' and '.join(problems)}", reason="bad_output")
+        raise TaskFailure(f"the dict that {where} returned {' and '.join(problems)}", reason="bad_output")
     return dict(made)

@@ -31,7 +31,7 @@ class Plan:
     fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
     fingerprint: str
     answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
-    notes: list[str] = field(default_factory=list)  #: what of the user's code cannot be followed, a line each
+    notes: list[str] = field(default_factory=list)  #: parts of the user's code that cannot be followed, a line each
     packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
     carries: bool = False  #: rows leave with what is known of their texts, since a later segment asks for it
 

@@ -80,7 +80,7 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
         return RecordError(message, reason="not_json")
     place = place_of(error)
     if isinstance(error, KeyError) and not isinstance(error, MissingColumn) and not place:
-        # No line of the user's took part: this package's own steps look up columns, and nothing else, by key.
+        # No line of user code took part: this package's own steps look up columns, and nothing else, by key.
         error = MissingColumn(error.args[0] if error.args else "", tuple(row))
     where = f" ({place})" if place else ""
     if isinstance(error, MissingColumn):
@@ -100,7 +100,7 @@ def keepable(said: object) -> str:
 def place_of(error: BaseException) -> str:
     """"file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
 
-    A line of another installed package is given only when no line of the user's is there.
+    A line of another installed package is given only when there is no line of user code.
     """
     users = installed = ""
     for frame, line in traceback.walk_tb(error.__traceback__):

@@ -152,7 +152,7 @@ class Step:
         graph = left._graph or right._graph
         if graph is None:
             raise PipelineError(
-                f"`{left.name} >> {right.name}` stands outside a pipeline.",
+                f"`{left.name} >> {right.name}` is outside a pipeline.",
                 step=left.name,
                 hint="Make and join the steps inside `with Pipeline() as pipeline:`.",
             )
@@ -314,7 +314,7 @@ class SourceStep(Step):
         return {**settings, "code": code.parts} if code.parts else settings
 
     def code(self) -> Code:
-        """The code of a class of the user's: what a source was given to read is its reader's matter."""
+        """The code of a user's class. The reader is responsible for what a source reads."""
         roots = self.code_roots()
         code = Collector(type(self).__module__)
         for name, root in roots.items():

@@ -1,8 +1,8 @@
 """Everything that a user's step reads, followed from its classes and functions, for its fingerprint.
 
 A collector follows functions, classes, constants, closures, defaults, `module.attribute` and imports inside functions,
-to any depth, through every module that is not installed. It executes none of the user's code: values are looked at
-where they lie. What has no stable form (a client, an open file) is named instead.
+to any depth, through every module that is not installed. It executes none of the user's code: values are inspected
+in place. What has no stable form (a client, an open file) is named instead.
 
 The rule is to follow too much rather than too little: a redone result costs a request, an old one that passes for a
 new one costs the data set.
@@ -50,7 +50,7 @@ _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
 _GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
-#: Names of a module that say where it lies: moving a project changes no result.
+#: Names of a module that hold its place: moving a project changes no result.
 _PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
 _OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
 _MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
@@ -79,7 +79,7 @@ class Collector:
     """Follows what it is given; `code` is what it found.
 
     Args:
-        home: the module whose names are told without its own name before them.
+        home: the module whose names are reported without its own name before them.
     """
 
     def __init__(self, home: str = "") -> None:
@@ -208,7 +208,7 @@ class Collector:
             pairs = dict.items(value) if isinstance(value, dict) else value.items()
             items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in pairs]
             form[kind.__name__] = items
-        elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a method of the user's
+        elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a user's method
             form[kind.__name__] = [self.add(item, path) for item in base.__iter__(value)]
         elif (base := _base_of(kind, _SETS)) is not None:
             form[kind.__name__] = sorted((self.add(item, path) for item in base.__iter__(value)), key=repr)
@@ -308,7 +308,7 @@ class Collector:
         return True
 
     def _follow_installed_function(self, function: types.FunctionType, label: str) -> None:
-        """A decorator's wrapper: what it holds of the user's is followed, the rest is a package's."""
+        """A decorator's wrapper: the user code in it is followed, the rest belongs to a package."""
         self._package(function.__globals__.get("__name__", ""))
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         held = [vars(function).get("__wrapped__"), *(value for value in defaults if callable(value))]

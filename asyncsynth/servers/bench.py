@@ -284,8 +284,8 @@ def limited_by(finding: Finding) -> str:
     best, last = finding.best, finding.levels[-1] if finding.levels else None
     if best is None or last is None:
         if finding.used_up:
-            return f"too few answers came to tell: {finding.used_up}"
-        return "too few answers came to tell; give it more --seconds, or fewer --max-tokens"
+            return f"too few answers to measure: {finding.used_up}"
+        return "too few answers to measure; give it more --seconds, or fewer --max-tokens"
     if max(best.client_cpu, last.client_cpu) >= _BUSY_CLIENT:
         used = max(best.client_cpu, last.client_cpu)
         return f"this process's CPU ({used:.0%} of a core): the server could take more than one such process sends"
@@ -299,7 +299,7 @@ def limited_by(finding: Finding) -> str:
     if last.kv is not None and last.kv >= _FULL_KV:
         return f"the server's KV cache ({last.kv:.0%} full): shorter prompts and answers, or more memory, bring more"
     if last.waiting is None:
-        return "the server, which does not tell its queue; latency grows with what is in flight beyond the knee"
+        return "the server, which does not report its queue; latency grows with what is in flight beyond the knee"
     if last.waiting >= 1.0 and last.running is not None:
         return f"the server's slots: it runs {last.running:.0f} at once and queues the others (vLLM: max-num-seqs)"
     if last.running is not None and last.running < _ELSEWHERE * last.concurrency:

@@ -125,7 +125,7 @@ def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
     named = frozenset[str]().union(*(server.models or () for server in given))
     if missing := models - named:
         origins = ", ".join(sorted({server.origin for server in given}))
-        raise not_served(min(missing), named, searched=origins, how="read")
+        raise not_served(missing, named, searched=origins, how="read")
 
 
 def _base_url(llm: LLM) -> str:
@@ -329,7 +329,7 @@ async def _connect(
             hint="Name them in a fleet file: servers: [{url: ..., models: [...]}]",
         )
     if missing := target.own - served if listed is not None else ():
-        raise not_served(min(missing), served, searched=config.base_url)
+        raise not_served(missing, served, searched=config.base_url)
     offered = served if config.models is None else served & config.models
     needed = target.own | (shared & offered)
     if not needed:
@@ -352,4 +352,4 @@ def _require_all(
     answered = frozenset[str]().union(*(server.models for server in used))
     if missing := shared - answered:
         served = [name for one in remote for name in one.served]
-        raise not_served(min(missing), served, searched=", ".join(t.config.base_url for t in asked))
+        raise not_served(missing, served, searched=", ".join(t.config.base_url for t in asked))

@@ -74,7 +74,7 @@ class Capabilities:
 
     def line(self) -> str:
         """All of it in one line."""
-        parts = [f"context {self.context:,} tokens" if self.context is not None else "context not told"]
+        parts = [f"context {self.context:,} tokens" if self.context is not None else "context unknown"]
         for feature, finding in self.findings.items():
             if feature is Feature.CONTEXT and finding.state in ("yes", "unknown"):
                 continue  # said already
@@ -85,7 +85,7 @@ class Capabilities:
             parts.append(self.thinks_text())
         if self.load:
             parts.append(f"load from {' and '.join(self.load)}")
-        return f"{self.model} at {self.server} ({self.software or 'software not told'}): {'; '.join(parts)}"
+        return f"{self.model} at {self.server} ({self.software or 'software unknown'}): {'; '.join(parts)}"
 
     def unset_text(self) -> str:
         """The sampling fields that are left to the server, with their values or where they come from."""

@@ -218,7 +218,7 @@ def _read_folder(folder: Path, origin: str, problems: Problems) -> list[ServerCo
 def _entries(top: YamlMapping, problems: Problems) -> list[YamlMapping]:
     listed = top.values["servers"]
     if not isinstance(listed, yaml.SequenceNode) or not listed.value:
-        top.fail("servers is to be a list, each with a url or a config", listed)
+        top.fail("servers must be a list, each with a url or a config", listed)
     found = [problems.tried(YamlMapping, node, top.path) for node in listed.value]
     return [entry for entry in found if entry is not None]
 
@@ -342,7 +342,7 @@ def _served(top: YamlMapping) -> frozenset[str]:
     if served is None:
         top.fail(
             "no model is named",
-            hint="A vLLM configuration names its `model`; a list of running servers stands under `servers`.",
+            hint="A vLLM configuration names its `model`; a list of running servers belongs under `servers`.",
         )
     return served
 
@@ -350,7 +350,7 @@ def _served(top: YamlMapping) -> frozenset[str]:
 def _port(top: YamlMapping) -> int:
     port: int = top.get("port", int, 8000)
     if not 0 < port < 65536:
-        top.fail(f"port is to be between 1 and 65535, not {port}", top.values["port"])
+        top.fail(f"port must be between 1 and 65535, not {port}", top.values["port"])
     return port
 
 

@@ -24,7 +24,7 @@ class Diagnosis:
 def by_exit_code(exit_code: int | None) -> Diagnosis:
     """What is known without a log. `exit_code`: negative for a signal, None where the process still runs."""
     if exit_code == -signal.SIGKILL:
-        advice = "Was memory short? The kernel's log (dmesg) tells; or somebody used kill -9."
+        advice = "Check the kernel's log (dmesg) for an out-of-memory kill. Or someone used kill -9."
         return Diagnosis("killed", "it was killed (SIGKILL)", advice)
     if exit_code is not None and exit_code < 0:
         return Diagnosis("signal", f"it ended by {_signal_name(-exit_code)}", "Its log may say more.")

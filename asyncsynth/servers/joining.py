@@ -97,7 +97,9 @@ async def joining(
     """While open, each latecomer is tried every `retry_s` seconds and joins the pool when it answers."""
     for late in latecomers:
         said = f" ({one_line(late.error)})" if late.error is not None else ""
-        pool.notes.append(f"{name(late.target)} is not ready yet{said}; the run goes on, and it joins when it answers")
+        pool.notes.append(
+            f"{name(late.target)} is not ready yet{said}; the run continues, and it joins when it answers"
+        )
     tasks = [
         asyncio.create_task(_join(pool, late, connect, name(late.target), retry_s), name="asyncsynth join")
         for late in latecomers

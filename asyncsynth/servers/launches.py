@@ -150,7 +150,7 @@ def _entry_env(entry: YamlMapping) -> dict[str, str]:
     for name, node in given.values.items():
         variable = given.spelled[name]
         if not isinstance(node, yaml.ScalarNode):
-            given.fail(f"env: {variable} is to be one value", node)
+            given.fail(f"env: {variable} must be one value", node)
         if _SECRET.search(variable):
             given.fail(
                 f"env: {variable} looks like a secret, which does not belong into a file",

@@ -33,7 +33,7 @@ STANDARD_FIELDS = frozenset(
 #: Fields that have a probe of their own.
 _PROBED_APART = frozenset({"n", "logprobs", "top_logprobs", "response_format", "max_completion_tokens"})
 
-_CODE = "zq-17"  # nobody says this who is not made to
+_CODE = "zq-17"  # no model says this unless it has to
 _SCHEMA = {
     "type": "object",
     "properties": {"probe": {"type": "string", "enum": [_CODE]}},
@@ -50,7 +50,7 @@ _THINKING_TOKENS = 512  #: thoughts about a small sum mostly end before
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one probe came to; `said` is the evidence, in words."""
+    """The result of one probe; `said` is the evidence, in words."""
 
     state: State
     said: str = ""
@@ -65,7 +65,7 @@ class Prober:
     repeats_prefill: bool = False  #: it gives a prefilled answer back with its beginning (llama.cpp)
     seen: set[str] = field(default_factory=set)
     thinking: dict[str, str] = field(default_factory=dict)  #: by model: where an answer held a thought, if one did
-    #: Models to which the run sends fields of the user's own, which may turn thinking off: of these, only answers to
+    #: Models to which the run sends the user's own fields, which may turn thinking off: of these, only answers to
     #: requests with such fields tell.
     with_fields: frozenset[str] = frozenset()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -187,26 +187,37 @@ class Probe:
         return ServerRefused(f"{self._where} {state} (HTTP {status})", hint=todo)
 
 
-def not_served(model: str, served: Iterable[str], *, searched: str, how: str = "asked") -> ModelNotServed:
-    """The error for a model that no server offers, with what there is and the ways out.
+def not_served(models: Iterable[str], served: Iterable[str], *, searched: str, how: str = "asked") -> ModelNotServed:
+    """The error for models that no server offers, with what there is and the ways out.
 
     Args:
         searched: the servers, or the files, and `how` they were.
     """
     names = sorted(set(served))
-    near = get_close_matches(model, names, n=1, cutoff=0.6)
-    if not near:  # the same model under another owner, or without one
-        short = model.rpartition("/")[2].lower()
-        near = [name for name in names if name.rpartition("/")[2].lower() == short]
-    lines = [f"no server serves the model {model!r}"]
+    missing = sorted(set(models))
+    lines = [f"no server serves the model{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"]
     if searched:
         lines.append(f"  {how}: {searched}")
     if names:
         lines.append(f"  served: {', '.join(names)}")
-    ways = [f"Did you mean {near[0]!r}?"] if near else []
-    ways.append("Start it and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
-    ways.append("To try the pipeline without it: --embedded answers with a small model on this CPU.")
+    ways = [
+        f"Did you mean {near!r}{f' for {model!r}' if len(missing) > 1 else ''}?"
+        for model in missing
+        if (near := _nearest(model, names))
+    ]
+    them = "them" if len(missing) > 1 else "it"
+    ways.append(f"Start {them} and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
+    ways.append("To try the pipeline now: --embedded answers with a small model on this CPU.")
     return ModelNotServed("\n".join(lines), hint="\n  ".join(ways))
+
+
+def _nearest(model: str, names: Sequence[str]) -> str | None:
+    """The served name that was probably meant."""
+    near = get_close_matches(model, names, n=1, cutoff=0.6)
+    if not near:  # the same model under another owner, or without one
+        short = model.rpartition("/")[2].lower()
+        near = [name for name in names if name.rpartition("/")[2].lower() == short]
+    return near[0] if near else None
 
 
 def _lives(outcome: Outcome) -> bool:

@@ -84,7 +84,7 @@ class YamlMapping:
         wanted = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in wanted):
             names = " or ".join(k.__name__ for k in wanted)
-            self.fail(f"{name} is to be {names}, not {type(value).__name__}", node)
+            self.fail(f"{name} must be {names}, not {type(value).__name__}", node)
         return value
 
     def names(self, name: str) -> frozenset[str] | None:
@@ -94,12 +94,12 @@ class YamlMapping:
             return None
         names = [value] if isinstance(value, str) else value
         if not names or not all(isinstance(item, str) and item for item in names):
-            self.fail(f"{name} is to be a name or a list of names", self.values[name.replace("_", "-")])
+            self.fail(f"{name} must be a name or a list of names", self.values[name.replace("_", "-")])
         return frozenset(names)
 
     def at_least_one(self, name: str) -> int | None:
         """A positive integer; None where it is absent."""
         value: int | None = self.get(name, int)
         if value is not None and value < 1:
-            self.fail(f"{name} is to be at least 1, not {value}", self.values[name.replace("_", "-")])
+            self.fail(f"{name} must be at least 1, not {value}", self.values[name.replace("_", "-")])
         return value

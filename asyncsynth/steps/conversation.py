@@ -103,12 +103,12 @@ def with_system(messages: list[Message], system: str | None, choice: str) -> tup
 def checked_messages(value: Any) -> list[Message]:
     """A copy of a list of messages. Raises RecordError (`bad_prompt`) for anything else."""
     if not isinstance(value, list) or not value:
-        raise RecordError(f"{value!r:.60} is no list of messages", reason="bad_prompt")
+        raise RecordError(f"{value!r:.60} is not a list of messages", reason="bad_prompt")
     messages: list[Message] = []
     for message in value:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(role, str) or not isinstance(content, str):
-            raise RecordError(f"{message!r:.60} is no message with role and content", reason="bad_prompt")
+            raise RecordError(f"{message!r:.60} is not a message with role and content", reason="bad_prompt")
         messages.append(cast(Message, dict(message)))  # other keys (reasoning_content, a name) travel
     return messages

@@ -259,11 +259,11 @@ class AnswerStore:
         """What a user must know of it: one line each."""
         notes = []
         if self._problem:
-            notes.append(f"answers are no longer kept, and may have to be paid for again: {self._problem}")
+            notes.append(f"answers are no longer kept, and you may pay for them again: {self._problem}")
         elif self.not_kept:
             notes.append(f"{self.not_kept} answers were not kept: the disk was too slow for them, or they are not JSON")
         if self.damaged:
-            notes.append(f"{self.damaged} kept answers are damaged and were asked for again")
+            notes.append(f"{self.damaged} kept answers are damaged and were requested again")
         if self._unreadable:
             first = self._unreadable[0]
             notes.append(f"{len(self._unreadable)} files of kept answers cannot be read ({first}): they are not used")

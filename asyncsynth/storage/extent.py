@@ -94,7 +94,7 @@ class Completeness:
         if self.complete:
             return f"complete (--limit {self.limit:,})" if self.limit is not None else "complete"
         if self.complete is None:
-            return "not known to be complete: resume the run with this version of asyncsynth to find out"
+            return "not known to be complete: resume it with this version of asyncsynth to find out"
         if self.records is not None and self.unfinished:
             return f"unfinished: {self.unfinished:,} of {self.records:,} records have not ended{place}"
         if self.rows_of:

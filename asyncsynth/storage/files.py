@@ -108,7 +108,7 @@ def storage_error(error: OSError, path: Path, doing: str) -> StorageError:
     """The StorageError for a failed call: what was being done, to which path, and what to do next."""
     number = error.errno or 0
     reason = f"{error.strerror or error} ({errno.errorcode.get(number, number)})"
-    hint = _HINTS.get(number, "Nothing acknowledged is lost; mend the cause, then run the same command again.")
+    hint = _HINTS.get(number, "Nothing acknowledged is lost. Fix the cause, then run the same command again.")
     return StorageError(f"{path}: cannot {doing}: {reason}", hint=hint)
 
 

@@ -182,7 +182,7 @@ def refuse_own_files(to: Path, run: Path | None = None) -> None:
 
 
 def refuse_own_places(to: Path, run: Path | None = None) -> None:
-    """The same for a folder that is to be written to."""
+    """The same for a folder to write to."""
     owner = run if run is not None and is_own(run, to) else owner_of(to)
     if owner is not None:
         raise ConfigurationError(

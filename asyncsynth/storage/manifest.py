@@ -6,6 +6,7 @@ results under earlier fingerprints stay usable.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -85,7 +86,7 @@ class Manifest:
         manifest = cls.load(directory)
         if manifest is None:
             raise ConfigurationError(
-                f"{directory} is no run directory: it has no {MANIFEST_NAME}",
+                f"{directory} is not a run directory: it has no {MANIFEST_NAME}",
                 hint="Give the directory that `asyncsynth run` printed as its output.",
             )
         return manifest
@@ -126,13 +127,26 @@ def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
         for at, (one, other) in enumerate(zip(old, new, strict=True)):
             _compare(f"{path}[{at}]", one, other, lines)
     elif type(old) is not type(new) or old != new:
+        if ".code." in path and (_is_hash(old) or _is_hash(new)):
+            lines.append(f"{path}: {'added' if old is _ABSENT else 'removed' if new is _ABSENT else 'edited'}")
+            return
         one, other = _text(old), _text(new)
         alike = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
         lines.append(f"{path}: {_cut(one, alike)} -> {_cut(other, alike)}")
 
 
+def _is_hash(value: Any) -> bool:
+    """Whether this is the hash of a piece of user code, which says nothing to a reader."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) is not None
+
+
 def _text(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else orjson.dumps(value).decode()
+    if value is _ABSENT:
+        return "(absent)"
+    text = orjson.dumps(value).decode()
+    if isinstance(value, str) and '"' in value and "'" not in value:  # JSON in a text: read without its backslashes
+        return "'" + text[1:-1].replace('\\"', '"') + "'"
+    return text
 
 
 def _cut(text: str, alike: int) -> str:

@@ -196,7 +196,7 @@ class JsonlReader(Reader):
         except (ValueError, RecursionError):
             pass
         hint = (
-            f"Mend or remove the line (`sed -n {number}p {self.path}` shows it), then run again with --update: what is "
+            f"Fix or remove the line (`sed -n {number}p {self.path}` shows it), then run again with --update: what is "
             'done is kept. Or let such lines fail alone: LoadJSONL(..., on_bad_row="skip").'
         )
         if text.strip() == "[":
@@ -268,7 +268,7 @@ class DictsReader(Reader):
             raise self._error(
                 f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",
                 number + 1,
-                hint="The code that makes the rows failed. Mend it, then run the same again.",
+                hint="The code that makes the rows failed. Fix it, then run the same command again.",
             ) from error
 
     def _fresh(self) -> Iterable[Any]:

@@ -86,7 +86,7 @@ def run_directories(directory: Path) -> list[Path]:
         raise storage_error(error, directory, "list the run directory") from error
     if MANIFEST_NAME not in names and not layout.segment_numbers(names):
         raise ConfigurationError(
-            f"{directory} is no run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
+            f"{directory} is not a run directory: there is neither a {MANIFEST_NAME} nor a journal in it",
             hint="Name the directory that the run printed (`--output`).",
         )
     if shards := layout.shard_numbers(names):
@@ -182,7 +182,7 @@ def _tell(found: Verified, segment: SegmentCheck, broken: list[int]) -> None:
     ]
     found.findings += [Finding(segment.path, at, "is no entry of this format, though it checks") for at in broken]
     if gone := segment.kinds["lost"]:
-        found.notes.append(f"{segment.path}: {gone} line(s) were lost and stand as such since a repair")
+        found.notes.append(f"{segment.path}: {gone} line(s) were lost; a repair recorded the gap")
 
 
 def _sidecar(found: Verified, segment: SegmentCheck, facts: SegmentFacts, fs: FileSystem) -> None:

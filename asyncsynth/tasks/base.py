@@ -55,11 +55,11 @@ class Task(ModelStep):
         system_prompt: put before the conversation; a row's own ``system_prompt`` column wins.
         num_generations: answers per row, each with a seed of its own.
         group_generations: True: one row whose outputs are lists; False: one row per answer.
-        max_reasks: how often an answer that cannot be parsed is asked for again, before the row fails.
-        provenance: facts to write as columns beside the outputs, by these names: ``finish_reason`` ("length": cut
-            at max_tokens), ``reasoning`` (what the model thought, None if it showed nothing), ``prompt_tokens``,
-            ``completion_tokens``, ``model``, ``server``, ``calls``, ``attempts``, ``latency_s`` (seconds). Where an
-            output takes several calls, numbers are sums and the rest is of the call that the output was read from.
+        max_reasks: how often an answer that cannot be parsed is requested again before the row fails.
+        provenance: names of facts to write as columns beside the outputs: ``finish_reason`` ("length": cut at
+            max_tokens), ``reasoning`` (the model's reasoning, or None), ``prompt_tokens``, ``completion_tokens``,
+            ``model``, ``server``, ``calls``, ``attempts``, ``latency_s`` (seconds). If an output takes several calls,
+            numbers are sums, and the other facts belong to the call that the output was read from.
 
     Runs in a pipeline, as ``await task(row)``, or alone: ``task.load(); next(task.process([row]))``.
     """

@@ -68,7 +68,7 @@ class TaskContext:
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
         if isinstance(request, ChatRequest) and request.messages and request.messages[0]["role"] == "system":
-            # Kept with the result: training examples are to hold what was sent, and only the request shows it.
+            # Kept with the result: training examples hold what was sent, and only the request shows it.
             sent = self.notes.setdefault(_SYSTEM, [])
             if request.messages[0]["content"] not in sent:
                 sent.append(request.messages[0]["content"])

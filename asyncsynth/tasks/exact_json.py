@@ -63,7 +63,7 @@ def exact_json(text: str) -> Any:
         return value
 
     def constant(literal: str) -> Any:
-        return refuse(f"{literal} is no JSON number")
+        return refuse(f"{literal} is not a JSON number")
 
     def pairs(items: list[tuple[str, Any]]) -> Any:
         made = dict(items)

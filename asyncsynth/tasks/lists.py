@@ -151,7 +151,7 @@ def _from_lines(text: str, *, cut: bool) -> list[str]:
 
 
 def _last_draft(lines: list[str]) -> list[str]:
-    """The lines after the last "Final list:" that stands between two lists; else all of them."""
+    """The lines after the last "Final list:" that is between two lists; else all of them."""
     for place in range(len(lines) - 1, 0, -1):
         if _FINAL.match(lines[place]) and all(any(map(_marked, part)) for part in (lines[:place], lines[place:])):
             return lines[place + 1 :]

@@ -122,11 +122,11 @@ def _of_library(schema: Any) -> Check:
 
     default = jsonschema.Draft202012Validator
     if not isinstance(schema, (dict, bool)):
-        raise BadSchema(f"{_short(schema)} is no schema")
+        raise BadSchema(f"{_short(schema)} is not a schema")
     kind = default if isinstance(schema, bool) else jsonschema.validators.validator_for(schema, default=None)
     if kind is None or (isinstance(schema, dict) and "$schema" not in schema):
         if isinstance(schema, dict) and "$schema" in schema:
-            raise BadSchema(f"#/$schema: {schema['$schema']!r:.80} is no draft of JSON Schema that is known here")
+            raise BadSchema(f"#/$schema: {schema['$schema']!r:.80} is not a known draft of JSON Schema")
         kind = default
     dialect = kind.META_SCHEMA.get("$schema", DIALECT)
     try:
@@ -243,7 +243,7 @@ class _Walk:
         if isinstance(node, bool) or id(node) in self._seen:
             return
         if not isinstance(node, dict):
-            raise BadSchema(f"{at}: {_short(node)} is no schema")
+            raise BadSchema(f"{at}: {_short(node)} is not a schema")
         self._seen[id(node)] = node
         inside = references.inside(node)
         for keyword, value in node.items():
@@ -286,7 +286,7 @@ class _Walk:
                 "names into $defs"
             ) from None
         if not isinstance(target, (dict, bool)):
-            raise BadSchema(f"{at}: {_short(ref)} leads to {_short(target)}, which is no schema")
+            raise BadSchema(f"{at}: {_short(ref)} leads to {_short(target)}, which is not a schema")
         self._same_value.setdefault(id(node), []).append((id(target), at))
         self._node(target, ref if ref.startswith("#") else f"{at} -> {ref}", beyond)
 

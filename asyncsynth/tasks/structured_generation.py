@@ -22,7 +22,7 @@ from asyncsynth.tasks.typed_schema import TypedSchema
 
 class StructuredGeneration(Task):
     """Answers an instruction with JSON that fits a JSON schema. The server constrains the answer where it can
-    (``response_format``); in any case it is parsed and checked here, and asked for again when it does not fit.
+    (``response_format``); in any case it is parsed and checked here, and requested again when it does not fit.
 
     Columns: ``instruction``, optionally ``system_prompt`` and ``schema`` (a JSON schema for this row, as an
     object or as its text; wins over the task's) -> ``generation`` (the JSON value, not its text),
@@ -32,23 +32,22 @@ class StructuredGeneration(Task):
         schema: a JSON schema as a dict, or a type that pydantic knows: a model (also generic, ``Box[int]``), a union,
             ``list[Model]``, ``dict[str, int]``, a dataclass, a TypedDict, an ``Annotated`` type, a ``TypeAdapter``. The
             type's JSON schema is sent, and pydantic checks the answer, with your validators.
-        dump: with a type as the schema: ``generation`` is what pydantic made of the answer (defaults filled in, what
-            validators changed), dumped as JSON by its aliases. False keeps the answer's own JSON.
+        dump: with a type as the schema: ``generation`` is the value that pydantic made of the answer (with defaults and
+            the changes of validators), dumped as JSON by its aliases. False keeps the answer's own JSON.
         show_schema: put the schema into the prompt as well: the model then sees descriptions, and servers that
-            ignore constraints are told the format. False sends the instruction as it is.
+            ignore constraints get the format. False sends the instruction as it is.
         Others: see `Task`.
 
-    Every keyword of a JSON schema is checked, or the schema is refused when the step is made (of a row: before
-    anything is sent). With the extra ``asyncsynth[schema]`` the package jsonschema checks: draft 2020-12, or the one
-    that ``$schema`` names, ``format`` included. Without it the step itself checks types, enum, const, properties,
-    required, items, sizes, bounds, pattern, anyOf, oneOf, allOf, not and references. A keyword that nothing checks
-    and that does not begin with ``x-`` is refused, and so is a reference out of the schema: nothing is fetched.
+    Every keyword of a JSON schema is checked, or the schema is refused: when the step is made, or for a row's schema
+    before anything is sent. With the extra ``asyncsynth[schema]``, the package jsonschema checks, by draft 2020-12 or
+    the draft that ``$schema`` names, and checks ``format`` too. Without it, the step itself checks types, enum, const,
+    properties, required, items, sizes, bounds, pattern, anyOf, oneOf, allOf, not and references. It refuses keywords
+    that nothing checks, unless they begin with ``x-``, and references to outside the schema: nothing is fetched.
 
-    Values stay as the model wrote them. ``5.0`` is an integer to a JSON schema and stays 5.0; for a type it is none:
-    an answer must fit the type's JSON schema, and pydantic's strict mode, which converts nothing. An answer with an
-    integer beyond 64 bits, a float out of range, NaN or a key with two values does not fit, whatever the schema. Of
-    several values that fit, the last one is taken. Bound texts by ``maxLength``: a weak model fills an open one until
-    max_tokens.
+    Values stay as the model wrote them. For a JSON schema, ``5.0`` is an integer and stays 5.0. For a type it is not:
+    an answer must fit the type's JSON schema and pydantic's strict mode, which converts nothing. An answer with an
+    integer beyond 64 bits, a float out of range, NaN or a duplicate key never fits. If several values fit, the last
+    one counts. Bound texts with ``maxLength``: a weak model fills an unbounded text until max_tokens.
 
     Example::
 
@@ -129,7 +128,7 @@ class StructuredGeneration(Task):
         except (NoJson, InexactJson) as error:
             raise TaskFailure(f"the input 'schema' is not JSON: {error}", reason="bad_input") from None
         except BadSchema as error:
-            raise TaskFailure(f"the input 'schema' is no JSON schema: {error}", reason="bad_input") from None
+            raise TaskFailure(f"the input 'schema' is not a JSON schema: {error}", reason="bad_input") from None
         return found
 
     def parse(self, choice: Choice, row: Row) -> Row:

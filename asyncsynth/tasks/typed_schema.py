@@ -77,7 +77,7 @@ class TypedSchema:
 
     @property
     def has_own_code(self) -> bool:
-        """True if a class or a function of the user's decides on an answer."""
+        """True if a user's class or function decides on an answer."""
         return bool(self._users_parts())
 
     def _users_parts(self) -> list[Any]:
@@ -115,7 +115,7 @@ def _collect(item: Any, seen: dict[int, Any]) -> None:
 
 
 def _is_users(item: Any) -> bool:
-    """Whether it is a class or a function, and of the user's own."""
+    """Whether it is a class or a function in user code."""
     if not (isinstance(item, type) or inspect.isroutine(item)) or typing.get_origin(item) is not None:
         return False
     generic = getattr(item, "__pydantic_generic_metadata__", None)

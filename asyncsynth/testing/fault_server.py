@@ -1,5 +1,5 @@
 """FaultServer: an OpenAI-compatible server on a loopback port that answers the same request the same way, and
-fails as it is told. Real sockets, no model; also the mock of the benchmarks.
+fails on request. Real sockets, no model; also the mock of the benchmarks.
 
     busy_at_first = lambda info: Fault("status", status=503) if info.index < 3 else None
     async with FaultServer(script=busy_at_first) as server:
@@ -305,19 +305,25 @@ async def _serve(options: argparse.Namespace) -> None:
         await stopped.wait()
 
 
+_HELP = (
+    "An OpenAI-compatible server without a model, on a loopback port. It answers the same request the same way and "
+    "fails on request. It prints its base URL and serves until Ctrl-C."
+)
+
+
 def main() -> None:
     """The command line: prints its base URL once it listens, serves until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m asyncsynth.testing.fault_server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser = argparse.ArgumentParser(prog="python -m asyncsynth.testing.fault_server", description=_HELP)
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="milliseconds before each answer")
     parser.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
-    said = "a status among the faults, may be repeated: 500 and 503 if none is given (503 says that it is overloaded)"
+    said = "status of such a failure, may be repeated; without it 500, and 503 (overloaded)"
     parser.add_argument("--fault-status", type=int, action="append", help=said)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random failures")
     parser.add_argument("--tokens", type=int, default=16, help="words of an answer")
-    every = "served model; without any, test-model is listed and every name is answered"
+    every = "name of a served model, may be repeated; without it, test-model is listed and every name is answered"
     parser.add_argument("--model", action="append", help=every)
-    parser.add_argument("--api-key", default=None)
+    parser.add_argument("--api-key", default=None, help="answer 401 to any other key")
     options = parser.parse_args()
     run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
     with contextlib.suppress(ImportError):  # not on every platform

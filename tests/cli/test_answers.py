@@ -89,7 +89,7 @@ def test_workers_and_other_runs_share_a_cache(tmp_path: Path, fault_server: Serv
     told = asyncsynth(
         "run", write(tmp_path, "str.lower"), "--servers", server.base_url, "--output", tmp_path / "3", *cache
     )
-    assert f"re-read   {2 * RECORDS} answers that were paid for earlier" in told.stdout
+    assert f"re-read   {2 * RECORDS} answers paid for earlier" in told.stdout
     for wrong, why in (("", "must be own, run, none or"), (tmp_path / "one", "is a run directory")):
         refused = asyncsynth("run", tmp_path / "job.py", "--output", tmp_path / "4", "--answers", wrong)
         assert refused.returncode == 2

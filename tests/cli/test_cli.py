@@ -83,7 +83,7 @@ def test_a_place_that_is_no_run_is_bad_usage(tmp_path: Path, tool: str) -> None:
     for place in (tmp_path / "nothing", tmp_path):
         told = asyncsynth("journal", tool, place)
         assert told.returncode == 2
-        assert "is no run directory" in told.stderr
+        assert "is not a run directory" in told.stderr
 
 
 def test_done_with_failed_records_is_3_and_says_which(tmp_path: Path, fault_server: Serve) -> None:
@@ -235,7 +235,7 @@ def test_bad_directories(tmp_path: Path, fault_server: Serve) -> None:
     (tmp_path / "busy" / "thesis.txt").write_text("x")
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "busy")
     assert ran.returncode == 2
-    assert "no run directory" in ran.stderr
+    assert "not a run directory" in ran.stderr
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", "/proc/nowhere/run")
     assert ran.returncode == 5
     assert "/proc" in ran.stderr
@@ -297,7 +297,7 @@ def test_the_first_signal_drains_and_the_run_resumes(tmp_path: Path, fault_serve
     gate.process = process = start(*arguments)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert "sending nothing more and waiting for the" in err
+    assert "sending nothing more; waiting for" in err
     assert "same command" in out
     assert "unfinished: " in out
     gate.process = None

@@ -81,7 +81,7 @@ def test_json_and_a_run_in_parts(tmp_path: Path, fault_server: Serve) -> None:
     for command in ("verify", "repair", "stats"):
         nothing = asyncsynth("journal", command, tmp_path)
         assert nothing.returncode == 2
-        assert "no run directory" in nothing.stderr
+        assert "not a run directory" in nothing.stderr
 
 
 def test_every_option_is_in_the_reference() -> None:

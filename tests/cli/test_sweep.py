@@ -35,4 +35,4 @@ def test_a_sweep_over_a_setting(tmp_path: Path, fault_server: Callable[..., Faul
 def test_nothing_to_compare(tmp_path: Path) -> None:
     ran = asyncsynth("compare", tmp_path / "none", tmp_path)
     assert ran.returncode == 2
-    assert "no run directory" in ran.stderr
+    assert "not a run directory" in ran.stderr

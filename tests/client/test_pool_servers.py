@@ -211,7 +211,7 @@ def test_a_server_that_stays_away_ends_the_run_only_where_it_is_the_last() -> No
         pool = pool_of(server("a", first), server("b", second))
         pool.server_lost("a", "crashed")
         assert await answering(pool, 4) == {"b"}
-        assert pool.notes == ["a is not started again (crashed); the run goes on without it"]
+        assert pool.notes == ["a is not started again (crashed); the run continues without it"]
         second.gate = asyncio.Semaphore(0)
         sent = [asyncio.create_task(pool.send(ask())) for _ in range(8)]
         await settle()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, Filter, LoadDataFromDicts, Pipeline, TextGeneration, UltraFeedback
-from asyncsynth.errors import RunChangedError
+from asyncsynth.errors import RunChangedError, ServerUnreachable
 from asyncsynth.pipeline import AllRows, GlobalStep
 from asyncsynth.steps.decorators import step
+from asyncsynth.storage.extent import completeness
 from asyncsynth.testing import FaultServer
 from tests.engine.helpers import run_async, server
 from tests.matrix.plugin import Tried
@@ -163,12 +164,27 @@ def test_going_back_to_an_earlier_version_is_not_promised_for_nothing(tmp_path: 
     run_async(main())
 
 
+def test_a_run_without_any_entry_takes_a_changed_pipeline(tmp_path: Path) -> None:
+    async def main() -> None:
+        options: dict[str, Any] = {"output": tmp_path / "run"}
+        with pytest.raises(ServerUnreachable):
+            await made().arun(**options, servers=["http://127.0.0.1:9/v1"])
+        assert completeness(tmp_path / "run").complete is False
+        async with server() as fake:
+            report = (await made(first_prompt="Be brief.").arun(**options, servers=[fake.base_url])).report
+            assert report.complete
+            with pytest.raises(RunChangedError):
+                await made().arun(**options, servers=[fake.base_url])
+
+    run_async(main())
+
+
 def test_more_of_the_input_is_told_beside_what_is_redone(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await made(data=ROWS[:5]).arun(**options)
-            with pytest.raises(RunChangedError, match="3 new records of the input come on top"):
+            with pytest.raises(RunChangedError, match="plus 3 records of the input without any results yet"):
                 await made(judge_prompt="Be strict.").arun(**options)
 
     run_async(main())

@@ -206,7 +206,7 @@ def test_the_segments_before_a_barrier_are_measured_too(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"no run directory"):
+    with pytest.raises(ConfigurationError, match=r"not a run directory"):
         RunQuality.read(tmp_path)
 
 

@@ -268,7 +268,7 @@ def test_a_server_that_tells_nothing_is_not_guessed_about() -> None:
     finding, _ = load(lambda: BatchingServer(SLOTS), tells=False)
     assert finding.knee is not None
     assert finding.knee.concurrency == SLOTS
-    assert "does not tell its queue" in limited_by(finding)
+    assert "does not report its queue" in limited_by(finding)
 
 
 def level(**changes: Any) -> Level:

@@ -143,8 +143,8 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ("a: 1\nmodel: [}\n", 2, "not YAML"),
-        ("model: m\nport: eighty\n", 2, "port is to be int, not str"),
-        ("model: m\nport: true\n", 2, "port is to be int, not bool"),
+        ("model: m\nport: eighty\n", 2, "port must be int, not str"),
+        ("model: m\nport: true\n", 2, "port must be int, not bool"),
         ("model: m\nport: 0\n", 2, "between 1 and 65535"),
         ("model: m\nport: 1\nport: 2\n", 3, "given twice"),
         ("model: m\nuds: /tmp/x\n", 2, "Unix socket"),
@@ -156,8 +156,8 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
         ("servers:\n  - limit: 3\n", 2, "without a url"),
         ("servers:\n  - url: http://a\n    limit: 3\n    max_concurrency: 4\n", 4, "exclude each other"),
         ("servers:\n  - url: http://a\n    requests_per_minute: 0\n", 3, "at least 1"),
-        ("servers:\n  - url: http://a\n    tokens_per_minute: many\n", 3, "to be int, not str"),
-        ("servers:\n  - url: http://a\n    orca: 1\n", 3, "to be bool, not int"),
+        ("servers:\n  - url: http://a\n    tokens_per_minute: many\n", 3, "must be int, not str"),
+        ("servers:\n  - url: http://a\n    orca: 1\n", 3, "must be bool, not int"),
         ("servers:\n  - url: http://a\n    limt: 3\n", 3, "Did you mean limit"),
         ("servers:\n  - url: http://a\n    api_key: k\n", 3, "environment variable"),
     ],
@@ -186,12 +186,12 @@ SAID = [
     "{fleet}:4: 'gpu:8000' is not the base URL",
     "{fleet}:5: unknown key limt",
     "{fleet}:5: unknown key api_key",
-    "{fleet}:5: limit is to be at least 1",
+    "{fleet}:5: limit must be at least 1",
     "{fleet}:6: gpus: -1 is no index or UUID",
     "{fleet}:6: env: HF_TOKEN looks like a secret",
     "{fleet}:7: model cannot be among a fleet's flags",
-    "{bad}:2: port is to be between",
-    "{bad}:3: max-num-seqs is to be at least 1",
+    "{bad}:2: port must be between",
+    "{bad}:3: max-num-seqs must be at least 1",
 ]
 
 

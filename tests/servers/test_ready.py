@@ -168,13 +168,20 @@ def test_canary_dies(answer: Answer, error: type[ServerError], message: str) -> 
 
 def test_model_not_served_shows_the_ways_out() -> None:
     served = ["Qwen/Qwen2.5-1.5B-Instruct", "other"]
-    text = str(not_served("Qwen/Qwen2.5-1.5B-Instrukt", served, searched="http://a/v1"))
+    text = str(not_served(["Qwen/Qwen2.5-1.5B-Instrukt"], served, searched="http://a/v1"))
     assert "Did you mean 'Qwen/Qwen2.5-1.5B-Instruct'?" in text
     assert "served: Qwen/Qwen2.5-1.5B-Instruct, other" in text
     assert "http://a/v1" in text
     assert "--embedded" in text
-    assert "'smollm2'" in str(not_served("HuggingFaceTB/SmolLM2", ["smollm2"], searched=""))
-    assert "served:" not in str(not_served("m", [], searched=""))
+    assert "'smollm2'" in str(not_served(["HuggingFaceTB/SmolLM2"], ["smollm2"], searched=""))
+    assert "served:" not in str(not_served(["m"], [], searched=""))
+
+
+def test_all_models_that_are_not_served_are_named_at_once() -> None:
+    text = str(not_served({"smollm", "judge"}, ["smollm2", "other"], searched="http://a/v1"))
+    assert text.startswith("no server serves the models 'judge', 'smollm'\n")
+    assert "Did you mean 'smollm2' for 'smollm'?" in text
+    assert text.count("Start them") == 1
 
 
 @pytest.mark.row(32)

@@ -168,9 +168,9 @@ def test_rows_of_a_run_that_went_on(run: Path) -> None:
 
 def test_no_run_here(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ConfigurationError, match="is no run directory"):
+        with pytest.raises(ConfigurationError, match="is not a run directory"):
             RunRows(directory)
-        with pytest.raises(ConfigurationError, match="is no run directory"):
+        with pytest.raises(ConfigurationError, match="is not a run directory"):
             leaves(directory)
 
 

@@ -379,6 +379,17 @@ def test_a_difference_names_the_field() -> None:
     assert diff(old, old) == []
 
 
+def test_a_difference_of_user_code_is_readable() -> None:
+    old = {"code": {"helper": "c6119754dbcea92c", "one": "c6119754dbcea92c", "PRICES": '{"a":1}'}}
+    new = {"code": {"helper": "7c9c3c5769f54150", "other": "c6119754dbcea92c", "PRICES": '{"a":"it\'s"}'}}
+    assert diff({"steps": old}, {"steps": new}) == [
+        "steps.code.helper: edited",
+        "steps.code.one: removed",
+        'steps.code.PRICES: \'{"a":1}\' -> "{\\"a\\":\\"it\'s\\"}"',
+        "steps.code.other: added",
+    ]
+
+
 def test_a_difference_deep_in_a_long_text_is_shown() -> None:
     (line,) = diff({"prompt": "x" * 500 + "old" + "y" * 500}, {"prompt": "x" * 500 + "new" + "y" * 500})
     assert "old" in line

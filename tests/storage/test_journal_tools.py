@@ -272,7 +272,7 @@ def test_a_run_in_parts_is_gone_through(tmp_path: Path) -> None:
     assert run_directories(run) == [run / "segment-1", run]
     flip(run / "segment-1" / "seg-000001.jsonl", 900)
     assert [bool(done.rewritten) for done in repair(run)] == [True, False]
-    with pytest.raises(ConfigurationError, match="no run directory"):
+    with pytest.raises(ConfigurationError, match="not a run directory"):
         run_directories(tmp_path)
 
 

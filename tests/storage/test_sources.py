@@ -111,7 +111,7 @@ BAD_LINES = {
     "too large a float": (b'{"a": 1e400}', "a is inf", "plain JSON value was expected"),
     "65 bits": (b'{"a": 18446744073709551616}', "a is an integer over 64 bits", "Write it as a string"),
     "-65 bits": (b'{"a": -9223372036854775809}', "a is an integer over 64 bits", "Write it as a string"),
-    "5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "number is infinity", "Mend or remove"),
+    "5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "number is infinity", "Fix or remove"),
     "deep": (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", "nested more than 200", "leave it out"),
     "very deep": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not JSON", "depth limit"),
 }

@@ -53,9 +53,9 @@ def test_an_integer_beyond_64_bits_is_refused_wherever_it_is(value: Any, number:
         ("[-1E+999]", "[0]: -1E+999 is beyond"),
         ("[1e-400]", "[0]: 1e-400 is beyond"),
         ("1e400", "1e400 is beyond"),
-        ('{"a": {"b": NaN}}', "a.b: NaN is no JSON number"),
-        ("[-Infinity]", "[0]: -Infinity is no JSON number"),
-        ("NaN", "NaN is no JSON number"),
+        ('{"a": {"b": NaN}}', "a.b: NaN is not a JSON number"),
+        ("[-Infinity]", "[0]: -Infinity is not a JSON number"),
+        ("NaN", "NaN is not a JSON number"),
         ('{"a": 1, "a": 2}', "a: the key 'a' comes twice, with two values"),
         ('{"x": [{"a": true, "a": 1}]}', "x[0].a: the key 'a' comes twice"),
         ('{"a": {"big": 99999999999999999999}, "a": 1}', "comes twice"),
@@ -96,7 +96,7 @@ def test_a_refused_value_is_passed_over_with_all_that_is_in_it() -> None:
     refused: list[str] = []
     text = 'First {"a": {"x": 1}, "n": NaN}, then {"a": 2} and [99999999999999999999].'
     assert list(json_values(text, refused)) == [{"a": 2}]
-    assert refused == ["n: NaN is no JSON number", "[0]: 99999999999999999999 is an integer beyond 64 bits"]
+    assert refused == ["n: NaN is not a JSON number", "[0]: 99999999999999999999 is an integer beyond 64 bits"]
 
 
 def test_a_text_that_is_code_is_still_a_text() -> None:

@@ -74,7 +74,7 @@ def _check_one(name: str, flag: Flag, table: FlagTable) -> Iterator[Finding]:
     negated = table.negated()
     if name in negated:
         if not isinstance(flag.value, bool):
-            yield Finding(flag.place, f"{flag.spelled} is to be true, not {_shown(flag.value)}")
+            yield Finding(flag.place, f"{flag.spelled} must be true, not {_shown(flag.value)}")
         return
     known = table.flags.get(head if dot else name)
     if known is None or (dot and known["type"] != "json"):
@@ -97,13 +97,13 @@ def _unknown(name: str, flag: Flag, table: FlagTable, negated: Mapping[str, str]
     near = get_close_matches(name, [*table.flags, *negated], n=1, cutoff=0.7)
     meant = f"Did you mean {near[0]}?" if near else "`vllm serve --help=all` lists the flags."
     if name in ("gpus", "env"):
-        meant = f"vLLM's files hold vLLM's flags only: {name} stands in a fleet file, or use --gpus."
+        meant = f"vLLM's files hold vLLM's flags only: {name} belongs in a fleet file, or use --gpus."
     return Finding(flag.place, f"vLLM {table.version} has no flag {flag.spelled}", meant)
 
 
 def _check_switch(flag: Flag, known: Mapping[str, Any]) -> Iterator[Finding]:
     if not isinstance(flag.value, bool):
-        yield Finding(flag.place, f"{flag.spelled} is to be true or false, not {_shown(flag.value)}")
+        yield Finding(flag.place, f"{flag.spelled} must be true or false, not {_shown(flag.value)}")
     elif not flag.value and "_" in flag.spelled and known.get("negations"):
         # vLLM looks for "--no-<key>" with the key as it is written, finds none, and drops the line.
         yield Finding(
@@ -119,24 +119,24 @@ def _problem(value: Any, known: Mapping[str, Any]) -> str:
     if kind == "json":
         if known.get("text") or isinstance(value, dict | list):
             return ""
-        return "" if isinstance(value, str) and _is_json(value) else f"is to be a mapping, not {_shown(value)}"
+        return "" if isinstance(value, str) and _is_json(value) else f"must be a mapping, not {_shown(value)}"
     if isinstance(value, list):
         if not known.get("list"):
-            return f"is to be one value, not a list of {len(value)}"
+            return f"must be one value, not a list of {len(value)}"
         return next((problem for item in value if (problem := _problem(item, {**known, "list": False}))), "")
     if isinstance(value, bool | dict):
-        return f"is to be {_wanted(known)}, not {_shown(value)}"
+        return f"must be {_wanted(known)}, not {_shown(value)}"
     text = str(value)
     if choices := known.get("choices"):
         if text in choices:
             return ""
         near = get_close_matches(text, choices, n=1)
-        return f"is to be one of {', '.join(choices)}, not {text}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"must be one of {', '.join(choices)}, not {text}" + (f"; did you mean {near[0]}?" if near else "")
     fits = {
         "int": bool(_INT.fullmatch(text) or (known.get("suffixes") and (text == "auto" or _SIZE.fullmatch(text)))),
         "float": bool(_FLOAT.fullmatch(text)),
     }
-    return "" if fits.get(kind, True) else f"is to be {_wanted(known)}, not {_shown(value)}"
+    return "" if fits.get(kind, True) else f"must be {_wanted(known)}, not {_shown(value)}"
 
 
 def _wanted(known: Mapping[str, Any]) -> str:

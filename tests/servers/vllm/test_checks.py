@@ -66,18 +66,18 @@ def test_flags_that_vllm_takes(tmp_path: Path, line: str) -> None:
     [
         ("max-num-seq: 8", "vLLM 0.33.0 has no flag max-num-seq", "Did you mean max-num-seqs?"),
         ("gpus: 0", "no flag gpus", "--gpus"),
-        ("block-size: many", "block-size is to be a whole number, not 'many'", ""),
+        ("block-size: many", "block-size must be a whole number, not 'many'", ""),
         ("block-size: 4k", "a whole number, not '4k'", ""),
         ("block-size: true", "a whole number, not true", ""),
         ("block-size: [1, 2]", "one value, not a list of 2", ""),
         ("max-num-seqs:", "has no value", "leave the line out"),
-        ("gpu-memory-utilization: 90%", "is to be a number, not '90%'", ""),
+        ("gpu-memory-utilization: 90%", "must be a number, not '90%'", ""),
         ("dtype: bfloat61", "one of auto, bfloat16, half, not bfloat61; did you mean bfloat16?", ""),
-        ("compilation-config: 3", "is to be a mapping, not 3", ""),
+        ("compilation-config: 3", "must be a mapping, not 3", ""),
         ("max-num-seqs.x: 3", "no flag max-num-seqs.x", ""),
-        ("enable-prefix-caching: 'no'", "is to be true or false, not 'no'", ""),
+        ("enable-prefix-caching: 'no'", "must be true or false, not 'no'", ""),
         ("enable_prefix_caching: false", "vLLM ignores", "Write enable-prefix-caching: false"),
-        ("no-enable-prefix-caching: 1", "is to be true, not 1", ""),
+        ("no-enable-prefix-caching: 1", "must be true, not 1", ""),
     ],
 )
 def test_flags_that_it_does_not_take(tmp_path: Path, line: str, message: str, hint: str) -> None:
@@ -184,7 +184,7 @@ def test_keys_and_folders_that_are_not_there(tmp_path: Path) -> None:
         ("{config: a.yaml, env: {A: [1]}}", "one value"),
         ("{config: a.yaml, gpus: 0, env: {CUDA_VISIBLE_DEVICES: 1}}", "both say where it runs"),
         ("{config: a.yaml, flags: {api-key: x}}", "cannot be among a fleet's flags"),
-        ("{config: a.yaml, flags: {port: 0}}", "port is to be between"),
+        ("{config: a.yaml, flags: {port: 0}}", "port must be between"),
         ("{name: a}", "without a url or a config"),
     ],
 )
