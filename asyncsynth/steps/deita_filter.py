@@ -32,7 +32,23 @@ class DeitaFilter(GlobalStep):
             "flag" keeps all rows and adds the column `is_selected`.
 
     Adds the column `deita_score` (None where there is no score). Memory: 0.2 KB a row, 1.5 KB more a kept one.
-    """
+
+    Example::
+
+        rows = [
+            {"instruction": "Name a river in Asia.", "complexity_scores": 2, "quality_scores": 3},
+            {"instruction": "Name a river in Asia.", "complexity_scores": 2, "quality_scores": 5},
+            {"instruction": "Prove that two is prime.", "complexity_scores": 4, "quality_scores": 4},
+        ]
+        with Pipeline(name="example") as pipeline:
+            best = DeitaFilter("instruction", data_budget=2)
+            LoadDataFromDicts(rows) >> best >> KeepColumns(["instruction", "deita_score"])
+
+    Result::
+
+        {'instruction': 'Name a river in Asia.', 'deita_score': 10.0}
+        {'instruction': 'Prove that two is prime.', 'deita_score': 16.0}
+"""
 
     def __init__(
         self,
