@@ -89,9 +89,14 @@ def run_options() -> str:
 def _dataclass_page(kind: type[Any]) -> str:
     doc = Doc.of(kind)
     meanings = arguments(doc.section("Args"))
-    lines = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(kind):
-        lines.append(f"| `{field.name}` | {_type(field)} | {_default(field)} | {_meaning(field, meanings)} |")
+    lines = [
+        "| setting | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| `{field.name}` | {_type(field)} | {_default(field)} | {_meaning(field, meanings)} |"
+            for field in dataclasses.fields(kind)
+        ),
+    ]
     example = "\n\n".join(code_of(doc.section("Example")))
     result = "\n".join(code_of(doc.section("Result")))
     return tidy(

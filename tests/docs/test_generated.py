@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from asyncsynth import LLM, RetryPolicy, RunOptions
+from asyncsynth.pipeline.step import snake_case
 from asyncsynth.steps import __all__ as step_names
 from docs import generate
-from docs.reading import arguments
+from docs.markdown import COMMAND
+from docs.reading import arguments, public_tasks
 from docs.reference_pages import command_options
 from docs.step_pages import public_steps
 from tests.docs.kit import ROOT, blocks, run
@@ -29,7 +31,7 @@ def test_the_pages_are_those_that_the_code_makes(folder: str) -> None:
     pages = MADE[folder]
     there = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / folder).glob("*.md")}
     stale = sorted(name for name in pages.keys() | there.keys() if pages.get(name) != there.get(name))
-    assert not stale, f"docs/{folder} has drifted from the code ({', '.join(stale)}): run `{generate.COMMAND}`"
+    assert not stale, f"docs/{folder} has drifted from the code ({', '.join(stale)}): run `{COMMAND}`"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -46,11 +48,11 @@ def test_the_example_of_a_page_prints_what_the_page_says(name: str, tmp_path: Pa
 def test_every_page_on_a_task_has_its_parts_and_every_setting_a_meaning() -> None:
     pages = MADE["tasks"]
     assert {"text_generation.md", "ultra_feedback.md"} <= pages.keys()
-    for task in generate.public_tasks():
-        page = pages[f"{generate.snake_case(task.__name__)}.md"]
+    for task in public_tasks():
+        page = pages[f"{snake_case(task.__name__)}.md"]
         for part in ("## Columns", "## Settings", "## Example", "## Prompt"):
             assert part in page, f"{task.__name__} has no {part}: say it in its docstring"
-        assert f"({generate.snake_case(task.__name__)}.md)" in pages["README.md"]
+        assert f"({snake_case(task.__name__)}.md)" in pages["README.md"]
 
 
 @pytest.mark.parametrize("folder", MADE)
@@ -65,7 +67,7 @@ def test_every_setting_has_a_meaning_and_no_page_knows_this_machine(folder: str)
 def test_every_public_step_and_loader_has_a_page() -> None:
     assert {kind.__name__ for kind in public_steps()} == set(step_names)
     for kind in public_steps():
-        name = f"{generate.snake_case(kind.__name__)}.md"
+        name = f"{snake_case(kind.__name__)}.md"
         assert f"[{kind.__name__}]({name})" in MADE["steps"]["README.md"]
         page = MADE["steps"][name]
         assert "## Settings" in page
