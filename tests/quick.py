@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 import time
 import types
 from collections.abc import Generator, Iterator
@@ -22,7 +23,7 @@ import pytest
 #: Seconds of CPU that `python -m tests --quick` may take.
 BUDGET_S = 30
 #: A quick test that takes more is named at the end.
-LONG_S = 0.5
+LONG_S = 1.0
 #: Markers of tests that are never quick; Hypothesis sets its own.
 MARKERS = ("slow", "embedded", "hypothesis")
 #: Modules that open sockets or start processes.
@@ -170,16 +171,18 @@ def why_not_quick(item: pytest.Item) -> str | None:
 class Guard:
     """Makes sockets and processes fail inside `with guard.closed():`, and remembers them: code may catch the error.
 
-    Python's audit events tell of them. uvloop's sockets raise none, so uvloop cannot be imported meanwhile.
+    Python's audit events tell of them. uvloop's sockets raise none, so uvloop cannot be imported meanwhile. Threads
+    that an earlier test left behind may go on.
     """
 
     def __init__(self) -> None:
         self._is_closed = False
         self._seen: list[str] = []
         self._is_hooked = False
+        self._earlier: frozenset[int | None] = frozenset()  #: idents of threads
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._is_closed and event in OUTSIDE_EVENTS:
+        if self._is_closed and event in OUTSIDE_EVENTS and threading.get_ident() not in self._earlier:
             self._seen.append(f"{event}{arguments!r:.200}")
             raise NotQuick(f"a quick test called {event}{arguments!r:.200}; mark the test `slow`")
 
@@ -190,6 +193,7 @@ class Guard:
             sys.addaudithook(self._hear)  # for the life of the process: there is no way to remove it
             self._is_hooked = True
         self._seen = []
+        self._earlier = frozenset({thread.ident for thread in threading.enumerate()} - {threading.get_ident()})
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "uvloop", None)
             self._is_closed = True

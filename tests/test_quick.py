@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_the_guard_leaves_loops_and_files_alone(tmp_path: Path) -> None:
     with GUARD.closed() as seen:
         assert run_virtually(main()) == "text"
     assert not seen
+
+
+def test_the_guard_holds_new_threads_and_leaves_earlier_ones_alone() -> None:
+    with ThreadPoolExecutor(1) as earlier:
+        earlier.submit(int).result()
+        with GUARD.closed() as seen, ThreadPoolExecutor(1) as later:
+            earlier.submit(_bind).result()
+            assert not seen
+            with pytest.raises(NotQuick):
+                later.submit(_bind).result()
 
 
 class _Kit:
