@@ -20,7 +20,7 @@ KINDS = {
     SourceStep: "loads rows",
     JoinStep: "joins branches",
     GlobalStep: "sees all rows",
-    Step: "changes one row",
+    Step: "works row by row",
 }
 #: Modules of the standard library and of extras that examples use.
 _IMPORTS = {"Path": "from pathlib import Path"}

@@ -21,7 +21,7 @@ class DiversitySelect(GlobalStep):
     """Keeps `n` rows, or a `fraction` of them, chosen for variety. Waits for all rows; order stays.
 
     Args:
-        columns: what is compared, together, as text; distance is 1 - Jaccard similarity (see `steps.minhash`).
+        columns: the columns to compare, together, as text; distance is 1 - Jaccard similarity (see `steps.minhash`).
         n: rows to keep at most; or
         fraction: part of the rows to keep, above 0 and at most 1, rounded up.
         method: "farthest_first" begins with a random row and takes the one farthest from all taken, again and

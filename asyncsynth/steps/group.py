@@ -19,8 +19,8 @@ class GroupColumns(JoinStep):
         output_columns: their names afterwards; by default ``grouped_<column>``.
         missing: what happens to a row that a branch failed or dropped: "drop" or "none".
 
-    All other columns are kept. `model_name` is grouped along (to ``grouped_model_name``, if not told
-    otherwise), so that no model is named for another's answer.
+    All other columns are kept. `model_name` is grouped too, to ``grouped_model_name`` unless you name it in `columns`,
+    so that each answer keeps the name of its model.
 
     Rows are matched by key. With ``missing="drop"`` a row that is not in every branch is dropped and counted; with
     ``missing="none"`` a row that a branch failed or dropped is kept, with None in that branch's place of each list and
