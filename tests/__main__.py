@@ -26,8 +26,8 @@ EXAMPLES = f"""\
 python -m tests              ruff, mypy, the import rules, then every test: what CI runs
 python -m tests --fast       the same without the embedded model
 python -m tests --quick      ruff and the pure and simulated tests, in under {BUDGET_S} s of CPU: no sockets, no
-                             processes, no embedded model, no Hypothesis, nothing marked `slow`. It leaves out mypy,
-                             which takes seconds with a warm cache and a minute without, and the import rules.
+                             processes, no embedded model, no Hypothesis, nothing marked `slow`. It leaves out mypy
+                             (3 to 5 s more) and the import rules.
 python -m tests -- -k name   what follows `--` goes to pytest
 
 `python -m pytest --why-not-quick --collect-only` says why a test is not quick; tests/quick.py is the rule.

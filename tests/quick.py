@@ -1,9 +1,9 @@
 """`python -m tests --quick`: which tests are pure or simulated, and a guard that holds them to it.
 
 A test is quick when nothing that it runs in this repository's tests (its own code, its fixtures, the helpers they
-call) names what opens sockets or starts processes, it is no Hypothesis test, and it is marked neither `slow` nor
-`embedded`. So the rule reads code and keeps no list of files. What the rule cannot see, the guard does: in every run
-of the tests, quick or not, a quick test that connects, binds or starts a process fails.
+call) names what opens sockets, starts processes or takes long to import, it is no Hypothesis test, and it is marked
+neither `slow` nor `embedded`. So the rule reads code and keeps no list of files. What the rule cannot see, the guard
+does: in every run of the tests, quick or not, a quick test that connects, binds or starts a process fails.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ BUDGET_S = 30
 LONG_S = 1.0
 #: Markers of tests that are never quick; Hypothesis sets its own.
 MARKERS = ("slow", "embedded", "hypothesis")
-#: Modules that open sockets or start processes.
-OUTSIDE_MODULES = frozenset({"asyncio.subprocess", "http.server", "multiprocessing", "socket", "subprocess"})
+#: Modules that open sockets or start processes, and those whose import alone takes a second.
+OUTSIDE_MODULES = frozenset(
+    {"asyncio.subprocess", "datasets", "http.server", "multiprocessing", "pyarrow", "socket", "subprocess"}
+)
 #: Names, of attributes or imports, that do the same.
 OUTSIDE_NAMES = frozenset(
     {
