@@ -1,14 +1,14 @@
-"""Writes docs/tasks: a page for each public task, from its docstring, signature and prompt templates.
+"""Writes docs/tasks, docs/steps and docs/reference: pages for each public task and step, and for the settings of runs
+and models, from docstrings, signatures and prompt templates.
 
     python -m docs.generate
 
-Needs the package and nothing else; asks no model. `pages()` is what the test of drift compares with the files.
+Needs the package and nothing else; asks no model. `FOLDERS` is what the test of drift compares with the files.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 from asyncsynth import Step
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.pipeline.step import snake_case
+from docs import reference_pages, step_pages
+from docs.markdown import COMMAND, NOTE, cell, fence, names, settings_table, tidy
 from docs.reading import (
     Doc,
-    cell,
     code_of,
     columns_of,
     doc_of,
@@ -28,18 +29,19 @@ from docs.reading import (
     plain,
     prompts_of,
     public_tasks,
-    settings_of,
 )
 
-HERE = Path(__file__).resolve().parent / "tasks"
-COMMAND = "python -m docs.generate"
-NOTE = f"<!-- Written by `{COMMAND}` from the code; change that instead. -->\n"
+HERE = Path(__file__).resolve().parent
 
 
 def pages() -> dict[str, str]:
     """File name in docs/tasks -> text."""
     tasks = public_tasks()
     return {"README.md": index(tasks), **{f"{snake_case(task.__name__)}.md": page(task) for task in tasks}}
+
+
+#: Folder in docs -> what makes its pages.
+FOLDERS = {"tasks": pages, "steps": step_pages.pages, "reference": reference_pages.pages}
 
 
 def index(tasks: list[type[Step]]) -> str:
@@ -54,7 +56,7 @@ def index(tasks: list[type[Step]]) -> str:
     for task in tasks:
         doc = doc_of(task)
         inputs, optional, outputs = columns_of(task)
-        columns = f"{_names(inputs or optional)} → {_names(outputs)}"
+        columns = f"{names(inputs or optional)} → {names(outputs)}"
         link = f"[{task.__name__}]({snake_case(task.__name__)}.md)"
         lines.append(f"| {link} | {cell(doc.summary)} | {columns} | {', '.join(papers_of(task))} |")
     lines.append(f"\nWritten from the code by `{COMMAND}`.")
@@ -67,12 +69,12 @@ def page(kind: type[Step]) -> str:
     parts = [NOTE, f"# {kind.__name__}\n", f"{plain(doc.summary)}\n"]
     parts.append(f"```python\nfrom asyncsynth import LLM, {kind.__name__}\n```\n")
     parts += [f"{_paragraph(text)}\n" for text in doc.body]
-    parts += [_columns(kind, doc), _settings(kind)]
+    parts += [_columns(kind, doc), f"## Settings\n\n{settings_table(kind)}"]
     example = example_of(kind, doc)
     parts += [_example(doc, example), _prompts(kind, example)]
     if papers := papers_of(kind):
         parts.append(f"## Paper\n\n{', '.join(papers)}\n")
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(part for part in parts if part)).rstrip() + "\n"
+    return tidy(parts)
 
 
 def _paragraph(text: str) -> str:
@@ -84,30 +86,17 @@ def _paragraph(text: str) -> str:
 
 def _columns(kind: type[Step], doc: Doc) -> str:
     lines = ["## Columns\n"]
-    for what, names in zip(("in", "optional", "out"), columns_of(kind), strict=True):
-        lines.append(f"- {what}: {_names(names)}")
+    for what, columns in zip(("in", "optional", "out"), columns_of(kind), strict=True):
+        lines.append(f"- {what}: {names(columns)}")
     if text := doc.section("Columns"):
         lines.append(f"\n{plain(text)}")
-    return "\n".join(lines) + "\n"
-
-
-def _settings(kind: type[Step]) -> str:
-    settings, meanings = settings_of(kind)
-    lines = ["## Settings\n", "| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for one in settings:
-        kind_shown = f"`{one.type}`".replace("|", r"\|") if one.type else ""
-        default = one.default.replace("|", r"\|")
-        lines.append(f"| `{one.name}` | {kind_shown} | {default} | {cell(meanings.get(one.name, ''))} |")
-    lines += [
-        f"\nDefault of `{one.name}`:\n\n{_fence(one.long_default, 'text')}" for one in settings if one.long_default
-    ]
     return "\n".join(lines) + "\n"
 
 
 def _example(doc: Doc, example: tuple[dict[str, Any], dict[str, Any]] | None) -> str:
     text = doc.section("Example")
     code = code_of(text)
-    lines = ["## Example\n", *(f"{_fence(block, 'python')}\n" for block in code)]
+    lines = ["## Example\n", *(f"{fence(block, 'python')}\n" for block in code)]
     if example is not None:
         lines += [f"In:\n\n{_json(example[0])}\n", f"Out:\n\n{_json(example[1])}\n"]
     elif text and not code:
@@ -121,42 +110,35 @@ def _prompts(kind: type[Step], example: tuple[dict[str, Any], dict[str, Any]] | 
     if not prompts:
         lines.append("The task has no prompt text of its own.\n")
     for name, text in prompts.items():
-        lines.append(f"`asyncsynth/tasks/prompts/{name}.jinja`:\n\n{_fence(text, 'jinja')}\n")
+        lines.append(f"`asyncsynth/tasks/prompts/{name}.jinja`:\n\n{fence(text, 'jinja')}\n")
     request = first_request(kind, example[0]) if example is not None else None
     if isinstance(request, CompletionRequest):
-        lines.append(f"What is sent first for the example, as a raw completion:\n\n{_fence(request.prompt, 'text')}\n")
+        lines.append(f"What is sent first for the example, as a raw completion:\n\n{fence(request.prompt, 'text')}\n")
     elif isinstance(request, ChatRequest):
         said = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in request.messages)
-        lines.append(f"What is sent first for the example:\n\n{_fence(said, 'text')}\n")
+        lines.append(f"What is sent first for the example:\n\n{fence(said, 'text')}\n")
         if request.schema is not None:
             lines.append(f"Its JSON schema:\n\n{_json(request.schema)}\n")
     return "\n".join(lines)
 
 
-def _names(names: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"
-
-
 def _json(value: Any) -> str:
     # An ellipsis in a docstring's example stands for what does not matter.
-    return _fence(json.dumps(value, indent=2, ensure_ascii=False, default=lambda _: "…"), "json")
-
-
-def _fence(text: str, language: str) -> str:
-    marks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{marks}{language}\n{text}\n{marks}"
+    return fence(json.dumps(value, indent=2, ensure_ascii=False, default=lambda _: "…"), "json")
 
 
 def main() -> None:
-    """Writes the pages, and removes those of tasks that are gone."""
-    HERE.mkdir(exist_ok=True)
-    wanted = pages()
-    for path in HERE.glob("*.md"):
-        if path.name not in wanted and path.read_text(encoding="utf-8").startswith(NOTE):
-            path.unlink()
-    for name, text in wanted.items():
-        (HERE / name).write_text(text, encoding="utf-8")
-    print(f"{HERE}: {len(wanted)} pages")
+    """Writes the pages, and removes those of things that are gone."""
+    for folder, make in FOLDERS.items():
+        place = HERE / folder
+        place.mkdir(exist_ok=True)
+        wanted = make()
+        for path in place.glob("*.md"):
+            if path.name not in wanted and path.read_text(encoding="utf-8").startswith(NOTE):
+                path.unlink()
+        for name, text in wanted.items():
+            (place / name).write_text(text, encoding="utf-8")
+        print(f"{place}: {len(wanted)} pages")
     for task in public_tasks():
         if example_of(task, doc_of(task)) is None:
             print(f"  {task.__name__}: its docstring has no example of a row and its outputs")

@@ -21,7 +21,7 @@ from asyncsynth.client.messages import Completion, ModelRequest
 MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 
 _PAPER = re.compile(r"(?:arXiv[ :]*)(\d{4}\.\d{5})")
-_SECTION = re.compile(r"^(Columns|Args|Example|Examples|Paper|Papers)::?(?:\s|$)")
+_SECTION = re.compile(r"^(Columns|Args|Example|Examples|Result|Paper|Papers)::?(?:\s|$)")
 _SPAN = re.compile(r"``(.+?)``", re.DOTALL)
 #: Examples of tasks whose docstrings have none: a row, and the outputs.
 _EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -96,7 +96,7 @@ class Doc:
             if found := _SECTION.match(paragraph):
                 section = found[1].removesuffix("s") if found[1] != "Args" and found[1] != "Columns" else found[1]
                 doc.sections[section] = [paragraph]
-            elif section == "Example" or (section and paragraph.startswith(" ")):
+            elif section in ("Example", "Result") or (section and paragraph.startswith(" ")):
                 doc.sections[section].append(paragraph)
             elif not doc.summary:
                 doc.summary = paragraph
@@ -157,6 +157,7 @@ def settings_of(kind: type[Any]) -> tuple[list[Setting], dict[str, str]]:
     meanings: dict[str, str] = {}
     todo = lineage(kind)
     seen: set[type[Any]] = set()
+    takes = takes_of(kind)
     while todo:
         base = todo.pop(0)
         if base in seen:
@@ -175,7 +176,15 @@ def settings_of(kind: type[Any]) -> tuple[list[Setting], dict[str, str]]:
             other = getattr(sys.modules[base.__module__], name, None)
             if inspect.isclass(other) and issubclass(other, Step) and other not in lineage(kind):
                 todo = [*lineage(other), *todo]
-    return list(found.values()), meanings
+    return [one for one in found.values() if takes is None or one.name in takes], meanings
+
+
+def takes_of(kind: type[Any]) -> frozenset[str] | None:
+    """The arguments that a class takes; None where it hands others on to its bases."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
 
 
 def _setting(parameter: inspect.Parameter) -> Setting:

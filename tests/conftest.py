@@ -10,9 +10,22 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import FaultServer
-from tests.matrix.plugin import pytest_addoption, pytest_configure, tried
+from tests import quick
+from tests.matrix import plugin
+from tests.matrix.plugin import tried
+from tests.quick import only_quick_things
 
-__all__ = ["fault_server", "pytest_addoption", "pytest_configure", "tried"]
+__all__ = ["fault_server", "only_quick_things", "tried"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    plugin.pytest_addoption(parser)
+    quick.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    plugin.pytest_configure(config)
+    quick.configure(config)
 
 
 @pytest.fixture

@@ -57,7 +57,20 @@ class LLM:
         base_url: one server for this model (``http://127.0.0.1:8000/v1``), instead of ``--servers``.
         api_key_env: the *name* of the environment variable that holds the key for `base_url`.
         http_client: your own ``httpx.AsyncClient`` for `base_url`.
-        embedded: set by `LLM.embedded()`: the model runs on this machine's CPU.
+        is_embedded: set by `LLM.embedded()`: the model runs on this machine's CPU.
+
+    Example::
+
+        from asyncsynth import LLM
+
+        llm = LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0.2, extra_body={"top_k": 20})
+        print(llm.params())
+        print(LLM.embedded().model)
+
+    Result::
+
+        {'temperature': 0.2, 'top_p': 1.0, 'max_tokens': 1024, 'top_k': 20}
+        SmolLM2-135M-Instruct
     """
 
     model: str

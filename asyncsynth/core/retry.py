@@ -53,21 +53,45 @@ def _default_stop() -> stop_base:
 @checked_class
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When to try again. `wait` and `stop` are tenacity strategies over *charged* attempts.
+    """When a failed request is sent again. `wait` and `stop` are tenacity strategies over *charged* attempts.
 
-    `wait` gives the upper bound of a full-jitter delay in seconds. `record_deadline_s` counts from the first
-    attempt's start (not from submit) and ends a record only at a charged failure. `outage_limit_s`: a server
-    that gave no answer for so long, with no other replica for one of its models, halts the run.
+    Only attempts that the record itself may have made fail are charged to it. An attempt at a server that is overloaded
+    or down costs the record nothing.
+
+    Args:
+        wait: the upper bound of a full-jitter delay in seconds; by default 0.5 s, doubled for each charged attempt,
+            at most 60 s.
+        stop: when to give up; by default after 8 charged attempts.
+        record_deadline_s: seconds from the first attempt's start (not from submit); it ends a record only at a
+            charged failure.
+        retry_after_cap_s: the longest ``Retry-After`` that is followed, in seconds.
+        budget_ratio: retries earned by each first attempt, per server. 0.25 carries one in five attempts failing at
+            full rate; at 0.1 that would cut the rate to a sixth. An empty budget delays a retry, it never drops it.
+        budget_per_s: retries earned by each second, per server.
+        outage_limit_s: a server that gave no answer for this many seconds, with no other replica for one of its
+            models, halts the run.
+
+    Example::
+
+        import tenacity
+
+        from asyncsynth import RetryPolicy
+
+        patient = RetryPolicy(stop=tenacity.stop_after_attempt(12), outage_limit_s=6 * 3600)
+        print(patient.outage_limit_s)
+        # pipeline.run(servers=[...], retry=patient)
+
+    Result::
+
+        21600
     """
 
     wait: wait_base = field(default_factory=_default_wait)
     stop: stop_base = field(default_factory=_default_stop)
     record_deadline_s: float = 3600.0
     retry_after_cap_s: float = 300.0
-    #: Retries earned by each first attempt, per server. 0.25 carries one in five attempts failing at full rate;
-    #: at 0.1 that would cut the rate to a sixth (an empty budget delays a retry, it never drops it).
     budget_ratio: float = 0.25
-    budget_per_s: float = 1.0  #: retries earned by each second, per server
+    budget_per_s: float = 1.0
     outage_limit_s: float = 3600.0
 
 

@@ -70,6 +70,7 @@ class RunOptions:
         use_cache: False starts over in the directory's place, keeping the old one aside.
         concurrency: requests in flight on each server, fixed; None finds out what each server takes.
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
+        window_bytes: what the input rows of the records in flight may take together, in bytes.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         on_servers: told what was found out about each server and model, before anything is sent.
         max_failures: stop the run, resumable, when more than this many records have failed in it (``100``), or more

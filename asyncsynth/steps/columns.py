@@ -12,7 +12,20 @@ from asyncsynth.steps.arguments import add_new_column, column_names
 
 
 class KeepColumns(RowStep):
-    """Keeps the given columns, in the given order, and drops all others."""
+    """Keeps the given columns, in the given order, and drops all others.
+
+    Args:
+        columns: the columns to keep; a step later than this one sees no others.
+
+    Example::
+
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts([{"id": 7, "instruction": "Name a river."}]) >> KeepColumns(["instruction"])
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+"""
 
     def __init__(self, columns: Sequence[str] | str, *, name: str | None = None) -> None:
         self.columns: tuple[str, ...] = column_names("KeepColumns", "columns", columns)
@@ -33,7 +46,20 @@ class KeepColumns(RowStep):
 
 
 class RenameColumns(RowStep):
-    """Renames columns: ``RenameColumns({"generation": "response"})``. Names may be exchanged."""
+    """Renames columns: ``RenameColumns({"generation": "response"})``. Names may be exchanged.
+
+    Args:
+        rename_mappings: old name -> new name.
+
+    Example::
+
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts([{"prompt": "Name a river."}]) >> RenameColumns({"prompt": "instruction"})
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+"""
 
     def __init__(self, rename_mappings: Mapping[str, str], *, name: str | None = None) -> None:
         if not isinstance(rename_mappings, Mapping):
@@ -89,7 +115,18 @@ class ExpandColumns(RowStep):
 
     Lists of one row must be of equal length (else the row fails, `unequal_lists`); a row whose lists are
     empty is dropped and counted (`empty_list`).
-    """
+
+    Example::
+
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"topic": "rivers", "questions": ["Which is longest?", "Which is widest?"]}])
+            data >> ExpandColumns({"questions": "instruction"})
+
+    Result::
+
+        {'topic': 'rivers', 'instruction': 'Which is longest?'}
+        {'topic': 'rivers', 'instruction': 'Which is widest?'}
+"""
 
     def __init__(self, columns: Sequence[str] | str | Mapping[str, str], *, name: str | None = None) -> None:
         self.columns: tuple[str, ...] = column_names("ExpandColumns", "columns", columns)
@@ -130,7 +167,17 @@ class MergeColumns(RowStep):
     Args:
         columns: the columns to merge; they are dropped.
         output_column: name of the list.
-    """
+
+    Example::
+
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"best": "The Nile.", "others": ["The Danube.", "The Volga."]}])
+            data >> MergeColumns(["best", "others"], output_column="generations")
+
+    Result::
+
+        {'generations': ['The Nile.', 'The Danube.', 'The Volga.']}
+"""
 
     def __init__(
         self,

@@ -27,10 +27,20 @@ class Deduplicate(GlobalStep):
         action: "remove" drops duplicates, counted as `duplicate`; "flag" keeps all rows and adds the column
             `is_duplicate`.
 
-    A row is compared with the rows that were kept: of a chain of texts that each differ a little from the one
-    before, those stay that are far enough from all that stay. Memory: about 0.1 KB a kept row when exact,
-    2 KB with the defaults of MinHash.
-    """
+    Each row is compared with the rows kept so far, not with those removed. Memory: about 0.1 KB per kept row when
+    exact, 2 KB with the defaults of MinHash.
+
+    Example::
+
+        texts = ["Name a river.", "Name a lake.", "Name a river."]
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts([{"instruction": text} for text in texts]) >> Deduplicate("instruction")
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+        {'instruction': 'Name a lake.'}
+"""
 
     def __init__(
         self,

@@ -17,9 +17,9 @@ Action = Literal["remove", "flag"]
 class DeitaFilter(GlobalStep):
     """Score-first, diversity-aware selection (Liu et al., DEITA, arXiv 2312.15685). Waits for all rows.
 
-    A row's score is complexity × quality; of a dialogue with lists of scores, the sum over its turns. Rows are
-    taken from the highest score down, each only if it is less than `max_similarity` like all taken, until
-    `data_budget` are. The paper compares embeddings by cosine; here texts are compared by their word n-grams (see
+    A row's score is complexity × quality; for a dialogue with lists of scores, the sum over its turns. The step takes
+    rows from the highest score down, skips each whose similarity to a row already taken is `max_similarity` or more,
+    and stops at `data_budget` rows. The paper compares embeddings by cosine; this step compares word n-grams (see
     `steps.minhash`), which finds rewordings less well and needs no model. Rows stay in input order.
 
     Args:
@@ -31,8 +31,25 @@ class DeitaFilter(GlobalStep):
         action: "remove" drops the others, counted as `no_score` (missing or None), `too_similar` or `over_budget`;
             "flag" keeps all rows and adds the column `is_selected`.
 
-    Adds the column `deita_score` (None where there is no score). Memory: 0.2 KB a row, 1.5 KB more a kept one.
-    """
+    Adds the column `deita_score` (None where there is no score). Memory: 0.2 KB per row and 1.5 KB more per
+    kept row.
+
+    Example::
+
+        rows = [
+            {"instruction": "Name a river in Asia.", "complexity_scores": 2, "quality_scores": 3},
+            {"instruction": "Name a river in Asia.", "complexity_scores": 2, "quality_scores": 5},
+            {"instruction": "Prove that two is prime.", "complexity_scores": 4, "quality_scores": 4},
+        ]
+        with Pipeline(name="example") as pipeline:
+            best = DeitaFilter("instruction", data_budget=2)
+            LoadDataFromDicts(rows) >> best >> KeepColumns(["instruction", "deita_score"])
+
+    Result::
+
+        {'instruction': 'Name a river in Asia.', 'deita_score': 10.0}
+        {'instruction': 'Prove that two is prime.', 'deita_score': 16.0}
+"""
 
     def __init__(
         self,

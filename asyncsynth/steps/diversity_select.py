@@ -21,7 +21,7 @@ class DiversitySelect(GlobalStep):
     """Keeps `n` rows, or a `fraction` of them, chosen for variety. Waits for all rows; order stays.
 
     Args:
-        columns: what is compared, together, as text; distance is 1 - Jaccard similarity (see `steps.minhash`).
+        columns: the columns to compare, together, as text; distance is 1 - Jaccard similarity (see `steps.minhash`).
         n: rows to keep at most; or
         fraction: part of the rows to keep, above 0 and at most 1, rounded up.
         method: "farthest_first" begins with a random row and takes the one farthest from all taken, again and
@@ -34,7 +34,20 @@ class DiversitySelect(GlobalStep):
         num_perm, ngram: as in `Deduplicate`.
         action: "remove" drops the others, counted as `not_selected` or `too_similar`; "flag" keeps all rows and
             adds the column `is_selected`.
-    """
+
+    Example::
+
+        texts = ["Name a river in Asia.", "Name a river in Asia, please.", "Prove that two is prime."]
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"instruction": text} for text in texts])
+            data >> DiversitySelect("instruction", n=2, action="flag")
+
+    Result::
+
+        {'instruction': 'Name a river in Asia.', 'is_selected': False}
+        {'instruction': 'Name a river in Asia, please.', 'is_selected': True}
+        {'instruction': 'Prove that two is prime.', 'is_selected': True}
+"""
 
     def __init__(
         self,

@@ -21,7 +21,17 @@ class Filter(RowStep):
             alone: it is asked again on every resume. A row on which it raises fails, its neighbours go on.
         columns: the columns it reads, to be checked before the run.
         reason: what dropped rows are counted under.
-    """
+
+    Example::
+
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"text": "a", "score": 5}, {"text": "b", "score": 2}])
+            data >> Filter(lambda row: row["score"] >= 4, columns="score", reason="low_score")
+
+    Result::
+
+        {'text': 'a', 'score': 5}
+"""
 
     def __init__(
         self,

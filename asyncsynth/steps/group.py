@@ -19,13 +19,31 @@ class GroupColumns(JoinStep):
         output_columns: their names afterwards; by default ``grouped_<column>``.
         missing: what happens to a row that a branch failed or dropped: "drop" or "none".
 
-    All other columns are kept. `model_name` is grouped along (to ``grouped_model_name``, if not told
-    otherwise), so that no model is named for another's answer.
+    All other columns are kept. `model_name` is grouped too, to ``grouped_model_name`` unless you name it in `columns`,
+    so that each answer keeps the name of its model.
 
     Rows are matched by key. With ``missing="drop"`` a row that is not in every branch is dropped and counted; with
     ``missing="none"`` a row that a branch failed or dropped is kept, with None in that branch's place of each list and
     in the columns that only that branch makes. FormPreference and UltraFeedback skip an answer that is None.
-    """
+
+    Example::
+
+        @step(inputs=["instruction"], outputs=["generation"])
+        def shout(row):
+            return {"generation": row["instruction"].upper()}
+
+        @step(inputs=["instruction"], outputs=["generation"])
+        def whisper(row):
+            return {"generation": row["instruction"].lower()}
+
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"instruction": "Name a river."}])
+            data >> [shout(), whisper()] >> GroupColumns("generation", "generations")
+
+    Result::
+
+        {'instruction': 'Name a river.', 'generations': ['NAME A RIVER.', 'name a river.']}
+"""
 
     def __init__(
         self,
@@ -97,7 +115,24 @@ class CombineOutputs(JoinStep):
     Args:
         missing: what happens to a row that a branch failed or dropped: "drop" it (counted), or keep it with None
             ("none") in the columns that this branch makes.
-    """
+
+    Example::
+
+        @step(inputs=["text"], outputs=["words"])
+        def count_words(row):
+            return {"words": len(row["text"].split())}
+
+        @step(inputs=["text"], outputs=["capitals"])
+        def count_capitals(row):
+            return {"capitals": sum(letter.isupper() for letter in row["text"])}
+
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts([{"text": "Name a river."}]) >> [count_words(), count_capitals()] >> CombineOutputs()
+
+    Result::
+
+        {'text': 'Name a river.', 'words': 3, 'capitals': 1}
+"""
 
     def __init__(self, *, missing: Literal["drop", "none"] = "drop", name: str | None = None) -> None:
         self._branches = _Branches()
@@ -143,7 +178,29 @@ class MergeBranches(JoinStep):
     dropped and counted (`other_branch`). The branches may make different numbers of rows.
 
     Columns: all that the branches have; a column that only some branches make is None in the rows of the others.
-    """
+
+    Example::
+
+        @step(inputs=["text"], outputs=["size"])
+        def mark_short(row):
+            return {"size": "short"}
+
+        @step(inputs=["text"], outputs=["size"])
+        def mark_long(row):
+            return {"size": "long"}
+
+        with Pipeline(name="example") as pipeline:
+            data = LoadDataFromDicts([{"text": "Hi."}, {"text": "Name a river in Asia."}])
+            short, long = mark_short(), mark_long()
+            data >> Filter(lambda row: len(row["text"]) < 10) >> short
+            data >> Filter(lambda row: len(row["text"]) >= 10) >> long
+            [short, long] >> MergeBranches()
+
+    Result::
+
+        {'text': 'Hi.', 'size': 'short'}
+        {'text': 'Name a river in Asia.', 'size': 'long'}
+"""
 
     whichever = True
 

@@ -20,7 +20,20 @@ class LoadDisk(Loader):
     Args:
         path: the folder.
         split: which part, where the folder holds several (a ``DatasetDict``).
-    """
+
+    Example::
+
+        import datasets
+
+        datasets.Dataset.from_dict({"instruction": ["Name a river."]}).save_to_disk("questions")
+
+        with Pipeline(name="example") as pipeline:
+            LoadDisk("questions")
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+"""
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"path"})
 

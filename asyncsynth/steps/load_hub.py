@@ -25,7 +25,20 @@ class LoadHub(Loader):
         revision: a commit, tag or branch; name a commit, so that the input cannot change under a run.
         streaming: False downloads the data set first, into the cache of `datasets`.
         load: instead of ``datasets.load_dataset``; called with the same arguments.
-    """
+
+    Example::
+
+        # Stands in for the Hub; leave `load` out to read from it.
+        def load(repo_id, config, **options):
+            return [{"instruction": f"A row of the split {options['split']} of {repo_id}."}]
+
+        with Pipeline(name="example") as pipeline:
+            LoadHub("owner/questions", split="test", revision="v1", load=load)
+
+    Result::
+
+        {'instruction': 'A row of the split test of owner/questions.'}
+"""
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"load", "streaming"})
 

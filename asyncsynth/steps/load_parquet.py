@@ -27,7 +27,22 @@ class LoadParquet(Loader):
     Args:
         path: the file or directory.
         columns: read these columns only.
-    """
+
+    Example::
+
+        import pyarrow.parquet
+
+        table = pyarrow.table({"instruction": ["Name a river.", "Name a lake."], "id": [1, 2]})
+        pyarrow.parquet.write_table(table, "questions.parquet")
+
+        with Pipeline(name="example") as pipeline:
+            LoadParquet("questions.parquet", columns="instruction")
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+        {'instruction': 'Name a lake.'}
+"""
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"path"})
 

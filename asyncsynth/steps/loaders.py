@@ -57,7 +57,23 @@ class LoadDataFromDicts(Loader):
     """Rows given in Python: a list of dicts, any iterable, or a function that returns a fresh one each time.
 
     Give a list or a function: an iterator can be read only once.
-    """
+
+    Args:
+        data: the rows, or the function that returns them.
+
+    Example::
+
+        def numbers():
+            return ({"id": f"n{number}", "prompt": f"What is {number} + 1?"} for number in range(2))
+
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts(numbers, id_column="id", output_mappings={"prompt": "instruction"})
+
+    Result::
+
+        {'id': 'n0', 'instruction': 'What is 0 + 1?'}
+        {'id': 'n1', 'instruction': 'What is 1 + 1?'}
+"""
 
     def __init__(
         self,
@@ -78,7 +94,22 @@ class LoadDataFromDicts(Loader):
 
 
 class LoadJSONL(Loader):
-    """Rows of a JSON Lines file, plain or gzip; one line is in memory at a time."""
+    """Rows of a JSON Lines file, plain or gzip; one line is in memory at a time.
+
+    Args:
+        path: the file; one whose name ends in ``.gz`` is unpacked while it is read.
+
+    Example::
+
+        Path("questions.jsonl").write_text('{"instruction": "Name a river."}\\nno JSON\\n')
+
+        with Pipeline(name="example") as pipeline:
+            LoadJSONL("questions.jsonl", on_bad_row="skip")
+
+    Result::
+
+        {'instruction': 'Name a river.'}
+"""
 
     def __init__(
         self,

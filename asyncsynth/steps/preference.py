@@ -60,7 +60,22 @@ class FormPreference(RowStep):
     rating. A row without a pair is dropped for a counted reason: `truncated`, `missing_rating`, `too_few_rated`,
     `identical`, `tie`, `margin` or `similar`; a row that is malformed fails (`unequal_lists`,
     `bad_ratings`, `bad_generation`, `bad_prompt`, `unknown_system_prompt`).
-    """
+
+    Example::
+
+        row = {
+            "instruction": "How much is 2 + 2?",
+            "generations": ["It is 5.", "It is 4.", "Perhaps."],
+            "ratings": [1, 5, None],
+        }
+        with Pipeline(name="example") as pipeline:
+            columns = KeepColumns(["prompt", "chosen", "rejected", "score_chosen"])
+            LoadDataFromDicts([row]) >> FormPreference() >> columns
+
+    Result::
+
+        {'prompt': 'How much is 2 + 2?', 'chosen': 'It is 4.', 'rejected': 'It is 5.', 'score_chosen': 5}
+"""
 
     learns = True
     inputs: tuple[str, ...] = ("generations", "ratings")

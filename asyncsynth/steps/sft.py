@@ -42,13 +42,26 @@ class FormSFT(RowStep):
             writes it with ``provenance=["reasoning"]``.
         keep: other columns to keep; None keeps all.
 
+    Columns: writes `messages`, or in the standard layout `prompt` and `completion`; with the settings that say so, also
+    `system_prompt` and `reasoning`.
+
     Reads `generation` and `instruction` or `messages`, or a whole `conversation`, as Magpie makes them. Rows without
     an answer are dropped and counted (`empty_generation`).
 
     How an answer was made is known by its text, whatever column it is in: a row that a task filled, also some steps
     earlier, is checked. A text that the input brought, or that a step of your own wrote anew, counts as whole, and
     its system prompt is the row's column `system_prompt`. Name that column in `input_mappings` to use it in any case.
-    """
+
+    Example::
+
+        row = {"instruction": "How much is 2 + 2?", "generation": "4", "topic": "sums", "id": 7}
+        with Pipeline(name="example") as pipeline:
+            LoadDataFromDicts([row]) >> FormSFT(layout="standard", keep=["id"])
+
+    Result::
+
+        {'id': 7, 'prompt': 'How much is 2 + 2?', 'completion': '4'}
+"""
 
     learns = True
     optional_inputs: tuple[str, ...] = (

@@ -20,6 +20,8 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.testing.virtual_time import run_virtually
 
+pytestmark = pytest.mark.slow
+
 MODEL = "model-a"
 URL = "http://server.test/v1"
 

@@ -38,6 +38,7 @@ async def test_paths_keys_and_headers_reach_the_server() -> None:
         await pool.aclose()
 
 
+@pytest.mark.slow
 @on_both_loops
 async def test_keys_print_nowhere() -> None:
     pool = Http11Pool("http://127.0.0.1:9/v1", api_key=Secret("canary-key-3"))

@@ -34,6 +34,7 @@ def best_fixed(shape: str) -> float:
     return max(Job(BatchingServer(**server), FixedLimit(f), lengths(SEED, n), SEED).run() for f in limits)
 
 
+@pytest.mark.slow
 @pytest.mark.row(16)
 @pytest.mark.parametrize("knows", ["nothing", "metrics", "orca", "slots"])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -239,11 +239,13 @@ def test_no_calls_are_lost_to_429_however_long_the_retry_after() -> None:
 
 # --- outages -----------------------------------------------------------------------------------
 
+OUTAGES = ("connect", "server_error", "reset")
+
 
 @pytest.mark.row(13)
-@pytest.mark.parametrize("reason", ["connect", "server_error", "reset", "mixed"])
+@pytest.mark.parametrize("reason", [*(pytest.param(one, marks=pytest.mark.slow) for one in OUTAGES), "mixed"])
 @pytest.mark.parametrize("draining", [False, True], ids=["crash", "drain"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: str, draining: bool) -> None:
     down = (100.0, 1900.0)
     rng = random.Random(seed)
@@ -503,6 +505,7 @@ def test_cost_of_an_event_does_not_grow_with_replicas(waiting: int) -> None:
     assert large < 2.0 * small, f"{small:.0f} lines with 4 replicas, {large:.0f} with 256"
 
 
+@pytest.mark.slow
 def test_cost_of_an_event_does_not_grow_with_waiting_calls() -> None:
     small, large = cost_per_call(8, 10), cost_per_call(8, 20_000)
     assert large < 1.5 * small, f"{small:.0f} lines with 10 waiting, {large:.0f} with 20,000"

@@ -152,6 +152,7 @@ def build(way: Any, start: Step) -> Step | None:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.row(30)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(ways, st.integers(0, 1000))

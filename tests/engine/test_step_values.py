@@ -88,6 +88,7 @@ def graph_of(middle: Step) -> Graph:
 KINDS = [Row1, Rows, InPlace, Asked, Noted, Joined]
 
 
+@pytest.mark.slow
 @pytest.mark.row(31)
 @settings(max_examples=200, deadline=None)
 @given(anything | st.sampled_from([value for value, _, _ in REFUSED]) | st.sampled_from([Text("é"), (1, 2)]), st.data())

@@ -102,6 +102,7 @@ def reached(things: list[Thing], root: int) -> tuple[set[int], set[int]]:
     return certain, maybe
 
 
+@pytest.mark.slow
 @pytest.mark.row(34)
 def test_an_edit_is_noticed_exactly_where_a_step_reaches_it(tried: Tried) -> None:
     noticed, unread = 0, 0

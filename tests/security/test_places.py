@@ -160,6 +160,7 @@ def _is_false(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
+@pytest.mark.slow
 def test_no_code_comes_from_data() -> None:
     found = set()
     for path in sorted((ROOT / "asyncsynth").rglob("*.py")):

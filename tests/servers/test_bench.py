@@ -116,6 +116,7 @@ def load(
     return run_virtually(run()), made
 
 
+@pytest.mark.slow
 def test_the_knee_stands_where_the_slots_end() -> None:
     finding, made = load(lambda: BatchingServer(SLOTS))
     assert [level.concurrency for level in finding.levels] == [8, 16, 32, 64, 128, 256]
@@ -140,6 +141,7 @@ def test_answers_of_one_length_end_together_and_are_counted_right() -> None:
         assert level.tokens_per_s == pytest.approx(size / (0.02 + 0.0002 * size), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_server_whose_steps_grow_with_the_batch_is_limited_by_its_compute() -> None:
     finding, _ = load(lambda: BatchingServer(4096, step_s=0.002, request_s=0.001), lengths=(10, 80))
     assert "compute" in limited_by(finding)
@@ -182,6 +184,7 @@ def test_rates_that_still_rise_are_no_knee() -> None:
     assert "nothing yet" in limited_by(finding)
 
 
+@pytest.mark.slow
 def test_the_time_and_the_requests_are_bounded() -> None:
     spans: list[float] = []
 
@@ -222,6 +225,7 @@ def test_fewer_requests_than_a_level_needs() -> None:
     assert "--max-requests 10 reached" in limited_by(finding)
 
 
+@pytest.mark.slow
 def test_requests_that_run_out_just_after_a_level_add_no_empty_one() -> None:
     told: list[Level] = []
     whole, made = load(lambda: BatchingServer(SLOTS), lengths=(200, 200))
@@ -232,6 +236,7 @@ def test_requests_that_run_out_just_after_a_level_add_no_empty_one() -> None:
     assert finding.ended == f"--max-requests {made[0].asked + made[1].asked} reached"
 
 
+@pytest.mark.slow
 def test_an_adaptive_limit_without_requests_is_not_measured() -> None:
     _, made = load(lambda: BatchingServer(SLOTS))
     asked = sum(simulated.asked for simulated in made[:-1])
@@ -264,6 +269,7 @@ def test_a_server_too_slow_for_the_time_is_told() -> None:
     assert "--seconds" in limited_by(finding)
 
 
+@pytest.mark.slow
 def test_a_server_that_tells_nothing_is_not_guessed_about() -> None:
     finding, _ = load(lambda: BatchingServer(SLOTS), tells=False)
     assert finding.knee is not None

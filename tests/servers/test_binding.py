@@ -244,6 +244,7 @@ def test_errors_are_of_one_tree() -> None:
         ask([LLM(model="m", base_url="not a url")])
 
 
+@pytest.mark.slow
 def test_a_model_that_no_file_names_is_told_before_any_server_is_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("model: m\nport: 9\n")  # nobody answers
@@ -259,6 +260,7 @@ def test_a_model_that_no_file_names_is_told_before_any_server_is_waited_for(tmp_
         asyncio.run(scenario([*given, ServerConfig(base_url="http://127.0.0.1:19/v1")]))
 
 
+@pytest.mark.slow
 def test_a_server_that_could_be_started_is_not_only_called_absent(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("model: m\nport: 9\n")  # the discard port: nobody answers

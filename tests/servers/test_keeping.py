@@ -226,6 +226,7 @@ def test_a_child_that_cannot_come_back_ends_the_run_with_the_cause(model: Path) 
     assert "fewer slots" in (hint or "")
 
 
+@pytest.mark.slow
 def test_the_log_of_a_first_start_that_fails_is_kept_and_a_good_one_leaves_nothing(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def _python(tmp_path: Path, says: str) -> str:
     return str(script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "expected"),
     [

@@ -108,6 +108,7 @@ def test_a_path_of_a_wrong_type(path: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)

@@ -183,6 +183,7 @@ def test_reading_in_a_loop_does_not_read_the_journal_each_time(run: Path) -> Non
     assert RunRows(run)[10]["n"] == 10
 
 
+@pytest.mark.slow
 def test_memory_is_flat(tmp_path: Path) -> None:
     count = 20_000
     filler = "x" * 500

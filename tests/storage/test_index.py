@@ -295,6 +295,7 @@ def test_a_sidecar_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 # --- size and speed ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", ["position", "id"])
 def test_memory_and_time_of_a_resume(tmp_path: Path, keys: str) -> None:
     run, records = tmp_path / "run", 100_000

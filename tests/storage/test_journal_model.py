@@ -119,7 +119,7 @@ def _counted(tried: Tried) -> Iterator[None]:
     tried(JournalMachine.steps, "steps")
 
 
-TestJournalModel = pytest.mark.row(22)(JournalMachine.TestCase)
+TestJournalModel = pytest.mark.slow(pytest.mark.row(22)(JournalMachine.TestCase))
 TestJournalModel.settings = settings(
     max_examples=2_000 if FULL else 25,
     stateful_step_count=50 if FULL else 25,

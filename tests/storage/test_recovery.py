@@ -71,6 +71,7 @@ class Bodies(NoVisitor):
         self.found.append(body)
 
 
+@pytest.mark.slow
 @pytest.mark.row(1)
 def test_cut_at_every_byte_recovers_the_exact_prefix(quick: Path, tried: Tried) -> None:
     run, data = crashed(quick, 480 if FULL else 120, size=80)
@@ -109,6 +110,7 @@ def test_a_recovered_journal_goes_on_and_is_whole(tmp_path: Path) -> None:
     assert reopen(run).report.bytes_cut == 0
 
 
+@pytest.mark.slow
 @pytest.mark.row(2)
 def test_every_flipped_bit_is_noticed(quick: Path, tried: Tried) -> None:
     """Refused as corruption, or cut and reported; never read as if it were good."""
@@ -324,6 +326,7 @@ def test_recovery_writes_the_last_group_again(tmp_path: Path) -> None:
     assert (run / "seg-000001.jsonl").read_bytes() == data
 
 
+@pytest.mark.slow
 @pytest.mark.row(6)
 def test_a_power_cut_that_drops_unsynced_pages_loses_nothing_acknowledged(quick: Path, tried: Tried) -> None:
     rng = random.Random(SEED)

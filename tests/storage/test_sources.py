@@ -231,6 +231,7 @@ def test_policy_is_checked() -> None:
 # --- lazy ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packed", "count"), [(False, 200_000), (True, 40_000)])
 def test_memory_is_flat(tmp_path: Path, packed: bool, count: int) -> None:
     path = tmp_path / "rows.jsonl"

@@ -125,6 +125,7 @@ def test_a_text_of_its_own_is_still_strict_json() -> None:
     assert list(json_values('{"a": "b\\\nc"}')) == []
 
 
+@pytest.mark.slow
 def test_hostile_text_is_read_in_bounded_time() -> None:
     started = time.perf_counter()
     for text in (
