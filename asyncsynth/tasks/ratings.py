@@ -66,6 +66,8 @@ _TAKEN_BACK = re.compile(rf"(?:{TAKES_BACK}[^\n\d]{{0,60}}|{_FINAL}){_SAID}", re
 _NAMED_AGAIN = re.compile(
     rf"\b(?:final(?:ly)?\b[^\n\d]{{0,40}}|(?:ratings|scores)\b[\s:=\"']*\[?){_SAID}", re.IGNORECASE | re.MULTILINE
 )
+#: how far after a rating another one is beside it
+_BESIDE = 60
 _MARK = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(?=[^\W\d])", re.MULTILINE)
 _BARE = re.compile(rf"{_NUMBER}{_SCALE}", re.IGNORECASE)
 _AT_THE_END = re.compile(r"[:,\s](\d)(?:\s*/\s*\d)?[\s.!*]*$")
@@ -323,7 +325,7 @@ def _from_numbers(text: str, count: int, highest: int) -> list[Evaluation] | Non
 def _alone(mark: re.Match[str], text: str) -> None:
     """No other rating is offered beside this one."""
     end = mark.end("scale") if mark["scale"] is not None else mark.end("value")
-    if _ANOTHER.match(text, end):
+    if _ANOTHER.match(text[end : end + _BESIDE]):
         said = text[mark.start("value") : end + 12].splitlines()[0]
         raise _Unreadable(f"{said!r} leaves open which one it is")
 

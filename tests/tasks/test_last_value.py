@@ -213,3 +213,10 @@ def test_expected_ratings_are_those_of_the_last_verdict() -> None:
     choice = Choice("".join(texts), logprobs={"content": [token(text) for text in texts]})
     assert expected_ratings(choice, [Evaluation(5), Evaluation(4)]) == [5.0, 4.0]
     assert expected_ratings(choice, [Evaluation(1), Evaluation(2)]) == [None, None]
+
+
+@pytest.mark.parametrize("before", ["", "Rating: 2", '{"ratings": [1, 2]}'])
+def test_thousands_of_line_breaks_are_read_at_once(before: str) -> None:
+    """Weak models fill an answer with them until max_tokens; patterns that looked at each run again took minutes."""
+    with pytest.raises(ParseFailure):
+        ratings(3)(before + "\n" * 20_000)
