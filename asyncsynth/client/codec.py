@@ -68,7 +68,7 @@ from asyncsynth.client.no_answer import (
     printable,
     sample,
 )
-from asyncsynth.client.reasoning import answer_logprobs, is_thought, reasoning_in, separate
+from asyncsynth.client.reasoning import answer_logprobs, is_thought, opened_in, reasoning_in, separate
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import RequestFailed
@@ -301,11 +301,12 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         message = _error_text(orjson.dumps(answer))[0]
         return Transient("server_error", message, status, max_attempts=ANSWER_ATTEMPTS)
     chat = isinstance(request, ChatRequest)
+    opened = _opened(request)
     choices = []
     for raw in answer["choices"]:
         message = raw["message"] if chat else raw
         text = message.get("content") if chat else raw["text"]
-        is_bare = len(message) <= 2  # role and content
+        is_bare = len(message) == 2 and "role" in message  # and content
         if type(text) is not str:
             text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
@@ -315,9 +316,11 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         choice = Choice(text, finish, raw.get("logprobs"))
         if not is_bare:
             choice.reasoning = reasoning_in(message)
+            if choice.reasoning is not None and not request.keep_reasoning:
+                choice.text = text = text.lstrip()  # between the thought and the answer
         # Marks of thinking are rare, and these tests cost next to nothing.
-        if "<" in text or "[" in text or "\u25c1" in text or text.startswith("analysis"):
-            _separate(request, choice)
+        if "<" in text or "[" in text or "\u25c1" in text or opened or "analysis" in text[:16]:
+            _separate(request, choice, opened)
         elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
         if not choice.text or choice.text.isspace():
@@ -346,12 +349,24 @@ def _text_of(content: Any, message: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _separate(request: ModelRequest, choice: Choice) -> None:
-    """Take the thought out of a choice's text, where there is one."""
+def _opened(request: ModelRequest) -> str:
+    """The mark of thinking that the request ended with, so that the answer begins in the thought; '' for none."""
+    if not isinstance(request, ChatRequest):
+        return opened_in(request.prompt)
+    if not request.messages or request.messages[-1]["role"] != "assistant":
+        return ""
+    prefix = request.messages[-1].get("content")
+    return opened_in(prefix) if isinstance(prefix, str) else ""
+
+
+def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
+    """Take the thought out of a choice's text, where there is one. `opened`: a mark that stands before the text."""
     if request.keep_reasoning:
         return
-    beside = choice.reasoning
-    answer, thought, unfinished = separate(choice.text, cut=choice.finish_reason in CUT, lone=beside is None)
+    beside, text = choice.reasoning, choice.text
+    if opened and beside is None and not text.lstrip().startswith(opened.strip()):
+        text = opened + text
+    answer, thought, unfinished = separate(text, cut=choice.finish_reason in CUT, lone=beside is None)
     if unfinished and thought is None:
         choice.reasoning = beside or ""  # it had only begun
     elif thought is not None and thought != beside:

@@ -9,12 +9,14 @@ marks. Text counts as a thought only where that is certain:
 2. A closing mark without an opening one before it: chat templates put the opening mark into the prompt. It must be
    at the start of a line, or directly after the text, or after the end of a sentence. Inside a code fence, between
    quotes or in the middle of a sentence ("a missing </think> tag") it is talk about marks, and part of the answer.
+   After talk about marks, only one alone on its line ends a thought. Where the request itself ended with an opening
+   mark (a prefilled answer, a raw prompt), the text begins inside the block, and rule 1 holds.
 3. The channels of gpt-oss at the start of the text. `final` is the answer, the others are the thought.
 4. A block that never ends leaves no answer: `unfinished`.
 
 | marks                                                   | models                                  |
 | ------------------------------------------------------- | --------------------------------------- |
-| `<think>`, `<thinking>`, in any case                    | DeepSeek-R1, Qwen3, QwQ, GLM, SmolLM3   |
+| `<think>`, `<thinking>`, `<thought>`, in any case       | DeepSeek-R1, Qwen3, QwQ, GLM, EXAONE    |
 | `<seed:think>`                                          | Seed-OSS                                |
 | `[THINK]`, `[/THINK]`                                   | Magistral                               |
 | `◁think▷`, `◁/think▷`                                   | Kimi                                    |
@@ -32,7 +34,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _OPEN = re.compile(
-    r"<(?P<tag>think|thinking|seed:think)>|(?P<magistral>\[THINK\])|(?P<kimi>◁think▷)"
+    r"<(?P<tag>think|thinking|thought|seed:think)>|(?P<magistral>\[THINK\])|(?P<kimi>◁think▷)"
     r"|(?P<sky><\|begin_of_thought\|>)|(?P<command><\|START_THINKING\|>)",
     re.IGNORECASE,
 )
@@ -44,7 +46,7 @@ _ENDS = {
     "command": r"<\|END_THINKING\|>",
 }
 _LONE = re.compile(
-    r"</(?P<tag>think|thinking|seed:think)>|(?P<magistral>\[/THINK\])|(?P<kimi>◁/think▷)"
+    r"</(?P<tag>think|thinking|thought|seed:think)>|(?P<magistral>\[/THINK\])|(?P<kimi>◁/think▷)"
     r"|(?P<sky><\|end_of_thought\|>)|(?P<command><\|END_THINKING\|>)",
     re.IGNORECASE,
 )
@@ -63,8 +65,14 @@ _CHANNEL = re.compile(
     r"[^<\n]{0,80}(?:<\|constrain\|>[^<\n]{0,40})?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|start\|>)|(?=<\|channel\|>)")
-_BARE_CHANNELS = re.compile(r"\s*analysis(?P<thought>.*?)assistantfinal(?P<answer>.*)\Z", re.DOTALL)
-_BARE_BEGIN = re.compile(r"\s*analysis(?:We |The user|User |I |I'|Need |Okay|Let )")
+_BARE_CHANNELS = re.compile(
+    r"\s*analysis(?P<thought>.*?)(?<![ \t`\"'(])assistantfinal(?![`\"')])(?P<answer>.*)\Z", re.DOTALL
+)
+_BARE_BEGIN = re.compile(
+    r"\s*analysis(?:(?:We|The|They|This|It|You|So|To|User|I|Need|Let|Just) |(?:We|I|Let|It)['\u2019]|Okay)"
+)
+#: An opening mark at the end of what was sent.
+_OPENED = re.compile(f"(?:{_OPEN.pattern})\\s*\\Z", re.IGNORECASE)
 
 
 class Separated(NamedTuple):
@@ -108,6 +116,12 @@ def separate(text: str, *, cut: bool = False, lone: bool = True) -> Separated:
     return Separated(rest.lstrip(), _joined(thoughts))
 
 
+def opened_in(prompt: str) -> str:
+    """The mark that a prefilled answer or a raw prompt leaves open at its end; '' where there is none."""
+    found = _OPENED.search(prompt[-64:])
+    return found[0] if found is not None else ""
+
+
 def _joined(thoughts: list[str]) -> str | None:
     return "\n\n".join(thought for thought in thoughts if thought) or None
 
@@ -140,8 +154,18 @@ def _lone_end(text: str) -> re.Match[str] | None:
     """The first closing mark, if no opening mark comes before it and it does close a thought."""
     if "/" not in text and "<|" not in text:
         return None
-    end = _LONE.search(text)
-    if end is None or _OPEN.search(text, 0, end.start()) or len(_FENCE.findall(text, 0, end.start())) % 2:
+    end, quoted = None, False
+    for end in _LONE.finditer(text):
+        if not _is_quoted(text, end):
+            break
+        quoted = True
+    if end is None or len(_FENCE.findall(text, 0, end.start())) % 2:
+        return None
+    for opening in _OPEN.finditer(text, 0, end.start()):
+        if not _is_quoted(text, opening):
+            return None
+        quoted = True
+    if quoted and (text[: end.start()].rstrip(" \t")[-1:] != "\n" or text[end.end() : end.end() + 1] not in ("", "\n")):
         return None
     return end if _closes(text, end) else None
 
@@ -170,7 +194,7 @@ def _channels(text: str) -> Separated | None:
     thoughts: list[str] = []
     answers: list[str] = []
     while True:
-        end = _CHANNEL_END.search(text, head.end())
+        end = _end_of_channel(text, head)
         body = text[head.end() : end.start() if end is not None else len(text)].strip()
         (answers if head["name"] == "final" else thoughts).append(body)
         if end is None:
@@ -182,6 +206,16 @@ def _channels(text: str) -> Separated | None:
             break
     # Of several answers the last one counts.
     return Separated(answers[-1] if answers else "", _joined(thoughts), unfinished=not answers)
+
+
+def _end_of_channel(text: str, head: re.Match[str]) -> re.Match[str] | None:
+    """The mark that ends a channel: before another channel, or at the end of the text. Other marks are talk about
+    marks; a thought may end at them all the same, where nothing else ends it."""
+    marks = list(_CHANNEL_END.finditer(text, head.end()))
+    for mark in marks:
+        if not text[mark.end() :].strip() or _CHANNEL.match(text, mark.end()):
+            return mark
+    return marks[0] if marks and head["name"] != "final" else None
 
 
 # --- fields of their own --------------------------------------------------------------------------

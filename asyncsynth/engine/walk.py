@@ -27,7 +27,7 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.functions import checked_outputs
-from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, makings_of
+from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, given_makings, makings_of
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
@@ -338,7 +338,7 @@ class _Way:
         self._dropped_keys: list[tuple[str, str]] = []  # row key, step; for the joins
         self.withdrawn = False  #: a request was refused because the run stops
         self.run_seed = run_seed
-        self.carried: Sequence[Making] = ()  #: of texts made before a step over all rows
+        self.carried: Sequence[Making] = ()  #: of texts made or given before a step over all rows
         #: Kept where a step learns from them.
         self.results: list[tuple[Node, ModelStep, Item, StepResult]] | None = None
         self._makings: tuple[int, Makings] | None = None  #: of this many results
@@ -347,7 +347,7 @@ class _Way:
         """How the record's texts were made, as far as it has come."""
         results = self.results or []
         if self._makings is None or self._makings[0] != len(results):
-            found = list(self.carried)
+            found = list(self.carried) or given_makings(self.record.data)
             for node, step, (key, row), result in results:
                 # A choice that a result has no note of was made by an earlier version, which chose by the fingerprint.
                 ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)

@@ -4,11 +4,13 @@ A row's columns do not say whether a text in them was cut off, or which system p
 renamed, grouped, expanded, joined and rewritten on the way. The journal does know, for each result of a model step.
 So the engine keeps a record's results while it walks, and a step with `learns` may ask about any text, by
 `KNOWN.get()` in its `apply`. A text is known by how it ends: a prefix that a step puts in front changes nothing, while
-a text that a step shortened to its last whole sentence is no longer the one that was cut.
+a text that a step shortened to its last whole sentence is no longer the one that was cut. Texts that the input brought
+are known as such, so that no task's system prompt is taken for theirs.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -18,7 +20,9 @@ from asyncsynth.records import Row
 #: Characters at a text's end by which it is known, white space counted once. A shorter text is known by all of it.
 _END_CHARS = 64
 #: A text that differs from a known one at its beginning must share at least this many characters at its end.
-_LEAST_CHARS = 24
+_LEAST_CHARS = 12
+#: Where a known text is looked for that something was put behind (a token that ends the turn, a greeting).
+_TAIL_CHARS = 4 * _END_CHARS
 #: Where a row carries its makings across a step over all rows; the walker takes it off again.
 CARRIED = "_asyncsynth_made"
 
@@ -31,6 +35,13 @@ class Making(NamedTuple):
     is_answer: bool  #: it answers the row's prompt; False for a rewrite or a judge's words
     system: str | None = None  #: the system prompt that the model was sent, if there was one
     reasoning: str | None = None  #: what the model thought, where the task keeps it
+    whole: int = 0  #: a checksum of the text, for texts that end alike; 0: not known
+    is_given: bool = False  #: the input brought it
+
+
+def checksum_of(text: str) -> int:
+    """A checksum of a text, white space apart."""
+    return zlib.crc32(" ".join(text.split()).encode("utf-8", "replace"))
 
 
 def end_of(text: str) -> str:
@@ -53,43 +64,72 @@ class Makings:
         self._makings = list(makings)
 
     def of(self, text: str) -> Making | None:
-        """How a text was made, or None where no model step of this record made it.
+        """How a text was made, or None where neither a model step of this record nor the input made it.
 
         A text that a rewriting step left as it was has two makings: it is cut if either says so, and its system
         prompt is that of the answer.
         """
-        end = end_of(text)
-        found = [making for making in self._makings if making.end == end] or [
-            making for making in self._makings if same_end(making.end, end)
-        ]
-        if not found or not end:
+        found = self._of(text)
+        if not found:
             return None
         answers = [making for making in found if making.is_answer]
         thoughts = [making.reasoning for making in found if making.reasoning]
         return Making(
-            end=end,
+            end=end_of(text),
             is_cut=any(making.is_cut for making in found),
             is_answer=bool(answers),
             system=answers[-1].system if answers else None,
             reasoning=thoughts[-1] if thoughts else None,
+            is_given=any(making.is_given for making in found),
         )
+
+    def _of(self, text: str) -> list[Making]:
+        """The makings of a text: of the same text, or else of one that ends alike, or else of one that something was
+        put behind."""
+        end = end_of(text)
+        if not end:
+            return []
+        found = [making for making in self._makings if making.end == end]
+        if len(found) > 1:  # models end many answers with the same words
+            checksum = checksum_of(text)
+            return [making for making in found if making.whole == checksum] or found
+        if not found:
+            found = [making for making in self._makings if same_end(making.end, end)]
+        if not found:
+            tail = " ".join(text[-_TAIL_CHARS:].split())
+            found = [
+                making
+                for making in self._makings
+                if len(making.end) >= (_END_CHARS if making.is_given else _LEAST_CHARS) and making.end in tail
+            ]
+        return found
+
+    def thoughts(self, text: str) -> list[str]:
+        """What the model thought before it wrote a text; several where it wrote the same text several times."""
+        return [making.reasoning for making in self._of(text) if making.reasoning]
 
     def is_cut(self, text: str) -> bool:
         """Whether a text is known to have ended at max_tokens."""
         making = self.of(text)
         return making is not None and making.is_cut
 
-    def systems(self) -> list[str | None]:
-        """The different system prompts under which answers of this record were made; None for none."""
-        return list(dict.fromkeys(making.system for making in self._makings if making.is_answer))
+    def systems(self, text: str | None = None) -> list[str | None]:
+        """The different system prompts under which a text was made as an answer, or where no text is given any answer
+        of this record; None for none."""
+        makings = self._makings if text is None else self._of(text)
+        return list(dict.fromkeys(making.system for making in makings if making.is_answer))
 
     def carried(self, row: Row) -> list[list[Any]]:
-        """As JSON, those makings of the row's texts that say more than "whole, and without a system prompt"."""
-        told = [making for making in self._makings if making.is_cut or making.system or making.reasoning]
-        if not told:
+        """As JSON, the makings of the row's texts, and each further system prompt; [] where none says more than
+        "whole, and without a system prompt"."""
+        if not any(making.is_cut or making.system or making.reasoning for making in self._makings):
             return []
-        ends = {end_of(text) for _, text in texts_in(row)}
-        return [list(making) for making in told if any(same_end(making.end, end) for end in ends)]
+        texts = list(texts_in(row))
+        wanted = {id(making) for _, text in texts for making in self._of(text)}
+        kept = [making for making in self._makings if id(making) in wanted]
+        there = {making.system for making in kept if making.is_answer}
+        kept += [Making("", False, True, system) for system in self.systems() if system not in there]
+        return [list(making) for making in kept]
 
 
 #: Nothing is known: a step used outside a run, or rows that no model step has touched.
@@ -103,6 +143,11 @@ KNOWN: ContextVar[Makings] = ContextVar("asyncsynth_makings", default=NOTHING)
 def carried_makings(value: Any) -> list[Making]:
     """The makings that a row brought across a step over all rows (`Makings.carried`)."""
     return [Making(*item) for item in value or ()]
+
+
+def given_makings(row: Row) -> list[Making]:
+    """The texts that the input brought. Long ones are common, so no checksums are made of them."""
+    return [Making(end, False, False, is_given=True) for _, text in texts_in(row) if (end := end_of(text))]
 
 
 def texts_in(value: Any) -> Iterator[tuple[str, str]]:
@@ -143,5 +188,6 @@ def makings_of(
             for role, text in texts_in(value):
                 if role in ("", "assistant") and (end := end_of(text)):
                     is_cut = all_cut or any(same_end(end, known) for known in cut or ())
-                    made.append(Making(end, is_cut, is_answer, sent, reasoning if isinstance(reasoning, str) else None))
+                    thought = reasoning if isinstance(reasoning, str) else None
+                    made.append(Making(end, is_cut, is_answer, sent, thought, checksum_of(text)))
     return made

@@ -57,30 +57,32 @@ def text_of_prompt(messages: list[Message]) -> str:
 def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
     """The system prompt that the model was sent for an answer; None where there was none.
 
-    The record's results say it exactly. Where they do not know the text (a step of the user's own wrote it, or the
-    input brought it), it is the row's `system_prompt`, or else the one prompt that all of the record's answers share.
+    The record's results say it exactly. For a text that the input brought it is the row's `system_prompt`. Where
+    neither is known of the text (a step of the user's own wrote it), it is the row's `system_prompt`, or else the one
+    prompt that all of the record's answers share.
 
     Args:
         is_told: the user has named the column with `input_mappings`: it counts, whatever was sent.
 
     Raises RecordError (`unknown_system_prompt`) where the answers of the record were made under different prompts
-    and the text is none of them.
+    and the text is none of them, or the same as several of them.
     """
     own = seen.get("system_prompt")
     own = own if isinstance(own, str) and own else None
     if is_told:
         return own
     making = makings.of(text)
-    if making is not None and making.is_answer:
-        return making.system
-    if own is not None:
+    if making is not None and not making.is_answer and making.is_given:
         return own
-    systems = makings.systems()
+    systems = makings.systems(text)
+    if own is not None and (not systems or (own in systems and len(systems) > 1)):
+        return own
+    systems = systems or makings.systems()
     if len(systems) > 1:
         raise RecordError(
-            f"no task made the answer {text!r:.60} as it is, and the tasks of this row sent {len(systems)} different "
-            "system prompts: name the column of its own with input_mappings={'system_prompt': ...}, or choose "
-            'system_prompt="drop"',
+            f"it cannot be told under which system prompt the answer {text!r:.60} was made: the tasks of this row sent "
+            f"{len(systems)} different system prompts. Name the column of its own with "
+            "input_mappings={'system_prompt': ...}, or choose system_prompt=\"drop\"",
             reason="unknown_system_prompt",
         )
     return systems[0] if systems else None

@@ -143,11 +143,12 @@ class FormSFT(RowStep):
         if self.reasoning == "drop":
             return None
         own: Any = message.get("reasoning_content")
-        making = makings.of(message["content"])
-        if own is None and making is not None:
-            own = making.reasoning
-        elif own is None:
+        if own is None:
             own = seen.get("reasoning")
+            thoughts = makings.thoughts(message["content"])
+            making = makings.of(message["content"])
+            if own not in thoughts and making is not None and not making.is_given:
+                own = making.reasoning  # the column is another answer's
         return own if isinstance(own, str) and own.strip() else None
 
     def _with(self, message: Message, thought: str | None) -> Message:

@@ -21,6 +21,8 @@ from asyncsynth.tasks.templates import prompt_source
 
 T = TypeVar("T")
 
+#: In a result's provenance: sample -> the system prompt that was sent, where it is neither the row's nor the task's.
+_SENT = "system_prompts_sent"
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 REASK_STRIDE = 1_000_000
 
@@ -209,12 +211,13 @@ class Task(ModelStep):
         return True
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The row's or the task's."""
-        return row.get("system_prompt") or self.system_prompt
+        """The one that the request began with, as the result's provenance has it, or else the row's or the task's."""
+        noted: dict[str, str | None] = ctx.notes.get(_SENT) or {}
+        return noted.get(str(number), row.get("system_prompt") or self.system_prompt)
 
     def samples(self, outputs: list[Row]) -> list[Row]:
         """A result's outputs as one row for each answer, lists of `group_generations` taken apart."""
-        if not self.group_generations or self.num_generations == 1:
+        if not self.group_generations or self.num_generations == 1 or type(self).generate is not Task.generate:
             return outputs
         return [{name: values[i] for name, values in outputs[0].items()} for i in range(self.num_generations)]
 
@@ -224,9 +227,13 @@ class Task(ModelStep):
 
     async def answer(self, row: Row, ctx: Context, number: int, *, llm: LLM | None = None) -> Row:
         """The outputs in one answer to `messages`."""
+        messages = self.conversation(row, ctx)
+        sent = messages[0]["content"] if messages[0]["role"] == "system" else None
+        if self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
+            ctx.notes.setdefault(_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
         outputs, completion = await self.ask(
             ctx,
-            self.conversation(row, ctx),
+            messages,
             lambda choice: self.parse(choice, row),
             number=number,
             schema=self.schema(row),

@@ -8,7 +8,7 @@ from typing import ClassVar, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Message
-from asyncsynth.errors import ConfigurationError
+from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
@@ -121,7 +121,10 @@ class Evolution(Task):
             prompt = self.rewrite_prompt(mutation, chain.last, row)
             messages: list[Message] = self.with_system(row, [{"role": "user", "content": prompt}])
             choice, completion = await self.ask(ctx, messages, _as_it_is, number=call_number(number, step))
-            text = rewritten_text(choice.text)
+            try:
+                text = rewritten_text(choice.text)
+            except ParseFailure:
+                text = ""  # a failed rewrite leaves the text as it was
             reason = self.fault(text, chain.last, mutation, choice)
             if reason is None:
                 reason = await self.judged_fault(text, chain.last, row, ctx, call_number(number, step))

@@ -32,8 +32,9 @@ _KEYS = ("instructions", "queries", "questions", "prompts", "tasks", "items", "l
 _KEY = ("instruction", "query", "question", "prompt", "task", "text", "content")
 _ENDS = re.compile(r"[.?!:)\]\"'`\u201d\u3002\uff1f\uff01]$")
 _FINAL = re.compile(
-    rf"^[\s#*_]*(?:(?:here\s+is|here's)\s+)?(?:(?:the|my)\s+)?(?:final|revised|corrected|improved)\s+"
-    rf"(?:list|version|answer|{_NAME})[\s*_]*:[\s*_]*$",
+    rf"^[\s#*_]*(?:(?:here\s+(?:is|are)|here's)\s+)?(?:(?:the|my|an?)\s+)?(?:final|revised|corrected|improved|better)\s+"
+    rf"(?:list|versions?|ones?|answers?|{_NAME})[\s*_]*:[\s*_]*$"
+    r"|^\W*(?:let\s+me|i\s+will|i['\u2019]ll)\s+(?:improve|revise|refine|rewrite|redo|fix)\b[^\n]{0,60}:[\s*_]*$",
     re.IGNORECASE,
 )
 _PLACEHOLDERS = frozenset(
@@ -49,7 +50,7 @@ def read_list(text: str, *, cut: bool = False) -> list[str]:
     text = text.replace("\r\n", "\n").strip()
     if is_refusal(text):
         return []
-    found = _from_json(text)
+    found = _from_json(text, cut=cut)
     if found is None:
         found = _from_lines(text, cut=cut)
     return distinct(item for item in map(_clean, found) if _is_item(item))
@@ -74,14 +75,17 @@ def _sameness(item: str) -> str:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def _from_json(text: str) -> list[str] | None:
+def _from_json(text: str, *, cut: bool) -> list[str] | None:
     """Strings of JSON that makes up the answer; not of JSON quoted inside an instruction."""
     start = re.search(r"^[ \t]*[\[{]", text, re.MULTILINE)
     if start is None or any(_marked(line) for line in text[: start.start()].splitlines()):
         return None
     body = text[start.start() :]
     if (last := last_value(body, _strings)) is not None:
-        return last[0]
+        found, after = last
+        lines = after.splitlines()
+        final = [place for place, line in enumerate(lines) if _FINAL.match(line) and any(map(_marked, lines[place:]))]
+        return _from_lines("\n".join(lines[final[-1] + 1 :]), cut=cut) if final else found
     if re.match(r'\s*(?:\[|\{\s*"\w+"\s*:\s*\[)\s*[{"]', body):  # cut short: the strings that are whole
         whole = [found[1] for found in _STRING.finditer(body)]
         return [_unescaped(item) for item in whole if item.lower() not in (*_KEYS, *_KEY)]

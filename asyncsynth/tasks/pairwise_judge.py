@@ -12,7 +12,7 @@ from asyncsynth.errors import ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, TaskSettings, text_of
-from asyncsynth.tasks.parsing import last_value, string_of, without_markdown
+from asyncsynth.tasks.parsing import TAKES_BACK, last_value, string_of, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
 #: Keeps the seeds of the two orders apart.
@@ -22,7 +22,7 @@ CRITERION = "it does what was asked, what it says is true, and it is clear and c
 
 _WHAT = r"(?:answer|response|assistant|option|completion|output|model)[\s_]*"
 _TIE = r"tie|draw|equal|neither|both"
-_VALUE = rf"[\"'(\[]*(?:{_WHAT})?(?P<value>a|b|{_TIE})\b(?!['\u2019])"
+_VALUE = rf"[\"'(\[]*(?:{_WHAT})?(?P<value>a|b|{_TIE})\b(?!['\u2019]|\s*(?:or|/)\s*(?:{_WHAT})?[ab]\b)"
 _VERDICT = re.compile(
     rf"\b(?:final\s+)?(?:verdict|preference|preferred(?:\s+{_WHAT})?|winner|choice|better(?:\s+{_WHAT})?)"
     rf"[\"']?\s*(?:is|:|=|\u2013|\u2014|-)+\s*(?:the\s+)?{_VALUE}",
@@ -35,6 +35,9 @@ _BETTER = re.compile(
     re.IGNORECASE,
 )
 _BARE = re.compile(rf"\W*{_VALUE}\W*", re.IGNORECASE)
+#: after a verdict: "Actually, answer B is better." or "B" on a line of its own
+_TAKEN_BACK = re.compile(rf"{TAKES_BACK}[^\n]{{0,30}}?\b{_WHAT}{_VALUE}", re.IGNORECASE)
+_LINE = re.compile(rf"^[^\w\n]*{_VALUE}[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 
 
 class Verdict(NamedTuple):
@@ -164,18 +167,25 @@ def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
     """
     if (last := last_value(text, _given)) is not None:
         (given, why), after = last
-        if found := _BARE.fullmatch(given):
-            others = {match["value"] for match in [*_BRACKETS.finditer(after), *_VERDICT.finditer(after)]}
-            return _verdict({found["value"], *others}, why, text, allow_ties)
+        if found := _BARE.fullmatch(given) or _VERDICT.match(f"verdict: {given}"):
+            return _verdict({found["value"], *_said_after(after)}, why, text, allow_ties)
+        raise ParseFailure(f"{given!r:.60} is no verdict", raw=text)
     plain = without_markdown(text)
     if found := _BARE.fullmatch(plain):
         return _verdict({found["value"]}, "", text, allow_ties)
     for pattern in (_BRACKETS, _VERDICT, _BETTER):
         if said := list(pattern.finditer(text if pattern is _BRACKETS else plain)):
-            why = (text if pattern is _BRACKETS else plain)[: said[0].start()]
-            later = list(_VERDICT.finditer(text, said[-1].end())) if pattern is _BRACKETS else []
-            return _verdict({match["value"] for match in [*said, *later]}, why.strip(' \n\t:-*["'), text, allow_ties)
+            read = text if pattern is _BRACKETS else plain
+            why = read[: said[0].start()].strip(' \n\t:-*["')
+            values = {match["value"] for match in said} | _said_after(read[said[-1].end() :])
+            return _verdict(values, why, text, allow_ties)
     raise ParseFailure("no verdict can be told in the answer", raw=text)
+
+
+def _said_after(after: str) -> set[str]:
+    """The verdicts in what follows a verdict."""
+    patterns = ((_BRACKETS, after), *((pattern, without_markdown(after)) for pattern in (_VERDICT, _TAKEN_BACK, _LINE)))
+    return {match["value"] for pattern, text in patterns for match in pattern.finditer(text)}
 
 
 def _given(value: Any) -> tuple[str, str] | None:

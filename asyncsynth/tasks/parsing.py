@@ -26,6 +26,13 @@ _LOOP_WORDS, _LOOP_TIMES = 8, 3
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[\dtfn-]')
+#: What is meant as a JSON object, whether it is one or not.
+_OBJECT_BEGINS = re.compile(r"\{\s*(?:\"[^\"\n]{1,80}\"|'[^'\n]{1,80}')\s*:")
+#: At the beginning of a sentence: what was said before is taken back.
+TAKES_BACK = (
+    r"(?:^|(?<=[.!?,;(])\s|\n)\W{0,20}(?:but\s+)?(?:actually|wait|no\s*[,:;.!]|on\s+(?:further\s+)?reflection"
+    r"|on\s+second\s+thoughts?|(?:i\s+)?correct(?:ion)?\b|i\s+(?:change|take|revise)\w*|revised|make\s+(?:it|that))"
+)
 #: Finds the end of a value, bare control characters in its strings allowed.
 _SCAN = json.JSONDecoder(strict=False).raw_decode
 _MOST_WORK = 200_000  #: characters that may be read in vain, beside fifty times the text
@@ -56,6 +63,9 @@ _LABEL = re.compile(
     rf"(?:(?:here\s+(?:is|are)|here['\u2019]s)\s+(?:the|an?|your|my)\s+)?(?:(?:the\s+)?{_MADE}\s+{_THING})\s*[*_\#]*\s*:[\s*_]*",
     re.IGNORECASE,
 )
+#: the same, anywhere
+_LABEL_LINE = re.compile(_LABEL.pattern.replace(r"[\s#*_]*", r"[ \t#*_]*", 1), re.IGNORECASE | re.MULTILINE)
+_DRAFT = re.compile(r"[\s#*_]*(?:(?:my|the|an?|first|rough|initial)\s+)*draft\b[^\n:]{0,40}:", re.IGNORECASE)
 #: a last paragraph about the text instead of the text
 _EPILOGUE = re.compile(
     rf"^[\s(*_-]*(?:let\s+me\s+know\b|feel\s+free\b|(?:please\s+)?note(?:\s*:|\s+that\s+(?:i|the|this)\b)|"
@@ -83,7 +93,7 @@ def json_values(text: str, refused: list[str] | None = None) -> Iterator[Any]:
     for value, _ in _json_parts(text):
         if not isinstance(value, _Unusable):
             yield value
-        elif refused is not None and not value.cut_off:
+        elif refused is not None and value.is_json:
             refused.append(value.why)
 
 
@@ -94,19 +104,20 @@ def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | 
     for a value of another kind. None where no value is of the right kind. `refused` as in `json_values`.
 
     Raises:
-        ParseFailure: the last one is not known, since a further value is cut off, or cannot be kept as it was written.
+        ParseFailure: the last one is not known, since a further value is cut off, is no JSON after all, or cannot be
+            kept as it was written.
     """
     last: tuple[T, str] | None = None
     unusable: _Unusable | None = None
     for value, end in _json_parts(text):
         if isinstance(value, _Unusable):
             unusable = value
-            if refused is not None and not value.cut_off:
+            if refused is not None and value.is_json:
                 refused.append(value.why)
         elif (made := read(value)) is not None:
             last, unusable = (made, text[end:]), None
     if unusable is not None and last is not None:
-        words = unusable.why if unusable.cut_off else f"the answer cannot be kept as it is: {unusable.why}"
+        words = f"the answer cannot be kept as it is: {unusable.why}" if unusable.is_json else unusable.why
         raise ParseFailure(words, raw=text)
     return last
 
@@ -114,9 +125,9 @@ def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | 
 class _Unusable:
     """In the place of a value that cannot be used, and why."""
 
-    def __init__(self, why: str, *, cut_off: bool = False) -> None:
+    def __init__(self, why: str, *, is_json: bool = True) -> None:
         self.why = why
-        self.cut_off = cut_off
+        self.is_json = is_json  #: a whole value, which cannot be kept as it was written
 
 
 def _json_parts(text: str) -> Iterator[tuple[Any, int]]:
@@ -144,8 +155,10 @@ def _json_parts(text: str) -> Iterator[tuple[Any, int]]:
             start = begin + 1
             is_string = error.msg.startswith("Unterminated string")
             if (is_string or error.pos >= length) and _JSON_BEGINS.match(text, begin):
-                yield _Unusable("the answer holds a value, and another one that is cut off", cut_off=True), len(text)
+                yield _Unusable("the answer holds a value, and another one that is cut off", is_json=False), len(text)
                 return
+            if _OBJECT_BEGINS.match(text, begin):
+                yield _Unusable("the answer holds a value, and another one that is no JSON", is_json=False), start
             work += length - begin if is_string else max(1, error.pos - begin)
         except (RecursionError, NoJson):  # nested too deep
             start = begin + 1
@@ -164,7 +177,7 @@ def string_of(value: Any) -> str:
 
 def without_markdown(text: str) -> str:
     """Without emphasis, headings, quotes and code marks: `**Rating:** 4` is `Rating: 4`."""
-    text = re.sub(r"^\s*(?:#+|>+)\s*", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    text = re.sub(r"^[ \t]*(?:#+|>+)[ \t]*", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
     return re.sub(r"\*+|`+|(?<!\w)_+|_+(?!\w)", "", text)
 
 
@@ -215,6 +228,7 @@ def rewritten_text(text: str) -> str:
     text = text.replace("\r\n", "\n").strip()
     if (one := _only_string(text)) is not None:
         return one
+    text = _last_labelled(text)
     text = _without_preamble(text)
     text = _inside_tags(text)
     if fenced := _FENCED.match(text):
@@ -224,6 +238,16 @@ def rewritten_text(text: str) -> str:
         paragraphs.pop()
     text = "\n\n".join(paragraphs)
     return unquoted(_LABEL.sub("", text, count=1))
+
+
+def _last_labelled(text: str) -> str:
+    """What stands under the last label, where the text begins with the same label or calls itself a draft."""
+    marks = list(_LABEL_LINE.finditer(text))
+    if not marks or not (_DRAFT.match(text) or (len(marks) > 1 and marks[0].start() == 0)):
+        return text
+    if len(marks) > 1 and len({" ".join(words(mark[0])) for mark in marks}) > 1:
+        return text  # other words may be part of the text
+    return text[marks[-1].end() :].strip()
 
 
 def _inside_tags(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncsynth.errors import ParseFailure
-from asyncsynth.tasks.parsing import last_value, string_of, without_markdown
+from asyncsynth.tasks.parsing import TAKES_BACK, last_value, string_of, without_markdown
 
 LOWEST, HIGHEST = 1, 5
 
@@ -40,13 +40,13 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _HEADER = re.compile(
-    rf"^\W*(?:(?:the\s+)?(?:rating|score|evaluation|review)s?\s+(?:for|of)\s+)?(?:the\s+)?{_ANSWER}\s*"
+    rf"^[^\w\n]*(?:(?:the\s+)?(?:rating|score|evaluation|review)s?\s+(?:for|of)\s+)?(?:the\s+)?{_ANSWER}\s*"
     rf"\#?\s*\(?(?P<number>\d+)\)?\s*(?:[:.)\]\u2013\u2014-]+|(?=$)|(?=\(?\s*(?:rating|score)))",
     re.IGNORECASE | re.MULTILINE,
 )
 #: "4 - reason", "2. 4/5: reason", "- 4", "(4) reason"
 _LINE = re.compile(
-    rf"^\s*(?:[-\u2022+]\s+)?(?P<listed>\(?\d+[.)]\s+)?[\[(]?{_NUMBER}{_SCALE}[\])]?"
+    rf"^[ \t]*(?:[-\u2022+]\s+)?(?P<listed>\(?\d+[.)]\s+)?[\[(]?{_NUMBER}{_SCALE}[\])]?"
     r"(?:\s*(?:stars?|points?|\uc810|\u5206|\u70b9))?\s*"
     r"(?:$|(?P<sign>[:\u2013\u2014-]|,|\.(?=\s))\s*(?P<rest>.*)$)",
     re.IGNORECASE | re.MULTILINE,
@@ -54,14 +54,25 @@ _LINE = re.compile(
 #: after a rating: "3 or 4", "4-5", "3, maybe 4": none was given
 _ANOTHER = re.compile(
     r"\s*(?:\(?\s*(?:or|to|,?\s*(?:or\s+)?(?:maybe|perhaps|possibly))\s+(?:(?:even|maybe|perhaps)\s+)?(?:an?\s+)?\d"
+    r"|\s*,\s*\d+(?:\.\d+)?(?=\s*(?:\Z|[,;\n]|\.(?!\d)))|\s*(?:[-=]>|\u2192)\s*\d"
     r"|[-\u2013\u2014~](?=\d)|\s[-\u2013\u2014~]\s+\d+(?:\.\d+)?\s*(?:$|[.,;:)\n]|out\b))",
     re.IGNORECASE,
 )
+#: after a rating: a sentence that takes it back and ends with another one ("Actually, 4.")
+_SAID = r"(?P<values>\d(?:\s*/\s*\d+)?(?:(?:\s*,\s*|\s+(?:and\s+)?)\d(?:\s*/\s*\d+)?)*)[\s.!)\]*]*$"
+_FINAL = r"^[^\w\n]{0,20}final(?:\s+(?:answer|verdict|decision|judge?ment))?\W{0,5}"
+_TAKEN_BACK = re.compile(rf"(?:{TAKES_BACK}[^\n\d]{{0,60}}|{_FINAL}){_SAID}", re.IGNORECASE | re.MULTILINE)
+#: after ratings in JSON, which has room for reasons, the words "final" and "ratings" do as well
+_NAMED_AGAIN = re.compile(
+    rf"\b(?:final(?:ly)?\b[^\n\d]{{0,40}}|(?:ratings|scores)\b[\s:=\"']*\[?){_SAID}", re.IGNORECASE | re.MULTILINE
+)
+#: how far after a rating another one is beside it
+_BESIDE = 60
 _MARK = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(?=[^\W\d])", re.MULTILINE)
 _BARE = re.compile(rf"{_NUMBER}{_SCALE}", re.IGNORECASE)
 _AT_THE_END = re.compile(r"[:,\s](\d)(?:\s*/\s*\d)?[\s.!*]*$")
 _RATIONALE_LABEL = re.compile(
-    r"^\W*(?:rationale|reason(?:ing)?|explanation|justification|critique|feedback|comment)s?\b\s*"
+    r"^[^\w\n]*(?:rationale|reason(?:ing)?|explanation|justification|critique|feedback|comment)s?\b\s*"
     r"(?:for\s+(?:the\s+)?(?:rating|score)\s*)?[:\u2013\u2014-]*\s*",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -149,6 +160,8 @@ def _given(value: Any, count: int, highest: int, *, bare: bool) -> list[Evaluati
         items = _json_items(value, count, highest)
     except _Unreadable as error:
         return error
+    if items is None and isinstance(value, dict) and {"ratings", "scores"} & {str(key).lower() for key in value}:
+        return _Unreadable(f"it names ratings, and holds no {count}")
     if items is not None and len(items) != count:
         return _Unreadable(f"{len(items)} ratings for {count} answers")
     return items
@@ -156,6 +169,9 @@ def _given(value: Any, count: int, highest: int, *, bare: bool) -> list[Evaluati
 
 def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
     """What follows the ratings must not give others ("Final rating: 2")."""
+    ratings = [item.rating for item in items]
+    _same_again(ratings, after, highest, _TAKEN_BACK)
+    _same_again(ratings, after, highest, _NAMED_AGAIN)
     marks = list(_LABEL.finditer(after))
     if len(marks) != len(items):
         return
@@ -164,11 +180,23 @@ def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
         raise _Unreadable("it has ratings in JSON, and others after it")
 
 
+def _same_again(ratings: list[int | None], after: str, highest: int, pattern: re.Pattern[str]) -> None:
+    """Raises _Unreadable where as many ratings are said anew, and others."""
+    for found in pattern.finditer(after):
+        numbers = [int(number) for number in re.findall(r"\d+", re.sub(r"/\s*\d+", "", found["values"]))]
+        is_scale = all(LOWEST <= number <= highest for number in numbers)
+        if is_scale and len(numbers) == len(ratings) and numbers != ratings:
+            raise _Unreadable("it gives ratings, and others after them")
+
+
 def _json_items(value: Any, count: int, highest: int) -> list[Evaluation] | None:
     """The evaluations in a JSON value of one of the shapes that models write; None if it is of another."""
     if isinstance(value, dict):
         lowered = {str(key).lower(): item for key, item in value.items()}
         if isinstance(ratings := lowered.get("ratings", lowered.get("scores")), list):
+            others = [other for key, other in lowered.items() if re.search("rating|score", key)]
+            if any(isinstance(other, list) and other != ratings for other in others):
+                raise _Unreadable("it holds several lists of ratings")
             if all(isinstance(item, dict) for item in ratings):
                 return _json_items(ratings, count, highest)
             given = lowered.get("rationales", lowered.get("reasons"))
@@ -198,7 +226,11 @@ def _json_items(value: Any, count: int, highest: int) -> list[Evaluation] | None
 
 
 def _one(item: dict[str, Any], highest: int) -> Evaluation | None:
-    for name in ("rating", "score", "overall_rating", "overall-rating", "overall", "grade"):
+    names = ("rating", "score", "overall_rating", "overall-rating", "overall", "grade", "final_rating", "final_score")
+    said = [item[name] for name in names if name in item]
+    if len({value for value in said if isinstance(value, (int, float))}) > 1:
+        raise _Unreadable("it gives one answer several ratings")
+    for name in names:
         if name in item:
             reasons = ("rationale", "reason", "explanation", "justification", "critique", "feedback")
             why = next((item[key] for key in reasons if key in item), "")
@@ -248,6 +280,7 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
             raise _Unreadable(f"it has {len(marks)} ratings that differ, and no {count} can be told")
         else:
             return None
+    _same_again(ratings, text[marks[-1].end("value") :], highest, _TAKEN_BACK)
     before = [text[start : mark.start()] for start, mark in zip(_starts(marks), marks, strict=True)]
     after = [text[mark.end() : end] for mark, end in zip(marks, _ends(marks, text), strict=True)]
     chosen = before if not _words(after[-1]) and all(map(_words, before)) else after
@@ -292,7 +325,7 @@ def _from_numbers(text: str, count: int, highest: int) -> list[Evaluation] | Non
 def _alone(mark: re.Match[str], text: str) -> None:
     """No other rating is offered beside this one."""
     end = mark.end("scale") if mark["scale"] is not None else mark.end("value")
-    if _ANOTHER.match(text, end):
+    if _ANOTHER.match(text[end : end + _BESIDE]):
         said = text[mark.start("value") : end + 12].splitlines()[0]
         raise _Unreadable(f"{said!r} leaves open which one it is")
 

@@ -20,7 +20,7 @@ _NAMES = {
     "revision": r"(?:(?:corrected|revised|improved|new|final)\s+(?:answer|response|version|revision|text)|revision)",
 }
 _LABEL = re.compile(
-    rf"^[\s#*_-]*(?:(?P<rationale>{_NAMES['rationale']})|(?P<revision>{_NAMES['revision']}))[\s*_]*(?::[\s*_]*|$)",
+    rf"^[ \t#*_-]*(?:(?P<rationale>{_NAMES['rationale']})|(?P<revision>{_NAMES['revision']}))[\s*_]*(?::[\s*_]*|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -82,7 +82,10 @@ class Revision(Task):
 def read_revision(text: str) -> tuple[str, str]:
     """(rationale, revision) from JSON, tags or labels, in any order; ('', '') where there is no revision."""
     if (last := last_value(text, _parts)) is not None:
-        return last[0]
+        found, after = last
+        if any(mark.lastgroup == "revision" for mark in _LABEL.finditer(after)):
+            raise ParseFailure("revision: the answer has one in JSON, and another after it", raw=text)
+        return found
     tagged = {
         name: list(re.finditer(rf"<{pattern}>(.*?)</{pattern}>", text, re.DOTALL | re.IGNORECASE))
         for name, pattern in _NAMES.items()

@@ -42,7 +42,8 @@ _MAX_CHARS = 1000
 #: What weak models write where a text was asked for.
 _NOTHING = [["positive"], ["negative"], ["true"], ["false"], ["null"], ["none"]]
 _LABEL = re.compile(
-    r"^\W*(?:\d+[.)]\s*)?(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M
+    r"^[^\w\n]*(?:\d+[.)]\s*)?(?:(?:final|revised|new|better|corrected|improved)\s+)?"
+    r"(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M
 )
 
 
@@ -151,7 +152,10 @@ class GenerateSentencePair(Task):
 def read_pair(text: str) -> dict[str, str]:
     """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be told."""
     if (last := last_value(text, _texts)) is not None:
-        return last[0]
+        found, after = last
+        if _LABEL.search(without_markdown(after)):
+            raise ParseFailure("the answer has a pair in JSON, and texts under labels after it", raw=text)
+        return found
     plain = without_markdown(text)
     labels = list(_LABEL.finditer(plain))
     sections: dict[str, str] = {}  #: of the last pair: a label that comes again begins another one

@@ -13,12 +13,13 @@ from asyncsynth.errors import ConfigurationError, ParseFailure
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task, TaskSettings, text_of
-from asyncsynth.tasks.parsing import last_value, without_markdown
+from asyncsynth.tasks.parsing import TAKES_BACK, last_value, without_markdown
 from asyncsynth.tasks.templates import prompt_source, render
 
 _LABEL = re.compile(
     r"\b(?:labels?|category|categories|class|classification|final\s+answer)\b\s*(?:is|are|:|=)+", re.IGNORECASE
 )
+_TAKEN_BACK = re.compile(rf"{TAKES_BACK}\b[^\n]{{0,60}}", re.IGNORECASE)
 #: The model says that no label applies.
 _NONE = frozenset({"none", "no label", "no labels", "n/a", "none of them", "none of these", "none of the labels"})
 
@@ -117,7 +118,9 @@ def read_labels(text: str, labels: Sequence[str]) -> list[str]:
             said, after = found
             chosen = _known(said, labels, text)
             after = without_markdown(after)
-            if _LABEL.search(after) and _named(after, labels, text) != chosen:
+            again = _mentioned(_LABEL.split(after)[-1], labels) if _LABEL.search(after) else chosen
+            back = _TAKEN_BACK.search(after)
+            if again != chosen or (back is not None and _mentioned(back[0], labels) not in ([], chosen)):
                 raise ParseFailure("the answer has a label in JSON, and another one after it", raw=text)
             return chosen
     return _named(without_markdown(text), labels, text)
@@ -151,14 +154,19 @@ def _named(plain: str, labels: Sequence[str], text: str) -> list[str]:
     rest = _LABEL.split(plain)[-1]
     if _plain(rest) in _NONE:
         return []
+    if chosen := _mentioned(rest, labels):
+        return chosen
+    raise ParseFailure("no label can be told in the answer", raw=text)
+
+
+def _mentioned(rest: str, labels: Sequence[str]) -> list[str]:
+    """The labels in a text."""
     chosen = []
     for label in sorted(labels, key=len, reverse=True):
         pattern = re.compile(rf"(?<!\w){re.escape(label.strip())}(?!\w)", re.IGNORECASE)
         if pattern.search(rest):
             chosen.append(label)
             rest = pattern.sub(" ", rest)
-    if not chosen:
-        raise ParseFailure("no label can be told in the answer", raw=text)
     return [label for label in labels if label in chosen]
 
 

@@ -98,6 +98,38 @@ def test_a_prefilled_thought_is_no_part_of_the_answer() -> None:
     assert told(outcome(repeated, prefilled, dialect="llamacpp")) == ("Paris.", "hm")
 
 
+@pytest.mark.row(32)
+@pytest.mark.parametrize(
+    "opened",
+    [
+        ChatRequest("m", [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<think>\n"}]),
+        CompletionRequest("m", "<|im_start|>assistant\n<think>\n"),
+    ],
+)
+def test_a_thought_that_the_request_opened_is_known_without_its_end(opened: ModelRequest) -> None:
+    def answered(text: str, finish: str) -> Outcome:
+        choice = {"finish_reason": finish, "text": text, "message": {"role": "assistant", "content": text}}
+        raw = orjson.dumps({"model": "m", "choices": [choice], "usage": {"completion_tokens": 9}})
+        return decode(opened, 200, {}, raw, 0.0)
+
+    cut = answered("Maybe 4, maybe 5", "length")
+    assert isinstance(cut, Permanent)
+    assert (cut.reason, cut.raw) == ("reasoning_cut", "Maybe 4, maybe 5")
+    # The end is an end wherever it is, and a mark that the model writes again opens nothing anew.
+    assert told(answered("a tag like </think> Paris.", "stop")) == ("Paris.", "a tag like")
+    assert told(answered("<think>\nhm</think>Paris.", "stop")) == ("Paris.", "hm")
+
+
+@pytest.mark.row(32)
+def test_odd_messages_keep_their_thought_and_a_clean_answer() -> None:
+    for message in (
+        {"content": "Paris.", "reasoning_content": "hm"},  # no role
+        {"role": "assistant", "content": "\n\nParis.", "reasoning": "hm"},
+    ):
+        raw = orjson.dumps({"model": "m", "choices": [{"finish_reason": "stop", "message": message}]})
+        assert told(decode(ChatRequest("m", []), 200, {}, raw, 0.0)) == ("Paris.", "hm")
+
+
 def test_a_prefilled_answer_goes_on_where_it_began() -> None:
     prefilled = ChatRequest("m", [{"role": "user", "content": "x"}, {"role": "assistant", "content": "zq-"}])
     assert told(outcome(body("17"), prefilled)) == ("17", None)

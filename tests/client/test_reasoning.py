@@ -53,6 +53,10 @@ SEVERAL = {
     "nested": ("<think>a<think>b</think>c</think>Paris.", "a<think>b</think>c"),
     "opened twice": ("<think>\n<think>a\n</think>\nParis.", "<think>a"),
     "an empty one": ("<think>\n\n</think>\n\nParis.", None),
+    "marks quoted in a thought without its opening tag": (
+        "Say `<think>` or `</think>`.\n</think>\n\nParis.",
+        "Say `<think>` or `</think>`.",
+    ),
     "marks quoted in the thought": ("<think>Say `</think>`, or not.</think>Paris.", "Say `</think>`, or not."),
     "channels": (
         "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>"
@@ -84,6 +88,8 @@ KEPT = [
     "Magistral writes [THINK] and [/THINK].",
     "analysis of the data shows that assistants help.",
     "Say <|channel|> in gpt-oss.",
+    "analysis of the model's text: it writes assistantfinal before the answer.",
+    "It opens with `<think>`.\n\nIt closes with a </think> tag, on a line of its own.",
     "\n  indented answer\n",
     "<thinker>no</thinker>",
     "[1, 2]",
@@ -101,6 +107,9 @@ def test_an_answer_after_a_thought_may_mention_marks() -> None:
     answer = "Models write `<think>`, then </think> ends it.\n\n```\n</think>\n```"
     assert separate(f"<think>They ask about <think> tags.</think>\n\n{answer}").answer == answer
     assert separate(f"They ask about tags.\n</think>\n\n{answer}").answer == answer
+    channels = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>"
+    answer = "A message goes between `<|message|>` and `<|end|>`; `<|return|>` ends the answer."
+    assert separate(channels + answer) == separate(f"{channels}{answer}<|return|>") == (answer, "hm", False)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def test_what_only_looks_like_a_thought_is_an_answer_where_it_was_not_cut() -> N
 
 # --- properties ------------------------------------------------------------------------------------
 
-_MARKS = re.compile(r"think|<\||analysis|assistantfinal", re.IGNORECASE)
+_MARKS = re.compile(r"think|thought|<\||analysis|assistantfinal", re.IGNORECASE)
 texts = st.text(max_size=200)
 
 

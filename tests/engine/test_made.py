@@ -21,13 +21,16 @@ from asyncsynth import (
     Magpie,
     Pipeline,
     RenameColumns,
+    Task,
     TextGeneration,
     UltraFeedback,
     step,
     task,
 )
+from asyncsynth.client.messages import Choice, Message
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
+from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import Step
 from asyncsynth.storage.exports import export
 from asyncsynth.testing import FaultServer
@@ -47,6 +50,36 @@ def labelled(row: dict[str, Any]) -> dict[str, Any]:
 @step(inputs=["generation"], outputs=["response"])
 def ended(row: dict[str, Any]) -> dict[str, Any]:
     return {"response": row["generation"].rsplit(" ", 1)[0] + "."}
+
+
+@step(inputs=["generation"], outputs=["response"])
+def closed(row: dict[str, Any]) -> dict[str, Any]:
+    return {"response": row["generation"] + "<|im_end|>"}
+
+
+class Persona(Task):
+    """Sends a system message of its own, which only the request shows."""
+
+    inputs = ("instruction",)
+    outputs = ("generation",)
+
+    def messages(self, row: dict[str, Any], ctx: Context) -> list[Message]:
+        persona = ctx.rng("persona").choice([f"You are number {number}." for number in range(1000)])
+        return [{"role": "system", "content": persona}, {"role": "user", "content": row["instruction"]}]
+
+    def parse(self, choice: Choice, row: dict[str, Any]) -> dict[str, Any]:
+        return {"generation": choice.text}
+
+
+class Both(Task):
+    """Makes its rows itself, whatever `group_generations` says."""
+
+    inputs = ("instruction",)
+    outputs = ("generation",)
+
+    async def generate(self, row: dict[str, Any], ctx: Context) -> list[dict[str, Any]]:
+        completion = await ctx.send(self.llm.chat([{"role": "user", "content": row["instruction"]}]))
+        return [{"generation": completion.text}]
 
 
 @task(inputs=["instruction"], outputs=["generation"], llm=CUTTER)
@@ -73,6 +106,8 @@ WAYS: dict[str, Callable[[], list[Step]]] = {
         FormSFT(**RESPONSE),
     ],
     "a label in front": lambda: [TextGeneration(llm=CUTTER), labelled(), FormSFT(**RESPONSE)],
+    "something put behind": lambda: [TextGeneration(llm=CUTTER), closed(), FormSFT(**RESPONSE)],
+    "rows of the task's own making": lambda: [Both(llm=CUTTER, num_generations=3, group_generations=True), FormSFT()],
     "over a barrier": lambda: [TextGeneration(llm=CUTTER), Deduplicate(columns=["instruction"]), FormSFT()],
     "over two barriers": lambda: [
         TextGeneration(llm=CUTTER),
@@ -295,6 +330,58 @@ def test_a_functions_own_system_message_and_a_rows_own(tmp_path: Path) -> None:
 
     prompts = [row["prompt"] for row in made(run(tmp_path / "own", own))]
     assert prompts == ["The row's own.\n\nHi", f"{CAREFUL}\n\nHo"]
+
+
+@pytest.mark.row(33)
+@pytest.mark.parametrize("barrier", [False, True])
+def test_a_prompt_reaches_only_the_answers_made_under_it(barrier: bool, tmp_path: Path) -> None:
+    def pool() -> Pipeline:
+        with Pipeline(name="pool") as pipeline:
+            branches = [TextGeneration(llm=WHOLE, system_prompt=CAREFUL), TextGeneration(llm=JUDGE)]
+            group = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "models"])
+            judge = UltraFeedback(llm=JUDGE, rationales=False)
+            last: Step = LoadDataFromDicts(data=rows(6)) >> branches >> group
+            last = last >> Deduplicate(columns=["instruction"]) if barrier else last
+            last >> judge >> FormPreference(ties="first")
+        return pipeline
+
+    found = made(run(tmp_path / "run", pool))
+    assert found
+    for row in found:
+        of = dict(zip(row["generations"], (CAREFUL, None), strict=True))
+        assert (row["chosen_system_prompt"], row["rejected_system_prompt"]) == (of[row["chosen"]], of[row["rejected"]])
+
+
+@pytest.mark.row(33)
+@pytest.mark.parametrize("between", ["nothing", "a barrier", "a label in front"])
+def test_a_judges_prompt_is_not_written_to_answers_of_the_input(between: str, tmp_path: Path) -> None:
+    def judged() -> Pipeline:
+        data = [{"instruction": "Tides?", "generation": "Water that moves, twice a day, in the sea."}]
+        mapped = {"generation": "verdict", "model_name": "judge"}
+        with Pipeline(name="judged") as pipeline:
+            last: Step = LoadDataFromDicts(data=data) >> TextGeneration(
+                llm=JUDGE, template="Judge: {{ generation }}", system_prompt="You are strict.", output_mappings=mapped
+            )
+            if between == "a barrier":
+                last = last >> Deduplicate(columns=["instruction"])
+            if between == "a label in front":
+                last >> labelled() >> FormSFT(**RESPONSE)
+            else:
+                last >> FormSFT()
+        return pipeline
+
+    assert system_prompts(run(tmp_path / "run", judged)) == [None]
+
+
+@pytest.mark.row(33)
+def test_a_system_message_that_a_task_makes_for_each_row(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", lambda: chain(lambda: [Persona(llm=WHOLE), FormSFT()]))
+    prompts = system_prompts(found)
+    assert all(str(prompt).startswith("You are number ") for prompt in prompts)
+    assert len(set(prompts)) == 4
+    again = run(tmp_path / "run", lambda: chain(lambda: [Persona(llm=WHOLE), FormSFT(keep=())]), update=True)
+    assert again.report.requests == 0
+    assert system_prompts(again) == prompts
 
 
 # --- provenance as columns -------------------------------------------------------------------------

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsynth.pipeline.making import NOTHING, Making, Makings, carried_makings, end_of, makings_of, same_end, texts_in
+from asyncsynth.pipeline.making import (
+    NOTHING,
+    Making,
+    Makings,
+    carried_makings,
+    end_of,
+    given_makings,
+    makings_of,
+    same_end,
+    texts_in,
+)
 
 CUT = "The moon pulls the sea, and so does the sun, which is why the tides are highest when both stand in"
 long_texts = st.text(st.characters(codec="utf-8"), min_size=1).map(
@@ -27,7 +37,8 @@ def test_a_text_is_known_behind_any_prefix(text: str, prefix: str, after: str) -
     makings = found([{"generation": text}], {"cut": [end_of(text)]})
     assert makings.is_cut(text)
     assert makings.is_cut(f"{prefix} {text}{after}")
-    assert not makings.is_cut(f"{text}.")
+    assert makings.is_cut(f"{text}.<|im_end|>")  # something put behind it makes no whole answer of it
+    assert not makings.is_cut(text[: -len("no doubt")])
     assert not makings.is_cut("")
 
 
@@ -73,6 +84,29 @@ def test_reasoning_belongs_to_the_answer_beside_it() -> None:
     assert [making and making.reasoning for making in told] == ["Easy.", None, None]
 
 
+def test_answers_that_end_alike_keep_what_is_theirs() -> None:
+    politely = " I hope this helps! Let me know if you have any further questions about the matter."
+    samples = [
+        {"generation": f"Yes.{politely}", "reasoning": "For."},
+        {"generation": f"No.{politely}", "reasoning": "Not."},
+    ]
+    makings = found(samples, {"calls": 2}, prompt_of=lambda number: f"Prompt {number}.")
+    for number, sample in enumerate(samples):
+        assert makings.systems(sample["generation"]) == [f"Prompt {number}."]
+        assert makings.thoughts(f" {sample['generation']}\n") == [sample["reasoning"]]
+    assert makings.systems(f"Maybe.{politely}") == ["Prompt 0.", "Prompt 1."]  # none of them: it cannot be told
+
+
+def test_a_text_of_the_input_has_no_tasks_prompt() -> None:
+    judged = makings_of([{"note": "A fine answer."}], {}, is_answer=True, prompt_of=lambda _: "You judge.")
+    makings = Makings([*given_makings({"generation": CUT}), *judged])
+    told = makings.of(f"A: {CUT}")
+    assert told is not None
+    assert (told.is_given, told.is_answer, makings.systems(CUT)) == (True, False, [])
+    after = Makings(carried_makings(makings.carried({"generation": CUT})))
+    assert (after.systems(CUT), after.systems()) == ([], ["You judge."])
+
+
 def test_texts_of_messages_are_the_models_only() -> None:
     conversation = [{"role": "user", "content": "Hi, you there"}, {"role": "assistant", "content": "Hello, you here"}]
     assert list(texts_in({"a": [conversation, "t", 1, None, {"b": "u"}]})) == [
@@ -92,6 +126,8 @@ making = st.builds(
     is_answer=st.booleans(),
     system=st.none() | st.just("Be brief."),
     reasoning=st.none() | st.just("Hm."),
+    whole=st.sampled_from([0, 7]),
+    is_given=st.booleans(),
 )
 
 
@@ -106,6 +142,10 @@ def test_what_is_known_survives_a_barrier(makings: list[Making]) -> None:
         if old is not None and old.reasoning:
             assert new is not None
             assert new.reasoning == old.reasoning
+        if after.systems():  # what says nothing is not carried
+            assert new is not None or old is None
+            assert after.systems(text) == before.systems(text)
+            assert after.systems() in (before.systems(), before.systems()[::-1])
     assert after.of("another text") is None  # the row does not hold it
 
 

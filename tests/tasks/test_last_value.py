@@ -82,6 +82,32 @@ CORPUS: list[tuple[str, str, Any]] = [
      ["Why are there tides?", "Name an ocean."]),
     ("same", '{"same": true} {"same": false}', False),
     ("rewritten", '{"text": "draft"} {"text": "final"}', "final"),
+    # --- JSON, and then another value that is none, or is said in words
+    ("ratings", '{"ratings": [1, 2]}\n{"ratings": [5, 4],}', FAILS),
+    ("ratings", '{"ratings": [1, 2]}\n{\'ratings\': [5, 4]}', FAILS),
+    ("ratings", '{"ratings": [1, 2]}\n{"ratings": "5, 4"}', FAILS),
+    ("ratings", '{"ratings": [1, 2]}\n**Final ratings:** [5, 4]', FAILS),
+    ("ratings", '{"ratings": [1, 2]}\nFinal: 5, 4.', FAILS),
+    ("ratings", '{"ratings": [5, 4]}\nFinal ratings: 5 and 4.', [5, 4]),
+    ("ratings", '{"ratings": [5, 4]}, for {x: 1} and {"a set"}', [5, 4]),
+    ("ratings", '{"ratings": [1, 2], "final_ratings": [5, 4]}', FAILS),
+    ("one rating", '{"rating": 2, "score": 4}', FAILS),
+    ("one rating", '{"rating": 2}\nOn reflection, it deserves a 4.', FAILS),
+    ("one rating", '{"rating": 4}\nActually, the answer names 3 rivers.', [4]),
+    ("labels", '{"label": "praise"}\nOn second thought, it is a complaint.', FAILS),
+    ("labels", '{"label": "praise"}\nFinal label: neither', FAILS),
+    ("labels", '{"label": "praise"}\nIt is no complaint.', ["praise"]),
+    ("verdict", '{"verdict": "A"} {"verdict": "C"}', FAILS),
+    ("verdict", '{"verdict": "A"}\n**Final verdict:** B', FAILS),
+    ("verdict", '{"verdict": "A"}\nActually, answer B is better.', FAILS),
+    ("verdict", '{"verdict": "A"}\n\nB', FAILS),
+    ("verdict", '{"verdict": "Answer A"}\nAnswer B is shorter.', 0),
+    ("structured", '{"age": 1} {"age": 2,}', FAILS),
+    ("structured", '{"age": 1}, as in f"{age}".', {"age": 1}),
+    ("pair", '{"positive": "a", "negative": "b"}\nPositive: c\nNegative: d', FAILS),
+    ("revision", '{"revision": "draft"}\nRevision: final', FAILS),
+    ("list", '["Explain tides.", "Name a sea."]\nFinal list:\n1. Why are there tides?\n2. Name an ocean.',
+     ["Why are there tides?", "Name an ocean."]),
     # --- words: several values, or none that can be told
     ("one rating", "Rating: 3 or 4", FAILS),
     ("one rating", "Rating: 4-5", FAILS),
@@ -100,6 +126,13 @@ CORPUS: list[tuple[str, str, Any]] = [
     ("one rating", "Score out of 5: 4", [4]),
     ("one rating", "1. The answer is complete, five out of five.", FAILS),
     ("one rating", "2 - the number of rivers\nThe answer is great, 5.", FAILS),
+    ("one rating", "Rating: 2\nActually, 4.", FAILS),
+    ("one rating", "Rating: 2. No, 4.", FAILS),
+    ("one rating", "Rating: 2 -> 4", FAILS),
+    ("one rating", "Rating: 2\n\nFinal: 4", FAILS),
+    ("one rating", "Rating: 5\nIt says rightly that the final answer is 4.", [5]),
+    ("ratings", "1, 2\n5, 4", FAILS),
+    ("ratings", "Ratings: 1, 2\nRatings: 5, 4", FAILS),
     ("ratings", "1. The first is right.\n2. The second is wrong.", FAILS),
     ("ratings", "1. Excellent: 5 stars.\n2. Poor: 1 star.", FAILS),
     ("ratings", "1 - right\n2 - wrong", FAILS),
@@ -111,6 +144,8 @@ CORPUS: list[tuple[str, str, Any]] = [
     ("labels", "It may be praise.\nFinal answer: complaint", ["complaint"]),
     ("verdict", "[[A]] at first. [[B]]", FAILS),
     ("verdict", "[[A]]\nFinal verdict: B", FAILS),
+    ("verdict", "Final verdict: A or B", FAILS),
+    ("verdict", "[[A]]\nNo, wait: answer B.", FAILS),
     ("verdict", "Verdict: A. On reflection, verdict: B", FAILS),
     ("pair", "Positive: a\nNegative: b\n\nPositive: c\nNegative: d", {"positive": "c", "negative": "d"}),
     ("pair", "Positive: a\nNegative: b\nPositive: c", {"positive": "c"}),
@@ -120,6 +155,11 @@ CORPUS: list[tuple[str, str, Any]] = [
     ("rewritten", "<answer>draft text</answer>\n<answer>final text</answer>", "final text"),
     ("list", "1. Explain tides.\n2. Name a sea.\n\nFinal list:\n1. Why are there tides?\n2. Name an ocean.",
      ["Why are there tides?", "Name an ocean."]),
+    ("list", "1. Explain tides.\n2. Name a sea.\n\nLet me improve them:\n1. Why are there tides?\n2. Name an ocean.",
+     ["Why are there tides?", "Name an ocean."]),
+    ("rewritten", "#Rewritten Prompt#: a first draft\n\n#Rewritten Prompt#: Explain tides.", "Explain tides."),
+    ("rewritten", "Draft: about tides.\n\nRewritten instruction: Explain tides.", "Explain tides."),
+    ("rewritten", "Final answer: 8\n\nRevised text: none", "8\n\nRevised text: none"),
     ("same", "No. The second asks for more, on the same subject.", False),
     ("same", "They are the same. Or: they are different.", FAILS),
 ]  # fmt: skip
@@ -173,3 +213,10 @@ def test_expected_ratings_are_those_of_the_last_verdict() -> None:
     choice = Choice("".join(texts), logprobs={"content": [token(text) for text in texts]})
     assert expected_ratings(choice, [Evaluation(5), Evaluation(4)]) == [5.0, 4.0]
     assert expected_ratings(choice, [Evaluation(1), Evaluation(2)]) == [None, None]
+
+
+@pytest.mark.parametrize("before", ["", "Rating: 2", '{"ratings": [1, 2]}'])
+def test_thousands_of_line_breaks_are_read_at_once(before: str) -> None:
+    """Weak models fill an answer with them until max_tokens; patterns that looked at each run again took minutes."""
+    with pytest.raises(ParseFailure):
+        ratings(3)(before + "\n" * 20_000)
