@@ -24,10 +24,11 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
-from asyncsynth.pipeline.usercode import Code, Collector, is_user_class
+from asyncsynth.pipeline.usercode import Code, Collector
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
