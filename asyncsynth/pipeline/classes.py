@@ -17,6 +17,11 @@ MAIN = frozenset({"__main__", "__mp_main__", "asyncsynth_pipeline"})
 _MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
 #: Methods that make an object; what they set is what it was given.
 _MAKERS = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "model_post_init"})
+#: Attributes of a field that decide values, checks or schemas.
+_OF_A_FIELD = (
+    "type", "annotation", "default", "default_factory", "metadata", "validator", "converter", "title", "description",
+    "alias", "examples", "json_schema_extra", "discriminator",
+)  # fmt: skip
 
 
 def is_user_class(kind: type) -> bool:
@@ -79,24 +84,25 @@ def is_written_attribute(kind: type, name: str, value: Any, *, generated: bool) 
     return not (name.startswith(("model_", "_tuplegetter")) or type(value).__name__ == "_tuplegetter")
 
 
-def field_types(kind: type) -> list[tuple[str, Any]]:
-    """The classes and factories in the fields of a dataclass or a pydantic class."""
-    found: list[tuple[str, Any]] = []
-    fields: Any = vars(kind).get("__dataclass_fields__") or vars(kind).get("__pydantic_fields__")
-    fields = fields or vars(kind).get("model_fields")
-    for name, field in (fields or {}).items() if isinstance(fields, dict) else ():
-        for attribute in ("type", "annotation", "default", "default_factory"):
-            value = vars_or_slots(field).get(attribute)
-            found += [(name, each) for each in _classes_in(value)]
+def fields_of(kind: type) -> dict[str, dict[str, Any]]:
+    """What the fields of a dataclass, of a pydantic or of an attrs class say: field -> attribute -> value.
+
+    Their values are not in the class's text where they come from a name: ``Field(ge=LIMIT)``.
+    """
+    own = vars(kind)
+    fields: Any = own.get("__dataclass_fields__") or own.get("__pydantic_fields__") or own.get("model_fields")
+    if (made := own.get("__attrs_attrs__")) is not None:
+        fields = {field.name: field for field in made}
+    found = {}
+    for name, field in fields.items() if isinstance(fields, dict) else ():
+        held = vars_or_slots(field)
+        found[name] = {key: held[key] for key in _OF_A_FIELD if not _is_unset(held.get(key))}
     return found
 
 
-def _classes_in(annotation: Any, depth: int = 0) -> list[Any]:
-    """Classes and functions in an annotation, those in its arguments included."""
-    if isinstance(annotation, (type, types.FunctionType)) and not isinstance(annotation, types.GenericAlias):
-        return [annotation]
-    arguments = getattr(annotation, "__args__", ()) if depth < 8 else ()
-    return [each for argument in arguments or () for each in _classes_in(argument, depth + 1)]
+def _is_unset(value: Any) -> bool:
+    """Whether an attribute of a field was not given."""
+    return value is None or type(value).__name__ in ("_MISSING_TYPE", "PydanticUndefinedType", "_Nothing")
 
 
 def vars_or_slots(value: Any) -> dict[str, Any]:

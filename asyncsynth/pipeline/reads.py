@@ -21,6 +21,7 @@ class Reads:
         attributes: of anything, names that it imports from modules included.
         escaping: globals that are used otherwise than for an attribute of theirs.
         imports: (module, level, names) of the imports in its body.
+        texts: texts that it holds, of which some may name modules.
         stored: globals that it sets; `stored_attributes`: those of any object.
     """
 
@@ -31,6 +32,7 @@ class Reads:
         self.stored: set[str] = set()
         self.stored_attributes: set[str] = set()
         self.imports: list[tuple[str, int, tuple[str, ...]]] = []
+        self.texts: set[str] = set()
         for each in nested(code) if code is not None else ():
             self._scan(each)
 
@@ -42,6 +44,7 @@ class Reads:
         return made
 
     def _scan(self, code: types.CodeType) -> None:
+        self.texts.update(each for each in code.co_consts if isinstance(each, str))
         constants: list[Any] = [None, None]
         last = ""
         for instruction in dis.get_instructions(code):
@@ -81,6 +84,6 @@ def absolute_names(imports: Iterable[tuple[str, int, tuple[str, ...]]], package:
             continue
         found.add(base)
         file = module_file(base)
-        if file is not None and is_users(file) and file.endswith("__init__.py"):
+        if file is None or (is_users(file) and file.endswith("__init__.py")):  # without a file: a namespace package
             found.update(f"{base}.{name}" for name in names if module_file(f"{base}.{name}") is not None)
     return found

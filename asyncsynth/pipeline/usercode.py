@@ -16,18 +16,20 @@ import enum
 import functools
 import hashlib
 import itertools
+import os
 import sys
 import types
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
 
 import orjson
 
 from asyncsynth.pipeline.classes import (
     MAIN,
-    field_types,
+    fields_of,
     file_of,
     is_own_class,
     is_user_class,
@@ -36,13 +38,22 @@ from asyncsynth.pipeline.classes import (
     stored_attributes_of,
     vars_or_slots,
 )
-from asyncsynth.pipeline.codetext import bytecode_text, class_text, function_text, is_users, module_file, source_file
+from asyncsynth.pipeline.codetext import (
+    bytecode_text,
+    class_text,
+    function_text,
+    is_users,
+    module_file,
+    project_folder,
+    source_file,
+)
+from asyncsynth.pipeline.known import held_by
 from asyncsynth.pipeline.reads import Reads, absolute_names
-from asyncsynth.pipeline.values import SILENT, is_plain, shown, stable_form
+from asyncsynth.pipeline.values import SILENT, is_plain, parts_of_alias, shown, stable_form
 
 #: Who reads these may read any attribute of a module.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})
-_IMPORTS_BY_NAME = frozenset({"import_module", "__import__"})
+_IMPORTS_BY_NAME = frozenset({"import_module", "__import__", "modules"})  #: the last as in `sys.modules`
 _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
 _MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
@@ -90,6 +101,7 @@ class Collector:
         self._quiet = 0
         self._modules: set[str] = set()
         self._roots: set[str] = set()
+        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in the order of their finding
 
     @property
     def code(self) -> Code:
@@ -112,9 +124,13 @@ class Collector:
     def add(self, value: Any, path: str) -> Any:
         """Follows `value` and returns its form as JSON. `path` names it where it is not a function or a class."""
         self._objects += 1
+        if isinstance(value, (str, PurePath)) and (inside := self._inside_project(str(value))) is not None:
+            return {"in the project": inside}
         found, form = stable_form(value)
         if found:
             return form
+        if parts := parts_of_alias(value):
+            return {"type": [self.add(part, path) for part in parts]}
         if isinstance(value, enum.Enum):
             self.add(type(value), path)
             return {"enum": f"{type(value).__qualname__}.{value.name}"}
@@ -135,6 +151,16 @@ class Collector:
             return self._compound(value, path)
         finally:
             self._inside.discard(id(value))
+
+    def _inside_project(self, path: str) -> str | None:
+        """A path in the user's project, from there: whoever moves the project changes no result."""
+        if not path.startswith(os.sep):
+            return None
+        path = os.path.normpath(path)
+        for folder in self._folders:
+            if path == folder or path.startswith(folder + os.sep):
+                return path[len(folder) :] or os.sep
+        return None
 
     def add_installed(self, kind: type) -> None:
         """Takes in the text of a step's class that comes with an installed package: it has no `version` of ours."""
@@ -164,6 +190,8 @@ class Collector:
                 return {"code": self._function(value)}
             case types.MethodType():
                 return {"method": self.add(value.__func__, path), "of": self.add(value.__self__, path)}
+            case types.CodeType():
+                return {"bytecode": _digest(bytecode_text(value))}
             case functools.partial():
                 parts = [self.add(each, path) for each in (value.args, value.keywords)]
                 return {"partial": self.add(value.func, path), "given": parts}
@@ -203,6 +231,8 @@ class Collector:
             pairs = dict.items(value) if isinstance(value, dict) else value.items()
             items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in pairs]
             form[kind.__name__] = items
+            if isinstance(value, defaultdict):
+                form["default"] = self.add(value.default_factory, path)
         elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a method of the user's
             form[kind.__name__] = [self.add(item, path) for item in base.__iter__(value)]
         elif (base := _base_of(kind, _SETS)) is not None:
@@ -241,9 +271,9 @@ class Collector:
             return {"object": kind.__qualname__}
         if hasattr(kind, "params") and is_own_class(kind):  # an LLM
             return {"model": value.model, "params": self.add(value.params(), path)}
-        if (template := vars_or_slots(value).get("root_render_func")) is not None:  # Jinja's: its text is not kept
+        if (held := held_by(value)) is not None:
             self._package(kind.__module__)
-            return {"template": _digest(bytecode_text(template.__code__))}
+            return {kind.__qualname__: [[name, self.add(item, _under(path, name))] for name, item in held.items()]}
         plain = is_plain(value)
         if plain is not None:
             self._package(kind.__module__)
@@ -269,6 +299,7 @@ class Collector:
         if not is_users(code.co_filename):
             self._follow_installed_function(function, label)
             return
+        self._note_place(code.co_filename)
         self._code.parts[label] = _digest(function_text(code, scope))
         self._docs[label] = function.__doc__ or ""
         arguments = code.co_varnames[: code.co_argcount]
@@ -323,8 +354,12 @@ class Collector:
     def _note_reads(self, reads: Reads, label: str, scope: Mapping[str, Any]) -> None:
         names = reads.globals | reads.attributes
         self._reads_docs = self._reads_docs or bool(names & _READS_DOCS)
-        if names & _IMPORTS_BY_NAME:
-            self._code.missed[label] = "what it imports by name"
+        if names & _IMPORTS_BY_NAME and (names & {"import_module", "__import__"} or _reads_sys(reads, scope)):
+            named = [text for text in sorted(reads.texts) if _names_a_module(text)]
+            for name in named:
+                self._static_module(name)
+            if not named:
+                self._code.missed[label] = "what it imports by name"
         if ("open" in reads.globals and "open" not in scope) or reads.attributes & _READS_FILES:
             self._code.missed.setdefault(label, "the files that it opens")
         if names & {"globals", "eval", "exec"}:
@@ -363,6 +398,7 @@ class Collector:
 
     def _follow_class(self, kind: type, label: str) -> None:
         self._objects += 1
+        self._note_place(file_of(kind))
         bases = [self._class(base) for base in kind.__bases__]
         if type(kind) is not type:
             bases.append(self._class(type(kind)))
@@ -380,8 +416,11 @@ class Collector:
             path = f"{label}.{name}"
             form = self.attribute(kind, name, value, path)
             self._part(path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None)
-        for name, kind_of in field_types(kind):
-            self.add(kind_of, f"{label}.{name}")
+        self._quiet += 1
+        for name, said in fields_of(kind).items():
+            path = f"{label}.{name}"
+            self._part(f"{path} (field)", {key: self.add(value, path) for key, value in said.items()})
+        self._quiet -= 1
 
     # --- modules -------------------------------------------------------------------------------
 
@@ -391,6 +430,7 @@ class Collector:
         if not is_users(getattr(module, "__file__", None) or _package_file(module)):
             self._package(name)
             return
+        self._note_place(getattr(module, "__file__", None) or "")
         own = vars(module)
         if whole:
             if name in self._modules:
@@ -441,6 +481,12 @@ class Collector:
         for other in sorted(absolute_names(found, package) | ({parent} if parent else set())):
             self._static_module(other)
 
+    def _note_place(self, file: str) -> None:
+        if file and not file.startswith("<"):
+            folder = project_folder(file)
+            self._folders[folder] = None
+            self._folders[os.path.realpath(folder)] = None
+
     def _package(self, module: str) -> None:
         root = module.split(".")[0]
         if root and root != "asyncsynth" and root not in self._modules:
@@ -480,6 +526,18 @@ def _package_file(module: types.ModuleType) -> str:
     if places:
         return f"{places[0]}/__init__.py"
     return "<module>" if getattr(module, "__spec__", None) is None else ""
+
+
+def _reads_sys(reads: Reads, scope: Mapping[str, Any]) -> bool:
+    return any(scope.get(name) is sys for name in reads.globals) or any(each[0] == "sys" for each in reads.imports)
+
+
+def _names_a_module(text: str) -> bool:
+    """Whether a text is the name of a module of the user's."""
+    if not all(part.isidentifier() for part in text.split(".")):
+        return False
+    file = module_file(text)
+    return file is not None and is_users(file)
 
 
 def _base_of(kind: type, bases: tuple[Any, ...]) -> Any:
