@@ -25,7 +25,8 @@ def load_pipeline(target: str) -> Pipeline:
     # As when the file is run by itself, it may import its neighbours.
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        names = runpy.run_path(str(path), run_name="asyncsynth_pipeline")
+        # `__file__` is absolute, as when the file is run by itself: paths that are made of it are the same.
+        names = runpy.run_path(str(path.absolute()), run_name="asyncsynth_pipeline")
     except AsyncsynthError as error:
         # The same error with its place before it: type, hint and exit code stay.
         error.message = f"{_place(path, error)}{error.message}"

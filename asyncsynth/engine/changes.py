@@ -101,7 +101,7 @@ def survey(
     found.input_changed = any(change.startswith("input: ") for change in changes)
     for node in plan.nodes:
         if isinstance(node.step, ModelStep):
-            found.steps.append(_model_step(node, epoch, old, journals, records))
+            found.steps.append(_model_step(node, epoch, old, plan.fields["steps"], journals, records))
         elif not isinstance(node.step, SourceStep):
             changed = _settings_key(plan.fields["steps"][node.step.name]) not in known
             found.steps.append(StepState(node.step.name, False, changed, node.depends))
@@ -135,8 +135,28 @@ def _before(name: str, steps: Mapping[str, dict[str, Any]]) -> list[str]:
     return [each for each in steps if each in found]
 
 
+def _rows_into(name: str, steps: Mapping[str, dict[str, Any]]) -> int:
+    """Rows that reach a step for one record, as far as `num_generations` of the steps before it says."""
+    counts: dict[str, int] = {}
+    for each in [*_before(name, steps), name]:
+        lefts = steps.get(each, {}).get("after", ())
+        made = [counts.get(left, 1) * _generations(steps.get(left, {})) for left in lefts]
+        counts[each] = max(made, default=1)
+    return counts[name]
+
+
+def _generations(settings: Mapping[str, Any]) -> int:
+    number = settings.get("num_generations", 1)
+    return number if isinstance(number, int) and not settings.get("group_generations") else 1
+
+
 def _model_step(
-    node: Node, epoch: Epoch, old: Mapping[str, dict[str, Any]], journals: Journals, records: int
+    node: Node,
+    epoch: Epoch,
+    old: Mapping[str, dict[str, Any]],
+    new: Mapping[str, dict[str, Any]],
+    journals: Journals,
+    records: int,
 ) -> StepState:
     name = node.step.name
     changed = node.fingerprint not in epoch.steps.values()
@@ -145,9 +165,12 @@ def _model_step(
     generations = getattr(node.step, "num_generations", 1)
     each = journals.requests_of_one(was)
     measured = each is not None
+    rows = _rows_into(name, new)
     if each is None:
-        each = float(generations)
-    elif changed and (earlier := old.get(name, {}).get("num_generations")):
+        each = float(generations * rows)
+    else:  # of the step that has these results now, or had them
+        each *= rows / _rows_into(next((other for other, own in epoch.steps.items() if own == was), name), old)
+    if measured and changed and (earlier := old.get(name, {}).get("num_generations")):
         each *= generations / earlier
     return StepState(
         name, True, changed, node.depends, there=there, before=before, records=before or records, each=each,

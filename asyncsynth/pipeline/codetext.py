@@ -24,6 +24,7 @@ _WITH_DOCS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 #: Decorators that do not read a function's docstring.
 _PLAIN = frozenset({"staticmethod", "classmethod", "property", "cached_property", "cache", "lru_cache", "wraps"})
 _OWN = ("task", "step")
+_OF_A_PROJECT = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -106,13 +107,33 @@ def source_file(filename: str) -> SourceFile | None:
     if known is not None and known[0] == source:
         return known[1]
     found: SourceFile | None = None
-    if source and len(source) <= _MAX_BYTES:
+    if (source or _is_empty(filename)) and len(source) <= _MAX_BYTES:
         try:
             found = SourceFile(source, filename)
         except (SyntaxError, ValueError, RecursionError):
             found = None
     _files[filename] = source, found
     return found
+
+
+def _is_empty(filename: str) -> bool:
+    """Whether it is a source file without a line, as many an ``__init__.py`` is."""
+    return filename.endswith(".py") and os.path.isfile(filename) and not os.path.getsize(filename)
+
+
+@functools.lru_cache(maxsize=4096)
+def project_folder(filename: str) -> str:
+    """The folder that moves when the user moves the project of a file: the nearest one that says it is a project,
+    else the one that holds the file or its packages."""
+    here = folder = os.path.dirname(os.path.abspath(filename))
+    while os.path.isfile(os.path.join(here, "__init__.py")) and os.path.dirname(here) != here:
+        here = os.path.dirname(here)
+    top = here
+    while os.path.dirname(folder) != folder:
+        if any(os.path.isfile(os.path.join(folder, name)) for name in _OF_A_PROJECT):
+            return folder
+        folder = os.path.dirname(folder)
+    return top
 
 
 def function_text(code: CodeType, scope: Mapping[str, Any]) -> str:

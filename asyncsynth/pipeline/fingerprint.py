@@ -13,7 +13,8 @@ from typing import Any
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import PipelineError
-from asyncsynth.pipeline.usercode import Collector, is_user_class
+from asyncsynth.pipeline.classes import is_user_class
+from asyncsynth.pipeline.usercode import Collector
 from asyncsynth.pipeline.values import shown
 from asyncsynth.records import canonical_json
 

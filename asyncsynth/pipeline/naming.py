@@ -35,6 +35,8 @@ def origin() -> Origin | None:
         return None
     file, line = frame.f_code.co_filename, frame.f_lineno
     stem = os.path.splitext(os.path.basename(file))[0].strip().lstrip(".")
+    if stem in ("__main__", "__init__"):  # of a package: its folder says more
+        stem = os.path.basename(os.path.dirname(os.path.abspath(file))).lstrip(".") or stem
     return Origin(os.path.abspath(file), line, stem + _suffix(file, line)) if stem else None
 
 

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from asyncsynth.calling import checked
 from asyncsynth.calling import nearest as nearest  # where steps and tasks take it from
 from asyncsynth.errors import PipelineError
+from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
-from asyncsynth.pipeline.usercode import Code, Collector, is_user_class
+from asyncsynth.pipeline.usercode import Code, Collector
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:

@@ -11,49 +11,56 @@ new one costs the data set.
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
-import dis
 import enum
 import functools
 import hashlib
-import importlib.util
-import inspect
 import itertools
+import os
 import sys
 import types
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
 
 import orjson
 
 from asyncsynth.calling import unchecked
+from asyncsynth.pipeline.classes import (
+    MAIN,
+    fields_of,
+    file_of,
+    is_own_class,
+    is_user_class,
+    is_written_attribute,
+    left_out,
+    stored_attributes_of,
+    vars_or_slots,
+)
 from asyncsynth.pipeline.codetext import (
     bytecode_text,
     class_text,
     function_text,
     is_users,
     module_file,
-    nested,
+    project_folder,
     source_file,
 )
-from asyncsynth.pipeline.values import SILENT, is_plain, shown, stable_form
+from asyncsynth.pipeline.known import held_by
+from asyncsynth.pipeline.reads import Reads, absolute_names
+from asyncsynth.pipeline.values import SILENT, is_plain, parts_of_alias, shown, stable_form
 
-#: Names of the module that a pipeline file is run as.
-_MAIN = frozenset({"__main__", "__mp_main__", "asyncsynth_pipeline"})
 #: Who reads these may read any attribute of a module.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})
-_IMPORTS_BY_NAME = frozenset({"import_module", "__import__"})
+_IMPORTS_BY_NAME = frozenset({"import_module", "__import__", "modules"})  #: the last as in `sys.modules`
 _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
-_GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
 #: Names of a module that hold its place: moving a project changes no result.
 _PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
 _OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
-_MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
 _SEQUENCES: tuple[Any, ...] = (list, tuple, deque)
 _SETS: tuple[Any, ...] = (set, frozenset)
 _SCALAR_BASES: tuple[Any, ...] = (str, bytes, int, float, complex)
@@ -83,7 +90,7 @@ class Collector:
     """
 
     def __init__(self, home: str = "") -> None:
-        self._home = _MAIN | {home}
+        self._home = MAIN | {home}
         self._code = Code()
         self._labels: dict[int, tuple[str, Any]] = {}  # with the object, so that its id stays its own
         self._taken: set[str] = set()
@@ -95,6 +102,7 @@ class Collector:
         self._quiet = 0
         self._modules: set[str] = set()
         self._roots: set[str] = set()
+        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in the order of their finding
 
     @property
     def code(self) -> Code:
@@ -117,9 +125,13 @@ class Collector:
     def add(self, value: Any, path: str) -> Any:
         """Follows `value` and returns its form as JSON. `path` names it where it is not a function or a class."""
         self._objects += 1
+        if isinstance(value, (str, PurePath)) and (inside := self._inside_project(str(value))) is not None:
+            return {"in the project": inside}
         found, form = stable_form(value)
         if found:
             return form
+        if parts := parts_of_alias(value):
+            return {"type": [self.add(part, path) for part in parts]}
         if isinstance(value, enum.Enum):
             self.add(type(value), path)
             return {"enum": f"{type(value).__qualname__}.{value.name}"}
@@ -141,10 +153,20 @@ class Collector:
         finally:
             self._inside.discard(id(value))
 
+    def _inside_project(self, path: str) -> str | None:
+        """A path in the user's project, from there: whoever moves the project changes no result."""
+        if not path.startswith(os.sep):
+            return None
+        path = os.path.normpath(path)
+        for folder in self._folders:
+            if path == folder or path.startswith(folder + os.sep):
+                return path[len(folder) :] or os.sep
+        return None
+
     def add_installed(self, kind: type) -> None:
         """Takes in the text of a step's class that comes with an installed package: it has no `version` of ours."""
         self._package(kind.__module__)
-        text = class_text(kind, _file_of(kind), methods=True)
+        text = class_text(kind, file_of(kind), methods=True)
         self._code.parts[f"{kind.__module__}.{kind.__qualname__}"] = _digest(text)
 
     def root(self, value: Any, path: str) -> None:
@@ -169,6 +191,8 @@ class Collector:
                 return {"code": self._function(value)}
             case types.MethodType():
                 return {"method": self.add(value.__func__, path), "of": self.add(value.__self__, path)}
+            case types.CodeType():
+                return {"bytecode": _digest(bytecode_text(value))}
             case functools.partial():
                 parts = [self.add(each, path) for each in (value.args, value.keywords)]
                 return {"partial": self.add(value.func, path), "given": parts}
@@ -202,12 +226,14 @@ class Collector:
         form: dict[str, Any] = {}
         if is_user_class(kind):
             form["class"] = self._class(kind)
-        elif _is_own(kind) and hasattr(kind, "not_fingerprinted"):  # a step, used as an object
+        elif is_own_class(kind) and hasattr(kind, "not_fingerprinted"):  # a step, used as an object
             form["class"] = f"{kind.__qualname__} {kind.version}"
         if isinstance(value, (dict, types.MappingProxyType)):
             pairs = dict.items(value) if isinstance(value, dict) else value.items()
             items = [[self.add(key, path), self.add(item, _under(path, key))] for key, item in pairs]
             form[kind.__name__] = items
+            if isinstance(value, defaultdict):
+                form["default"] = self.add(value.default_factory, path)
         elif (base := _base_of(kind, _SEQUENCES)) is not None:  # never through a user's method
             form[kind.__name__] = [self.add(item, path) for item in base.__iter__(value)]
         elif (base := _base_of(kind, _SETS)) is not None:
@@ -217,13 +243,13 @@ class Collector:
         elif "class" not in form:
             return self._installed_object(value, path)
         if "class" in form:
-            state, left_out = vars_or_slots(value), _left_out(kind)
+            state, unread = vars_or_slots(value), left_out(kind)
             if hasattr(kind, "not_fingerprinted"):  # a step: its private attributes are the graph's and the engine's
-                left_out |= {name for name in state if name.startswith("_")}
+                unread |= {name for name in state if name.startswith("_")}
             form["state"] = {
                 name: self.attribute(value, name, item, f"{path}.{name}")
                 for name, item in state.items()
-                if name not in left_out
+                if name not in unread
             }
         return form
 
@@ -231,7 +257,7 @@ class Collector:
         """The form of an object's attribute. What its own methods change (a counter, a cache) counts as it was when
         this process first saw it: else each run in a process would refuse the results of the one before."""
         kind = owner if isinstance(owner, type) else type(owner)
-        return self._first(owner, name, self.add(value, path), path, changes=name in _stored(kind))
+        return self._first(owner, name, self.add(value, path), path, changes=name in stored_attributes_of(kind))
 
     def _first(self, owner: Any, name: str, form: Any, path: str, *, changes: bool) -> Any:
         if not changes:
@@ -244,11 +270,11 @@ class Collector:
         kind = type(value)
         if isinstance(value, SILENT):
             return {"object": kind.__qualname__}
-        if hasattr(kind, "params") and _is_own(kind):  # an LLM
+        if hasattr(kind, "params") and is_own_class(kind):  # an LLM
             return {"model": value.model, "params": self.add(value.params(), path)}
-        if (template := vars_or_slots(value).get("root_render_func")) is not None:  # Jinja's: its text is not kept
+        if (held := held_by(value)) is not None:
             self._package(kind.__module__)
-            return {"template": _digest(bytecode_text(template.__code__))}
+            return {kind.__qualname__: [[name, self.add(item, _under(path, name))] for name, item in held.items()]}
         plain = is_plain(value)
         if plain is not None:
             self._package(kind.__module__)
@@ -274,6 +300,7 @@ class Collector:
         if not is_users(code.co_filename):
             self._follow_installed_function(function, label)
             return
+        self._note_place(code.co_filename)
         self._code.parts[label] = _digest(function_text(code, scope))
         self._docs[label] = function.__doc__ or ""
         arguments = code.co_varnames[: code.co_argcount]
@@ -281,7 +308,7 @@ class Collector:
             self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
         for name, value in (function.__kwdefaults__ or {}).items():
             self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
-        reads = _Reads(code)
+        reads = Reads(code)
         self._note_reads(reads, label, scope)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -325,11 +352,15 @@ class Collector:
         if forms:
             self._part(label, forms)
 
-    def _note_reads(self, reads: _Reads, label: str, scope: Mapping[str, Any]) -> None:
+    def _note_reads(self, reads: Reads, label: str, scope: Mapping[str, Any]) -> None:
         names = reads.globals | reads.attributes
         self._reads_docs = self._reads_docs or bool(names & _READS_DOCS)
-        if names & _IMPORTS_BY_NAME:
-            self._code.missed[label] = "what it imports by name"
+        if names & _IMPORTS_BY_NAME and (names & {"import_module", "__import__"} or _reads_sys(reads, scope)):
+            named = [text for text in sorted(reads.texts) if _names_a_module(text)]
+            for name in named:
+                self._static_module(name)
+            if not named:
+                self._code.missed[label] = "what it imports by name"
         if ("open" in reads.globals and "open" not in scope) or reads.attributes & _READS_FILES:
             self._code.missed.setdefault(label, "the files that it opens")
         if names & {"globals", "eval", "exec"}:
@@ -337,7 +368,7 @@ class Collector:
                 if not name.startswith("__"):
                     self._value(self._prefixed(scope.get("__name__", ""), name), scope[name], reads)
 
-    def _value(self, path: str, value: Any, reads: _Reads, *, escapes: bool = True) -> None:
+    def _value(self, path: str, value: Any, reads: Reads, *, escapes: bool = True) -> None:
         """Something that a function reads by name."""
         if isinstance(value, types.ModuleType):
             by_name = bool((reads.globals | reads.attributes) & _BY_NAME)
@@ -368,25 +399,29 @@ class Collector:
 
     def _follow_class(self, kind: type, label: str) -> None:
         self._objects += 1
+        self._note_place(file_of(kind))
         bases = [self._class(base) for base in kind.__bases__]
         if type(kind) is not type:
             bases.append(self._class(type(kind)))
         own = {name: unchecked(value) for name, value in vars(kind).items()}
-        self._code.parts[label] = _digest(repr((bases, class_text(kind, _file_of(kind)))))
+        self._code.parts[label] = _digest(repr((bases, class_text(kind, file_of(kind)))))
         self._docs[label] = kind.__doc__ or ""
         if issubclass(kind, enum.Enum):
             values = [[name, self.add(member._value_, f"{label}.{name}")] for name, member in kind.__members__.items()]
             self._part(f"{label}.(members)", values)
         generated = "__dataclass_fields__" in own or "_fields" in own or "__attrs_attrs__" in own
-        left_out = _left_out(kind) | (_OWN_ATTRIBUTES if hasattr(kind, "not_fingerprinted") else frozenset())
+        unread = left_out(kind) | (_OWN_ATTRIBUTES if hasattr(kind, "not_fingerprinted") else frozenset())
         for name, value in sorted(own.items()):
-            if name in left_out or not _is_attribute(kind, name, value, generated=generated):
+            if name in unread or not is_written_attribute(kind, name, value, generated=generated):
                 continue
             path = f"{label}.{name}"
             form = self.attribute(kind, name, value, path)
             self._part(path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None)
-        for name, kind_of in _field_types(kind):
-            self.add(kind_of, f"{label}.{name}")
+        self._quiet += 1
+        for name, said in fields_of(kind).items():
+            path = f"{label}.{name}"
+            self._part(f"{path} (field)", {key: self.add(value, path) for key, value in said.items()})
+        self._quiet -= 1
 
     # --- modules -------------------------------------------------------------------------------
 
@@ -396,13 +431,14 @@ class Collector:
         if not is_users(getattr(module, "__file__", None) or _package_file(module)):
             self._package(name)
             return
+        self._note_place(getattr(module, "__file__", None) or "")
         own = vars(module)
         if whole:
             if name in self._modules:
                 return
             self._modules.add(name)
             attributes = [each for each in own if not each.startswith("__")]
-        reads = _Reads.of(attributes)
+        reads = Reads.of(attributes)
         for attribute in sorted(set(attributes)):
             if attribute in own:
                 value = own[attribute]
@@ -414,10 +450,10 @@ class Collector:
             elif "__getattr__" in own:
                 self._value(self._prefixed(name, "__getattr__"), own["__getattr__"], reads)
 
-    def _imported(self, reads: _Reads, scope: Mapping[str, Any]) -> set[str]:
+    def _imported(self, reads: Reads, scope: Mapping[str, Any]) -> set[str]:
         """Names of modules that a function's body imports."""
         package = scope.get("__package__") or str(scope.get("__name__", "")).rpartition(".")[0]
-        return _absolute(reads.imports, package)
+        return absolute_names(reads.imports, package)
 
     def _static_module(self, name: str) -> None:
         """A module that is imported while a step runs: its whole text, and what it imports."""
@@ -443,8 +479,14 @@ class Collector:
                 found += [(each.name, 0, ()) for each in node.names]
             elif isinstance(node, ast.ImportFrom):
                 found.append((node.module or "", node.level, tuple(each.name for each in node.names)))
-        for other in sorted(_absolute(found, package) | ({parent} if parent else set())):
+        for other in sorted(absolute_names(found, package) | ({parent} if parent else set())):
             self._static_module(other)
+
+    def _note_place(self, file: str) -> None:
+        if file and not file.startswith("<"):
+            folder = project_folder(file)
+            self._folders[folder] = None
+            self._folders[os.path.realpath(folder)] = None
 
     def _package(self, module: str) -> None:
         root = module.split(".")[0]
@@ -475,118 +517,8 @@ class Collector:
             self._code.parts[path] = shown(form)
 
 
-class _Reads:
-    """The names that a function and those nested in it read.
-
-    Attributes:
-        globals: names of its module.
-        attributes: of anything, names that it imports from modules included.
-        escaping: globals that are used otherwise than for an attribute of theirs.
-        imports: (module, level, names) of the imports in its body.
-        stored: globals that it sets; `stored_attributes`: those of any object.
-    """
-
-    def __init__(self, code: types.CodeType | None) -> None:
-        self.globals: set[str] = set()
-        self.attributes: set[str] = set()
-        self.escaping: set[str] = set()
-        self.stored: set[str] = set()
-        self.stored_attributes: set[str] = set()
-        self.imports: list[tuple[str, int, tuple[str, ...]]] = []
-        for each in nested(code) if code is not None else ():
-            self._scan(each)
-
-    @classmethod
-    def of(cls, attributes: Iterable[str]) -> _Reads:
-        """As if a function read these attributes."""
-        made = cls(None)
-        made.attributes = set(attributes)
-        return made
-
-    def _scan(self, code: types.CodeType) -> None:
-        constants: list[Any] = [None, None]
-        last = ""
-        for instruction in dis.get_instructions(code):
-            name = instruction.opname
-            is_attribute = name.startswith(("LOAD_ATTR", "LOAD_METHOD"))
-            if last and not is_attribute:
-                self.escaping.add(last)
-            last = ""
-            if name in _GLOBAL_READS:
-                self.globals.add(instruction.argval)
-                last = instruction.argval
-            elif name == "IMPORT_NAME":
-                level, names = constants[-2:]
-                self.imports.append((instruction.argval, level or 0, tuple(names or ())))
-            elif name == "STORE_GLOBAL":
-                self.stored.add(instruction.argval)
-                self.globals.add(instruction.argval)
-            elif name == "STORE_ATTR":
-                self.stored_attributes.add(instruction.argval)
-            elif instruction.opcode in dis.hasname:
-                self.attributes.add(instruction.argval)
-            elif "CONST" in name or "SMALL_INT" in name:
-                constants.append(instruction.argval)
-
-
-def _absolute(imports: Iterable[tuple[str, int, tuple[str, ...]]], package: str) -> set[str]:
-    """Absolute names of imported modules; of ``from a import b``, `a` and `a.b`, if that is a module."""
-    found: set[str] = set()
-    for module, level, names in imports:
-        base = module
-        if level:
-            try:
-                base = importlib.util.resolve_name("." * level + module, package)
-            except ImportError:
-                continue
-        if not base:
-            continue
-        found.add(base)
-        file = module_file(base)
-        if file is not None and is_users(file) and file.endswith("__init__.py"):
-            found.update(f"{base}.{name}" for name in names if module_file(f"{base}.{name}") is not None)
-    return found
-
-
 #: (id of an owner, name) -> the owner, which keeps its id, and the first form of a value that the code changes.
 _seen_first: dict[tuple[int, str], tuple[Any, Any]] = {}
-#: Methods that make an object; what they set is what it was given.
-_MAKERS = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "model_post_init"})
-
-
-def _stored(kind: type) -> frozenset[str]:
-    """Attributes that the methods of a user's class set, once its objects are made."""
-    found: set[str] = set()
-    for each in kind.__mro__:
-        for name, value in vars(each).items() if is_user_class(each) else ():
-            function = getattr(value, "__func__", value)
-            if name not in _MAKERS and isinstance(function, types.FunctionType):
-                found |= _Reads(function.__code__).stored_attributes
-    return frozenset(found)
-
-
-def is_user_class(kind: type) -> bool:
-    """Whether a class was written by the user: it belongs to no installed package."""
-    if not kind.__flags__ & _MADE_BY_A_STATEMENT or kind.__module__ in ("builtins", "abc", "typing") or _is_own(kind):
-        return False
-    if kind.__module__ in _MAIN:
-        return True
-    file = _file_of(kind)
-    if file == "<unknown>":
-        return kind.__module__.split(".")[0] not in sys.stdlib_module_names
-    return is_users(file)
-
-
-def _file_of(kind: type) -> str:
-    """The file of a class: of its module, or of one of its functions where that is not a loaded one."""
-    try:
-        return inspect.getfile(kind)
-    except (OSError, TypeError):
-        for value in map(unchecked, vars(kind).values()):
-            function = getattr(value, "__func__", value)
-            if isinstance(function, types.FunctionType) and not function.__code__.co_filename.startswith("<"):
-                return function.__code__.co_filename
-    return "<unknown>"
 
 
 def _package_file(module: types.ModuleType) -> str:
@@ -597,67 +529,20 @@ def _package_file(module: types.ModuleType) -> str:
     return "<module>" if getattr(module, "__spec__", None) is None else ""
 
 
+def _reads_sys(reads: Reads, scope: Mapping[str, Any]) -> bool:
+    return any(scope.get(name) is sys for name in reads.globals) or any(each[0] == "sys" for each in reads.imports)
+
+
+def _names_a_module(text: str) -> bool:
+    """Whether a text is the name of a module of the user's."""
+    if not all(part.isidentifier() for part in text.split(".")):
+        return False
+    file = module_file(text)
+    return file is not None and is_users(file)
+
+
 def _base_of(kind: type, bases: tuple[Any, ...]) -> Any:
     return next((base for base in bases if issubclass(kind, base)), None)
-
-
-def _is_own(kind: type) -> bool:
-    return kind.__module__.split(".")[0] == "asyncsynth"
-
-
-def _left_out(kind: type) -> frozenset[str]:
-    """Attributes that the class says decide nothing."""
-    return frozenset[str]().union(*(vars(each).get("not_fingerprinted", ()) for each in kind.__mro__))
-
-
-def _is_attribute(kind: type, name: str, value: Any, *, generated: bool) -> bool:
-    """Whether a class attribute was written by the user."""
-    if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
-        return False
-    function = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
-    if isinstance(function, types.FunctionType):
-        made = function.__code__.co_filename.startswith("<") and (generated or name == "__new__")
-        return not made and is_users(function.__code__.co_filename)
-    if name.startswith("__") or name == "_abc_impl":
-        return False
-    if issubclass(kind, enum.Enum):
-        return not name.startswith("_") and name not in kind.__members__
-    return not (name.startswith(("model_", "_tuplegetter")) or type(value).__name__ == "_tuplegetter")
-
-
-def _field_types(kind: type) -> list[tuple[str, Any]]:
-    """The classes and factories in the fields of a dataclass or a pydantic class."""
-    found: list[tuple[str, Any]] = []
-    fields: Any = vars(kind).get("__dataclass_fields__") or vars(kind).get("__pydantic_fields__")
-    fields = fields or vars(kind).get("model_fields")
-    for name, field in (fields or {}).items() if isinstance(fields, dict) else ():
-        for attribute in ("type", "annotation", "default", "default_factory"):
-            value = vars_or_slots(field).get(attribute)
-            found += [(name, each) for each in _classes_in(value)]
-    return found
-
-
-def _classes_in(annotation: Any, depth: int = 0) -> list[Any]:
-    """Classes and functions in an annotation, those in its arguments included."""
-    if isinstance(annotation, (type, types.FunctionType)) and not isinstance(annotation, types.GenericAlias):
-        return [annotation]
-    arguments = getattr(annotation, "__args__", ()) if depth < 8 else ()
-    return [each for argument in arguments or () for each in _classes_in(argument, depth + 1)]
-
-
-def vars_or_slots(value: Any) -> dict[str, Any]:
-    """An object's attributes, without calling anything of its class's."""
-    found: dict[str, Any] = {}
-    for kind in type(value).__mro__:
-        for name, member in vars(kind).items():
-            if isinstance(member, types.MemberDescriptorType):
-                try:
-                    found[name] = member.__get__(value)
-                except AttributeError:  # not set
-                    continue
-    with contextlib.suppress(AttributeError):
-        found.update(object.__getattribute__(value, "__dict__"))
-    return found
 
 
 def _may_hold_code(value: Any) -> bool:

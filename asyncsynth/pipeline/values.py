@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
-import contextvars
+import collections
 import datetime
 import decimal
 import enum
@@ -17,6 +18,7 @@ import re
 import string
 import threading
 import types
+import typing
 import uuid
 import zoneinfo
 from pathlib import PurePath
@@ -32,14 +34,20 @@ _MANY = 64  #: items from which a container of scalars is taken as a whole
 _BY_REPR: tuple[type, ...] = (
     bool, complex, decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta,
     datetime.tzinfo, uuid.UUID, range, slice, zoneinfo.ZoneInfo, operator.itemgetter, operator.attrgetter,
-    operator.methodcaller, types.GenericAlias, types.UnionType, type(Ellipsis), type(NotImplemented),
+    operator.methodcaller, type(Ellipsis), type(NotImplemented),
 )  # fmt: skip
 
 #: Objects that decide no result: they order the work or tell of it.
 SILENT: tuple[type, ...] = (
     logging.Logger, logging.LoggerAdapter, type(threading.Lock()), type(threading.RLock()), threading.Event,
-    threading.Condition, threading.Semaphore, threading.local, asyncio.Lock, asyncio.Event, asyncio.Semaphore,
-    asyncio.Condition, asyncio.Queue, contextvars.ContextVar,
+    threading.Condition, threading.Semaphore, asyncio.Lock, asyncio.Event, asyncio.Semaphore, asyncio.Condition,
+    asyncio.Queue,
+)  # fmt: skip
+
+#: Classes of Python's own, written in Python or not, whose objects hold nothing but their attributes.
+_PLAIN = (
+    types.SimpleNamespace, string.Template, collections.ChainMap, collections.UserDict, collections.UserList,
+    collections.UserString,
 )  # fmt: skip
 
 
@@ -50,8 +58,10 @@ def stable_form(value: Any) -> tuple[bool, Any]:
         return True, _scalar(value)
     if isinstance(value, enum.Enum):
         return False, None
-    if kind in (bytes, bytearray):
+    if kind in (bytes, bytearray, memoryview):
         return True, {"bytes": hashlib.blake2b(bytes(value), digest_size=8).hexdigest()}
+    if kind is array.array:
+        return True, {"array": [value.typecode, hashlib.blake2b(value.tobytes(), digest_size=8).hexdigest()]}
     if isinstance(value, PurePath):
         return True, {"path": str(value)}
     if isinstance(value, re.Pattern):
@@ -60,7 +70,8 @@ def stable_form(value: Any) -> tuple[bool, Any]:
         return True, {kind.__name__: repr(value)}
     if kind is object:
         return True, {"object": ""}
-    if kind.__module__ == "typing" and not issubclass(kind, type):  # its metaclasses are those of classes
+    # Its metaclasses are those of classes; what has arguments is looked into.
+    if kind.__module__ == "typing" and not issubclass(kind, type) and not parts_of_alias(value):
         return True, {"type": repr(value)}
     if kind in (list, dict, tuple) and len(value) >= _MANY:
         return _many(value)
@@ -70,6 +81,14 @@ def stable_form(value: Any) -> tuple[bool, Any]:
         data = hashlib.blake2b(value.tobytes(), digest_size=8).hexdigest()
         return True, {"array": [str(value.dtype), list(value.shape), data]}
     return False, None
+
+
+def parts_of_alias(value: Any) -> tuple[Any, ...]:
+    """What `list[X]`, `X | Y`, `Annotated[X, ...]` or `Box[X]` is made of; () for anything else."""
+    if type(value).__module__ not in ("typing", "types"):
+        return ()
+    origin = typing.get_origin(value)
+    return () if origin is None else (origin, *typing.get_args(value))
 
 
 def _scalar(value: Any) -> Any:
@@ -104,7 +123,7 @@ def _many(value: Any) -> tuple[bool, Any]:
 def is_plain(value: Any) -> dict[str, Any] | None:
     """The fields of an object of an installed class that only holds data; None for other objects."""
     kind = type(value)
-    if isinstance(value, (types.SimpleNamespace, string.Template)):
+    if isinstance(value, _PLAIN):
         return dict(vars(value))
     fields = getattr(kind, "__dataclass_fields__", None)
     if isinstance(fields, dict):

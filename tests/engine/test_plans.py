@@ -188,3 +188,24 @@ def test_more_of_the_input_is_told_beside_what_is_redone(tmp_path: Path) -> None
                 await made(judge_prompt="Be strict.").arun(**options)
 
     run_async(main())
+
+
+def test_more_generations_make_more_rows_for_the_steps_after_them(tmp_path: Path) -> None:
+    def made(first: int, steps: int) -> Pipeline:
+        with Pipeline(name="rows") as pipeline:
+            last: Any = LoadDataFromDicts([{"instruction": f"q {number}"} for number in range(4)])
+            for number in range(steps):
+                last = last >> TextGeneration(
+                    LLM(model="model-a"), num_generations=first if number == 0 else 1,
+                    output_mappings={"generation": f"g{number}", "model_name": f"m{number}"},
+                )  # fmt: skip
+        return pipeline
+
+    async def main() -> None:
+        async with server() as fake:
+            await made(1, 2).arun(servers=[fake.base_url], output=tmp_path)
+            with pytest.raises(RunChangedError) as refused:
+                await made(3, 3).arun(servers=[fake.base_url], output=tmp_path)
+            assert told(refused.value.plan) == 3 * 4 + 3 * 4 + 3 * 4
+
+    run_async(main())

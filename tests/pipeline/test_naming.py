@@ -36,6 +36,13 @@ def test_it_is_the_same_when_the_file_is_run_by_itself(tmp_path: Path) -> None:
     assert runpy.run_path(str(tmp_path / "mine.py"), run_name="__main__")["pipeline"].name == "mine"
 
 
+def test_a_package_names_it_by_its_folder(tmp_path: Path) -> None:
+    for file in ("__init__.py", "__main__.py"):
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        (tmp_path / "pool" / file).write_text(ONE)
+        assert runpy.run_path(str(tmp_path / "pool" / file))["pipeline"].name == "pool"
+
+
 @pytest.mark.parametrize(
     ("made", "names"),
     [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+from asyncsynth.cli.load import load_pipeline
 from tests.matrix.plugin import Tried
 from tests.pipeline.user_modules import HEAD, loaded, plan_of, task_file
 
@@ -268,6 +272,66 @@ EDITS: dict[str, Case] = {
         task_file("from helper import f", f"f.__doc__ + {ROW}"), 'def f(t):\n    "one"\n    return t\n', "one", "two"
     ),
     # kinds of steps
+    "a check in an annotation": case(
+        task_file("import helper", f"helper.C(x='a').x + {ROW}"),
+        "import pydantic, typing\ndef g(x): return x + '1'\n"
+        "class C(pydantic.BaseModel):\n    x: typing.Annotated[str, pydantic.AfterValidator(g)]\n", "'1'", "'2'",
+    ),
+    "a constant in a field": case(
+        task_file("import helper", f"str(helper.C(x=9)) + {ROW}"),
+        "import pydantic\nLEAST = 3\nclass C(pydantic.BaseModel):\n    x: int = pydantic.Field(ge=LEAST)\n", "3", "4",
+    ),
+    "a constant as a field's default": case(
+        task_file("import helper", f"str(helper.C()) + {ROW}"),
+        "import pydantic\nN = 3\nclass C(pydantic.BaseModel):\n    x: int = N\n", "3", "4",
+    ),
+    "a type with arguments": case(
+        task_file("import helper", f"helper.B().f({ROW})"),
+        "import typing\nT = typing.TypeVar('T')\nclass A(typing.Generic[T]):\n    def f(self, t): return t + '1'\n"
+        "B = A[int]\n", "'1'", "'2'",
+    ),
+    "an annotated type": case(
+        task_file("import helper", f"str(helper.A) + {ROW}"),
+        "import pydantic, typing\ndef g(x): return x + '1'\nA = typing.Annotated[str, pydantic.AfterValidator(g)]\n",
+        "'1'", "'2'",
+    ),
+    "a TypeAdapter": case(
+        task_file("import helper", f"helper.T.validate_python({ROW})"),
+        "import pydantic, typing\ndef g(x): return x + '1'\n"
+        "T = pydantic.TypeAdapter(typing.Annotated[str, pydantic.AfterValidator(g)])\n", "'1'", "'2'",
+    ),
+    "the factory of a defaultdict": case(
+        task_file("import helper", f"helper.D['x'] + {ROW}"),
+        "import collections\nD = collections.defaultdict(lambda: '1')\n", "'1'", "'2'",
+    ),
+    "a UserDict": case(
+        task_file("import helper", f"helper.D['x'] + {ROW}"),
+        "import collections\nD = collections.UserDict(x='1')\n", "'1'", "'2'",
+    ),
+    "a template": case(
+        task_file("import helper", f"helper.T.render(x={ROW})"), "import jinja2\nT = jinja2.Template('{{x}} 1')\n",
+        "1'", "2'",
+    ),
+    "a filter of a template": case(
+        task_file("import helper", f"helper.T.render(x={ROW})"),
+        "import jinja2\ndef up(t): return t + '1'\nE = jinja2.Environment()\nE.filters['up'] = up\n"
+        "T = E.from_string('{{x|up}}')\n", "'1'", "'2'",
+    ),
+    "a template that its loader holds": case(
+        task_file("import helper", f"helper.E.get_template('a').render(x={ROW})"),
+        "import jinja2\nE = jinja2.Environment(loader=jinja2.DictLoader({'a': '{{x}} 1'}))\n", "1'", "2'",
+    ),
+    "an import by a name that is written there": case(
+        task_file("import importlib", f"importlib.import_module('helper').f({ROW})"), F1, "'1'", "'2'"
+    ),
+    "an import in the body from a folder without __init__.py": (
+        {"p.py": task_file("", f"g({ROW})", before="def g(t):\n    from parts import sub\n    return sub.f(t)\n"),
+         "parts/sub.py": F1}, "parts/sub.py", "'1'", "'2'",
+    ),
+    "a path in the project": case(
+        task_file("import helper", f"helper.P.name + {ROW}"),
+        "import pathlib\nP = pathlib.Path(__file__).parent / 'a.txt'\n", "a.txt", "b.txt",
+    ),
     "Filter's lambda, a constant": case(
         step_file("", 'Filter(lambda row: len(row["instruction"]) < helper.MOST)'), "MOST = 3\n", "3", "4"
     ),
@@ -417,6 +481,16 @@ MISSED: dict[str, tuple[str, str, str]] = {
         "import random\nR = random.Random(3)\ndef f(t): return R.random()\n", "helper.R", "Random"
     ),
     "a file that is opened": ("def f(t): return open('x').read()\n", "helper.f", "the files that it opens"),
+    "a context variable": (
+        "import contextvars\nV = contextvars.ContextVar('v')\ndef f(t): return V.get(t)\n", "helper.V", "ContextVar"
+    ),
+    "a module by its name": (
+        "import sys\ndef f(t): return sys.modules[t].f(t)\n", "helper.f", "what it imports by name"
+    ),
+    "templates of a folder": (
+        "import jinja2\nE = jinja2.Environment(loader=jinja2.FileSystemLoader('x'))\n"
+        "def f(t): return E.get_template(t).render()\n", "helper.E['loader']", "FileSystemLoader"
+    ),
     "an import by name": (
         "import importlib\ndef f(t): return importlib.import_module('x')\n", "helper.f", "what it imports by name"
     ),
@@ -438,6 +512,12 @@ def test_what_cannot_be_followed_is_named_and_changes_nothing(tmp_path: Path, na
     tried(1, "things that cannot be followed, named")
 
 
+def test_an_empty_package_is_no_module_without_source(tmp_path: Path) -> None:
+    body = "def g(t):\n    from pkg.a import f\n    return f(t)\n"
+    plan = plan_of(tmp_path, {"p.py": task_file("", f"g({ROW})", before=body), **PACKAGE})
+    assert not plan.notes
+
+
 def test_installed_packages_are_known_by_their_versions(tmp_path: Path) -> None:
     files = {"p.py": task_file("import orjson", f"str(orjson.dumps({ROW}))")}
     plan = plan_of(tmp_path, files)
@@ -455,3 +535,20 @@ def test_a_file_that_was_edited_after_its_import_is_known_by_what_runs(tmp_path:
     with loaded(tmp_path, {**files, "helper.py": F1.replace("'1'", "'234'")}) as pipeline:
         assert pipeline.plan().fields != edited, "what ran was not what is in the file now"
     assert before != edited
+
+
+def test_a_moved_project_is_the_same_one_from_any_folder_and_by_any_command(tmp_path: Path) -> None:
+    text = (
+        HEAD + "import pathlib\nHERE = pathlib.Path(__file__).parent\nFILES = [HERE / 'a.txt', str(HERE)]\n"
+        "@step(inputs=['instruction'], outputs=['out'])\ndef one(row):\n    return {'out': len(FILES)}\n"
+        "with Pipeline(name='p') as p:\n    LoadDataFromDicts(data=[{'instruction': 'q'}]) >> one()\n"
+    )
+    plans, path = [], list(sys.path)
+    for folder in ("here", "there"):
+        file = tmp_path / folder / "p.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        plans.append(load_pipeline(os.path.relpath(file)).plan())
+        plans.append(runpy.run_path(str(file), run_name="__main__")["p"].plan())
+    sys.path[:] = path
+    assert len({plan.fingerprint for plan in plans}) == 1, [plan.fields for plan in plans]
