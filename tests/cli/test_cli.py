@@ -489,7 +489,7 @@ def test_a_second_signal_before_the_run_does_not_break_the_end_that_the_first_be
     job.write_text(f"import os\ntry:\n    {kill}\nfinally:\n    {kill}\n{text}")
     stopped = asyncsynth("run", job)
     assert (stopped.returncode, stopped.stdout) == (4, ""), stopped.stderr
-    assert stopped.stderr.splitlines() == ["SIGINT: stopped. Run the same command again."]
+    assert stopped.stderr.splitlines() == ["SIGINT: stopped. Run the same command again to continue."]
     # Code that swallows the first is ended by the third.
     job.write_text(f"import os\nfor _ in range(3):\n    try:\n        {kill}\n    except BaseException: pass\n{text}")
     swallowed = asyncsynth("run", job)

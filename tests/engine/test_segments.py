@@ -483,7 +483,7 @@ class Misnames(GlobalStep):
         (Nothing, "'nothing_0' made what row 0 cannot hold: Nothing.decide returned NoneType; a dict was expected"),
         (Undecided, "failed over all rows: TypeError: decide returned NoneType; .*is a `return` missing?"),
         (Waits, "failed over all rows: TypeError: decide returned coroutine; one decision for each row was expected"),
-        (Misnames, "what misnames_0 returned lacks score and has scroe, which outputs= does not declare"),
+        (Misnames, "misnames_0 returned lacks score and has scroe, which outputs= does not declare"),
         (NotJson, r"'not_json_0' made what row 0 cannot hold: the output 'column\[1\]' is NaN"),
     ],
 )
