@@ -228,7 +228,9 @@ class Task(ModelStep):
     async def answer(self, row: Row, ctx: Context, number: int, *, llm: LLM | None = None) -> Row:
         """The outputs in one answer to `messages`."""
         messages = self.conversation(row, ctx)
-        sent = messages[0]["content"] if messages[0]["role"] == "system" else None
+        # What is no list of messages is refused by `LLM.chat`.
+        first: Any = messages[0] if isinstance(messages, list) and messages else None
+        sent = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
         if self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
             ctx.notes.setdefault(_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
         outputs, completion = await self.ask(
