@@ -88,8 +88,11 @@ def test_what_json_cannot_carry_is_refused_by_place(value: Any, what: str, advic
 def test_values_of_numpy_are_refused_by_name() -> None:
     np = pytest.importorskip("numpy")
     for value, what in (
-        (np.float32(1.5), "float32"), (np.int64(3), "int64"), (np.array([1]), "ndarray"), (np.bool_(True), "numpy.bool"),
-    ):  # fmt: skip
+        (np.float32(1.5), "float32"),
+        (np.int64(3), "int64"),
+        (np.array([1]), "ndarray"),
+        (np.bool_(True), "numpy.bool"),
+    ):
         check_refused(value, f"of type {what}", "tolist()")
     check_refused(np.float64("nan"), "NaN", "None")
     assert type(plain_json({"f": Real(0.1)})["f"]) is float
@@ -112,7 +115,7 @@ def test_depth_is_bounded_and_named_by_its_column() -> None:
 
 def test_relatives_of_the_plain_types_become_them() -> None:
     given_ = {
-        "t": (1, ("a",)), "s": Text("é"), "f": np.float64(0.1), "d": collections.OrderedDict(a=1),
+        "t": (1, ("a",)), "s": Text("é"), "f": Real(0.1), "d": collections.OrderedDict(a=1),
         "i": type("Int", (int,), {})(3), "l": type("List", (list,), {})([1]), Text("k"): collections.defaultdict(int),
     }  # fmt: skip
     made = plain_json(given_)
