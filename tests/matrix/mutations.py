@@ -396,7 +396,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a task's system prompt does not reach the training rows", "tasks/base.py",
-        'row.get("system_prompt") or self.system_prompt)\n', 'row.get("system_prompt"))\n',
+        'return noted.get(str(number), row.get("system_prompt") or self.system_prompt)\n',
+        'return row.get("system_prompt")\n',
         33, ("tests/engine/test_made.py::test_a_tasks_system_prompt_reaches_the_training_rows",),
     ),
     Mutation(
