@@ -366,7 +366,7 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
     beside, text = choice.reasoning, choice.text
     if opened and beside is None and not text.lstrip().startswith(opened.strip()):
         text = opened + text
-    answer, thought, unfinished = separate(text, cut=choice.finish_reason in CUT, lone=beside is None)
+    answer, thought, unfinished = separate(text, cut=choice.finish_reason == "length", lone=beside is None)
     if unfinished and thought is None:
         choice.reasoning = beside or ""  # it had only begun
     elif thought is not None and thought != beside:

@@ -13,7 +13,8 @@ from asyncsynth.core.outcomes import Permanent, Transient
 DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
-#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral.
+#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral. The codec
+#: reads them all as "length".
 CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
 _MORE_ROOM = (
     "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
@@ -39,15 +40,15 @@ def no_answer(
     counts = usage if isinstance(usage, dict) else {}
     details = counts.get("completion_tokens_details")
     hidden = _told(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-    cut = finish in CUT or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
+    cut = finish == "length" or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
     if cut and (thought is not None or hidden):
         said = f"the model's reasoning used all of max_tokens={limit}, and no answer came: {_MORE_ROOM}"
         return Permanent("reasoning_cut", said, status, raw=thought)
-    if finish in CUT and not choice.text:
+    if finish == "length" and not choice.text:
         said = f"max_tokens={limit} was used up and no text came. If the model thinks before it answers: {_MORE_ROOM}"
         return Permanent("empty_content", said, status)
     said = f"a choice without text (finish_reason {finish})"
-    if finish in CUT:
+    if finish == "length":
         said = f"only blanks came until max_tokens={limit} (finish_reason {finish})"
     elif thought is not None or hidden:
         said = f"the model thought, and ended without an answer (finish_reason {finish})"

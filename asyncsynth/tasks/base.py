@@ -22,7 +22,7 @@ from asyncsynth.tasks.templates import prompt_source
 T = TypeVar("T")
 
 #: In a result's provenance: sample -> the system prompt that was sent, where it is neither the row's nor the task's.
-_SENT = "system_prompts_sent"
+SYSTEM_SENT = "system_prompts_sent"
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 REASK_STRIDE = 1_000_000
 
@@ -212,7 +212,7 @@ class Task(ModelStep):
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
         """The one that the request began with, as the result's provenance has it, or else the row's or the task's."""
-        noted: dict[str, str | None] = ctx.notes.get(_SENT) or {}
+        noted: dict[str, str | None] = ctx.notes.get(SYSTEM_SENT) or {}
         return noted.get(str(number), row.get("system_prompt") or self.system_prompt)
 
     def samples(self, outputs: list[Row]) -> list[Row]:
@@ -232,7 +232,7 @@ class Task(ModelStep):
         first: Any = messages[0] if isinstance(messages, list) and messages else None
         sent = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
         if self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
-            ctx.notes.setdefault(_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
+            ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
         outputs, completion = await self.ask(
             ctx,
             messages,

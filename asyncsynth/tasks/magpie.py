@@ -15,7 +15,7 @@ from asyncsynth.client.needs import CHARS_PER_TOKEN, Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import REASK_STRIDE, SettingsWithoutPrompt, Task
+from asyncsynth.tasks.base import REASK_STRIDE, SYSTEM_SENT, SettingsWithoutPrompt, Task
 from asyncsynth.tasks.chat_templates import ChatTemplate, chatml, read_template
 from asyncsynth.tasks.parsing import is_looping
 
@@ -24,8 +24,6 @@ SystemPrompts = str | Sequence[str] | Mapping[str, str | tuple[str, float]]
 
 #: Keeps the seeds of a conversation's turns apart.
 _TURN_STRIDE = 10_000
-#: In a result's metadata: number of the conversation -> the system prompt that was chosen for it.
-_CHOSEN = "chosen_system_prompts"
 _CHATML_MODELS = re.compile(r"qwen|smollm|chatml", re.IGNORECASE)
 #: A server that leaves special tokens out of its text shows the next turn's header as a bare role.
 _NEXT_TURN = re.compile(r"\n+(?:assistant|user|system)\s*(?:\n|$)")
@@ -136,14 +134,14 @@ class Magpie(Task):
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
         """The one that the conversation began with: the model answered under it as well."""
-        noted: dict[str, str] = ctx.notes.get(_CHOSEN) or {}
+        noted: dict[str, str] = ctx.notes.get(SYSTEM_SENT) or {}
         return noted.get(str(number)) or self._system_prompt(row, ctx, number)[1]
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One conversation."""
         key, system = self._system_prompt(row, ctx, number)
         if system and len(self.system_prompts) > 1 and not row.get("system_prompt"):
-            ctx.notes.setdefault(_CHOSEN, {})[str(number)] = system
+            ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = system
         head: list[Message] = [{"role": "system", "content": system}] if system else []
         turns: list[Message] = []
         thoughts: dict[int, str] = {}  #: by place in `turns`; kept out of the requests, as chat templates do
