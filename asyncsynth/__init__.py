@@ -50,9 +50,9 @@ _HOME = {
     "StructuredGeneration": "tasks.structured_generation",
     "TextClassification": "tasks.text_classification",
     "GenerateSentencePair": "tasks.sentence_pair",
-    "task": "tasks.decorators",
-    "TaskContext": "tasks.decorators",
-    "step": "steps.decorators",
+    "task": "tasks.task_decorator",
+    "TaskContext": "tasks.task_decorator",
+    "step": "steps.step_decorator",
     "LoadDataFromDicts": "steps.loaders",
     "LoadJSONL": "steps.loaders",
     "LoadParquet": "steps.load_parquet",
@@ -143,7 +143,6 @@ if TYPE_CHECKING:
     from asyncsynth.pipeline.context import Context
     from asyncsynth.pipeline.step import Dropped, GlobalStep, JoinStep, RowStep, Step
     from asyncsynth.steps.columns import ExpandColumns, KeepColumns, MergeColumns, RenameColumns
-    from asyncsynth.steps.decorators import step
     from asyncsynth.steps.deduplicate import Deduplicate
     from asyncsynth.steps.deita_filter import DeitaFilter
     from asyncsynth.steps.diversity_select import DiversitySelect
@@ -155,10 +154,10 @@ if TYPE_CHECKING:
     from asyncsynth.steps.loaders import LoadDataFromDicts, LoadJSONL
     from asyncsynth.steps.preference import FormPreference
     from asyncsynth.steps.sft import FormSFT
+    from asyncsynth.steps.step_decorator import step
     from asyncsynth.tasks.base import Task
     from asyncsynth.tasks.chat_generation import ChatGeneration
     from asyncsynth.tasks.complexity_scorer import ComplexityScorer
-    from asyncsynth.tasks.decorators import TaskContext, task
     from asyncsynth.tasks.evol_complexity import EvolComplexity
     from asyncsynth.tasks.evol_instruct import EvolInstruct
     from asyncsynth.tasks.evol_quality import EvolQuality
@@ -172,6 +171,7 @@ if TYPE_CHECKING:
     from asyncsynth.tasks.self_instruct import SelfInstruct
     from asyncsynth.tasks.sentence_pair import GenerateSentencePair
     from asyncsynth.tasks.structured_generation import StructuredGeneration
+    from asyncsynth.tasks.task_decorator import TaskContext, task
     from asyncsynth.tasks.text_classification import TextClassification
     from asyncsynth.tasks.text_generation import TextGeneration
     from asyncsynth.tasks.ultra_feedback import UltraFeedback

@@ -2,7 +2,7 @@
 
     python benchmarks/answers.py --answers 1000000
 
-A child process keeps the answers through the run's own code (`engine.answers`), one request each, with prompts of
+A child process keeps the answers through the run's own code (`engine.paid_answers`), one request each, with prompts of
 `--prompt` and texts of `--text` characters. Another opens the store and looks all of them up in random order. Beside
 it, the same answers' bytes in the journal of a run (step result and row).
 
@@ -27,10 +27,10 @@ from harness import MODEL, Table, machine, publish
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, Usage
-from asyncsynth.engine.answers import KeptAnswers
+from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.pipeline import Plan
-from asyncsynth.storage.answers import AnswerStore
 from asyncsynth.storage.entries import rec_entry
+from asyncsynth.storage.kept_answers import AnswerStore
 
 _BATCH = 10_000
 

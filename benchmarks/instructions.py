@@ -128,7 +128,7 @@ def no_scheduler() -> None:
 
 def no_pool() -> None:
     """All of the call: scheduler, encoding, decoding, statistics."""
-    from asyncsynth.client.pool import ServerPool
+    from asyncsynth.client.server_pool import ServerPool
 
     async def send(self: ServerPool, *_: Any, **__: Any) -> Any:
         await self._links[0].server.exchange.post("", b"")
@@ -234,9 +234,9 @@ class Ready:
 async def run(rows: Path, output: Path, records: int, answers: str) -> None:
     """The engine over `records` rows, as a run does it once its servers are known."""
     from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
-    from asyncsynth.client.pool import Server, ServerPool
+    from asyncsynth.client.server_pool import Server, ServerPool
     from asyncsynth.engine.options import RunOptions
-    from asyncsynth.engine.segments import open_segments, run_segments
+    from asyncsynth.engine.stages import open_segments, run_segments
 
     with Pipeline(name="instructions") as pipeline:
         load: Any = LoadJSONL(rows)

@@ -32,13 +32,13 @@ from typing import Any
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.engine.options import RunOptions
-from asyncsynth.engine.rundir import RunDirectory
+from asyncsynth.engine.run_directory import RunDirectory
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.engine.walk import Walked
+from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record
 from asyncsynth.storage.exports import export
-from asyncsynth.storage.readers import Reader
 
 _WINDOW = 1024
 

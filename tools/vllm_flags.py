@@ -1,4 +1,4 @@
-"""Write asyncsynth/servers/vllm/flags.json: the flags of `vllm serve`, out of vLLM's own argument parser.
+"""Write asyncsynth/serving/vllm/flags.json: the flags of `vllm serve`, out of vLLM's own argument parser.
 
     pip download vllm==0.33.0 --no-deps --dest /tmp/wheel        # 336 MB; nothing is installed
     python tools/vllm_flags.py --python VENV/bin/python --wheel /tmp/wheel/vllm-0.33.0-*.whl

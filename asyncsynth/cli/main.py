@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asyncsynth.cli import journal
+from asyncsynth.cli import journal_command
 from asyncsynth.cli.signals import Stopped, past_stopping, stop_on_signals
 from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 
@@ -22,7 +22,7 @@ app: typer.Typer = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(journal.app, name="journal")
+app.add_typer(journal_command.app, name="journal")
 
 PipelineFile = Annotated[
     str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")
@@ -111,7 +111,7 @@ def run(
     5 disk or journal failure. Ctrl-C stops sending and waits for the requests at the servers; a second one
     cancels them; a third exits at once.
     """
-    from asyncsynth.cli.run import run_command
+    from asyncsynth.cli.run_command import run_command
 
     code = run_command(
         pipeline,
@@ -157,7 +157,7 @@ def check(
     Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed,
     4 a signal.
     """
-    from asyncsynth.cli.check import check_command
+    from asyncsynth.cli.check_command import check_command
 
     raise typer.Exit(check_command(pipeline, servers=tuple(servers or ()), model=model, as_json=as_json))
 
@@ -186,8 +186,8 @@ def bench(
     Exit codes: 0 measured, 2 bad usage or configuration, 3 a server does not answer or gave too few answers to measure,
     4 a signal, or a server that refuses every request.
     """
-    from asyncsynth.cli.bench import bench_command
-    from asyncsynth.servers.bench import BenchPlan
+    from asyncsynth.cli.bench_command import bench_command
+    from asyncsynth.servers.load_test import BenchPlan
 
     plan = BenchPlan(seconds=seconds, max_concurrency=max_concurrency, max_requests=max_requests)
     code = bench_command(
@@ -213,7 +213,7 @@ def serve(
     Exit codes: 0 ended by a signal (or nothing wrong, with --check), 2 bad configuration or a server that does not
     start, 4 a server crashed too often. Ctrl-C drains; a second one kills the servers; a third exits at once.
     """
-    from asyncsynth.cli.serve import serve_command
+    from asyncsynth.cli.serve_command import serve_command
 
     code = serve_command(
         files,
@@ -237,11 +237,11 @@ def status(
 ) -> None:
     """Show the state of a run, also while another process is writing it."""
     if quality:
-        from asyncsynth.cli.quality import quality_command
+        from asyncsynth.cli.quality_tables import quality_command
 
         quality_command(directory, as_json=as_json)
         return
-    from asyncsynth.cli.inspect import status_command
+    from asyncsynth.cli.inspect_command import status_command
 
     status_command(directory, as_json=as_json)
 
@@ -253,7 +253,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare the data of two runs: the settings that differ, and each step's measures side by side."""
-    from asyncsynth.cli.quality import compare_command
+    from asyncsynth.cli.quality_tables import compare_command
 
     compare_command(first, second, as_json=as_json)
 
@@ -278,7 +278,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rows to a file, in input order. An unfinished run is exported too, with a warning."""
-    from asyncsynth.cli.inspect import export_command
+    from asyncsynth.cli.inspect_command import export_command
 
     export_command(
         directory,
@@ -298,7 +298,7 @@ def draw(
     to: Annotated[Path | None, typer.Option("--to", help="File to write instead of the terminal.")] = None,
 ) -> None:
     """Draw a pipeline: its steps, columns and mappings."""
-    from asyncsynth.cli.inspect import draw_command
+    from asyncsynth.cli.inspect_command import draw_command
 
     draw_command(pipeline, form=form, to=to)
 
@@ -313,7 +313,7 @@ def demo(
 
     Exit codes: as for `run`.
     """
-    from asyncsynth.cli.demo import demo_command
+    from asyncsynth.cli.demo_command import demo_command
 
     raise typer.Exit(demo_command(output, limit=limit, as_json=as_json))
 

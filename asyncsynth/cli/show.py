@@ -15,7 +15,7 @@ import orjson
 from asyncsynth.cli.text import complain, counted, cut, duration, escaped, number, one_line, say, write
 from asyncsynth.engine.report import Progress, RunReport
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.workers import Workers
+from asyncsynth.engine.worker_processes import Workers
 from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5

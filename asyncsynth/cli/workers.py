@@ -15,13 +15,13 @@ from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.pipeline import Pipeline
 from asyncsynth.engine.report import RunReport
-from asyncsynth.engine.serving import given_servers, servers_of
-from asyncsynth.engine.shards import opened, refuse_small_limits, shards_of
-from asyncsynth.engine.workers import Workers
+from asyncsynth.engine.run_servers import given_servers, servers_of
+from asyncsynth.engine.sharded_run import opened, refuse_small_limits, shards_of
+from asyncsynth.engine.worker_processes import Workers
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Plan
-from asyncsynth.servers.binding import open_pool
 from asyncsynth.servers.capabilities import Capabilities
+from asyncsynth.serving.binding import open_pool
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.layout import refuse_input_as_result
 from asyncsynth.storage.manifest import Manifest
@@ -30,7 +30,9 @@ Run = Callable[..., Awaitable[RunReport]]
 
 #: What a worker is told of the options; the rest is the parent's.
 _TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed", "max_failures", "answers")
-_CALL = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker import main; main()"
+_CALL = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker_process import main; main()"
+)
 
 
 @contextlib.contextmanager

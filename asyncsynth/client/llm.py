@@ -1,6 +1,6 @@
 """`LLM`: what a task holds. A model's name and how to sample from it; never a machine.
 
-Servers are bound to models when a run starts (`servers.binding`), so that one pipeline file runs on an
+Servers are bound to models when a run starts (`serving.binding`), so that one pipeline file runs on an
 embedded model, one vLLM, or a fleet.
 """
 

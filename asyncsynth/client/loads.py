@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import orjson
 
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 
 ORCA_HEADER = "endpoint-load-metrics"  #: of an answer
 ORCA_REQUEST = {"endpoint-load-metrics-format": "JSON"}  #: headers that ask vLLM for it

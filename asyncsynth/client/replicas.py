@@ -10,7 +10,7 @@ from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.limiter import FixedLimit, Limiter
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
 from asyncsynth.core.stats import Histogram, Tally

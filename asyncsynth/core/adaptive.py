@@ -17,7 +17,7 @@ from __future__ import annotations
 from math import sqrt
 
 from asyncsynth.core.limiter import CutLimit
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 
 START = "growing"  # slow start
 HOLD = "holding"  # measure, and wait for the next trial

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush, heapreplace
 
-from asyncsynth.core.replicas import Replica, ReplicaSpec
+from asyncsynth.core.replica_state import Replica, ReplicaSpec
 from asyncsynth.core.retry import RetryBudget
 from asyncsynth.core.states import CLOSED, DOWN, OPEN
 

@@ -1,7 +1,7 @@
 """Slots: which call starts where, and what holds it back. The only place where a call's attempt begins or ends.
 
 It asks the waiting room who is next (`core.waiting`), the balancer where (`core.balancer`), and the book of suspects
-whom to try first (`core.suspects`). What a failure means is decided in `core.faults`.
+whom to try first (`core.suspects`). What a failure means is decided in `core.blame`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
 from asyncsynth.core.outcomes import Outcome
-from asyncsynth.core.replicas import Alarm, Replica
+from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.states import (
     CLOSED,
     HALF_OPEN,

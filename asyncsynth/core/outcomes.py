@@ -10,6 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a server says about its own load, whichever way it said it (ORCA header, Prometheus metrics).
+
+    Args:
+        waiting: requests in the server's own queue.
+        running: requests that it works on, or None where the report does not say.
+        kv: share of its KV cache in use, 0 to 1, or None where the report does not say.
+        at: when it was received, in seconds, monotonic.
+    """
+
+    waiting: int
+    running: int | None
+    kv: float | None
+    at: float
+
+
 @dataclass(slots=True)  # not frozen: one is made for every answer, and a frozen one takes three times as long
 class Ok:
     """A completion came back. `value` is a `client.messages.Completion`; `tokens` its completion tokens.

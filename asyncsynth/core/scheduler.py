@@ -1,7 +1,7 @@
 """When, where and whether again: the decisions about model calls, as a pure state machine.
 
-The driver (`client.pool`) reports what happened (`submit`, `outcome`, `cancel`, `tick`) and carries out the actions
-it is given. Each event costs O(log n) in waiting calls and replicas. Rules that hold after every event:
+The driver (`client.server_pool`) reports what happened (`submit`, `outcome`, `cancel`, `tick`) and carries out
+the actions it is given. Each event costs O(log n) in waiting calls and replicas. Rules that hold after every event:
 
 - a replica never gets a call beyond its limit, and a retry that sleeps holds no slot;
 - no slot of a ready replica is idle while a call that it can serve waits;
@@ -12,13 +12,13 @@ it is given. Each event costs O(log n) in waiting calls and replicas. Rules that
 `Scheduler` has the events. Each part below owns its state and knows only parts that stand before it in this list:
 
 - `core.states`: which state of a call, a replica or a suspicion follows which; the tables;
-- `core.calls`, `core.breaker`, `core.replicas`: a call and a queue of calls, when to pause a server, a server;
+- `core.calls`, `core.breaker`, `core.replica_state`: a call and a queue of calls, when to pause a server, a server;
 - `core.timers`: what is due when;
 - `core.balancer`: the fleet, and who in it is the least busy;
 - `core.waiting`: who waits for a slot, and who is next;
 - `core.suspects`: who may have killed a server, and whom to try first;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
-- `core.faults`: what a failure means, and for whom.
+- `core.blame`: what a failure means, and for whom.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
+from asyncsynth.core.blame import FaultJudge
 from asyncsynth.core.calls import Abort, Action, Call, Finish, Halt, Probe, Start
 from asyncsynth.core.dispatch import Slots
-from asyncsynth.core.faults import FaultJudge
-from asyncsynth.core.load import ServerLoad
-from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
-from asyncsynth.core.replicas import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
+from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
 from asyncsynth.core.retry import SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
 from asyncsynth.core.suspects import SuspectBook

@@ -19,7 +19,7 @@ So one poison record costs four crashes at most. With several replicas: suspects
 each on one at a time, but not on the last one in use while another may come back within two minutes; and calls are
 tried alone on servers that have crashed already, which are empty when they return.
 
-`SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.faults` tells it what
+`SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.blame` tells it what
 came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
 *cleared* (answered, so innocent), or *accused* (it failed alone; whether the server died of it is not known yet). An
 accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
@@ -34,7 +34,7 @@ from math import isqrt
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.calls import Call
 from asyncsynth.core.outcomes import Outcome, Permanent, Transient
-from asyncsynth.core.replicas import Alarm, Health, Replica
+from asyncsynth.core.replica_state import Alarm, Health, Replica
 from asyncsynth.core.states import (
     CLOSED,
     DOWN,

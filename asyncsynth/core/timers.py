@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from asyncsynth.core.calls import Call
-from asyncsynth.core.replicas import Alarm, Replica
+from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.states import SLEEPING
 
 

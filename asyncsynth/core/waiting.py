@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.calls import Call, Count, WaitQueue
-from asyncsynth.core.replicas import Replica
+from asyncsynth.core.replica_state import Replica
 from asyncsynth.core.states import Degree, queued
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import AsyncsynthError, CorruptJournal, PipelineError, RecordError
+from asyncsynth.inputs.jsonl import JsonlReader
+from asyncsynth.inputs.reader import SourceRow
 from asyncsynth.pipeline import Dropped, GlobalStep
 from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
@@ -23,8 +25,7 @@ from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
-from asyncsynth.storage.rows import RunRows
-from asyncsynth.storage.sources import JsonlReader, SourceRow
+from asyncsynth.storage.result_rows import RunRows
 
 OUTPUT_NAME = layout.BARRIER_ROWS
 FACTS_NAME = layout.BARRIER_FACTS

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import RunChangedError
+from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import ModelStep, Node, Plan, SourceStep
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
-from asyncsynth.storage.readers import Reader
 
 _SAMPLED = 200  #: records whose earlier results say how many requests one costs
 
@@ -187,7 +187,7 @@ def refusal(
 ) -> RunChangedError:
     """The error with the changes and the plan: of the one directory, or of all segments of a pipeline.
 
-    `kept`: answers that are kept, by step (see `engine.answers`).
+    `kept`: answers that are kept, by step (see `engine.paid_answers`).
     """
     lines: list[str] = []
     for number, one in enumerate(surveys, 1):

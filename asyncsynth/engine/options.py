@@ -12,11 +12,10 @@ from asyncsynth.calling import checked_class
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.records import Row
+from asyncsynth.records import Part, Row
 from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.servers.embedded import EmbeddedSpec
-from asyncsynth.servers.vllm.starting import StartOptions
-from asyncsynth.storage.shards import Part
+from asyncsynth.serving.embedded import EmbeddedSpec
+from asyncsynth.serving.vllm.starting import StartOptions
 
 #: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
 WINDOW_BYTES = 256 << 20
@@ -77,7 +76,7 @@ class RunOptions:
             than this share of those that have ended (``"5%"``, once 50 have). None stops it only when the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
-        shard: which part of the records is this run's; of several processes that share one (`engine.shards`).
+        shard: which part of the records is this run's; of several processes that share one (`engine.sharded_run`).
         share: which part of each server's limits, of memory and of records in flight is this process's.
     """
 

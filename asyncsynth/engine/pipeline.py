@@ -18,15 +18,15 @@ from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.options import FinishedRows, RunOptions, RunSettings
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
+from asyncsynth.engine.run_servers import servers_of
 from asyncsynth.engine.runner import OnRows, Runner
-from asyncsynth.engine.segments import open_segments, run_segments
-from asyncsynth.engine.serving import servers_of
+from asyncsynth.engine.stages import open_segments, run_segments
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
 from asyncsynth.records import Row
-from asyncsynth.servers.binding import answering_models, open_pool
 from asyncsynth.servers.capabilities import Capabilities
+from asyncsynth.serving.binding import answering_models, open_pool
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest
 

@@ -94,7 +94,7 @@ class Progress:
     tokens_per_s: float
     records_per_s: float
     retries: dict[str, int]
-    servers: list[dict[str, Any]]  #: see `engine.limits.server_lines`
+    servers: list[dict[str, Any]]  #: see `engine.server_lines`
     notes: list[str] = field(default_factory=list)  #: what became of servers since the start
     reread_answers: int = 0  #: answers that were paid for earlier and read again
     segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only

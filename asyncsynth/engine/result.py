@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from asyncsynth.engine.report import RunReport
-from asyncsynth.storage.rows import RunRows, leaves
+from asyncsynth.storage.result_rows import RunRows, leaves
 
 #: The one split of a generated dataset, by the name the `datasets` library gives it.
 SPLIT = "train"

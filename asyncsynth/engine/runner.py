@@ -13,21 +13,22 @@ import contextvars
 from collections.abc import Awaitable, Callable, Iterator
 
 from asyncsynth.client.concurrency import first_error
-from asyncsynth.client.pool import ServerPool
+from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine.answers import KeptAnswers
 from asyncsynth.engine.failing import ADVICE, AllAlike, FailureLimit
-from asyncsynth.engine.limits import KEEP_EVERY_S, FollowingWindow, keep_lines, server_lines
+from asyncsynth.engine.following_window import FollowingWindow
 from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts, Progress, RunReport
-from asyncsynth.engine.rundir import RunDirectory
+from asyncsynth.engine.run_directory import RunDirectory
+from asyncsynth.engine.server_lines import KEEP_EVERY_S, keep_lines, server_lines
 from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
+from asyncsynth.inputs.reader import BadRow, Reader
 from asyncsynth.pipeline import Plan, SourceStep
 from asyncsynth.pipeline.seen import plain_input, runs_foreign_code
 from asyncsynth.records import Record, Row
 from asyncsynth.storage.entries import FailedRow
-from asyncsynth.storage.readers import BadRow, Reader
 
 #: Rows skipped or failed at once before other coroutines get their turn.
 _SKIP_TURN = 256

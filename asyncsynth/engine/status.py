@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.barrier import BarrierCounts, earlier_output
-from asyncsynth.engine.limits import kept_lines, merged_lines
+from asyncsynth.engine.server_lines import kept_lines, merged_lines
 from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.extent import Extent, judged, segment_before
 from asyncsynth.storage.failures import failure_examples
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
 from asyncsynth.storage.manifest import Manifest
-from asyncsynth.storage.reading import JournalView
-from asyncsynth.storage.shards import journals
+from asyncsynth.storage.shard_directories import journals
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class RunStatus:
     dropped_rows: dict[str, int]  #: "step: reason" -> rows
     steps: dict[str, int]  #: step that asks a model -> records that have its results
     examples: list[FailedRow] = field(default_factory=list)  #: one for each step and reason
-    servers: list[dict[str, Any]] = field(default_factory=list)  #: as they stood last, see `engine.limits`
+    servers: list[dict[str, Any]] = field(default_factory=list)  #: as they stood last, see `engine.server_lines`
     before: RunStatus | None = None  #: of the segment before, where a step over all rows splits the pipeline
     shards: int = 0  #: processes that the run was dealt out to; 0: one, and not dealt out
     records: int | None = None  #: records of the input, or of its first `limit`, where that is known

@@ -20,9 +20,9 @@ from typing import Any
 
 from asyncsynth.client.concurrency import all_or_error, first_error
 from asyncsynth.client.messages import Completion, ModelRequest
-from asyncsynth.client.pool import ServerPool
-from asyncsynth.engine.answers import KeptAnswers
+from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.engine.joins import Item, Loss, matched, related
+from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep

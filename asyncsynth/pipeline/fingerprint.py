@@ -14,8 +14,8 @@ from typing import Any
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.classes import is_user_class
+from asyncsynth.pipeline.constants import shown
 from asyncsynth.pipeline.usercode import Collector
-from asyncsynth.pipeline.values import shown
 from asyncsynth.records import canonical_json
 
 

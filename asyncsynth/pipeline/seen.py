@@ -98,7 +98,7 @@ def keepable(said: object) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """"file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
+    """ "file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
 
     A line of another installed package is given only when there is no line of user code.
     """

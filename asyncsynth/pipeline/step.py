@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from asyncsynth.client.llm import LLM
     from asyncsynth.client.messages import ModelRequest
     from asyncsynth.client.needs import Need
+    from asyncsynth.inputs.reader import Reader
     from asyncsynth.pipeline.context import Context
-    from asyncsynth.storage.sources import Reader
 
 #: How many rows a step makes of one row: that many (1: the row stays, or none), as many as a "list" of the row has
 #: items, or what cannot be known before the run. Only 1 keeps the row's key; else each row has a key of its own.

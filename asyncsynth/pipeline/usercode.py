@@ -48,9 +48,9 @@ from asyncsynth.pipeline.codetext import (
     project_folder,
     source_file,
 )
+from asyncsynth.pipeline.constants import SILENT, is_plain, parts_of_alias, shown, stable_form
 from asyncsynth.pipeline.known import held_by
 from asyncsynth.pipeline.reads import Reads, absolute_names
-from asyncsynth.pipeline.values import SILENT, is_plain, parts_of_alias, shown, stable_form
 
 #: Who reads these may read any attribute of a module.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})

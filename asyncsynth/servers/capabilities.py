@@ -1,7 +1,7 @@
 """What each server can do of what a run needs, tried before anything is paid; and refusal of what cannot work.
 
 `survey` asks one server: which software it is, how much context it has, and by one small request for each
-feature that somebody needs (`servers.probes`) whether it really does it. Nothing is kept from run to run: a
+feature that somebody needs (`servers.capability_probes`) whether it really does it. Nothing is kept from run to run: a
 server may be another one tomorrow. A probe that a busy server does not answer leaves the feature "unknown",
 which is told and not refused.
 """
@@ -19,7 +19,7 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
+from asyncsynth.servers.capability_probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
 
 _GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
 #: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.

@@ -24,7 +24,7 @@ import yaml
 
 from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.servers.launches import LAUNCH_KEYS, Launch, read_launch
+from asyncsynth.servers.launch_settings import LAUNCH_KEYS, Launch, read_launch
 from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.yaml_mapping import YamlMapping, read_mapping
 

@@ -18,7 +18,7 @@ from asyncsynth.client.transport import Exchange
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.servers.capabilities import Capabilities, survey
 from asyncsynth.servers.configs import ServerConfig
-from asyncsynth.servers.ready import Probe, ReadyPolicy
+from asyncsynth.servers.readiness import Probe, ReadyPolicy
 
 _PATIENCE = ReadyPolicy(connect_s=5.0, load_s=5.0, canary_s=60.0)
 _TOP_LOGPROBS = 5

@@ -25,7 +25,7 @@ class KeepColumns(RowStep):
     Result::
 
         {'instruction': 'Name a river.'}
-"""
+    """
 
     def __init__(self, columns: Sequence[str] | str, *, name: str | None = None) -> None:
         self.columns: tuple[str, ...] = column_names("KeepColumns", "columns", columns)
@@ -59,7 +59,7 @@ class RenameColumns(RowStep):
     Result::
 
         {'instruction': 'Name a river.'}
-"""
+    """
 
     def __init__(self, rename_mappings: Mapping[str, str], *, name: str | None = None) -> None:
         if not isinstance(rename_mappings, Mapping):
@@ -126,7 +126,7 @@ class ExpandColumns(RowStep):
 
         {'topic': 'rivers', 'instruction': 'Which is longest?'}
         {'topic': 'rivers', 'instruction': 'Which is widest?'}
-"""
+    """
 
     def __init__(self, columns: Sequence[str] | str | Mapping[str, str], *, name: str | None = None) -> None:
         self.columns: tuple[str, ...] = column_names("ExpandColumns", "columns", columns)
@@ -177,7 +177,7 @@ class MergeColumns(RowStep):
     Result::
 
         {'generations': ['The Nile.', 'The Danube.', 'The Volga.']}
-"""
+    """
 
     def __init__(
         self,

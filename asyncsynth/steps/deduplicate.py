@@ -40,7 +40,7 @@ class Deduplicate(GlobalStep):
 
         {'instruction': 'Name a river.'}
         {'instruction': 'Name a lake.'}
-"""
+    """
 
     def __init__(
         self,

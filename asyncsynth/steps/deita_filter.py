@@ -49,7 +49,7 @@ class DeitaFilter(GlobalStep):
 
         {'instruction': 'Name a river in Asia.', 'deita_score': 10.0}
         {'instruction': 'Prove that two is prime.', 'deita_score': 16.0}
-"""
+    """
 
     def __init__(
         self,

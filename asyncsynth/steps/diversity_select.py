@@ -47,7 +47,7 @@ class DiversitySelect(GlobalStep):
         {'instruction': 'Name a river in Asia.', 'is_selected': False}
         {'instruction': 'Name a river in Asia, please.', 'is_selected': True}
         {'instruction': 'Prove that two is prime.', 'is_selected': True}
-"""
+    """
 
     def __init__(
         self,

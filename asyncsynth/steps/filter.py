@@ -31,7 +31,7 @@ class Filter(RowStep):
     Result::
 
         {'text': 'a', 'score': 5}
-"""
+    """
 
     def __init__(
         self,

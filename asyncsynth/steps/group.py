@@ -43,7 +43,7 @@ class GroupColumns(JoinStep):
     Result::
 
         {'instruction': 'Name a river.', 'generations': ['NAME A RIVER.', 'name a river.']}
-"""
+    """
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class CombineOutputs(JoinStep):
     Result::
 
         {'text': 'Name a river.', 'words': 3, 'capitals': 1}
-"""
+    """
 
     def __init__(self, *, missing: Literal["drop", "none"] = "drop", name: str | None = None) -> None:
         self._branches = _Branches()
@@ -200,7 +200,7 @@ class MergeBranches(JoinStep):
 
         {'text': 'Hi.', 'size': 'short'}
         {'text': 'Name a river in Asia.', 'size': 'long'}
-"""
+    """
 
     whichever = True
 
@@ -236,9 +236,7 @@ class _Branches:
         """The columns that only branches without a row make."""
         there = [branch for branch, row in zip(self._incoming, rows, strict=False) if row]
         return [
-            column
-            for column, maker in self._makers.items()
-            if not any(branch.get(column) == maker for branch in there)
+            column for column, maker in self._makers.items() if not any(branch.get(column) == maker for branch in there)
         ]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncsynth.errors import InputError
+from asyncsynth.inputs.reader import BadRowPolicy, Reader
+from asyncsynth.inputs.table_reader import TableReader
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.steps.loaders import Loader, extra
-from asyncsynth.storage.readers import BadRowPolicy, Reader
-from asyncsynth.storage.tables import TableReader
 
 
 class LoadDisk(Loader):
@@ -33,7 +33,7 @@ class LoadDisk(Loader):
     Result::
 
         {'instruction': 'Name a river.'}
-"""
+    """
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"path"})
 

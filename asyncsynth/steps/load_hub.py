@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from asyncsynth.errors import AsyncsynthError, InputError
+from asyncsynth.inputs.reader import BadRowPolicy, Reader
+from asyncsynth.inputs.table_reader import TableReader
 from asyncsynth.steps.loaders import Loader, extra
-from asyncsynth.storage.readers import BadRowPolicy, Reader
-from asyncsynth.storage.tables import TableReader
 
 
 class LoadHub(Loader):
@@ -38,7 +38,7 @@ class LoadHub(Loader):
     Result::
 
         {'instruction': 'A row of the split test of owner/questions.'}
-"""
+    """
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"load", "streaming"})
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncsynth.errors import InputError
+from asyncsynth.inputs.reader import BadRowPolicy, Reader
+from asyncsynth.inputs.table_reader import TableReader
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import column_names
 from asyncsynth.steps.loaders import Loader, extra
-from asyncsynth.storage.readers import BadRowPolicy, Reader
-from asyncsynth.storage.tables import TableReader
 
 _BATCH_ROWS = 256
 
@@ -42,7 +42,7 @@ class LoadParquet(Loader):
 
         {'instruction': 'Name a river.'}
         {'instruction': 'Name a lake.'}
-"""
+    """
 
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"path"})
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncsynth.errors import ConfigurationError, InputError, PipelineError
+from asyncsynth.inputs.dicts import DictsReader
+from asyncsynth.inputs.jsonl import JsonlReader
+from asyncsynth.inputs.reader import BadRowPolicy, Reader
 from asyncsynth.pipeline.step import SourceStep, nearest
-from asyncsynth.storage.readers import BadRowPolicy
-from asyncsynth.storage.sources import DictsReader, JsonlReader, Reader
 
 
 class Loader(SourceStep):
@@ -73,7 +74,7 @@ class LoadDataFromDicts(Loader):
 
         {'id': 'n0', 'instruction': 'What is 0 + 1?'}
         {'id': 'n1', 'instruction': 'What is 1 + 1?'}
-"""
+    """
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class LoadJSONL(Loader):
     Result::
 
         {'instruction': 'Name a river.'}
-"""
+    """
 
     def __init__(
         self,

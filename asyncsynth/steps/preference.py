@@ -75,7 +75,7 @@ class FormPreference(RowStep):
     Result::
 
         {'prompt': 'How much is 2 + 2?', 'chosen': 'It is 4.', 'rejected': 'It is 5.', 'score_chosen': 5}
-"""
+    """
 
     learns = True
     inputs: tuple[str, ...] = ("generations", "ratings")

@@ -61,7 +61,7 @@ class FormSFT(RowStep):
     Result::
 
         {'id': 7, 'prompt': 'How much is 2 + 2?', 'completion': '4'}
-"""
+    """
 
     learns = True
     optional_inputs: tuple[str, ...] = (

@@ -32,7 +32,7 @@ from asyncsynth.storage.files import (
     write_all,
 )
 from asyncsynth.storage.layout import refuse_own_files
-from asyncsynth.storage.rows import RunColumn, RunRows, leaves
+from asyncsynth.storage.result_rows import RunColumn, RunRows, leaves
 
 __all__ = ["Exported", "RunColumn", "RunRows", "export", "leaves"]
 

@@ -15,11 +15,11 @@ import orjson
 
 from asyncsynth.errors import RunUnfinished
 from asyncsynth.storage import layout
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
-from asyncsynth.storage.reading import JournalView
-from asyncsynth.storage.shards import journals
+from asyncsynth.storage.shard_directories import journals
 
 EXTENT_NAME = layout.EXTENT
 

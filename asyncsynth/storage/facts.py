@@ -12,7 +12,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,6 +19,7 @@ from zlib import crc32
 import orjson
 
 from asyncsynth.errors import StorageError
+from asyncsynth.records import key_hash
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write
 from asyncsynth.storage.framing import check
 from asyncsynth.storage.segments import Segment
@@ -46,11 +46,6 @@ class Ending:
 
 NOTHING = Ending()
 _NONE: dict[str, Any] = {}
-
-
-def key_hash(key: str) -> int:
-    """64 bits of a key. Two of a billion keys agree with a chance of 3 %, of a million with 3 in 10^8."""
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class SegmentFacts:

@@ -8,13 +8,13 @@ from typing import Any
 
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import INPUT, FailedRow
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import Exported, NewFile, json_line
 from asyncsynth.storage.extent import completeness, refuse_unfinished
 from asyncsynth.storage.files import REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.layout import refuse_own_files
 from asyncsynth.storage.manifest import Manifest
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.verify import run_directories
 
 

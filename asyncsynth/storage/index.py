@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import InputError
+from asyncsynth.records import key_hash
 from asyncsynth.storage.facts import (
     DROPPED,
     FAILED,
@@ -29,7 +30,6 @@ from asyncsynth.storage.facts import (
     Ending,
     SegmentFacts,
     grow,
-    key_hash,
 )
 from asyncsynth.storage.files import REAL, FileSystem
 from asyncsynth.storage.segments import Segment

@@ -20,10 +20,10 @@ from typing import Any
 from zlib import crc32
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage.entry_reader import LineReader
 from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, remove_stale, storage_error, write_all
 from asyncsynth.storage.framing import Header, header_line, mark_line, split_location
 from asyncsynth.storage.lock import RunLock
-from asyncsynth.storage.reading import LineReader
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
 from asyncsynth.storage.segments import Segment, list_segments, segment_path
 from asyncsynth.storage.sidecars import Sidecars

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import StorageError
-from asyncsynth.storage.answers import disk_use
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem
 from asyncsynth.storage.index import RunIndex
+from asyncsynth.storage.kept_answers import disk_use
 from asyncsynth.storage.layout import ANSWERS
 from asyncsynth.storage.manifest import MANIFEST_NAME, Manifest
-from asyncsynth.storage.reading import JournalView
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class JournalStats:
     superseded_bytes: int = 0
     sidecars: int = 0  #: usable ones
     sidecar_bytes: int = 0
-    answers: int = 0  #: answers of models that are kept, see `storage.answers`
+    answers: int = 0  #: answers of models that are kept, see `storage.kept_answers`
     answer_bytes: int = 0
     first: str = ""  #: when the run directory was made, ISO 8601
     last: str = ""  #: when its last segment was written to

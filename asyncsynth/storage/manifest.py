@@ -47,7 +47,7 @@ class Manifest:
     epochs: list[Epoch]
     created: str  #: ISO 8601, UTC
     version: str = ""  #: of the asyncsynth that made the directory
-    shards: int = 0  #: the run is dealt out to so many directories, see `storage.shards`; 0: it is here
+    shards: int = 0  #: the run is dealt out to so many directories, see `storage.shard_directories`; 0: it is here
     stride: int = 1  #: of a shard that knows records by position: every so many-th is its own
     format: int = FORMAT
 

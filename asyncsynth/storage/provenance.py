@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asyncsynth.records import Row
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
-from asyncsynth.storage.reading import JournalView
-from asyncsynth.storage.shards import journals
+from asyncsynth.storage.shard_directories import journals
 
 #: The column's name.
 COLUMN = "provenance"
@@ -27,7 +27,7 @@ _BARRIER = "segment"  #: kind of a source that is what a step over all rows let 
 
 
 class KeyedRows(Protocol):
-    """Rows by number, as `storage.rows` maps them."""
+    """Rows by number, as `storage.result_rows` maps them."""
 
     def __len__(self) -> int: ...
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from asyncsynth.errors import StorageError
 from asyncsynth.storage import layout
-from asyncsynth.storage.checking import SegmentCheck, good_lines
+from asyncsynth.storage.damage import SegmentCheck, good_lines
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.extent import reopen
 from asyncsynth.storage.facts import sidecar_path

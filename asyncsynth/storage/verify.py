@@ -12,7 +12,7 @@ import orjson
 
 from asyncsynth.errors import ConfigurationError, StorageError
 from asyncsynth.storage import layout
-from asyncsynth.storage.checking import SegmentCheck, check_segment, read_header, size_of
+from asyncsynth.storage.damage import SegmentCheck, check_segment, read_header, size_of
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
 from asyncsynth.storage.manifest import MANIFEST_NAME, Manifest

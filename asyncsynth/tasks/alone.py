@@ -55,7 +55,7 @@ class Rows(list[Row]):
 
 def _bound_pool(llms: list[LLM]) -> AbstractAsyncContextManager[Sender]:
     """A pool bound as a run's would be. Imported late: building a pipeline needs no servers."""
-    from asyncsynth.servers.binding import open_pool
+    from asyncsynth.serving.binding import open_pool
 
     return open_pool(llms)
 

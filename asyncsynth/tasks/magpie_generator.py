@@ -7,9 +7,10 @@ from typing import Any, Unpack
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
+from asyncsynth.inputs.dicts import DictsReader
+from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline.step import SourceStep
 from asyncsynth.records import Row
-from asyncsynth.storage.sources import DictsReader, Reader
 from asyncsynth.tasks.alone import Rows
 from asyncsynth.tasks.magpie import Magpie, MagpieSettings
 

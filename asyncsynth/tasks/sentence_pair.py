@@ -43,7 +43,8 @@ _MAX_CHARS = 1000
 _NOTHING = [["positive"], ["negative"], ["true"], ["false"], ["null"], ["none"]]
 _LABEL = re.compile(
     r"^[^\w\n]*(?:\d+[.)]\s*)?(?:(?:final|revised|new|better|corrected|improved)\s+)?"
-    r"(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]", re.I | re.M
+    r"(?P<name>positive|negative)(?:\s+(?:sentence|text|example|pair))?\W*?[:\n]",
+    re.I | re.M,
 )
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 
 
 @dataclass(slots=True)

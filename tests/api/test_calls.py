@@ -33,7 +33,7 @@ from asyncsynth import (
     task,
 )
 from asyncsynth.calling import nearest
-from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.pipeline_file import load_pipeline
 from asyncsynth.errors import EXIT_USAGE, CallError, ConfigurationError
 from asyncsynth.records import Row
 

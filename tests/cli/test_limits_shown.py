@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asyncsynth.cli import show
-from asyncsynth.cli.inspect import status_command
+from asyncsynth.cli.inspect_command import status_command
 from asyncsynth.cli.show import ProgressDisplay, progress_line, server_words, summary
 from asyncsynth.engine.report import Counts, Progress
 from asyncsynth.testing import Fault

@@ -13,7 +13,7 @@ import tenacity
 from asyncsynth.client.codec import decode
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
-from asyncsynth.client.pool import Server, ServerPool
+from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
 from asyncsynth.core.rates import RateLimits

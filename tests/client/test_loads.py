@@ -9,7 +9,7 @@ import pytest
 
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, parse_metrics, parse_orca
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -11,13 +11,13 @@ import pytest
 
 from asyncsynth.client.loads import ORCA_HEADER, RARE_POLL_S
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
-from asyncsynth.client.pool import Server, ServerPool
 from asyncsynth.client.replicas import estimated_tokens, prompt_head
+from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.errors import ModelNotServed, RunStopped
-from tests.client.test_pool import FakeExchange, answer, ask, refusal, run, settle
+from tests.client.test_server_pool import FakeExchange, answer, ask, refusal, run, settle
 
 
 class Exchange(FakeExchange):

@@ -9,8 +9,7 @@ from heapq import heappop, heappush
 
 from asyncsynth.core.calls import Action
 from asyncsynth.core.limiter import Limiter
-from asyncsynth.core.load import ServerLoad
-from asyncsynth.core.outcomes import Ok, Overloaded
+from asyncsynth.core.outcomes import Ok, Overloaded, ServerLoad
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.core.scheduler import Finish, ReplicaSpec, Scheduler, Start
 from asyncsynth.testing.batching_server import BatchingServer

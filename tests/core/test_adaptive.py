@@ -9,7 +9,7 @@ import pytest
 
 from asyncsynth.core.adaptive import STALE_S, AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.testing.batching_server import BatchingServer
 from tests.matrix.plugin import Tried
 

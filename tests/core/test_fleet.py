@@ -9,8 +9,7 @@ import pytest
 
 from asyncsynth.core.calls import PASSES
 from asyncsynth.core.limiter import FixedLimit, Limiter
-from asyncsynth.core.load import ServerLoad
-from asyncsynth.core.outcomes import Ok, Transient
+from asyncsynth.core.outcomes import Ok, ServerLoad, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from asyncsynth import core
 from asyncsynth.core.breaker import Breaker
 from asyncsynth.core.calls import Call
-from asyncsynth.core.replicas import Health, Replica
+from asyncsynth.core.replica_state import Health, Replica
 from asyncsynth.core.retry import AttemptState
 
 SOURCES = sorted(Path(core.__file__).parent.glob("*.py"))

@@ -9,8 +9,7 @@ import pytest
 from tenacity import stop_after_attempt
 
 from asyncsynth.core.limiter import FixedLimit, Limiter
-from asyncsynth.core.load import ServerLoad
-from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
 

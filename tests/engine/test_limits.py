@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from asyncsynth.client.pool import ServerPool
 from asyncsynth.client.replicas import PoolSnapshot, ReplicaSnapshot
-from asyncsynth.core.load import ServerLoad
+from asyncsynth.client.server_pool import ServerPool
+from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine import limits
-from asyncsynth.engine.limits import MOST_RECORDS, FollowingWindow, keep_lines, kept_lines, server_lines
+from asyncsynth.engine import server_lines as lines_file
+from asyncsynth.engine.following_window import MOST_RECORDS, FollowingWindow
 from asyncsynth.engine.runner import Runner
+from asyncsynth.engine.server_lines import keep_lines, kept_lines, server_lines
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.testing.faults import Fault, RequestInfo
@@ -105,7 +106,7 @@ def test_lines_are_kept_and_what_is_no_line_is_ignored(tmp_path: Path) -> None:
     keep_lines(tmp_path, lines)
     assert kept_lines(tmp_path) == lines
     for spoiled in (b"{", b'{"a": 1}', b"[1]", b""):
-        (tmp_path / limits.FILE).write_bytes(spoiled)
+        (tmp_path / lines_file.FILE).write_bytes(spoiled)
         assert kept_lines(tmp_path) == []
     keep_lines(tmp_path / "gone", lines)  # a directory that is not there costs the run nothing
 

@@ -12,7 +12,7 @@ import pytest
 from asyncsynth import LLM, Filter, LoadDataFromDicts, Pipeline, TextGeneration, UltraFeedback
 from asyncsynth.errors import RunChangedError, ServerUnreachable
 from asyncsynth.pipeline import AllRows, GlobalStep
-from asyncsynth.steps.decorators import step
+from asyncsynth.steps.step_decorator import step
 from asyncsynth.storage.extent import completeness
 from asyncsynth.testing import FaultServer
 from tests.engine.helpers import run_async, server

@@ -38,8 +38,8 @@ from asyncsynth.errors import (
 )
 from asyncsynth.pipeline import ModelStep
 from asyncsynth.records import content_hash
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.files import REAL
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.verify import verify
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults

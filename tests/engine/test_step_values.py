@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from asyncsynth import LLM, CombineOutputs, Dropped, Filter, LoadDataFromDicts, Pipeline, TextGeneration, step, task
 from asyncsynth.errors import InputError, RecordError
+from asyncsynth.inputs.reader import BadRow, Reader, SourceRow
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.records import Row
-from asyncsynth.storage.readers import BadRow, Reader, SourceRow
 from tests.engine.helpers import MODELS, run_async, server
 from tests.engine.walking import Model, Source, walk
 from tests.test_records import REFUSED, Colour, Text, anything

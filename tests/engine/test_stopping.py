@@ -18,15 +18,15 @@ from asyncsynth import LLM, ExpandColumns, GroupColumns, LoadDataFromDicts, Pipe
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, RunReport
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.shards import opened
+from asyncsynth.engine.sharded_run import opened
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import export
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.client.kit import until
 from tests.engine.helpers import rows, run_async, server, single
-from tests.engine.test_segments import Even, two_models
+from tests.engine.test_stages import Even, two_models
 from tests.matrix.plugin import FULL, Tried
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "27"))

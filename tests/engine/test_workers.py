@@ -13,13 +13,13 @@ import pytest
 from asyncsynth import LLM, Deduplicate, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine.limits import merged_lines
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts
-from asyncsynth.engine.serving import shared
-from asyncsynth.engine.shards import opened, refuse_barriers, refuse_small_limits, shared_options
+from asyncsynth.engine.run_servers import shared
+from asyncsynth.engine.server_lines import merged_lines
+from asyncsynth.engine.sharded_run import opened, refuse_barriers, refuse_small_limits, shared_options
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.engine.workers import error_json, error_of, latency_json, merged_latency
+from asyncsynth.engine.worker_processes import error_json, error_of, latency_json, merged_latency
 from asyncsynth.errors import (
     EXIT_STOPPED,
     AsyncsynthError,
@@ -30,11 +30,12 @@ from asyncsynth.errors import (
     RunLockedError,
     RunStopped,
 )
+from asyncsynth.inputs.jsonl import JsonlReader
+from asyncsynth.inputs.reader import BadRow
+from asyncsynth.records import Part
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.storage.manifest import Manifest
-from asyncsynth.storage.readers import BadRow
-from asyncsynth.storage.shards import Part, shard_path
-from asyncsynth.storage.sources import JsonlReader
+from asyncsynth.storage.shard_directories import shard_path
 from tests.engine.helpers import rows, run_async, server, single
 
 

@@ -10,10 +10,11 @@ import orjson
 
 from asyncsynth import LLM
 from asyncsynth.engine.walk import Walked, Walker
+from asyncsynth.inputs.dicts import DictsReader
+from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import Context, Graph, ModelStep, Plan, SourceStep
 from asyncsynth.records import Record, Row, content_hash
 from asyncsynth.storage.entries import StepResult, rec_entry
-from asyncsynth.storage.sources import DictsReader, Reader
 
 
 class Source(SourceStep):

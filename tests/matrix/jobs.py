@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncsynth.storage.reading import JournalView
+from asyncsynth.storage.entry_reader import JournalView
 from tests.matrix.served import MODEL, environment
 
 #: Segments of 64 KiB instead of 32 MiB, each with a sidecar: a short run rolls from one to the next many times.

@@ -20,10 +20,11 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
 SCHEDULER = "tests/core/test_scheduler.py"
+POOL = "tests/client/test_server_pool.py"
 STOPPING = "tests/engine/test_stopping.py"
 CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
-ANSWERS = "tests/engine/test_answers.py"
+ANSWERS = "tests/engine/test_paid_answers.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ MUTATIONS = (
         2, ("tests/storage/test_sidecars.py::test_a_sidecar_is_not_trusted_when_its_segment_changed",),
     ),
     Mutation(
-        "an entry that begins a segment is noted in the facts of the one before", "engine/rundir.py",
+        "an entry that begins a segment is noted in the facts of the one before", "engine/run_directory.py",
         "        where = self._append(entry)\n        self._sidecars.facts.final(\n",
         "        facts = self._sidecars.facts\n        where = self._append(entry)\n        facts.final(\n",
         2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
@@ -121,13 +122,13 @@ MUTATIONS = (
         12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
     ),
     Mutation(
-        "an overload is the record's fault", "core/faults.py",
+        "an overload is the record's fault", "core/blame.py",
         "            self._overloaded(call, replica, outcome, probing, now, out)\n",
         "            self._charge(call, None, Transient('overloaded', '', outcome.status), now, out)\n",
         15, (f"{SCHEDULER}::test_sustained_429_shrinks_to_the_minimum_and_recovers",),
     ),
     Mutation(
-        "an outage is charged to the records", "core/faults.py",
+        "an outage is charged to the records", "core/blame.py",
         "call.retry.charged = max(0, call.retry.charged - charges)", "pass",
         13, (f"{SCHEDULER}::test_half_hour_outage_with_256_in_flight_loses_nothing",),
     ),
@@ -137,9 +138,9 @@ MUTATIONS = (
         14, ("tests/core/test_crashes.py::test_exactly_the_poison_record_is_quarantined",), hangs=True,
     ),
     Mutation(
-        "a tick that wakes one call forgets the next", "client/pool.py",
+        "a tick that wakes one call forgets the next", "client/server_pool.py",
         "        self._arm()  # `ticks_before`", "        # `ticks_before`",
-        11, ("tests/client/test_pool.py::test_each_of_several_sleeping_retries_is_woken",), hangs=True,
+        11, ("tests/client/test_server_pool.py::test_each_of_several_sleeping_retries_is_woken",), hangs=True,
     ),
     Mutation(
         "silence is not noticed", "core/dispatch.py",
@@ -199,7 +200,7 @@ MUTATIONS = (
         10, ("tests/matrix/test_changes.py",),
     ),
     Mutation(
-        "results of a step are thrown away", "engine/rundir.py",
+        "results of a step are thrown away", "engine/run_directory.py",
         "        if claim.steps:\n", "        if False:\n",
         10, ("tests/matrix/test_changes.py",),
     ),
@@ -246,20 +247,20 @@ MUTATIONS = (
         35, (f"{ANSWERS}::test_an_edited_reader_pays_nothing",),
     ),
     Mutation(
-        "an answer is kept without the sampling fields it was asked with", "engine/answers.py",
+        "an answer is kept without the sampling fields it was asked with", "engine/paid_answers.py",
         "fields = {name: value for name in _FIELDS[kind] if (value := getattr(request, name)) is not None}",
         "fields = {name: getattr(request, name) for name in _FIELDS[kind] if name != 'params'}",
         35, (f"{ANSWERS}::test_every_field_of_a_request_tells_its_answer_from_others",),
     ),
     Mutation(
-        "a retried row reads the answers that failed", "engine/rundir.py",
+        "a retried row reads the answers that failed", "engine/run_directory.py",
         "        if retry_failed and (claim.failed or claim.lost_rows) and", "        if False and",
         35, (f"{ANSWERS}::test_retrying_with_the_same_reader_really_asks_again",),
     ),
     Mutation(
-        "a damaged answer is believed", "storage/answers.py",
+        "a damaged answer is believed", "storage/kept_answers.py",
         "if check(line, self._files[(place >> _FILE_BITS) - 1].salt)[0] < 0:", "if not line:",
-        35, ("tests/storage/test_answers.py::test_a_flipped_bit_costs_the_answer_and_never_changes_it",),
+        35, ("tests/storage/test_kept_answers.py::test_a_flipped_bit_costs_the_answer_and_never_changes_it",),
     ),
     Mutation(
         "a thought passes for the answer", "client/codec.py",
@@ -278,7 +279,7 @@ MUTATIONS = (
         32, ("tests/client/test_answers.py",),
     ),
     Mutation(
-        "paid answers of no use are not counted", "client/pool.py",
+        "paid answers of no use are not counted", "client/server_pool.py",
         "            self._totals.wasted += 1\n", "            pass\n",
         32, ("tests/client/test_answers.py",),
     ),
@@ -298,9 +299,9 @@ MUTATIONS = (
         28, (f"{STOPPING}::test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound",),
     ),
     Mutation(
-        "a call that waits is not withdrawn", "client/pool.py",
+        "a call that waits is not withdrawn", "client/server_pool.py",
         "        for waiter in waiters.values():\n            _fail(waiter, refusal)\n", "",
-        28, ("tests/client/test_pool.py::test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more",),
+        28, (f"{POOL}::test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more",),
         hangs=True,
     ),
     Mutation(

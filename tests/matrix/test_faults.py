@@ -15,7 +15,7 @@ import tenacity
 
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.messages import ChatRequest, Completion
-from asyncsynth.client.pool import Server, ServerPool
+from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import Timeouts, WireResponse
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.errors import RequestFailed, ServerRefused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.pipeline_file import load_pipeline
 from tests.matrix.plugin import Tried
 from tests.pipeline.user_modules import HEAD, loaded, plan_of, task_file
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.pipeline_file import load_pipeline
 from asyncsynth.engine.pipeline import Pipeline
 from asyncsynth.pipeline import Plan
 

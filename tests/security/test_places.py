@@ -131,7 +131,7 @@ def test_yaml_makes_values_only(tmp_path: Path, yaml: str) -> None:
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle",
              "joblib", "runpy", "system", "popen", "mktemp", "unsafe_load", "full_load", "getstatusoutput"}  # fmt: skip
 #: The compiled text of a user's file is compared with the code that runs, and is itself never run.
-ALLOWED = {("asyncsynth/cli/load.py", "runpy"), ("asyncsynth/pipeline/codetext.py", "compile")}
+ALLOWED = {("asyncsynth/cli/pipeline_file.py", "runpy"), ("asyncsynth/pipeline/codetext.py", "compile")}
 
 
 def names_used(tree: ast.AST) -> set[str]:

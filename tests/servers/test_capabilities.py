@@ -14,17 +14,17 @@ from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.needs import Feature, Need, features_of, needs_of
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.binding import open_pool
 from asyncsynth.servers.capabilities import Capabilities, lacks, require, survey
-from asyncsynth.servers.embedded import EmbeddedServer, EmbeddedSpec
-from asyncsynth.servers.inspection import all_needs
-from asyncsynth.servers.probes import (
+from asyncsynth.servers.capability_probes import (
     Finding,
     read_logprobs,
     read_prefill,
     read_schema,
     read_stop,
 )
+from asyncsynth.servers.inspection import all_needs
+from asyncsynth.serving.binding import open_pool
+from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec
 from asyncsynth.testing import Abilities, Fault, FaultServer
 
 MODEL = "test-model"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncsynth.cli.load import load_pipeline
+from asyncsynth.cli.pipeline_file import load_pipeline
 from asyncsynth.servers.configs import parse_servers
-from asyncsynth.servers.vllm.flags import check_flags, load_table
+from asyncsynth.serving.vllm.flags import check_flags, load_table
 from tests.real_vllm.page import BEGIN, END, PAGE
 from tests.real_vllm.serving import SMOL, TINY
 

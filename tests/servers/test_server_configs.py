@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.servers.configs import ServerConfig, parse_servers
-from asyncsynth.servers.vllm.flags import check_flags, load_table
+from asyncsynth.serving.vllm.flags import check_flags, load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "server_configs"

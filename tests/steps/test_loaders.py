@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.errors import InputError, PipelineError
+from asyncsynth.inputs.reader import SourceRow
 from asyncsynth.pipeline import Graph
 from asyncsynth.steps import KeepColumns, LoadDataFromDicts, LoadJSONL
-from asyncsynth.storage.sources import SourceRow
 
 
 def test_dicts() -> None:

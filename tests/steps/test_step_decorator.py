@@ -8,7 +8,7 @@ import pytest
 from asyncsynth import LLM, Dropped, Filter, LoadDataFromDicts, Pipeline, TaskContext, TextGeneration, step, task
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.records import Row
-from asyncsynth.steps.decorators import FunctionStep
+from asyncsynth.steps.step_decorator import FunctionStep
 from tests.engine.helpers import run_async, server
 
 LEAST = 2

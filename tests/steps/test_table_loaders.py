@@ -12,8 +12,8 @@ import pytest
 
 from asyncsynth import Deduplicate, LoadDisk, LoadHub, LoadParquet
 from asyncsynth.errors import ConfigurationError, InputError
+from asyncsynth.inputs.reader import BadRow, Reader, SourceRow
 from asyncsynth.pipeline import Graph
-from asyncsynth.storage.sources import BadRow, Reader, SourceRow
 
 ROWS = [{"id": "a", "prompt": "p"}, {"id": "b", "prompt": "q"}]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.files import FileSystem
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 
 SMALL = {"group_delay_s": 0.0005}
 

@@ -15,10 +15,10 @@ import pytest
 from asyncsynth.errors import CorruptJournal, InputError, StorageError
 from asyncsynth.records import content_hash
 from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import DuplicateKey, RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
-from asyncsynth.storage.reading import JournalView
 from tests.matrix.plugin import Tried
 
 from .journal_kit import SMALL, FailingFS

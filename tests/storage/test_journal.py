@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from asyncsynth.errors import CorruptJournal, RunLockedError, StorageError
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 
 from .journal_kit import SMALL, FailingFS, body, keys, reopen, write
 

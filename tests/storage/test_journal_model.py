@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 from tests.matrix.plugin import FULL, Tried
 
 from .journal_kit import FailingFS, body

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.framing import Header, header_line, mark_line, parse_header
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "journal.md"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.errors import ConfigurationError, CorruptJournal, RunLockedError, StorageError
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.journal_stats import journal_stats
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.repair import repair
 from asyncsynth.storage.verify import run_directories, verify
 

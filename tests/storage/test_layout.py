@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
-from asyncsynth.cli.inspect import draw_command
-from asyncsynth.engine.answers import open_answers
+from asyncsynth.cli.inspect_command import draw_command
 from asyncsynth.engine.options import RunOptions
-from asyncsynth.engine.rundir import check_place
-from asyncsynth.engine.segments import open_segments
-from asyncsynth.engine.shards import opened
+from asyncsynth.engine.paid_answers import open_answers
+from asyncsynth.engine.run_directory import check_place
+from asyncsynth.engine.sharded_run import opened
+from asyncsynth.engine.stages import open_segments
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.servers.vllm.starting import StartOptions, started
+from asyncsynth.serving.vllm.starting import StartOptions, started
 from asyncsynth.storage import layout
 from asyncsynth.storage.exports import export
 from asyncsynth.storage.failures import export_failures

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.recovery import NoVisitor, recover
 from tests.matrix.plugin import FULL, Tried
 

@@ -12,11 +12,11 @@ import orjson
 import pytest
 
 from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, atomic_write, remove_stale, temporary_path
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.reading import JournalView
 from asyncsynth.storage.segments import Segment, list_segments
 from asyncsynth.storage.sidecars import Sidecars
 from asyncsynth.storage.verify import verify

@@ -23,7 +23,6 @@ from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task
 from asyncsynth.tasks.chat_generation import ChatGeneration
 from asyncsynth.tasks.complexity_scorer import ComplexityScorer
-from asyncsynth.tasks.decorators import FunctionTask, task
 from asyncsynth.tasks.evol_complexity import EvolComplexity
 from asyncsynth.tasks.evol_instruct import EvolInstruct
 from asyncsynth.tasks.evol_quality import EvolQuality
@@ -35,6 +34,7 @@ from asyncsynth.tasks.revision import Revision
 from asyncsynth.tasks.self_instruct import SelfInstruct
 from asyncsynth.tasks.sentence_pair import GenerateSentencePair
 from asyncsynth.tasks.structured_generation import StructuredGeneration
+from asyncsynth.tasks.task_decorator import FunctionTask, task
 from asyncsynth.tasks.text_classification import TextClassification
 from asyncsynth.tasks.text_generation import TextGeneration
 from asyncsynth.tasks.ultra_feedback import UltraFeedback

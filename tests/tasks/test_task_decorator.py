@@ -10,7 +10,7 @@ from asyncsynth.client.messages import Completion
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError, TaskFailure
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Row
-from asyncsynth.tasks.decorators import FunctionTask
+from asyncsynth.tasks.task_decorator import FunctionTask
 
 from .kit import Model, generate
 

@@ -1,0 +1,403 @@
+"""ServerPool: the asyncio driver of `core.scheduler`. It does what the scheduler decides, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+from asyncsynth.client.codec import decode, encode, outcome_of
+from asyncsynth.client.loads import ORCA_HEADER
+from asyncsynth.client.messages import Completion, ModelRequest
+from asyncsynth.client.replicas import (
+    ANY_MODEL,
+    Link,
+    PoolSnapshot,
+    ReplicaSnapshot,
+    Server,
+    Totals,
+    answers,
+    estimated_tokens,
+    prompt_head,
+)
+from asyncsynth.client.transport import TransportFailure, WireResponse
+from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
+from asyncsynth.core.retry import RetryPolicy, Rng
+from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
+from asyncsynth.core.states import REMOVED
+from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
+
+__all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
+
+
+class ServerPool:
+    """Sends requests to servers: as many at once as each takes, to the least busy, again when that may help.
+
+    Belongs to one event loop. `rng` gives the jitter; `clock` returns monotonic seconds (default: the loop's).
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        *,
+        policy: RetryPolicy | None = None,
+        rng: Rng | None = None,
+        clock: Callable[[], float] | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        # Jitter needs no unpredictability.
+        chance = rng if rng is not None else random.Random()  # noqa: S311
+        specs = [server.spec() for server in servers]
+        self._scheduler = Scheduler(specs, policy or RetryPolicy(), chance)
+        self._models = frozenset[str]().union(*(spec.models for spec in specs))
+        self._links = [Link(server, self._report_load) for server in servers]  #: as the scheduler numbers them
+        self._spread = len(servers) > 1  #: prefixes matter where there is a choice
+        self._rated = any(server.rates is not None for server in servers)
+        self._given_clock = clock
+        self._clock: Callable[[], float] | None = None  #: set when the pool begins
+        self._wall = wall_clock
+        self._next_id = 0
+        self._waiters: dict[int, asyncio.Future[Start | Finish]] = {}
+        self._senders: dict[int, asyncio.Task[Any] | None] = {}  #: call -> the task that sends it
+        self._aborted: dict[int, tuple[int, asyncio.Future[Start | Finish]]] = {}
+        self._probes: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._totals = Totals()
+        self._closed = False
+        self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
+        self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
+        self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
+        self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets instead
+
+    async def send(self, request: ModelRequest, *, priority: int = 0, affinity: int = 0) -> Completion:
+        """The model's answer, after as many attempts as the policy allows.
+
+        Args:
+            request: it goes to a server of `request.model`.
+            priority: the lower goes first when slots are short.
+            affinity: requests with the same number (not 0) prefer the same server, for its prefix cache; 0 takes
+                one from a long head of the prompt.
+
+        Raises:
+            RequestFailed: this request failed; `reason` is the last outcome's.
+            RunStopped: the pool is halted: every request would fail.
+            Withdrawn: the run stops (`withdraw`), and no server has the request.
+            ModelNotServed: no server has the model.
+        """
+        if self._closed:
+            raise RuntimeError("the pool is closed")
+        if self._refusal is not None:
+            raise self._refusal()
+        clock = self._clock or self._begin()
+        self._next_id = call_id = self._next_id + 1
+        scheduler = self._scheduler
+        if self._spread and not affinity:
+            affinity = prompt_head(request)
+        tokens = estimated_tokens(request) if self._rated else 0
+        model = request.model if request.model in self._models else self._stand_in(request.model)
+        self._senders[call_id] = asyncio.current_task()
+        try:
+            step = self._apply(scheduler.submit(call_id, model, priority, clock(), affinity, tokens), call_id)
+            waiter: asyncio.Future[Start | Finish] | None = None  #: of an aborted call; it may know already
+            while True:
+                try:
+                    if step is None:
+                        step, waiter = await (waiter or self._waiter(call_id)), None
+                        if self._refusal is not None and not isinstance(step, Finish):
+                            raise self._refusal()
+                    if isinstance(step, Finish):
+                        return self._conclude(step)
+                    link = self._links[step.replica]
+                    server = link.server
+                    began = clock()
+                    # The body has no name here, nor has the answer: it would live on while the call waits for a retry.
+                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts_for(request))
+                    outcome = self._read(request, await sent, link, began, clock(), step.attempt)
+                except TransportFailure as failure:
+                    outcome = outcome_of(failure)
+                except asyncio.CancelledError:
+                    if (waiter := self._aborted_one(call_id)) is None:
+                        raise
+                    step = None
+                    continue
+                step = self._apply(scheduler.outcome(call_id, outcome, clock()), call_id)
+                if not isinstance(step, Finish) and not isinstance(outcome, Ok):
+                    if self._refusal is not None:
+                        raise self._refusal()
+                    self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
+        except BaseException:
+            # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
+            self._waiters.pop(call_id, None)
+            self._apply(scheduler.cancel(call_id, clock()), call_id)
+            raise
+        finally:
+            del self._senders[call_id]
+
+    def withdraw(self) -> None:
+        """Sends nothing more. Requests at the servers end; all others, and those to come, raise `Withdrawn`.
+
+        That takes in requests that wait for a slot, for their next attempt, or for a server that is away.
+        """
+        if self._refusal is None:
+            self._refuse(Withdrawn)
+
+    def _refuse(self, refusal: Callable[[], BaseException]) -> None:
+        self._refusal = refusal
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            _fail(waiter, refusal)
+
+    # --- servers that come and go -------------------------------------------------------------
+
+    def add_server(self, server: Server) -> None:
+        """Another one, from now on; call from the pool's event loop. ValueError: its name is taken."""
+        clock = self._clock or self._begin()
+        spec = server.spec()
+        actions = self._scheduler.add_replica(spec, clock())
+        link = Link(server, self._report_load)
+        self._links.append(link)
+        self._models |= spec.models
+        self._spread = True
+        self._rated = self._rated or server.rates is not None
+        link.start(clock)
+        self._apply(actions, 0)
+
+    def remove_server(self, name: str) -> None:
+        """It gets nothing new; what is in flight there may end. KeyError: there is none of that name."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.remove_replica(name, clock()), 0)
+
+    def server_down(self, name: str, why: str) -> None:
+        """Somebody knows that it is gone: nothing is sent there, and nobody charged, until `server_up`."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.replica_down(name, clock(), why), 0)
+
+    def server_lost(self, name: str, why: str, advice: str = "") -> None:
+        """Somebody knows that it stays away: the run goes on with the others; where it needs this one, it ends now.
+
+        `advice`: what to do, for the error of a run that ends. KeyError: there is none of that name.
+        """
+        clock = self._clock or self._begin()
+        actions = self._scheduler.replica_lost(name, clock(), why)
+        self._advice[name] = advice
+        self._apply(actions, 0)
+        if self.halted is None:
+            self.notes.append(f"{name} is not started again ({why}); the run continues without it")
+
+    def server_up(self, name: str) -> None:
+        """It is back."""
+        clock = self._clock or self._begin()
+        self._apply(self._scheduler.replica_up(name, clock()), 0)
+
+    def _begin(self) -> Callable[[], float]:
+        """The pool's first moment in its event loop."""
+        self._clock = clock = self._given_clock or asyncio.get_running_loop().time
+        for link in self._links:
+            link.start(clock)
+        return clock
+
+    def _report_load(self, name: str, load: ServerLoad) -> None:
+        self._apply(self._scheduler.report_load(name, load, load.at), 0)
+
+    # --- what is told -------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Requests that all servers together may have in flight now."""
+        return sum(r.limiter.limit for r in self._scheduler.replicas if r.breaker.state is not REMOVED)
+
+    def snapshot(self) -> PoolSnapshot:
+        """What the pool does and has done; cheap enough for a display once a second."""
+        now = self._clock() if self._clock is not None else None
+        by_name = {link.server.name: link for link in self._links}
+        replicas = [by_name[stats.name].snapshot(stats, now) for stats in self._scheduler.stats()]
+        totals = self._totals
+        return PoolSnapshot(
+            replicas=replicas,
+            waiting=self._scheduler.waiting,
+            ok=totals.ok,
+            failed=totals.failed,
+            retries=dict(totals.retries),
+            overloads=totals.retries["overloaded"],
+            prompt_tokens=totals.prompt_tokens,
+            completion_tokens=totals.completion_tokens,
+            answered_by=dict(totals.answered_by),
+            latency=totals.latency.copy(),
+            wasted=totals.wasted,
+        )
+
+    async def aclose(self) -> None:
+        """End what waits with asyncio.CancelledError and close the servers' connections."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for waiter in self._waiters.values():
+            waiter.cancel()
+        self._waiters.clear()
+        for task in self._probes:
+            task.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        for link in self._links:
+            await link.stop()
+        for link in self._links:
+            await link.server.exchange.aclose()
+
+    # --- one attempt --------------------------------------------------------------------------
+
+    def _stand_in(self, model: str) -> str:
+        """For a model that no server offers by name: the one that answers for any."""
+        if ANY_MODEL in self._models:
+            return ANY_MODEL
+        offered = ", ".join(sorted(self._models)) or "nothing"
+        raise ModelNotServed(f"no server has model {model!r}", hint=f"the servers of this run have: {offered}")
+
+    def _read(
+        self, request: ModelRequest, response: WireResponse, link: Link, began: float, now: float, attempts: int
+    ) -> Outcome:
+        """What an answer came to, counted."""
+        server, headers = link.server, response.headers
+        outcome = decode(request, response.status, headers, response.body, self._wall(), dialect=server.dialect)
+        if ORCA_HEADER in headers and now >= link.read_at:
+            link.hear(headers, now)
+        if type(outcome) is Ok:
+            self._count_answer(server, outcome.value, now - began, attempts)
+        elif isinstance(outcome, Transient | Permanent) and outcome.paid:
+            self._totals.wasted += 1
+            self._totals.prompt_tokens += outcome.prompt_tokens
+            self._totals.completion_tokens += outcome.tokens
+        return outcome
+
+    def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:
+        completion.server = server.name
+        completion.latency_s = latency
+        completion.attempts = attempts
+        if server.serves_any is not None:
+            completion.model = server.serves_any
+        totals = self._totals
+        totals.ok += 1
+        totals.prompt_tokens += completion.usage.prompt_tokens
+        totals.completion_tokens += completion.usage.completion_tokens
+        totals.answered_by[completion.model] = totals.answered_by.get(completion.model, 0) + 1
+        totals.latency.add(latency)
+
+    def _conclude(self, finish: Finish) -> Completion:
+        outcome = finish.outcome
+        if type(outcome) is Ok:
+            completion: Completion = outcome.value
+            return completion
+        if self.halted is not None:
+            raise self._halt_error()
+        self._totals.failed += 1
+        if isinstance(outcome, Transient | Permanent):
+            said, attempts = outcome.message or outcome.reason, finish.attempts
+            failed = RequestFailed(said, reason=outcome.reason, attempts=attempts, raw=outcome.raw)
+            failed.tokens = outcome.tokens
+            raise failed
+        raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
+
+    # --- carrying out what was decided --------------------------------------------------------
+
+    def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
+        """Where the call hears what is decided about it."""
+        if self._refusal is not None:
+            raise self._refusal()
+        waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
+        self._waiters[call_id] = waiter
+        return waiter
+
+    def _abort(self, call_id: int) -> None:
+        """Cancel a call's exchange; the call itself waits for what is decided next, maybe in the same list."""
+        task = self._senders.get(call_id)
+        if task is not None:
+            waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
+            if self._refusal is None:
+                self._waiters[call_id] = waiter
+            else:
+                _fail(waiter, self._refusal)
+            self._aborted[call_id] = (task.cancelling(), waiter)
+            task.cancel()
+
+    def _aborted_one(self, call_id: int) -> asyncio.Future[Start | Finish] | None:
+        """What an aborted call waits for next; None where somebody else has cancelled its task (also)."""
+        aborted = self._aborted.pop(call_id, None)
+        task = self._senders[call_id]
+        if aborted is None or task is None or task.uncancel() > aborted[0]:
+            return None
+        return aborted[1]
+
+    def _probe(self, probe: Probe) -> None:
+        """Ask a silent server something small, beside its slots and the statistics."""
+        server = self._links[probe.replica].server
+
+        async def ask() -> None:
+            ok = await answers(server, probe.timeout_s)
+            assert self._clock is not None
+            self._apply(self._scheduler.probe_result(server.name, ok, self._clock()), 0)
+
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
+    def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
+        """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
+        own: Start | Finish | None = None
+        for action in actions:
+            if type(action) is Start or type(action) is Finish:
+                if action.call_id == mine:
+                    own = action
+                    continue
+                waiter = self._waiters.pop(action.call_id, None)
+                # A cancelled waiter's task will give the slot back when it runs.
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(action)
+            elif isinstance(action, Abort):
+                self._abort(action.call_id)
+            elif isinstance(action, Probe):
+                self._probe(action)
+            elif self.halted is None:
+                self._halt()
+        if self._scheduler.ticks_before(self._timer_at):
+            self._arm()
+        return own
+
+    def _arm(self) -> None:
+        """Set the timer for the scheduler's next tick, unless it is set for an earlier moment."""
+        due = self._scheduler.next_tick()
+        if due is None or due >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._clock is not None
+        self._timer_at = due
+        delay = max(0.0, due - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        assert self._clock is not None
+        self._timer, self._timer_at = None, inf
+        # The loop may fire a little early; then nothing is due and the timer is set again.
+        self._apply(self._scheduler.tick(self._clock()), 0)
+        self._arm()  # `ticks_before` does not know of what the tick has added
+
+    def _halt(self) -> None:
+        self.halted = self._halt_error()
+        self._refuse(self._halt_error)
+
+    def _halt_error(self) -> RunStopped:
+        halt = self._scheduler.halted
+        assert halt is not None
+        # A new one each time: an exception raised in many tasks would grow its traceback without end.
+        hint = self._advice.get(halt.replica, "check the key, the model's name and the server; then resume")
+        return RunStopped(halt.message, hint=hint)
+
+
+def _fail(waiter: asyncio.Future[Start | Finish], refusal: Callable[[], BaseException]) -> None:
+    """Ends a wait. A call that was cancelled meanwhile will not read the error, and that is no fault to log."""
+    if not waiter.done():
+        waiter.set_exception(refusal())
+        waiter.exception()

@@ -1,0 +1,177 @@
+"""One server as the scheduler knows it: what it serves, how busy it is, how it fares."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+from asyncsynth.core.breaker import Breaker
+from asyncsynth.core.calls import Call
+from asyncsynth.core.limiter import Limiter
+from asyncsynth.core.outcomes import Outcome, ServerLoad
+from asyncsynth.core.rates import RateGate, RateLimits
+from asyncsynth.core.retry import RetryBudget
+from asyncsynth.core.states import CLOSED, HALF_OPEN
+
+LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for so long
+KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
+KV_WEIGHT = 6.0  #: what a waiting request weighs when the cache is full (vLLM's balancer: 6 * (kv - 0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """One server, as the scheduler is told of it. `models` are the names that calls ask for."""
+
+    name: str
+    models: frozenset[str]
+    limiter: Limiter
+    rates: RateLimits | None = None  #: published rates of a hosted API
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """One replica, for a person or a progress display. `waiting`: calls that it could serve and that wait."""
+
+    name: str
+    in_flight: int
+    limit: int
+    waiting: int
+    state: str
+    why: str
+
+
+class Alarm(StrEnum):
+    """What to check on a replica when a timer is due; one timer of each kind at a time."""
+
+    PROBE = "probe"  # its pause is over
+    BUDGET = "budget"  # its retry budget has a token again
+    RATE = "rate"  # its published rate lets the next call through
+    REPORT = "report"  # its report of its load is too old
+    OUTAGE = "outage"  # has it been away for too long?
+    STALL = "stall"  # has it been silent for too long?
+    SPARE = "spare"  # suspects have waited for another replica long enough
+    ASK = "ask"  # the driver was asked to probe it and said nothing
+
+
+class Health:
+    """What is known about a replica's crashes. `core.suspects` alone changes it, and has the reasoning."""
+
+    __slots__ = ("accused", "alive", "candidates", "deaths", "examiner", "fallen_at", "solo", "trials")
+
+    def __init__(self) -> None:
+        self.alive: bool = True  # it has answered since its last fall
+        self.deaths: deque[tuple[float, Call]] = deque()  # who failed lately as in a crash
+        self.fallen_at: float = float("-inf")
+        self.candidates: set[int] = set()  # ids of those in flight at that fall
+        self.examiner: bool = False  # has crashed; tries suspects alone when it is back
+        self.trials: set[int] = set()  # suspects of the first degree in flight as such
+        self.solo: Call | None = None  # the suspect that is tried alone
+        self.accused: tuple[Call, Outcome] | None = None  # failed alone; did the server die of it?
+
+
+class Replica:
+    """A server's state in the scheduler. Each part of it has one owner, named beside it; all may read it.
+
+    What can be changed from several places is changed by a method of the class itself.
+    """
+
+    __slots__ = (
+        "alarms", "asked_at", "blocked", "breaker", "budget", "extra", "gate", "gated_for", "health", "heard_at",
+        "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers", "queue", "quiet",
+        "refusals", "report", "seen", "shared", "stalls", "starved", "troubled",
+    )  # fmt: skip
+
+    def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
+        self.index: int = index
+        self.name: str = spec.name
+        self.models: tuple[str, ...] = tuple(sorted(spec.models))
+        self.limiter: Limiter = spec.limiter
+        self.budget: RetryBudget = budget
+        self.breaker: Breaker = Breaker()
+        self.gate: RateGate | None = None if spec.rates is None else RateGate(spec.rates)
+        # core.balancer
+        self.shared: bool = False  # others serve the same models
+        # core.timers
+        self.alarms: dict[Alarm, float] = {}  # when each is due
+        # core.dispatch
+        self.in_flight: int = 0
+        self.heard_at: float = 0.0  # the last sign of life
+        self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
+        self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
+        self.gated_for: Call | None = None  # the call that waits for the gate
+        # core.suspects
+        self.health: Health = Health()
+        self.quiet: bool = False  # kept free for a call that is tried alone
+        # core.blame
+        self.overloads: int = 0  # since the last success
+        self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
+        self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
+        self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.stalls: int = 0  # how often it was found hung
+        # its own
+        self.troubled: bool = False  # something needs resetting at the next success
+        self.blocked: bool = False  # gated or quiet
+        self.report: ServerLoad | None = None  # its own report, while fresh
+        self.extra: int = 0  # by that report: requests there that are not ours
+        self.press: float = 0.0  # by that report: weight of a request in the server's queue
+        self.queue: int = 0  # by that report: its queue, less our requests in flight then
+        self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
+
+    def can_take(self) -> bool:
+        """Whether a call may start here now."""
+        if self.in_flight >= self.limiter.limit or self.blocked:
+            return False
+        breaker = self.breaker
+        return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.probe is None)
+
+    def load(self) -> float:
+        """How busy, relative to the limit, so that all replicas compare; one that wants a probe goes first.
+
+        With a fresh report this is vLLM's own score, max(in flight, waiting + running) + 6 waiting max(0, kv - 0.5):
+        the report gives what others have there, and our own part is counted as it is now, not as it was then.
+        """
+        if self.breaker.state is not CLOSED:
+            return -1.0
+        busy = self.in_flight + self.extra
+        if self.press:
+            # Its queue was not empty: what we sent since stands in it, what was answered since made room.
+            return (busy + self.press * max(0, self.in_flight + self.queue)) / self.limiter.limit
+        return busy / self.limiter.limit
+
+    def take_report(self, load: ServerLoad | None) -> None:
+        """A fresh report, or None: the last one is too old."""
+        self.report = load
+        self.extra, self.press, self.queue = 0, 0.0, 0
+        if load is not None:
+            self.extra = max(0, load.waiting + (load.running or 0) - self.in_flight)
+            if load.waiting and load.kv is not None:
+                self.press = KV_WEIGHT * max(0.0, load.kv - KV_FREE)
+                self.queue = load.waiting - self.in_flight
+
+    def works_on(self, load: ServerLoad) -> bool:
+        """Whether this report shows that it has done something since the last one."""
+        before, self.seen = self.seen, (load.running, load.kv)
+        return before != self.seen
+
+    def gate_for(self, call: Call | None) -> None:
+        """Take no calls until this one passes the gate; None: take calls again."""
+        self.gated_for = call
+        self.blocked = self.quiet or call is not None
+
+    def keep_free(self, quiet: bool) -> None:
+        """Take no calls, so that one can be tried alone; or take calls again."""
+        self.quiet = quiet
+        self.blocked = quiet or self.gated_for is not None
+
+    def trouble(self, troubled: bool) -> None:
+        """Whether the next success has something to reset."""
+        self.troubled = troubled
+
+    def stats(self, waiting: int) -> ReplicaStats:
+        """For a person."""
+        state = self.breaker.state
+        why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
+        if state is CLOSED and self.gated_for is not None:
+            why = f"waits for its published rate; {why}"
+        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state, why)

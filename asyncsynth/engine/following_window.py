@@ -1,0 +1,64 @@
+"""The window of records in flight, as wide as the servers are fast: it follows their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncsynth.client.server_pool import PoolSnapshot, ServerPool
+from asyncsynth.core.window import Window
+from asyncsynth.records import Part
+
+#: Records that the window grows to of itself. Each costs about 10 KB of tasks and buffers beside its own bytes,
+#: and after a crash at most this many are generated again.
+MOST_RECORDS = 16_384
+_FOLLOW_EVERY_S = 0.1
+
+
+class FollowingWindow(Window):
+    """Admits twice the servers' total limit plus 256 records, or exactly `records` if given.
+
+    Twice, so that a record between two requests, or on its way to the disk, leaves no slot empty.
+    """
+
+    __slots__ = ("_clock", "_fixed", "_look_at", "_most", "_pool")
+
+    def __init__(
+        self,
+        records: int | None,
+        bytes: int,
+        pool: ServerPool,
+        clock: Callable[[], float],
+        *,
+        share: Part | None = None,
+    ) -> None:
+        self._most = MOST_RECORDS if share is None else max(1, share.of(MOST_RECORDS))
+        super().__init__(records or self._wanted(pool), bytes)
+        self._fixed = records is not None
+        self._pool = pool
+        self._clock = clock  #: seconds, monotonic
+        self._look_at = 0.0
+
+    def try_take(self) -> bool:
+        """Take one record's credit; a full window first looks, now and then, whether the servers take more by now."""
+        if not self.in_flight or (self.in_flight < self.records and self.held < self.bytes):
+            self.in_flight += 1
+            return True
+        if self._fixed or (now := self._clock()) < self._look_at:
+            return False
+        self._look_at = now + _FOLLOW_EVERY_S
+        self.records = self._wanted(self._pool)
+        return super().try_take()
+
+    def _wanted(self, pool: ServerPool) -> int:
+        return min(self._most, 2 * pool.capacity + 256)
+
+    def why(self, pool: PoolSnapshot) -> str:
+        """Why the servers are not kept full, where it is the window that binds; else ''."""
+        free = any(r.state == "closed" and r.in_flight < r.limit for r in pool.replicas)
+        if not free or pool.waiting or self.room > 0:
+            return ""
+        if self.in_flight < self.records:
+            return f"{self.held >> 20} MiB of records in flight are the most that memory is taken for (window_bytes)"
+        if self._fixed:
+            return f"all {self.records} records of the window are in flight (--window)"
+        return f"all {self.records} records of the window are in flight"

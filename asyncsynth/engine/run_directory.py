@@ -1,0 +1,337 @@
+"""A run directory as the engine sees it: opened and checked, records claimed, results journaled.
+
+What changed since the directory was made is found here, before anything is sent: the run goes on only if
+nothing did, or if the user accepts the plan (`--update`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from asyncsynth.engine.changes import Journals, Survey, changes_since, refusal, survey
+from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.paid_answers import paid_answers
+from asyncsynth.engine.walk import Recall, Walked
+from asyncsynth.errors import ConfigurationError, InputError, StorageError
+from asyncsynth.inputs.reader import BadRow, Reader
+from asyncsynth.pipeline import Plan
+from asyncsynth.records import Record, content_hash
+from asyncsynth.storage import layout
+from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.extent import Extent
+from asyncsynth.storage.index import Claim, RunIndex
+from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.lock import RunLock
+from asyncsynth.storage.manifest import Epoch, Manifest
+from asyncsynth.storage.sidecars import Sidecars
+
+
+class RunDirectory:
+    """One open run directory, with its only writer. Made by `opened`."""
+
+    def __init__(
+        self, path: Path, journal: Journal, index: RunIndex, sidecars: Sidecars, manifest: Manifest, epoch: int
+    ) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._journal = journal
+        self._index = index
+        self._sidecars = sidecars
+        self._manifest = manifest
+        self._epoch = epoch
+        self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
+        #: were of no use: to read these again would fail again.
+        self.refused: dict[str, set[tuple[str, str]]] = {}
+        self._appended = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, name: str, plan: Plan, reader: Reader, options: RunOptions) -> AsyncIterator[RunDirectory]:
+        """Creates or recovers the directory, takes its lock, and checks that it belongs to this plan.
+
+        Raises RunChangedError with the plan of what would be reused and redone, RunLockedError, StorageError.
+        """
+        path = options.directory(name)
+        check_place(path)
+        if not options.use_cache:
+            _set_aside(path)
+        keys = "id" if reader.id_column else "position"
+        manifest = Manifest.load(path)
+        if manifest is not None and manifest.shards:
+            raise ConfigurationError(
+                f"{path} is a run that {manifest.shards} processes share",
+                hint="Resume it with `asyncsynth run PIPELINE.py --output DIR`, or choose another directory.",
+            )
+        index = RunIndex(keys=keys, stride=1 if manifest is None else manifest.stride)
+        run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
+        sidecars = Sidecars(keys=keys)
+        if manifest is None:
+            journal = Journal.create(path, run_id=run_id, sidecars=sidecars)
+        else:
+            journal = Journal.open(path, run_id=run_id, visitor=index, sidecars=sidecars)
+        try:
+            if manifest is None:
+                manifest = new_manifest(name, run_id, keys, plan, reader, options)
+                # First: a directory with a manifest and no extent is taken for one of an earlier version.
+                Extent(0, None).save(path)
+                manifest.save(path)
+            elif changes := changes_since(manifest, plan, reader, keys):
+                there = Journals([(index, journal.read)])
+                # A run that has no entry yet has nothing to redo; a later segment is looked at with those before it.
+                if not options.update and (there.records() or manifest.source.get("segment")):
+                    found = survey(manifest, plan, changes, there, total=reader.size_hint())
+                    raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
+                add_epoch(manifest, keys, plan, reader)
+                manifest.save(path)
+            directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
+            directory.notes += [*plan.notes, *other_packages(manifest, plan)]
+            if journal.report.bytes_cut:
+                directory.notes.append(str(journal.report))
+            yield directory
+        finally:
+            await journal.close()
+
+    def survey(self, plan: Plan) -> Survey:
+        """What there is of the plan's steps, where the plan is the one that the directory was made by."""
+        return survey(self._manifest, plan, [], Journals([(self._index, self._journal.read)]))
+
+    # --- one record ----------------------------------------------------------------------------
+
+    def claim(self, record: Record, *, retry_failed: bool) -> Claim | None:
+        """How the record ended, when it is done already. Raises InputError for a key that came before in this run."""
+        try:
+            record.digest = digest = content_hash(record.data)
+        except TypeError as error:
+            raise InputError(
+                f"record {record.key}: not JSON: {error}", hint="Integers must fit 64 bits; text must be Unicode."
+            ) from error
+        claim = self._index.claim(record.key, record.position, digest, self._epoch)
+        if claim.done and not (claim.failed and retry_failed):
+            if claim.moved:
+                where = self._append(pos_entry(record.key, record.position))
+                self._sidecars.facts.results(where, record.key, record.position, ())
+            return claim
+        if claim.steps:
+            self._claims[record.key] = claim
+        if retry_failed and (claim.failed or claim.lost_rows) and (refused := self._refused_answers(record)):
+            self.refused[record.key] = refused
+        return None
+
+    def _refused_answers(self, record: Record) -> set[tuple[str, str]]:
+        """Of a record that failed: the rows that were answered, and failed on the answer."""
+        where = self._index.final_of(record.key)
+        if where is None:
+            return set()
+        entry = self._journal.read(where)
+        steps = self._manifest.epochs[entry["e"]].steps
+        return {
+            (steps[failed["step"]], failed["k"])
+            for failed in entry.get("bad", ())
+            # One that has attempts and no text got no answer: what was answered before that is still good.
+            if failed["step"] in steps and ("raw" in failed or not failed["attempts"])
+        }
+
+    def recall(self, record: Record) -> Recall:
+        """Looks up the record's earlier results of a step, by row key."""
+        claim = self._claims.get(record.key)
+        if claim is None:
+            return _nothing
+        steps = claim.steps
+
+        def look_up(fingerprint: str) -> Mapping[str, StepResult]:
+            where = steps.get(fingerprint)
+            if where is None:
+                return _NO_RESULTS
+            for saved in self._journal.read(where).get("s", ()):
+                if saved["f"] == fingerprint:
+                    return {result["k"]: result for result in saved["r"]}
+            return _NO_RESULTS
+
+        return look_up
+
+    def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
+        """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
+        where = self._append(
+            rec_entry(
+                key=record.key,
+                position=record.position,
+                row_hash=record.digest,
+                steps=[(fingerprint, results)],
+            )
+        )
+        self._sidecars.facts.results(where, record.key, record.position, (fingerprint,))
+
+    def finish(self, record: Record, walked: Walked) -> None:
+        """Journals a record's end: durable after the next `flush`."""
+        if self._claims:
+            self._claims.pop(record.key, None)
+        if self.refused:
+            self.refused.pop(record.key, None)
+        try:
+            entry, status = self._last_entry(record, walked), "ok" if walked.ok else "failed"
+        except NotJson as error:  # a step of the user's made something that is not JSON
+            failed: FailedRow = {
+                "k": record.key, "step": "", "reason": "not_json", "message": str(error), "attempts": 0
+            }  # fmt: skip
+            walked.rows.clear()
+            walked.failed.append(failed)
+            walked = Walked({}, [failed])
+            entry, status = self._last_entry(record, walked), "failed"
+        where = self._append(entry)
+        self._sidecars.facts.final(
+            where, record.key, record.position, [step for step, _ in walked.unsaved], record.digest,
+            self._epoch, status, walked.rows, walked.failed, walked.dropped,
+        )  # fmt: skip
+
+    def _last_entry(self, record: Record, walked: Walked) -> bytes:
+        return rec_entry(
+            key=record.key,
+            position=record.position,
+            row_hash=record.digest,
+            epoch=self._epoch,
+            steps=walked.unsaved,
+            status="ok" if walked.ok else "failed",
+            rows=walked.rows,
+            failed=walked.failed,
+            dropped=walked.dropped,
+            input=(record.data or None) if walked.failed else None,
+        )
+
+    def bad_row(self, record: Record, row: BadRow) -> FailedRow:
+        """Journals an input row that could not be read, under ``on_bad_row="skip"``; how it failed."""
+        failed: FailedRow = {
+            "k": record.key, "step": "input", "reason": "bad_input", "message": row.message, "attempts": 0
+        }  # fmt: skip
+        self.finish(record, Walked({}, [failed]))
+        return failed
+
+    def any_ended_well(self) -> bool:
+        """Whether an earlier run of the same pipeline brought a record to its end with no failed row."""
+        return self._index.any_ended_well(self._epoch)
+
+    def ended_unread(self) -> int:
+        """Records that ended in an earlier run of the same pipeline, and that the input has not brought this time."""
+        return self._index.unclaimed_ended(self._epoch)
+
+    def finished_rows(self, record: Record) -> FinishedRows:
+        """The rows of a record that is done."""
+        where = self._index.final_of(record.key)
+        return {} if where is None else self._journal.read(where).get("rows", {})
+
+    def forget_unseen(self) -> None:
+        """The input was read to its end: records it no longer has leave the result, not the journal."""
+        for key in self._index.unclaimed_keys(self._journal.read):
+            self._append(drop_entry(key))
+            self._sidecars.facts.drop(key)
+
+    def note_extent(self, records: int | None, limit: int | None, *, complete: bool = False) -> None:
+        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError."""
+        Extent(self._epoch, records, limit, complete).save(self.path)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """(epoch, entries of the journal): the same state, the same rows; entries are only ever added."""
+        return self._epoch, self._journal.report.entries + self._appended
+
+    def _append(self, entry: bytes) -> int:
+        """The entry's location; its facts are to be noted next, before anything else is appended.
+
+        In a statement of their own: an entry that begins a segment makes `self._sidecars.facts` another object.
+        """
+        self._appended += 1
+        return self._journal.append(entry)
+
+    def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
+        """See `Journal.watch`."""
+        self._journal.watch(on_durable, on_fatal)
+
+    def settle(self, token: object) -> None:
+        """Gives `token` to `on_durable` when all that was journaled so far is durable. Raises StorageError."""
+        self._journal.settle(token)
+
+    async def flush(self) -> None:
+        """Returns when all that was journaled so far is durable. Raises StorageError."""
+        await self._journal.flushed()
+
+
+_NO_RESULTS: dict[str, StepResult] = {}
+
+
+def _nothing(_: str) -> Mapping[str, StepResult]:
+    return _NO_RESULTS
+
+
+def check_place(path: Path) -> None:
+    """Raises ConfigurationError for a file, and for a directory of something else."""
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"{path} is a file", hint="Choose a directory for --output.")
+    if path.is_dir() and not Manifest.exists(path) and not layout.may_become_run(item.name for item in path.iterdir()):
+        raise ConfigurationError(
+            f"{path} holds other files and is not a run directory",
+            hint="Choose an empty or a new directory for --output.",
+        )
+
+
+def _set_aside(path: Path) -> None:
+    """`use_cache=False`: the old run stays, under another name. Raises RunLockedError while a process is writing it."""
+    if not Manifest.exists(path):
+        return
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    aside = path.with_name(f"{path.name}.{stamp}")
+    lock = RunLock(path)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be set aside as {aside}: {error}") from error
+    finally:
+        lock.release()
+
+
+def _epoch(plan: Plan) -> Epoch:
+    return Epoch(
+        fingerprint=plan.fingerprint,
+        steps={node.step.name: node.fingerprint for node in plan.model_steps},
+        fields=plan.fields,
+        leaves=list(plan.leaves),
+        packages=plan.packages,
+    )
+
+
+def new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader, options: RunOptions) -> Manifest:
+    """The manifest of a run that begins."""
+    return Manifest(
+        run_id=run_id,
+        pipeline=name,
+        run_seed=options.seed,
+        keys=keys,
+        source=reader.identity(),
+        epochs=[_epoch(plan)],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def add_epoch(manifest: Manifest, keys: str, plan: Plan, reader: Reader) -> None:
+    """The plan becomes the directory's current one; results under earlier fingerprints stay usable."""
+    if manifest.keys != keys:
+        raise ConfigurationError(
+            f"this run knows its records by {manifest.keys}, the pipeline now by {keys}: none would match",
+            hint="Choose another run directory.",
+        )
+    manifest.source = reader.identity()
+    manifest.epochs.append(_epoch(plan))
+
+
+def other_packages(manifest: Manifest, plan: Plan) -> list[str]:
+    """Which installed packages have another version than when the results were made, a line each."""
+    before = manifest.epochs[-1].packages
+    return [
+        f"package {name} is now {version} and was {before[name]}: results made with {before[name]} are kept"
+        for name, version in sorted(plan.packages.items())
+        if before.get(name, version) != version
+    ]

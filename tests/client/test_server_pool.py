@@ -1,0 +1,413 @@
+"""ServerPool over an in-memory exchange: asyncio behaviour only, the decisions are tested in tests/core."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+import pytest
+import tenacity
+
+from asyncsynth.client.messages import ChatRequest
+from asyncsynth.client.server_pool import Server, ServerPool
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
+from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused, Withdrawn
+from asyncsynth.testing.virtual_time import run_virtually
+
+FAST = RetryPolicy(wait=tenacity.wait_none())
+
+
+def answer(text: str = "hi", model: str = "m") -> WireResponse:
+    body = {
+        "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+        "model": model,
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    return WireResponse(200, {}, orjson.dumps(body))
+
+
+def refusal(status: int, message: str = "no") -> WireResponse:
+    return WireResponse(status, {}, orjson.dumps({"error": {"message": message}}))
+
+
+class FakeExchange:
+    """Answers by `reply(n-th request, body)`; with `gate` set, each request waits until it is released."""
+
+    def __init__(self, reply: Callable[[int, dict[str, Any]], WireResponse | Exception] | None = None) -> None:
+        self.base_url = "http://fake/v1"
+        self.timeouts = DEFAULT_TIMEOUTS
+        self.reply = reply or (lambda n, body: answer())
+        self.gate: asyncio.Semaphore | None = None
+        self.bodies: list[dict[str, Any]] = []
+        self.seen: list[Timeouts] = []
+        self.busy = self.most = self.cancelled = 0
+        self.closed = False
+
+    async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
+        fields = orjson.loads(body)
+        self.bodies.append(fields)
+        self.seen.append(timeout)
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        n = len(self.bodies)
+        try:
+            if self.gate is not None:
+                await self.gate.acquire()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.busy -= 1
+        result = self.reply(n, fields)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def make(exchange: FakeExchange, **options: Any) -> ServerPool:
+    fields: dict[str, Any] = {"name": "s", "models": frozenset({"m"}), "limit": 4} | options
+    policy = fields.pop("policy", FAST)
+    server = Server(base_url=exchange.base_url, exchange=exchange, **fields)
+    return ServerPool([server], policy=policy, rng=random.Random(0))
+
+
+def ask(model: str = "m", **params: Any) -> ChatRequest:
+    return ChatRequest(model, [{"role": "user", "content": "hello"}], params)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 10))
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_an_answer_tells_where_it_came_from() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange())
+        completion = await pool.send(ask())
+        assert completion.text == "hi"
+        assert (completion.server, completion.model, completion.attempts) == ("s", "m", 1)
+        assert completion.latency_s >= 0
+        snapshot = pool.snapshot()
+        assert (snapshot.ok, snapshot.prompt_tokens, snapshot.completion_tokens) == (1, 3, 2)
+        assert snapshot.answered_by == {"m": 1}
+        assert snapshot.latency.count == 1
+        assert snapshot.replicas[0].in_flight == 0
+
+    run(main())
+
+
+def test_never_more_in_flight_than_the_limit_and_everybody_is_served() -> None:
+    async def main() -> None:
+        exchange = FakeExchange()
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange)
+        tasks = [asyncio.create_task(pool.send(ask())) for _ in range(50)]
+        await settle()
+        assert exchange.busy == 4
+        assert pool.snapshot().waiting == 46
+        for _ in range(50):
+            exchange.gate.release()
+        await asyncio.gather(*tasks)
+        assert exchange.most == 4
+        assert pool.snapshot().ok == 50
+
+    run(main())
+
+
+def test_priority_decides_who_goes_next() -> None:
+    async def main() -> None:
+        exchange = FakeExchange()
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange, limit=1)
+        tasks = [asyncio.create_task(pool.send(ask(user=f"p{p}"), priority=p)) for p in (0, 9, 5, 7)]
+        await settle()
+        for _ in tasks:
+            exchange.gate.release()
+        await asyncio.gather(*tasks)
+        assert [body["user"] for body in exchange.bodies] == ["p0", "p5", "p7", "p9"]
+
+    run(main())
+
+
+def test_retries_until_it_works_and_counts_them() -> None:
+    script = {1: TransportFailure("reset", "died"), 2: refusal(500), 3: refusal(503)}
+
+    async def main() -> None:
+        pool = make(FakeExchange(lambda n, body: script.get(n, answer())))
+        completion = await pool.send(ask())
+        assert completion.attempts == 4
+        snapshot = pool.snapshot()
+        assert snapshot.retries == {"reset": 1, "server_error": 1, "overloaded": 1}
+        assert snapshot.overloads == 1
+
+    run(main())
+
+
+def test_an_attempt_that_nothing_follows_is_no_retry() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange(lambda n, body: refusal(400)))
+        with pytest.raises(RequestFailed):
+            await pool.send(ask())
+        assert pool.snapshot().retries == {}
+        assert pool.snapshot().failed == 1
+
+    run(main())
+
+
+def test_a_record_fault_is_told_with_its_reason() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange(lambda n, body: refusal(400, "bad thing")))
+        with pytest.raises(RequestFailed, match="bad thing") as caught:
+            await pool.send(ask())
+        assert (caught.value.reason, caught.value.attempts) == ("bad_request", 1)
+        assert pool.snapshot().failed == 1
+        assert pool.halted is None
+
+    run(main())
+
+
+def test_what_cannot_be_encoded_gives_the_slot_back() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange(), limit=1)
+        with pytest.raises(RequestFailed):
+            await pool.send(ask(user="\ud800"))
+        assert (await pool.send(ask())).text == "hi"
+
+    run(main())
+
+
+def test_three_refusals_halt_the_pool_for_all() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: refusal(401, "wrong key"))
+        pool = make(exchange, limit=2)
+        results = await asyncio.gather(*(pool.send(ask()) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(result, ServerRefused) for result in results)
+        assert "wrong key" in str(results[0])
+        assert len(exchange.bodies) <= 4
+        assert isinstance(pool.halted, ServerRefused)
+        with pytest.raises(ServerRefused):
+            await pool.send(ask())
+        assert pool.snapshot().failed == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5])
+def test_cancelling_gives_slots_back(turns: int) -> None:
+    """Whether a call is cancelled before it starts, in flight, or between its wake-up and its run."""
+
+    async def main() -> None:
+        exchange = FakeExchange()
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange, limit=2)
+        tasks = [asyncio.create_task(pool.send(ask())) for _ in range(10)]
+        await settle()
+        exchange.gate.release()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for task in tasks[:8]:
+            task.cancel()
+        await settle()
+        for _ in range(10):
+            exchange.gate.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not any(isinstance(result, Exception) for result in results)
+        assert all(not isinstance(result, BaseException) for result in results[8:])
+        assert exchange.most <= 2
+        snapshot = pool.snapshot()
+        assert snapshot.replicas[0].in_flight == 0
+        assert snapshot.waiting == 0
+        assert not pool._waiters
+        assert not pool._scheduler._calls
+
+    run(main())
+
+
+def test_a_fault_of_our_own_gives_the_slot_back() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: ZeroDivisionError("a bug") if n == 1 else answer())
+        pool = make(exchange, limit=1)
+        with pytest.raises(ZeroDivisionError):
+            await pool.send(ask())
+        assert (await pool.send(ask())).text == "hi"
+
+    run(main())
+
+
+def test_retries_sleep_on_the_loop_and_are_woken() -> None:
+    async def main() -> None:
+        policy = RetryPolicy(wait=tenacity.wait_fixed(0.02))
+        pool = make(FakeExchange(lambda n, body: refusal(500) if n < 3 else answer()), policy=policy)
+        assert (await pool.send(ask())).attempts == 3
+        assert not pool._waiters
+
+    run(main())
+
+
+@pytest.mark.row(11)
+def test_each_of_several_sleeping_retries_is_woken() -> None:
+    """The tick that wakes the first one has to set the timer for the next."""
+
+    def reply(n: int, _: dict[str, Any]) -> WireResponse:
+        return WireResponse(500, {"retry-after": str(n)}, b"{}") if n <= 2 else answer()
+
+    async def main() -> None:
+        pool = make(FakeExchange(reply))
+        done = await asyncio.gather(*(pool.send(ask()) for _ in range(2)))
+        assert [completion.attempts for completion in done] == [2, 2]
+        assert 2 <= asyncio.get_running_loop().time() < 3
+
+    run_virtually(asyncio.wait_for(main(), 60))
+
+
+def test_a_call_that_sleeps_keeps_neither_its_body_nor_the_answer_in_memory() -> None:
+    class Big(WireResponse):
+        """Unlike its base, it can be referred to weakly."""
+
+    refused: list[weakref.ref[WireResponse]] = []
+
+    def reply(n: int, _: dict[str, Any]) -> WireResponse:
+        if refused:
+            return answer()
+        response = Big(500, {"retry-after": "5"}, b"{}")
+        refused.append(weakref.ref(response))
+        return response
+
+    async def main() -> None:
+        pool = make(FakeExchange(reply))
+        sending = asyncio.create_task(pool.send(ask()))
+        await settle()
+        assert pool._waiters
+        assert refused[0]() is None
+        frame = sending.get_coro().cr_frame  # type: ignore[union-attr]
+        assert frame is not None
+        assert not [name for name, value in frame.f_locals.items() if isinstance(value, bytes)]
+        assert (await sending).attempts == 2
+
+    run_virtually(asyncio.wait_for(main(), 60))
+
+
+def test_the_total_deadline_grows_with_max_tokens() -> None:
+    async def main() -> None:
+        exchange = FakeExchange()
+        pool = make(exchange)
+        for params in ({"max_tokens": 10}, {"max_tokens": 4000}, {}):
+            await pool.send(ask(**params))
+        assert [timeout.total for timeout in exchange.seen] == [125.0, 2120.0, 632.0]
+        assert exchange.seen[0].connect == DEFAULT_TIMEOUTS.connect
+
+    run(main())
+
+
+def test_models_find_their_servers() -> None:
+    async def main() -> None:
+        a, b, c = FakeExchange(), FakeExchange(), FakeExchange()
+        servers = [
+            Server("a", a.base_url, frozenset({"x"}), a),
+            Server("b", b.base_url, frozenset({"y"}), b),
+            Server("c", c.base_url, frozenset(), c, serves_any="Tiny (embedded)"),
+        ]
+        pool = ServerPool(servers, policy=FAST, rng=random.Random(0))
+        assert (await pool.send(ask("x"))).server == "a"
+        assert (await pool.send(ask("y"))).server == "b"
+        other = await pool.send(ask("z"))
+        assert (other.server, other.model) == ("c", "Tiny (embedded)")
+        strict = ServerPool(servers[:2], policy=FAST, rng=random.Random(0))
+        with pytest.raises(ModelNotServed, match="'z'"):
+            await strict.send(ask("z"))
+
+    run(main())
+
+
+def test_closing_ends_what_waits() -> None:
+    async def main() -> None:
+        exchange = FakeExchange()
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange, limit=1)
+        tasks = [asyncio.create_task(pool.send(ask())) for _ in range(3)]
+        await settle()
+        await pool.aclose()
+        exchange.gate.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 2
+        assert exchange.closed
+        with pytest.raises(RuntimeError):
+            await pool.send(ask())
+
+    run(main())
+
+
+def test_no_tenacity_object_on_the_way_of_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a tenacity object was made")
+
+    monkeypatch.setattr(tenacity, "RetryCallState", forbidden)
+
+    async def main() -> None:
+        pool = make(FakeExchange(), limit=2)
+        await asyncio.gather(*(pool.send(ask()) for _ in range(20)))
+
+    run(main())
+
+
+@pytest.mark.row(28)
+def test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: refusal(500) if n == 1 else answer())
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange, limit=2, policy=RetryPolicy(wait=tenacity.wait_fixed(50)))
+        calls = [asyncio.create_task(pool.send(ask())) for n in range(6)]
+        await settle()
+        assert exchange.busy == 2
+        exchange.gate.release()
+        await settle()  # the first sleeps now, the third has its slot
+        assert len(exchange.bodies) == 3
+        pool.withdraw()
+        pool.withdraw()  # a second time changes nothing
+        with pytest.raises(Withdrawn):
+            await pool.send(ask())
+        await asyncio.wait([calls[0], *calls[3:]])
+        assert [type(call.exception()) for call in (calls[0], *calls[3:])] == [Withdrawn] * 4
+        assert not calls[1].done()
+        exchange.gate.release()
+        exchange.gate.release()
+        assert (await calls[1]).text == (await calls[2]).text == "hi"
+        assert len(exchange.bodies) == 3
+        assert pool.snapshot().waiting == 0
+        await pool.aclose()
+
+    run_virtually(main())
+
+
+@pytest.mark.row(28)
+def test_an_attempt_that_fails_after_the_withdrawal_is_not_repeated() -> None:
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: refusal(503))
+        exchange.gate = asyncio.Semaphore(0)
+        pool = make(exchange)
+        call = asyncio.create_task(pool.send(ask()))
+        await settle()
+        assert exchange.busy == 1
+        pool.withdraw()
+        exchange.gate.release()
+        with pytest.raises(Withdrawn):
+            await call
+        assert len(exchange.bodies) == 1
+        await pool.aclose()
+
+    run_virtually(main())
