@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import Abilities, Fault
-from tests.cli.test_cli import Serve, asyncsynth
+from tests.kit.commands import Serve, asyncsynth
+from tests.kit.files import write_rows
 
 JOB = """
 from asyncsynth import LLM, LoadJSONL, Pipeline, StructuredGeneration, TextGeneration
@@ -26,7 +27,7 @@ HOSTILE = "\x1b[31mred\x1b[0m\r\n\x9b2Jgone \u202eturned"
 
 def write(folder: Path, *, show_schema: bool = True) -> Path:
     data = folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"instruction": f"number {n}."}) + "\n" for n in range(3)))
+    write_rows(data, ({"instruction": f"number {n}."} for n in range(3)))
     job = folder / "job.py"
     job.write_text(JOB.format(path=str(data), show_schema=show_schema))
     return job

@@ -16,7 +16,8 @@ from asyncsynth.client.http11 import KEEPALIVE_S, MAX_CONNECTING, SWEEP_S, Http1
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.client.kit import CHAT, QUICK, RUNNERS, chat_body, on_both_loops, until
+from tests.kit.loops import RUNNERS, on_both_loops, until
+from tests.kit.requests import CHAT, QUICK, chat_body
 from tests.matrix.plugin import Tried
 
 

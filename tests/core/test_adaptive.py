@@ -11,9 +11,8 @@ from asyncsynth.core.adaptive import STALE_S, AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.testing.batching_server import BatchingServer
+from tests.kit.batching import Job, lengths
 from tests.matrix.plugin import Tried
-
-from .batching import Job, lengths
 
 #: name -> (the server, records in the job, fixed limits among which the best is looked for)
 SHAPES: dict[str, tuple[dict[str, Any], int, list[int]]] = {

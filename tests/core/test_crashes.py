@@ -9,8 +9,7 @@ import pytest
 
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
-
-from .simulation import Sim, SimServer
+from tests.kit.simulation import Sim, SimServer
 
 M = frozenset({"m"})
 RESTART_S = 20.0

@@ -12,8 +12,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, ServerLoad, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
-
-from .simulation import Sim, SimServer
+from tests.kit.simulation import Sim, SimServer
 
 M = frozenset({"m"})
 

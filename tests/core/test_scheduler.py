@@ -12,8 +12,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
-
-from .simulation import Script, Sim, SimServer, random_script
+from tests.kit.simulation import Script, Sim, SimServer, random_script
 
 M = frozenset({"m"})
 

@@ -17,7 +17,8 @@ from docs.markdown import COMMAND
 from docs.reading import arguments, public_tasks
 from docs.reference_pages import command_options
 from docs.step_pages import public_steps
-from tests.docs.kit import ROOT, blocks, run
+from tests.kit.files import ROOT
+from tests.kit.pages import blocks, run
 
 MADE = {folder: make() for folder, make in generate.FOLDERS.items()}
 #: Examples that need an extra -> its package, which takes long to import.

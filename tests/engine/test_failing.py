@@ -18,7 +18,9 @@ from asyncsynth.errors import ConfigurationError, RunStopped
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.failures import export_failures, failed_rows
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.engine.helpers import rows, run_async, server, single
+from tests.kit.files import read_rows
+from tests.kit.loops import run_async
+from tests.kit.pipelines import rows, server, single
 
 
 def failed(number: int, message: str = "row 7: no", step: str = "judge", reason: str = "step_error") -> FailedRow:
@@ -233,7 +235,7 @@ def test_each_reason_has_an_example_and_each_failed_row_its_input(tmp_path: Path
         ("5", rows(8)[5]),
     ]
     export_failures(tmp_path / "run", tmp_path / "failed.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()]
+    lines = read_rows(tmp_path / "failed.jsonl")
     assert [line["input"]["instruction"] for line in lines] == [rows(8)[n]["instruction"] for n in (3, 5)]
 
 

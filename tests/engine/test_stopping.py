@@ -24,9 +24,8 @@ from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import export
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.client.kit import until
-from tests.engine.helpers import rows, run_async, server, single
-from tests.engine.test_stages import Even, two_models
+from tests.kit.loops import run_async, until
+from tests.kit.pipelines import Even, rows, server, single, two_models
 from tests.matrix.plugin import FULL, Tried
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "27"))

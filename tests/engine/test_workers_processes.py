@@ -16,7 +16,7 @@ import pytest
 
 from asyncsynth.engine.status import writer_pid
 from asyncsynth.testing import Fault, FaultServer
-from tests.cli.test_cli import asyncsynth, start, write_job
+from tests.kit.commands import asyncsynth, start, write_job
 
 Serve = Callable[..., FaultServer]
 RECORDS = 120

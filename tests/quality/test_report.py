@@ -16,8 +16,8 @@ from asyncsynth.quality.report import Comparison, RunQuality, measure_table
 from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, rec_entry
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
-from tests.engine.helpers import preference, rows, run_async, server
-from tests.engine.test_stages import repeated, two_models
+from tests.kit.loops import run_async
+from tests.kit.pipelines import preference, repeated, rows, server, two_models
 
 STEPS = {"gen": "f" * 12, "judge_a": "a" * 12, "judge_b": "b" * 12}
 TASKS = {"gen": "TextGeneration", "judge_a": "UltraFeedback", "judge_b": "UltraFeedback"}

@@ -10,8 +10,8 @@ import pytest
 
 from asyncsynth.servers.configs import ServerConfig, parse_servers
 from asyncsynth.serving.vllm.flags import check_flags, load_table
+from tests.kit.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "server_configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 IDS = [str(path.relative_to(FOLDER)) for path in FILES]

@@ -17,9 +17,8 @@ from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.journal_stats import journal_stats
 from asyncsynth.storage.repair import repair
 from asyncsynth.storage.verify import run_directories, verify
-
-from .journal_kit import SMALL, reopen
-from .test_index import final, index_of, journal_of, lost, manifest, step
+from tests.kit.entries import final, index_of, journal_of, lost, manifest, step
+from tests.kit.journals import SMALL, reopen
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "31"))
 

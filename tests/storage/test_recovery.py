@@ -22,9 +22,8 @@ from asyncsynth.errors import CorruptJournal, StorageError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.recovery import NoVisitor, recover
+from tests.kit.journals import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, write
 from tests.matrix.plugin import FULL, Tried
-
-from .journal_kit import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, write
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "20"))
 

@@ -15,8 +15,8 @@ from asyncsynth.serving.vllm.checks import check_servers, require_sound
 from asyncsynth.serving.vllm.flags import Finding, FlagTable, check_flags, load_table
 from asyncsynth.serving.vllm.launch import VLLMCommand, command_line, environment, find_vllm
 from asyncsynth.serving.vllm.starting import placed
+from tests.kit.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TABLE = FlagTable(
     "0.33.0",
     {

@@ -12,21 +12,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Self
 
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
+from tests.kit.files import ROOT
+from tests.kit.processes import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 _RECORD = re.compile(rb"record (\d+)")
 MODEL = "model-a"
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's, without what steers asyncsynth or names keys."""
-    unwanted = ("ASYNCSYNTH", "OPENAI", "VLLM", "HF_")
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-    return {**keep, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **extra}
 
 
 class Served:

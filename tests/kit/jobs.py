@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.storage.entry_reader import JournalView
-from tests.matrix.served import MODEL, environment
+from tests.kit.files import write_rows
+from tests.kit.processes import environment
+from tests.kit.served import MODEL
 
 #: Segments of 64 KiB instead of 32 MiB, each with a sidecar: a short run rolls from one to the next many times.
 LAUNCH = """
@@ -45,7 +47,7 @@ with Pipeline(name="matrix") as pipeline:
 def write_job(folder: Path, records: int) -> Path:
     """The file of a three-step pipeline over `records` rows."""
     data = folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"n": n, "instruction": f"Tell of {n}."}) + "\n" for n in range(records)))
+    write_rows(data, ({"n": n, "instruction": f"Tell of {n}."} for n in range(records)))
     job = folder / "job.py"
     job.write_text(THREE_STEPS.format(model=MODEL, data=str(data)))
     return job
@@ -100,12 +102,3 @@ class Job:
     def numbers(self) -> list[int]:
         """The records of the result, in its order."""
         return [json.loads(line)["n"] for line in self.result.read_text().splitlines()]
-
-
-def wait(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Gives the process so long; True when it has ended."""
-    try:
-        process.wait(max(seconds, 0.0))
-    except subprocess.TimeoutExpired:
-        return False
-    return True
