@@ -36,10 +36,14 @@ async def _compared(behaviour: Behaviour, folder: Path, server: Server) -> str:
     try:
         with Pipeline(name="conformance") as pipeline:
             rows = [{"instruction": f"question {number}."} for number in range(RECORDS)]
-            LoadDataFromDicts(data=rows) >> TextGeneration(llm=LLM(model=MODEL, **behaviour.llm))
-        result = await pipeline.arun(servers=[_servers(behaviour, folder, server)], output=folder / "run", retry=RETRY)
+            LoadDataFromDicts(data=rows) >> TextGeneration(llm=LLM(model=MODEL, **behaviour.llm), **behaviour.task)
+        result = await pipeline.arun(
+            servers=[_servers(behaviour, folder, server)], output=folder / "run", retry=RETRY, **behaviour.run
+        )
     except AsyncsynthError as error:
         return _told(behaviour, str(error)) if isinstance(behaviour.expected, Told) else f"the run stopped: {error}"
+    except Exception as error:  # an error that is none of the package's is wrong whatever was expected
+        return f"the run crashed: {error!r}"
     texts = {row["instruction"]: row["generation"] for row in result["default"]["train"]}
     report = result.report
     said = " ".join([report.stopped_why, report.advice, *(one["message"] for one in report.counts.examples.values())])

@@ -88,6 +88,7 @@ _SYSTEM = refuses(
     lambda sent: any(message["role"] == "system" for message in sent["messages"]),
     {"object": "error", "message": "System role not supported", "type": "BadRequestError", "code": 400},
 )
+_BRIEF = {"system_prompt": "Be brief."}
 _GOLLM = "https://github.com/teilomillet/gollm/issues/33"
 _TGI = "https://github.com/huggingface/text-generation-inference/issues/2222"
 _CLAUDE = "https://github.com/anomalyco/opencode/issues/1644"
@@ -108,7 +109,8 @@ FIELDS = [
     Behaviour("seed_refused", "refuses `seed`", ("Mistral", "Azure"), _SEED, Told(("seed",)), _MISTRAL),
     Behaviour("seed_left_out", "refuses `seed`; the user sets it to None", ("Mistral", "Azure"), _SEED, Complete(), _MISTRAL, {"seed": None}),
     Behaviour("seed_int32", "refuses seeds over 31 bits", ("Gemini",), refuses(lambda sent: (sent.get("seed") or 0) >= 1 << 31, {"error": {"code": 400, "message": "Invalid value at 'generation_config.seed' (TYPE_INT32)", "status": "INVALID_ARGUMENT"}}), Complete(), "https://github.com/FuzzAnything/PromptFuzz/issues/42"),
-    Behaviour("system_refused", "refuses the system role", ("vLLM", "SGLang", "llama.cpp"), _SYSTEM, Complete(), _GEMMA),
+    Behaviour("system_refused", "refuses the system role", ("vLLM", "SGLang", "llama.cpp"), _SYSTEM, Told(("system",)), _GEMMA, task=_BRIEF),
+    Behaviour("system_as_user", "refuses the system role; the user sets `system_role` to \"user\"", ("vLLM", "SGLang", "llama.cpp"), _SYSTEM, Complete(), _GEMMA, {"system_role": "user"}, task=_BRIEF),
     Behaviour("small_max_tokens_refused", "refuses `max_tokens` under 16", ("OpenAI", "Azure"), refuses(lambda sent: (sent.get("max_tokens") or 99) < 16, _error("Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16", "integer_below_min_value")), Complete()),
     Behaviour("reasoning_needs_tokens", "fails requests whose few tokens end inside a thought", ("OpenAI", "Azure"), refuses(lambda sent: (sent.get("max_tokens") or 99) < 16, _error(_SMALL, None)), Complete()),
     Behaviour("null_fields_refused", "refuses fields that are null", ("Mistral", "Gemini"), refuses(lambda sent: any(value is None for value in sent.values()), _error("Input should be a valid value, not null")), Complete(), "https://github.com/zeroclaw-labs/zeroclaw/issues/2693"),

@@ -70,7 +70,9 @@ class Behaviour:
         expected: what a run makes of it.
         source: the URL that says so, or `OBSERVED`.
         llm: settings of the LLM that the user needs for it.
+        task: settings of the task, `TextGeneration`.
         fleet: keys of the server in a fleet file that the user needs for it.
+        run: options of the run.
         options: of the scripted server.
     """
 
@@ -81,5 +83,7 @@ class Behaviour:
     expected: Expected
     source: str = OBSERVED
     llm: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
     fleet: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.conformance.server import CLOSE, Answer, Asked, Reply, Server, at_first, normal
-from tests.conformance.table import Behaviour, Complete, Expected
+from tests.conformance.table import Behaviour, Complete
 
 _MODAL = "https://modal.com/docs/guide/webhook-timeouts"
 _RFC = "https://www.rfc-editor.org/rfc/rfc9112"
@@ -207,7 +207,6 @@ def _two_lengths(asked: Asked) -> Any:
 
 
 _SLOW = {"idle_s": 0.02}
-_SECOND: Expected = Complete()
 
 CONNECTIONS = [
     Behaviour("closes_silently", "closes each connection after its answer, without saying so", ("AWS load balancers", "gunicorn"), lambda server, asked: normal(asked), Complete(), options={"closes": True}),
@@ -218,9 +217,9 @@ CONNECTIONS = [
     Behaviour("reset_before_answer", "resets the connection before it answers, at first", ("load balancers", "vLLM"), at_first(_reset_first), Complete()),
     Behaviour("garbage_line_ends", "sends line ends after the body", ("CGI scripts",), _garbage(b"\r\n\r\n"), Complete()),
     Behaviour("garbage_words", "sends words after the body", ("broken proxies",), _garbage(b"GARBAGE GARBAGE\r\n"), Complete()),
-    Behaviour("answers_twice", "sends each answer twice at once", ("broken proxies",), _twice, Complete()),
-    Behaviour("answers_twice_later", "sends each answer again 1 ms later", ("broken proxies",), _twice_later, Complete()),
-    Behaviour("two_lengths", "sends two lengths that differ, at first", ("broken proxies",), at_first(_two_lengths), _SECOND, _RFC),
+    Behaviour("answers_twice", "sends each answer twice at once", ("broken proxies",), _twice, Complete(), run={"concurrency": 2}),
+    Behaviour("answers_twice_later", "sends each answer again 1 ms later", ("broken proxies",), _twice_later, Complete(), run={"concurrency": 2}),
+    Behaviour("two_lengths", "sends two lengths that differ, at first", ("broken proxies",), at_first(_two_lengths), Complete(), _RFC),
     Behaviour("four_workers", "works on four requests and answers 503 to the others", ("llama.cpp", "gunicorn"), _few_workers, Complete(), "https://github.com/ggml-org/llama.cpp/pull/20817"),
     Behaviour("four_connections", "resets connections over four", ("firewalls", "small servers"), lambda server, asked: normal(asked), Complete(), options={"accept": lambda server: server.connections <= 4}),
 ]  # fmt: skip
