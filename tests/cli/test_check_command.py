@@ -155,14 +155,15 @@ def test_a_run_that_cannot_work_is_refused_before_a_record_is_sent(tmp_path: Pat
     assert ran.returncode == 3  # words are no JSON
 
 
-@pytest.mark.parametrize("command", [["check"], ["run"]])
-def test_hostile_words_of_a_server_are_cleaned(tmp_path: Path, fault_server: Serve, command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_hostile_words_of_a_server_are_cleaned(tmp_path: Path, fault_server: Serve, command: str) -> None:
     server = fault_server(
         models=["model-a"],
         abilities=Abilities(version=f"1{HOSTILE}"),
         script=lambda info: Fault("status", status=400, message=HOSTILE) if b"response_format" in info.body else None,
     )
-    done = asyncsynth(*command, write(tmp_path, show_schema=False), "--servers", server.base_url)
+    place = ("--output", tmp_path / "run") if command == "run" else ()
+    done = asyncsynth(command, write(tmp_path, show_schema=False), "--servers", server.base_url, *place)
     text = done.stdout + done.stderr
     assert "red" in text
     assert not set("\x1b\x9b\u202e\r") & set(text)

@@ -246,6 +246,8 @@ def normal(asked: Asked) -> Reply:
     """What a server without faults answers."""
     if asked.is_list:
         return Reply(models(MODEL))
+    if asked.is_chat and asked.json.get("model") != MODEL:
+        return Reply({"error": {"message": "The model does not exist.", "type": "NotFoundError", "code": 404}}, 404)
     if asked.is_chat:
         return Reply(completion(asked))
     return Reply({"error": {"message": "Not Found", "type": "invalid_request_error", "code": 404}}, 404)

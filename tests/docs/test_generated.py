@@ -35,6 +35,12 @@ def test_the_pages_are_those_that_the_code_makes(folder: str) -> None:
     assert not stale, f"docs/{folder} has drifted from the code ({', '.join(stale)}): run `{COMMAND}`"
 
 
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_a_generated_page_is_what_the_code_makes(name: str) -> None:
+    there = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert there == generate.PAGES[name](), f"docs/{name} has drifted from the code: run `{COMMAND}`"
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_of_a_page_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
     if (needed := NEEDS.get(name)) and find_spec(needed) is None:

@@ -190,17 +190,14 @@ def test_a_record_that_ended_well_earlier_counts_before_the_input_brings_it(tmp_
 
 
 @pytest.mark.row(29)
-@pytest.mark.parametrize(("limit", "least", "most"), [(5, 6, 6 + 16), ("10%", 6, 30), ("100%", 100, 100)])
+@pytest.mark.parametrize(("limit", "least", "most"), [(5, 6, 6 + 8), ("10%", 50, 50 + 8), ("100%", 100, 100)])
 def test_more_failures_than_allowed_stop_the_run(tmp_path: Path, limit: int | str, least: int, most: int) -> None:
     async def main() -> None:
         async with server(script=lambda info: bad_if(info, b"number"), delay_s=0.005) as fake:
-            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 4}
+            # The window bounds what fails before the first failures are on the disk, however slow that is.
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 8}
             report = (await single(rows(100)).arun(**options, max_failures=limit)).report
-            if limit == "10%":
-                least_, most_ = 50, 50 + 16  # a share counts from 50 records on
-            else:
-                least_, most_ = least, most
-            assert least_ <= report.counts.failed <= most_
+            assert least <= report.counts.failed <= most  # a share counts from 50 records on
             assert report.complete == (limit == "100%")
             assert report.exit_code == (3 if report.complete else 4)
             if not report.complete:
