@@ -13,8 +13,8 @@ Servers that speak the OpenAI API differ. Each row below is one difference. A sc
 a pipeline of {RECORDS} records runs against that server, and a test compares the result with the last column but one.
 The scripts are in `tests/conformance`.
 
-"Seen at" names software and services that behaved so when somebody reported or documented it. A name is no promise
-about their present version. A row without a source was observed.
+"Seen at" names software and services that behaved so according to a report or their documentation.
+Their present version may differ. A row without a source was observed.
 """
 _OUTCOMES = """\
 - *all records ok*: the user notices nothing, except retries in the counts.

@@ -125,7 +125,7 @@ def _prompts(kind: type[Step], example: tuple[dict[str, Any], dict[str, Any]] | 
 
 
 def _json(value: Any) -> str:
-    # An ellipsis in a docstring's example stands for what does not matter.
+    # An ellipsis in a docstring's example means: what is here does not matter.
     return fence(json.dumps(value, indent=2, ensure_ascii=False, default=lambda _: "…"), "json")
 
 
