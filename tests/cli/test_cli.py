@@ -45,7 +45,7 @@ def test_run_resume_status_export(tmp_path: Path, fault_server: Serve) -> None:
     assert (tmp_path / "out.jsonl").read_bytes() == (run / "result.jsonl").read_bytes()
 
 
-def test_the_version_is_told_either_way() -> None:
+def test_the_version_is_printed_either_way() -> None:
     assert asyncsynth("--version").stdout == asyncsynth("version").stdout == f"{version('asyncsynth')}\n"
 
 
@@ -177,15 +177,15 @@ def test_bad_input_names_its_place_and_loses_nothing(
 
 def test_bad_servers(tmp_path: Path, fault_server: Serve) -> None:
     job = write_job(tmp_path)
-    nobody = fault_server()  # serves "test-model" only
-    unknown = asyncsynth("run", job, "--servers", nobody.base_url, "--output", tmp_path / "a")
+    other = fault_server()  # serves "test-model" only
+    unknown = asyncsynth("run", job, "--servers", other.base_url, "--output", tmp_path / "a")
     assert unknown.returncode == 2
     assert "model-a" in unknown.stderr
     assert "test-model" in unknown.stderr
     none = asyncsynth("run", job, "--output", tmp_path / "b")
     assert none.returncode == 2
     assert "--embedded" in none.stderr
-    both = asyncsynth("run", job, "--servers", nobody.base_url, "--embedded", "--output", tmp_path / "b")
+    both = asyncsynth("run", job, "--servers", other.base_url, "--embedded", "--output", tmp_path / "b")
     assert both.returncode == 2
     assert "Leave out --embedded" in both.stderr
     locked = fault_server(models=["model-a"], api_key="right")

@@ -280,7 +280,7 @@ async def test_a_waiter_cancelled_as_it_gets_a_connection_hands_it_back() -> Non
         await pool.post(CHAT, chat_body())
         first = asyncio.create_task(pool.post(CHAT, chat_body()))
         await until(lambda: server.in_flight == 1)
-        pool._connecting = MAX_CONNECTING  # nobody else may connect
+        pool._connecting = MAX_CONNECTING  # no other request may connect
         waiter = asyncio.create_task(pool.post(CHAT, chat_body()))
         await until(lambda: len(pool._waiting) == 1)
         pool.meddle = waiter.cancel

@@ -56,7 +56,7 @@ def pool_of(*servers: Server, **options: Any) -> ServerPool:
 
 
 async def answering(pool: ServerPool, requests: int) -> set[str]:
-    """Who answers so many requests at once."""
+    """The servers that answer `requests` requests at once."""
     return {completion.server for completion in await asyncio.gather(*[pool.send(ask()) for _ in range(requests)])}
 
 

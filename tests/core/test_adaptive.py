@@ -82,7 +82,7 @@ def test_sustained_429_reaches_the_minimum_and_recovers(retry_after: float | Non
 
 @pytest.mark.parametrize("report_s", [None, 2.0])
 def test_stalls_do_not_collapse_it(report_s: float | None) -> None:
-    """A server that stands still for a minute now and then is not an overloaded one."""
+    """A server that pauses for a minute now and then is not overloaded."""
     server = BatchingServer(64)
     limiter = AdaptiveLimit()
     job = Job(server, limiter, lengths(SEED, 5_000), SEED, report_s=report_s)

@@ -366,7 +366,7 @@ def test_the_next_tick_is_exactly_when_the_rate_allows() -> None:
 
 
 def test_a_call_that_waits_for_the_rate_leaves_room_when_it_goes() -> None:
-    """A large call closes the gate; when it is cancelled, small ones go on at once."""
+    """A large call closes the gate; when it is cancelled, small ones start at once."""
     sim = Sim([SimServer("s0", M)], 3, [FixedLimit(8)], rates=RateLimits(None, 1000))
     sim.submit(0, "m", tokens=100)
     sim.submit(1, "m", tokens=950)

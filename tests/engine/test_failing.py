@@ -1,4 +1,4 @@
-"""Failures that stop a run: all alike from the first record on, or too many (row 29); what is told of failures."""
+"""Failures that stop a run: all alike from the first record on, or too many (row 29); how failures are reported."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_more_failures_than_allowed_stop_the_run(tmp_path: Path, limit: int | st
     run_async(main())
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- reports -------------------------------------------------------------------------------------
 
 
 def test_each_reason_has_an_example_and_each_failed_row_its_input(tmp_path: Path) -> None:

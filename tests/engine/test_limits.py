@@ -1,4 +1,4 @@
-"""Limits in a run: the window that follows them, what is told, and servers that come and go."""
+"""Limits in a run: the window that follows them, reports, and servers that come and go."""
 
 from __future__ import annotations
 

@@ -540,7 +540,7 @@ def test_equal_values_that_are_not_the_same_json_have_hashes_of_their_own(tmp_pa
     """Columns swapped: 1 and True are equal in Python, and so would be what the step sees and the record."""
 
     class Adding(ModelStep):
-        """Asks nobody."""
+        """Sends no request."""
 
         inputs = ("a", "b")
         outputs = ("sum",)

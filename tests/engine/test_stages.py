@@ -182,7 +182,7 @@ def test_a_run_cancelled_in_either_segment_goes_on_where_it_was(tmp_path: Path) 
 
 
 class Slow(GlobalStep):
-    """Waits at its second row until it is told to stop."""
+    """Waits at its second row until it is asked to stop."""
 
     waiting = False
 

@@ -239,7 +239,7 @@ def test_the_report_of_a_resumed_run_counts_what_ended_earlier_as_status_does(tm
             stop = Stop("drain", 1, random.Random(1))
             report = await stopped(lambda: single(rows(40)), stop, fake, {**options, "retry_failed": True})
             assert report is not None
-            assert report.counts.read < 30, "it was stopped before it came to the others"
+            assert report.counts.read < 30, "it stopped before it read the others"
             status = RunStatus.read(run)
             assert report.unfinished == status.unfinished == 10
             assert status.completeness == f"unfinished: {report.missing}"

@@ -54,7 +54,7 @@ def write_job(folder: Path, records: int) -> Path:
 
 
 class Job:
-    """One command, to be started again and again."""
+    """One command that can be started repeatedly."""
 
     def __init__(self, job: Path, base_url: str, run: Path, *, window: int, more: Sequence[str] = ()) -> None:
         self.run = run
@@ -70,14 +70,14 @@ class Job:
         )
 
     def finish(self) -> dict[str, Any]:
-        """The command to its end; what it says. It must end well."""
+        """Runs the command to its end; returns its JSON. It must succeed."""
         out, err = (process := self.start()).communicate(timeout=300)
         assert process.returncode == 0, f"exit {process.returncode}: {out}\n{err}"
         said: dict[str, Any] = json.loads(out.splitlines()[-1])
         return said
 
     def ask(self, command: str, *options: str, code: int = 0) -> dict[str, Any]:
-        """What another command says of the run, as JSON."""
+        """What another command reports about the run, as JSON."""
         arguments = [sys.executable, "-m", "asyncsynth", command, str(self.run), "--json", *options]
         done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=60, check=False)
         assert done.returncode == code, f"exit {done.returncode}: {done.stdout}\n{done.stderr}"
@@ -85,7 +85,7 @@ class Job:
         return said
 
     def finals(self) -> Counter[str]:
-        """How often each record has come to an end in the journal, torn tail left out."""
+        """How often each record ends in the journal, without the torn tail."""
         ends: Counter[str] = Counter()
         with contextlib.suppress(FileNotFoundError), JournalView(self.run) as view:
             ends.update(entry["k"] for _, entry in view.entries() if entry["t"] == "rec" and "st" in entry)

@@ -1,4 +1,4 @@
-"""Files, ports and processes for the tests of servers."""
+"""Folders of vLLM server files, and what the stand-ins noted there."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Site:
         return path, port
 
     def ask(self, port: int, what: str) -> None:
-        """Have the stand-in on `port` do something; see vllm_stand_in.py."""
+        """Makes the stand-in on `port` do something; see vllm_stand_in.py."""
         (self.notes / f"{port}.{what}").touch()
 
     def starts(self, port: int) -> list[dict[str, Any]]:
-        """What each start of the server on `port` noted."""
+        """The notes of each start of the server on `port`."""
         path = self.notes / f"{port}.starts"
         return read_rows(path) if path.exists() else []
 

@@ -147,7 +147,7 @@ def test_pairwise_orders_lists_and_conversations(tmp_path: Path) -> None:
         tmp_path / "run",
         [
             *(made(n, ("judge_a", result(str(n), judged(bias)))) for n, bias in enumerate([None, "first", None, None])),
-            made(4, ("judge_a", result("4", judged(None), calls=0))),  # nobody was asked
+            made(4, ("judge_a", result("4", judged(None), calls=0))),  # no judge was asked
             made(5, ("gen", result("5", [{"conversation": talk}, {"conversation": talk}]))),
             made(6, ("gen", result("6", {"structured": {"b": 1, "a": None}}))),
         ],

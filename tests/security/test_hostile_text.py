@@ -54,7 +54,7 @@ def echo(info: RequestInfo) -> Fault | None:
 
 
 def assert_tame(shown: str) -> None:
-    """No byte that steers, and no line that somebody else wrote."""
+    """No control byte, and no line that another party wrote."""
     assert not (found := STEERING.search(shown)), ascii(shown[max(0, found.start() - 80) : found.end() + 20])
     assert not [line for line in shown.splitlines() if line.startswith("error: ")]
 

@@ -51,7 +51,7 @@ def forms(key: str = CANARY) -> list[bytes]:
 
 
 def assert_clean(*artefacts: bytes | str | Path) -> None:
-    """The canary is in none of these; a folder stands for all its files and their names."""
+    """The canary is in none of these; a folder means all its files and their names."""
     for artefact in artefacts:
         if isinstance(artefact, Path):
             assert_clean(*(str(file) for file in artefact.rglob("*")))

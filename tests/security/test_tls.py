@@ -66,7 +66,7 @@ def trusting() -> ssl.SSLContext:
 def test_verification_is_on_and_the_key_is_sent_only_after_it(loop: str) -> None:
     async def scene() -> None:
         for name, context, words in (
-            ("127.0.0.1", None, "SSL_CERT_FILE"),  # nobody vouches for the authority
+            ("127.0.0.1", None, "SSL_CERT_FILE"),  # the authority is unknown
             ("wrong.example", trusting(), "host name"),
             ("127.0.0.1", trusting(), ""),
         ):

@@ -76,7 +76,7 @@ def test_without_the_only_server_of_a_model_nothing_begins() -> None:
         async with FaultServer() as here:
             with pytest.raises(ServerUnreachable, match=str(late.port)):
                 async with opened(here, late, llms=[*LLMS, LLM(model="other")]):
-                    raise AssertionError("nobody has the other model")
+                    raise AssertionError("no server has the other model")
 
     run_async(scene(), within_s=30)
 

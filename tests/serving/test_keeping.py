@@ -1,4 +1,4 @@
-"""A run's own servers kept running: restarts, what is told of them, and when one that lives counts as hung."""
+"""A run's own servers are kept running: restarts, their reports, and when a live one counts as hung."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAND_IN = [sys.executable, str(ROOT / "tests/kit/embedded_stand_in.py")]
 
 
 class Told:
-    """A watcher that writes down what it is told."""
+    """A watcher that records its calls."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -42,7 +42,7 @@ class Told:
 
 
 class Dying:
-    """A child that ends as soon as it runs; `starts` says what each restart comes to."""
+    """A child that ends as soon as it runs; `starts` holds the result of each restart."""
 
     name = "child"
 

@@ -1,4 +1,4 @@
-"""Verify, repair and stats: damage anywhere is told with its place, and nothing that checks is lost."""
+"""Verify, repair and stats: damage anywhere is reported with its place, and nothing that checks is lost."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def gone(rng: random.Random, path: Path) -> None:
 
 
 def untouched_lines(run: Path, original: dict[str, bytes]) -> set[tuple[str, bool]]:
-    """What stands unharmed in the damaged run: whole lines of the original that are still somewhere in their file."""
+    """What is undamaged in the run: whole lines of the original that are still in their file."""
     kept = set()
     for name, data in original.items():
         if not name.startswith("seg-") or not (run / name).exists():

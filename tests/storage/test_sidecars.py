@@ -1,4 +1,4 @@
-"""Sidecars that are written while a run goes on, what they are trusted for, and half-written files left by a kill."""
+"""Sidecars written during a run, when they are trusted, and half-written files after a kill."""
 
 from __future__ import annotations
 

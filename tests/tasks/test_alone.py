@@ -1,4 +1,4 @@
-"""A task on its own: with and without a running loop, and gone when nobody wants it any more."""
+"""A task on its own: with and without a running loop, and freed when nothing refers to it."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""PairwiseJudge: both orders, what they come to together, and verdicts in sloppy answers."""
+"""PairwiseJudge: both orders, their combined verdict, and verdicts in sloppy answers."""
 
 import json
 

@@ -150,7 +150,7 @@ def test_two_models_that_want_more_than_one_gpu(tmp_path: Path) -> None:
     assert errors(tmp_path, fleet(tmp_path, "{config: a.yaml, gpus: 0}", "{config: b.yaml, gpus: 1}")) == []
     lower = "{config: b.yaml, gpus: 0, flags: {gpu_memory_utilization: 0.4}}"
     assert errors(tmp_path, fleet(tmp_path, "{config: a.yaml, gpus: 0}", lower)) == []
-    # Nobody says where: on a machine with GPUs, vLLM takes the first for both.
+    # No `gpus`: on a machine with GPUs, vLLM takes the first for both.
     unplaced = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
     assert len(errors(tmp_path, *unplaced, gpus=2)) == 1
     assert errors(tmp_path, *unplaced, gpus=0) == []

@@ -1,4 +1,4 @@
-"""`run --start`: servers for as long as a run goes on."""
+"""`run --start`: servers that live as long as the run."""
 
 from __future__ import annotations
 

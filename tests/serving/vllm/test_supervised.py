@@ -1,4 +1,4 @@
-"""Servers as processes: real signals, real sockets, a stand-in in vLLM's place."""
+"""Servers as processes: real signals, real sockets, a stand-in for vLLM."""
 
 from __future__ import annotations
 
