@@ -227,7 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limits", default="fixed,adaptive", help="of fixed, known and adaptive")
     parser.add_argument("--window", type=int, help="records in flight at most [default: the engine's own choice]")
     parser.add_argument("--rounds", type=int, default=20, help="records for each slot")
-    parser.add_argument("--records", type=int, help="number of records (default: from --slots)")
+    parser.add_argument("--records", type=int, help="records in all [default: --rounds for each slot]")
     parser.add_argument("--median-s", type=float, default=2.0, help="of a request's time at the server")
     parser.add_argument("--sigma", type=float, default=0.6, help="of its logarithm")
     parser.add_argument("--way-ms", type=float, default=1.0, help="of a request to the server, and of its answer back")

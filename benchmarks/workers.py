@@ -55,7 +55,7 @@ def once(folder: Path, url: str, workers: int, records: int, concurrency: int) -
 
 
 def control(processes: int) -> float:
-    """Seconds for a loop of pure Python and JSON in `count` processes at once."""
+    """Seconds for a loop of pure Python and JSON in `processes` processes at once."""
     loop = "import json\nrow = {'a': ['b' * 100] * 20}\nfor _ in range(60_000): json.loads(json.dumps(row))"
     began = time.perf_counter()
     running = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(processes)]
