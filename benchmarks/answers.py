@@ -1,4 +1,4 @@
-"""What kept answers cost: bytes on the disk, memory, microseconds to keep, to open and to look up.
+"""The cost of kept answers: bytes on the disk, memory, microseconds to keep, to open and to look up.
 
     python benchmarks/answers.py --answers 1000000
 

@@ -31,7 +31,7 @@ _SAMPLE_S = 0.25
 
 @dataclass
 class Job:
-    """What is to be done. `again` runs the finished run once more (nothing is sent) and asks for its status."""
+    """The job. `again` resumes the finished run, which sends nothing, and reads its status."""
 
     url: str
     input: str

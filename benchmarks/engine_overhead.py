@@ -1,14 +1,14 @@
-"""What the engine itself costs: CPU a record, records a second, latency, memory, and how fast a run resumes.
+"""The cost of the engine itself: CPU per record, records per second, latency, memory, and how fast a run resumes.
 
     python benchmarks/engine_overhead.py --records 50000 --concurrency 256,1024 --repeat 5
     python benchmarks/engine_overhead.py --url http://127.0.0.1:8000/v1 --model NAME --records 500
 
 The job is that of `asyncsynth run`: a JSONL file of 1 KB requests, a chain of generation steps (`--steps`), answers of
-0.8 KB, the journal, the export. Each run has a process of its own, on one core; the bundled mock server another. CPU
+0.8 KB, the journal, the export. Each run has its own process, on one core; the bundled mock server has another. CPU
 is the user and system time of that process, all threads, after its imports.
 
-Records a second is the mock's speed as well as the engine's where both share few cores; CPU a record is the engine's
-alone. `requests_per_s` counts the run only, the other rates the export, too. See docs/performance.md.
+Records per second contains the mock's speed if both share few cores; CPU per record is the engine's alone.
+`requests_per_s` covers the run only, the other rates also the export. See docs/performance.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What the benchmarks share: child processes on cores of their own, interleaved repeats, medians, tables.
+"""What the benchmarks share: pinned child processes, interleaved repeats, medians, tables.
 
 Every script prints a table on standard error and one JSON line on standard output. Repeats are interleaved (A B, B A,
-A B, ...), so that a machine that grows busy or hot does it to all alike; what is told is the median, and beside it
-the least and the greatest (the spread). Where the system lets one (Linux) and there are two cores, the measured
-process has one to itself and the server another.
+A B, ...), so that other load and heat affect all variants alike. Reports show the median, and the least and greatest
+value (the spread). On Linux with two cores or more, the measured process has one core to itself and the server another.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class Phase:
 
 
 def interleaved(variants: Mapping[str, Callable[[], Numbers]], repeats: int) -> dict[str, list[Numbers]]:
-    """Each variant so many times, side by side: in the order given, then backwards, and so on."""
+    """Runs each variant `repeat` times, interleaved: in the order given, then backwards, and so on."""
     found: dict[str, list[Numbers]] = {name: [] for name in variants}
     for number in range(repeats):
         names = list(variants)
@@ -170,7 +169,7 @@ def _is_number(value: object) -> bool:
 
 
 def instructions(path: Path, records: int, request_bytes: int = 1024) -> Path:
-    """A JSONL file of instructions, all different, so long that a request's body has about `request_bytes`."""
+    """Writes a JSONL file of different instructions, such that a request's body has about `request_bytes` bytes."""
     filler = "Tell the whole story in plain words, as one would to a friend. " * (request_bytes // 62 + 1)
     chars = max(40, request_bytes - _NOT_TEXT)
     with path.open("w") as file:

@@ -13,7 +13,7 @@ ready answers of 0.8 KB: what sockets and kernel cost is not in it, and neither 
 A part's cost is what is saved when its work is left out (its functions give ready results instead). Parts overlap: a
 call to the pool holds the request's encoding and the answer's decoding.
 
-`--root` measures another checkout; where what is to be left out is not there any more, or is not called, that is told.
+`--root` measures another checkout; if the part to leave out is gone there, or is not called, the report says so.
 Prints a table on standard error and one JSON line on standard output.
 """
 

@@ -3,8 +3,8 @@ environment of each.
 
     VENV/bin/python benchmarks/peer_jobs.py NAME '{"url": ..., "input": ..., "output": ..., "concurrency": 256}'
 
-Each is written as its own documentation shows, with the settings that let it have so many requests in flight; caches,
-telemetry and progress displays are off where they can be. CPU counts from after the imports, the children's included.
+Each follows its own documentation, with the settings that allow `concurrency` requests in flight. Caches, telemetry and
+progress displays are off where possible. CPU time starts after the imports and includes children.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _body(instruction: str) -> dict[str, Any]:
 async def _workers(
     ask: Callable[[dict[str, Any]], Awaitable[str]], rows: Iterator[bytes], out: IO[bytes], number: int
 ) -> None:
-    """So many workers share the rows and write each answer as it comes."""
+    """`concurrency` workers share the rows and write each answer when it arrives."""
     import orjson
 
     async def work() -> None:

@@ -1,17 +1,16 @@
-"""The same job through asyncsynth and its peers, side by side: what a record costs, and how fast records come.
+"""The same job through asyncsynth and its peers: the cost of a record, and records per second.
 
     python benchmarks/peers.py --records 20000 --concurrency 256,1024 --repeat 5
 
-The job: a JSONL file of 1 KB requests in, one chat completion of 0.8 KB for each, a JSONL file out. asyncsynth does it
-with all that it has (journal and group commit, statistics, adaptive retries); `bare_aiohttp` is what one writes by hand
-(aiohttp, orjson, uvloop; nothing is kept until the end, nothing is tried again). Each peer has a virtual environment of
-its own, made at first under `--cache`, and is written as its documentation shows (peer_jobs.py). One that does not
-install or does not finish is told as such.
+The job: a JSONL file of 1 KB requests in, one chat completion of 0.8 KB for each, a JSONL file out. asyncsynth has all
+its features on (journal and group commit, statistics, adaptive retries). `bare_aiohttp` is a loop written by hand
+(aiohttp, orjson, uvloop; it writes at the end and retries nothing). Each peer has its own virtual environment under
+`--cache` and follows its documentation (peer_jobs.py). The report says which peers do not install or do not finish.
 
-All answer to the bundled mock, on a core of its own; each peer's processes share the other. The runs are interleaved.
-CPU is user and system time of the process and its children, after imports. Peers that are slow do fewer records, which
-is told; since each also spends something on its start, two sizes are run and `marginal_cpu_us` is the slope between
-them: what one more record costs. `times` is that, against asyncsynth's.
+All of them send to the bundled mock, which has its own core; each peer's processes share the other core. Runs are
+interleaved. CPU is the user and system time of the process and its children, after the imports. Slow peers get fewer
+records, and the report says how many. To separate the cost of starting, each peer runs two sizes: `marginal_cpu_us` is
+the slope between them, the cost of one more record. `times` is this cost relative to asyncsynth's.
 
 Prints a table on standard error and one JSON line on standard output.
 """

@@ -1,13 +1,13 @@
-"""How fast a run comes back after a `kill -9`, and how fast `status` answers, over a large journal.
+"""How fast a run with a large journal resumes after a `kill -9`, and how fast `status` answers.
 
     python benchmarks/resume.py --records 1000000
 
 A child process writes the journal of a run with `--steps` model steps through the engine's own run directory
-and journal, records ending out of order within a window and 1 in 20 of them failing, and is then killed without
-warning. Child processes, one after the other, then open the run for resuming (until the first record is looked
+and journal, records ending out of order within a window and 1 in 20 of them failing, and is then killed with
+SIGKILL. Child processes, one after the other, then open the run for resuming (until the first record is looked
 up, and until all of them are), read its status, and export its rows. `--cold` drops the page cache before each
-(root, Linux). Times count from the start of the process, imports included. The first opening also cuts what
-the kill left and writes the sidecars that were not there yet.
+(root, Linux). Times count from the start of the process, imports included. The first opening also cuts the
+torn end and writes the missing sidecars.
 
 Prints a table on standard error and one JSON line on standard output.
 """

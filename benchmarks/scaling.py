@@ -6,13 +6,13 @@
 Four series of runs of the whole engine against the bundled mock, each run in a process of its own (pinned), the runs of
 a series interleaved; medians:
 
-- records, 1,000 to 100,000 (`--million`: to 1,000,000), at 256 in flight: CPU a record, peak memory;
+- records, 1,000 to 100,000 (`--million`: to 1,000,000), at 256 in flight: CPU per record, peak memory;
 - in flight, 16 to 4,096: the same;
-- steps, chains of 1 to 20: CPU a *call*;
-- resume: CPU a record of resuming the finished runs of the first series, and the time that it takes.
+- steps, chains of 1 to 20: CPU per *call*;
+- resume: CPU per record, and the time, to resume the finished runs of the first series.
 
-`growth` is the largest member of a series against the cheapest smaller one: what a run costs once, at its start, makes
-the small ones dear, and would hide growth behind it. Goals: CPU within 15 % (2x at 4,096 in flight), memory within
+`growth` is the largest member of a series divided by the cheapest smaller one: the fixed cost of a start makes
+small runs expensive, and would hide growth. Goals: CPU within 15 % (2x at 4,096 in flight), memory within
 15 % from 10,000 records on.
 
 Prints a table on standard error and one JSON line on standard output.

@@ -1,26 +1,26 @@
-"""How full the engine keeps a server whose answers take very unlike times, and how far from the ideal its run is.
+"""How full the engine keeps a server whose answers take very different times, and how near the ideal its run is.
 
     python benchmarks/utilisation.py --slots 50,512 --steps 1,2,3
 
-The server works on `slots` requests at once; each takes a lognormal time (median 2 s, sigma 0.6), the others wait in
-its queue. The whole engine runs (pipeline, schedule, statistics, journal, retries) on an event loop whose clock jumps:
-hours take seconds, and every run is the same. The requests go through a transport of an httpx client, each on its way
-for `--way-ms` there and as long back, in which its slot stands empty. What this cannot show is the cost of CPU: that
-is engine_overhead.py.
+The server works on `slots` requests at once; each takes a lognormal time (median 2 s, sigma 0.6), and the others wait
+in its queue. The whole engine runs (pipeline, scheduler, statistics, journal, retries) on an event loop in virtual
+time: hours take seconds, and every run is the same. Requests go through a transport of an httpx client, which takes
+`--way-ms` in each direction; during that time the slot is empty. This does not show the cost of CPU; engine_overhead.py
+does.
 
-Of each run, with W the slot-seconds of work in its requests, S the slots and M the makespan, from the first request at
+For each run, W is the slot-seconds of work in its requests, S the slots and M the makespan, from the first request at
 the server to the last answer there:
 
-- `share_busy` = W / (S·M): of all slots over the whole run, its beginning and its end included.
-- `share_full` = the same, from the first moment in which all slots are busy to the last one: without the ramp-up and
-  without the end, in which there is too little left to fill them, which no schedule can avoid.
+- `share_busy` = W / (S·M): all slots over the whole run, with its start and end.
+- `share_full` = the same, between the first and the last moment in which all slots are busy: without the ramp-up, and
+  without the end, when too few requests are left to fill the slots. No schedule can avoid the latter.
 - `ramp_up_s` before that and `tail_s` after it.
 - `of_greedy` = G / M. G is the makespan of list scheduling with the same durations: whenever a slot is free it takes
-  the next request, later steps first, then older records, at once and on no way at all. Nobody who does not know the
-  durations beforehand does better by much; `of_bound` is the same for W / S, which nobody at all can beat.
+  the next request, later steps first, then older records, without any network time. No schedule does much better
+  without knowing the durations; `of_bound` is the same for W / S, which no schedule can beat.
 
-Limits: `fixed` is `--concurrency` = slots; `adaptive` knows nothing of the slots and hears of the queue in `/metrics`
-once a second, as with vLLM; `known` is told them, as by vLLM's configuration file (max-num-seqs).
+Limits: `fixed` is `--concurrency` = slots; `adaptive` does not know the slots and reads the queue from `/metrics` once
+a second, as with vLLM; `known` has them from vLLM's configuration file (max-num-seqs).
 
 Prints a table on standard error and one JSON line on standard output.
 """
@@ -50,7 +50,7 @@ _COMMIT_S = 0.005  #: virtual seconds that writing and syncing a group of the jo
 
 
 class LongTailedServer(httpx.AsyncBaseTransport):
-    """So many slots, a queue, and a time for each request that hangs on its record and step only."""
+    """`slots` slots, a queue, and a duration for each request that depends only on its record and step."""
 
     def __init__(self, slots: int, options: argparse.Namespace) -> None:
         self.slots = slots
@@ -117,7 +117,7 @@ class LongTailedServer(httpx.AsyncBaseTransport):
             self.full_from, self._area_at_full = now, self._area
 
     def numbers(self) -> Numbers:
-        """What the run came to."""
+        """The result of the run."""
         assert self.first_at is not None
         made = self.last_at - self.first_at
         found: Numbers = {"makespan_s": round(made, 3), "share_busy": round(self.work_s / (self.slots * made), 4)}
@@ -227,7 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limits", default="fixed,adaptive", help="of fixed, known and adaptive")
     parser.add_argument("--window", type=int, help="records in flight at most [default: the engine's own choice]")
     parser.add_argument("--rounds", type=int, default=20, help="records for each slot")
-    parser.add_argument("--records", type=int, help="so many instead")
+    parser.add_argument("--records", type=int, help="records in all [default: --rounds for each slot]")
     parser.add_argument("--median-s", type=float, default=2.0, help="of a request's time at the server")
     parser.add_argument("--sigma", type=float, default=0.6, help="of its logarithm")
     parser.add_argument("--way-ms", type=float, default=1.0, help="of a request to the server, and of its answer back")

@@ -1,4 +1,4 @@
-"""How much of a real vLLM's own ceiling the engine reaches, on answers of very unlike lengths.
+"""The engine's share of the throughput that a real vLLM can reach, with answers of very different lengths.
 
     python benchmarks/vllm_share.py --servers server.yaml --vllm VENV/bin/vllm --tokenizer MODEL_FOLDER
 
@@ -8,11 +8,11 @@ in flight, one number after the other (`--sweep`). The runs of a round are inter
 odd rounds and the last of even ones. Reported are medians of
 
 - tokens a second, from the first request sent to the last answer, and the engine's as a share of the best of the sweep;
-- the share of slots busy: what `/metrics` says is running, while there is enough left to fill the slots, beginning
-  when the slots were first full (a ramp-up is told apart, in seconds).
+- the share of busy slots: the running requests according to `/metrics`, from the moment when all slots are busy for the
+  first time until too few requests are left to fill them (the ramp-up is reported separately, in seconds).
 
-The engine adapts its concurrency itself, unless `--concurrency` fixes it. `--results FILE` keeps every run and adds
-to those that are there, so that short quiet hours can be put together; `--runs engine,64` does only these.
+The engine tunes its concurrency automatically unless `--concurrency` fixes it. `--results FILE` appends every run to
+the file, so that several short quiet periods can be combined. `--runs engine,64` runs only these.
 
 Prints a table on standard error and one JSON line on standard output.
 """
@@ -197,7 +197,7 @@ class Bench:
         self.origin = f"{parts.scheme}://{parts.netloc}"
 
     def run(self, who: str) -> Run:
-        """One run of the engine, or of vLLM's client with so many in flight."""
+        """One run of the engine, or of vLLM's client with a fixed number in flight."""
         watch = Watch(self.origin, self.http)
         before = watch.now().finished
         with tempfile.TemporaryDirectory() as folder, watch.watching():

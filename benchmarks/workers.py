@@ -1,14 +1,14 @@
-"""What a second process brings: one run by 1 and by N workers against the mock server, interleaved.
+"""The gain from a second process: one run by 1 and by N workers against the mock server, interleaved.
 
     python benchmarks/workers.py --workers 2 --records 40000
 
-Every run is `asyncsynth run` as a user calls it, without the export, in two sizes, a fourth and the whole; the slope
-between them is what one more record costs, start-up left out. The mock takes CPU of the same machine, so that records a
-second grow less here than with servers elsewhere. What a server elsewhere allows is in the CPU: with one core for each
-process, N / cpu(N workers) records a second against 1 / cpu(1). `speedup_elsewhere` is that ratio. It holds what
-more processes cost each other in CPU and caches, since all cores are busy when it is measured; not what the disk or the
-network may. `speedup_machine` is the control: the same loop of JSON in 1 and in N processes that share nothing. Where
-two "cores" are threads of one, or others are busy on them, it is well below N, and so is all else.
+Every run is `asyncsynth run` as a user calls it, without the export, in two sizes, a quarter and the whole. The slope
+between them is the cost of one more record without start-up. The mock uses CPU of the same machine, so records per
+second grow less here than with remote servers. CPU time shows what a remote server allows: with one core per process, N
+/ cpu(N workers) records per second, compared with 1 / cpu(1). `speedup_elsewhere` is that ratio. It contains contention
+for CPU and caches, since all cores are busy during the measurement, but not for the disk or the network.
+`speedup_machine` is the control: the same JSON loop in 1 and in N processes that share nothing. If two "cores" are
+threads of one core, or have other load, it is well below N, and so are all other figures.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def once(folder: Path, url: str, workers: int, records: int, concurrency: int) -
 
 
 def control(processes: int) -> float:
-    """Seconds for a loop of pure Python and JSON in so many processes at once."""
+    """Seconds for a loop of pure Python and JSON in `processes` processes at once."""
     loop = "import json\nrow = {'a': ['b' * 100] * 20}\nfor _ in range(60_000): json.loads(json.dumps(row))"
     began = time.perf_counter()
     running = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(processes)]

@@ -1,9 +1,9 @@
 """Writes docs/tasks, docs/steps and docs/reference: pages for each public task and step, and for the settings of runs
-and models, from docstrings, signatures and prompt templates.
+and models, from docstrings, signatures and prompt templates. Also docs/conformance.md, from the tests' table.
 
     python -m docs.generate
 
-Needs the package and nothing else; asks no model. `FOLDERS` is what the test of drift compares with the files.
+Needs the checkout and nothing else; asks no model. The test of drift compares `FOLDERS` and `PAGES` with the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from asyncsynth import Step
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.pipeline.step import snake_case
-from docs import reference_pages, step_pages
+from docs import conformance_page, reference_pages, step_pages
 from docs.markdown import COMMAND, NOTE, cell, fence, names, settings_table, tidy
 from docs.reading import (
     Doc,
@@ -42,6 +42,8 @@ def pages() -> dict[str, str]:
 
 #: Folder in docs -> what makes its pages.
 FOLDERS = {"tasks": pages, "steps": step_pages.pages, "reference": reference_pages.pages}
+#: Page in docs -> what makes it.
+PAGES = {"conformance.md": conformance_page.page}
 
 
 def index(tasks: list[type[Step]]) -> str:
@@ -123,7 +125,7 @@ def _prompts(kind: type[Step], example: tuple[dict[str, Any], dict[str, Any]] | 
 
 
 def _json(value: Any) -> str:
-    # An ellipsis in a docstring's example stands for what does not matter.
+    # An ellipsis in a docstring's example means: what is here does not matter.
     return fence(json.dumps(value, indent=2, ensure_ascii=False, default=lambda _: "…"), "json")
 
 
@@ -139,6 +141,8 @@ def main() -> None:
         for name, text in wanted.items():
             (place / name).write_text(text, encoding="utf-8")
         print(f"{place}: {len(wanted)} pages")
+    for name, make_page in PAGES.items():
+        (HERE / name).write_text(make_page(), encoding="utf-8")
     for task in public_tasks():
         if example_of(task, doc_of(task)) is None:
             print(f"  {task.__name__}: its docstring has no example of a row and its outputs")

@@ -11,6 +11,7 @@ import pytest
 
 from asyncsynth.testing import FaultServer
 from tests import quick
+from tests.kit.files import ROOT
 from tests.matrix import plugin
 from tests.matrix.plugin import tried
 from tests.quick import only_quick_things
@@ -26,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     plugin.pytest_configure(config)
     quick.configure(config)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_run_in_the_checkout() -> Iterator[None]:
+    """Tests give their runs a folder of their own; the default place, `asyncsynth-runs`, would be this checkout."""
+    place = ROOT / "asyncsynth-runs"
+    before = set(place.iterdir()) if place.exists() else set()
+    yield
+    after = set(place.iterdir()) if place.exists() else set()
+    assert after <= before, f"a test ran without an output: {sorted(after - before)}"
 
 
 @pytest.fixture

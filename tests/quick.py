@@ -173,8 +173,8 @@ def why_not_quick(item: pytest.Item) -> str | None:
 class Guard:
     """Makes sockets and processes fail inside `with guard.closed():`, and remembers them: code may catch the error.
 
-    Python's audit events tell of them. uvloop's sockets raise none, so uvloop cannot be imported meanwhile. Threads
-    that an earlier test left behind may go on.
+    Python's audit events report them. uvloop's sockets raise none, so uvloop cannot be imported meanwhile. Threads
+    that an earlier test left behind may continue.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from asyncsynth.testing import FaultServer
 from asyncsynth.testing.virtual_time import run_virtually
 from tests.__main__ import commands
-from tests.engine.helpers import server
+from tests.kit.pipelines import server
 from tests.quick import GUARD, MARKERS, NotQuick, reaches_outside
 
 

@@ -12,7 +12,7 @@ build the parser. To follow a new vLLM: change the `vllm` extra in pyproject.tom
 The table, one entry for each long name that a `--config` file may hold:
 
     type       int, float, str, bool or json
-    list       several values may stand there (YAML list)
+    list       several values are allowed (YAML list)
     choices    the only values that are taken
     suffixes   an int that may be written 16k, 2M (k = 1,000, K = 1,024)
     text       a json value that may be any other text instead
@@ -95,7 +95,7 @@ def table_of(version: str) -> dict[str, Any]:
 
     try:
         from vllm.entrypoints.common.cli_args import make_arg_parser
-    except ImportError:  # where it stood up to 0.32
+    except ImportError:  # its place up to 0.32
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
     if version == "installed":
         from vllm import __version__ as version

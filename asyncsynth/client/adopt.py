@@ -1,4 +1,4 @@
-"""The user's httpx client, taken over or left alone; and our pool underneath a client of the user's.
+"""The user's httpx client, taken over or left alone.
 
 httpx is the shape users know, and too slow for the hot path: its pool's cost grows with requests in flight.
 So `adopt` reads a plain client's base URL, headers, TLS settings and timeout once and uses `Http11Pool`. A
@@ -13,7 +13,7 @@ import ssl
 import httpx
 
 from asyncsynth.client.connection import compressed
-from asyncsynth.client.http11 import Head, Http11Pool, redact
+from asyncsynth.client.http11 import Http11Pool, redact
 from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
@@ -189,55 +189,3 @@ def _redactor_of(request: httpx.Request) -> Redactor:
     if len(request.url.password) >= SECRET_CHARS:
         secrets.add(Secret(request.url.password))
     return Redactor(secrets)
-
-
-class Http11Transport(httpx.AsyncBaseTransport):
-    """Our pool under a user's own httpx client: `httpx.AsyncClient(transport=Http11Transport())`.
-
-    For POST and GET with small bodies to inference servers: whole answers, no streaming, identity encoding.
-    """
-
-    def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._ssl = ssl_context
-        self._pools: dict[str, Http11Pool] = {}
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """One exchange; failures are httpx's exceptions."""
-        url = request.url
-        origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
-        pool = self._pools.get(origin)
-        if pool is None:
-            pool = self._pools[origin] = Http11Pool(origin, ssl_context=self._ssl)
-        body = await request.aread()
-        try:
-            answer = await pool.send(_head_of(request), body, self._limits(request))
-        except TransportFailure as failure:
-            kinds: dict[str, type[httpx.TransportError]] = {
-                "connect": httpx.ConnectError,
-                "timeout": httpx.ReadTimeout,
-                "reset": httpx.ReadError,
-            }
-            kind = kinds.get(failure.reason, httpx.RemoteProtocolError)
-            raise kind(failure.message, request=request) from failure
-        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
-
-    @staticmethod
-    def _limits(request: httpx.Request) -> Timeouts:
-        chosen = request.extensions.get("timeout", {})
-        never = 1e9
-        read = chosen.get("read") or never
-        return Timeouts(connect=chosen.get("connect") or never, idle=read, total=read)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        for pool in self._pools.values():
-            await pool.aclose()
-
-
-def _head_of(request: httpx.Request) -> Head:
-    skipped = (b"content-length", b"transfer-encoding", b"accept-encoding", b"connection")
-    lines = [b"%b: %b\r\n" % (k, v) for k, v in request.headers.raw if k.lower() not in skipped]
-    return Head(
-        b"%b %b HTTP/1.1\r\n%baccept-encoding: identity\r\ncontent-length: "
-        % (request.method.encode("ascii"), request.url.raw_path, b"".join(lines))
-    )

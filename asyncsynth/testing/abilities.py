@@ -1,4 +1,4 @@
-"""What the fault server can and cannot do: servers differ, and many ignore what they do not know."""
+"""What the fault server can and cannot do: servers differ, and many ignore fields that they do not know."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from asyncsynth.testing.faults import error_response
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """How a server differs from one that does all.
+    """How a server differs from one that can do everything.
 
     Args:
         ignored: request fields that it takes and does not follow (``response_format``, ``logprobs``, ``stop``).
         refused: request fields that it answers with 400.
         chat, completions: whether it has these paths at all.
-        context: tokens of context: told as ``max_model_len``, and ``max_tokens`` from there on get a 400.
+        context: tokens of context, listed as ``max_model_len``; requests with this ``max_tokens`` or more get a 400.
         thinks: how its model thinks before each chat answer: "tags" (``<think>`` in the text), "template" (the opening
             tag is in the prompt), "field" (``reasoning_content``), '' (not at all). Requests with
             ``chat_template_kwargs: {"enable_thinking": false}`` are answered at once.
         thinking_tokens: what a thought takes of ``max_tokens``; the answer is empty where it takes all.
-        version: told at ``/version``, as vLLM does; '' for a server that has no such path.
+        version: what ``/version`` answers, as vLLM's does; '' for a server without this path.
     """
 
     ignored: frozenset[str] = frozenset()

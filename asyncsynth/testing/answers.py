@@ -20,7 +20,7 @@ _MAX_DEPTH = 6  #: below it, only required properties and the shortest arrays ar
 
 
 class Bits:
-    """An endless stream of numbers from a seed: a tiny stand-in for `random.Random`, cheap to make."""
+    """An endless stream of numbers from a seed: a small replacement for `random.Random`, cheap to create."""
 
     __slots__ = ("_counter", "_seed")
 
@@ -57,7 +57,7 @@ def schema_instance(schema: Any, seed: bytes) -> Any:
 
     Covers enum, const, bounds, lengths, items, prefixItems, properties, required, anyOf, oneOf, allOf and
     local $ref.
-    `pattern`, `format`, `not` and conditionals are not looked at.
+    `pattern`, `format`, `not` and conditionals are ignored.
     """
     return _instance(schema, schema, Bits(seed), 0)
 

@@ -1,8 +1,8 @@
 """A simulated server with continuous batching (as in vLLM), in virtual time and without I/O.
 
 All running requests gain one token a step, and a step's duration grows with the number of requests in it, so tokens/s
-rise with concurrency and saturate. Since all advance alike, one clock that counts steps tells when each ends: an
-event costs O(log n) however many tokens it stands for.
+rise with concurrency and saturate. All requests advance alike, so one clock that counts steps tells when each ends. An
+event costs O(log n), whatever the number of its tokens.
 
     server = BatchingServer(slots=64)
     server.submit(1, prompt=200, output=500, now=0.0)
@@ -35,7 +35,7 @@ class BatchingServer:
         slots: requests in one batch at most (vLLM: max-num-seqs).
         step_s: a decode step's duration with an empty batch, in seconds.
         request_s: what each request in the batch adds to it.
-        prefill_s: seconds of prefill for each prompt token; decoding of all stands still meanwhile.
+        prefill_s: seconds of prefill for each prompt token; all decoding pauses during it.
         kv_tokens: capacity of the KV cache, or None. A request is admitted when its tokens so far fit; when running
             requests outgrow the cache, the latest is preempted and later computed again.
         queue: requests that may wait; more are refused (HTTP 503). None: any number.
@@ -67,7 +67,7 @@ class BatchingServer:
         self._running: dict[int, _Request] = {}
         self._held = 0.0  # KV tokens of the running ones at step clock 0; each adds one per step
         self._steps = 0.0
-        self._stall = 0.0  # seconds for which decoding stands still
+        self._stall = 0.0  # seconds for which decoding pauses
         self._now = 0.0
         self._admissions = 0
 
@@ -91,7 +91,7 @@ class BatchingServer:
         return self._now + self._stall + ahead * self._step_time()
 
     def advance(self, now: float) -> list[int]:
-        """Go to `now`, not past `next_event()`; returns the ids of the requests that have ended."""
+        """Advances to `now`, not past `next_event()`; returns the ids of the requests that have ended."""
         self._pass_time(now)
         ended = []
         while self._running and self._next_end() <= self._steps + 1e-6:
@@ -110,7 +110,7 @@ class BatchingServer:
         return ServerLoad(len(self._waiting), len(self._running), kv, now)
 
     def stall(self, seconds: float, now: float) -> None:
-        """Stand still for so long: nothing is decoded, nothing is refused."""
+        """Pauses for `seconds`: decodes nothing and refuses nothing."""
         self._pass_time(now)
         self._stall += seconds
 

@@ -39,10 +39,10 @@ from asyncsynth.testing.faults import (
 class FaultServer:
     """The server. Async context manager, or `start()` and `stop()`; may be started again on its port.
 
-    `script` is asked per request; without one, `fault_rate` and `seed` make `random_faults`.
-    `delay_s` and `tokens` (words of an answer) hold for every request.
-    `keep_alive_s` closes connections idle that long (vLLM: 5 s).
-    `max_in_flight` answers 503 above it. With `api_key`, other keys get 401. Models not in `models` get 404.
+    `script` decides for each request; without one, `fault_rate` and `seed` make `random_faults`.
+    `delay_s` and `tokens` (words of an answer) apply to every request.
+    `keep_alive_s` closes connections that are idle for this long (vLLM: 5 s).
+    Above `max_in_flight` requests it answers 503. With `api_key`, other keys get 401. Models not in `models` get 404.
     `abilities` makes it a server that lacks or ignores something.
     """
 
@@ -96,14 +96,14 @@ class FaultServer:
         return f"http://{self.host}:{self.port}/v1"
 
     async def start(self) -> Self:
-        """Listen. The port stays the same over stop and start."""
+        """Starts to listen. The port stays the same after stop and start."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), self.host, self.port, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def stop(self) -> None:
-        """Close the port and reset every connection, as a killed process would."""
+        """Closes the port and resets every connection, as a killed process does."""
         if self._server is None:
             return
         self._server.close()

@@ -33,7 +33,7 @@ FaultKind = Literal[
     "deep",  # `size` nested arrays
     "huge",  # a body of `size` bytes, honestly announced
     "huge_chunked",  # the same, unannounced
-    "gzip_bomb",  # `size` zeros, compressed although nobody asked
+    "gzip_bomb",  # `size` zeros, compressed although the client did not ask for it
     "not_http",  # bytes that are no HTTP
     "redirect",  # 307 to `message`
 ]
@@ -130,7 +130,7 @@ class Connection(Protocol):
 
 
 def inject(connection: Connection, fault: Fault, reply: bytes) -> None:
-    """Answer `reply` (a whole response) the way `fault` says."""
+    """Sends `reply` (a whole response) with the fault."""
     if fault.kind in ("bad_json", "bad_utf8", "null_content", "empty_content", "surrogate", "deep"):
         connection.finish(response(200, _spoiled(fault, reply)))
     elif fault.kind in ("status", "redirect"):
@@ -180,7 +180,7 @@ def _spoiled(fault: Fault, reply: bytes) -> bytes:
 
 
 def _hostile(connection: Connection, fault: Fault) -> None:
-    """Answers nobody should read to their end."""
+    """Answers that a client should not read to their end."""
     if fault.kind == "not_http":
         connection.finish(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
         connection.transport.close()
@@ -195,7 +195,7 @@ def _hostile(connection: Connection, fault: Fault) -> None:
 
 
 def _pour(connection: Connection, left: int, *, chunked: bool) -> None:
-    """Up to `left` bytes in pieces, never more than a few in memory, until the client has had enough."""
+    """Sends up to `left` bytes in pieces, with few of them in memory, until the client closes."""
     if connection.transport.is_closing():
         return
     piece = b"x" * min(left, 1 << 18)
@@ -209,7 +209,7 @@ def _pour(connection: Connection, left: int, *, chunked: bool) -> None:
 
 
 def _cut(connection: Connection, fault: Fault, reply: bytes) -> None:
-    """The right answer in pieces, or a part of it."""
+    """Sends the right answer in pieces, or a part of it."""
     head, body = (b"", reply) if fault.in_headers else _split(reply)
     transport = connection.transport
     if fault.kind == "reset":

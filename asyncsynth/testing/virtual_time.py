@@ -1,9 +1,9 @@
 """An event loop whose clock jumps: sleeping takes no time, and a run is the same each time.
 
-When nothing is ready, the loop's time goes to the next timer at once. What would run in another thread
-(`run_in_executor`: the journal's writes) is done in the loop's own, at once, and is over `executor_s` virtual seconds
-later: so the clock cannot pass work that still goes on, and the order of events does not hang on real time. Real
-sockets have no place here: a loop that has nothing to do and no timer would wait for ever, and says so.
+When nothing is ready, the loop's clock jumps to the next timer. Work for another thread (`run_in_executor`, such as the
+journal's writes) runs at once in the loop's own thread and completes `executor_s` virtual seconds later. So the clock
+cannot pass unfinished work, and the order of events does not depend on real time. Do not use real sockets: a loop that
+has nothing to do and no timer would wait for ever, so it raises RuntimeError.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 class _NoWaiting(selectors.BaseSelector):
-    """A selector that looks, and tells the loop how long it would have waited."""
+    """A selector that does not wait, and tells the loop how long it would have waited."""
 
     def __init__(self, passed: Callable[[float], None]) -> None:
         self._real = selectors.DefaultSelector()
         self._passed = passed
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready now; else the time passes."""
+        """Returns what is ready now; otherwise lets the virtual time pass."""
         ready = self._real.select(0)
         if not ready:
             if timeout is None:
@@ -65,7 +65,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual += seconds
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        """Does it now; the future is done `executor_s` later."""
+        """Calls `func` now; the future completes `executor_s` later."""
         future = self.create_future()
         try:
             result = func(*args)

@@ -218,7 +218,7 @@ def test_a_call_that_does_not_fit_says_what_is_wanted(case: str) -> None:
     assert error.value.message == message
     assert hint in error.value.hint
     assert error.value.exit_code == EXIT_USAGE
-    # Code that catches Python's own error goes on to work.
+    # Code that catches Python's own error still works.
     assert isinstance(error.value, TypeError)
     assert isinstance(error.value, ConfigurationError)
 

@@ -92,7 +92,7 @@ def work(folder: Path, *, records: int, concurrency: int, steps: int = 1) -> int
 
 @pytest.fixture(autouse=True, scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Imports and caches count for nobody."""
+    """Imports and caches do not count."""
     work(tmp_path_factory.mktemp("warm"), records=5, concurrency=2, steps=2)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.files import ROOT
+
 PROMISED = ("cpu_us_per_record", "records_per_s", "p50_ms", "p99_ms", "peak_rss_mb")
 
 

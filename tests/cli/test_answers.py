@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.cli.test_cli import asyncsynth, result_rows, start
+from tests.kit.commands import asyncsynth, result_rows, start
+from tests.kit.files import write_rows
 
 Serve = Callable[..., FaultServer]
 RECORDS = 120
@@ -34,7 +35,7 @@ def write(folder: Path, read: str, *, prompt: str = "Tell of") -> Path:
     """The job with its answers read in this way."""
     data = folder / "in.jsonl"
     if not data.exists():
-        data.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(RECORDS)))
+        write_rows(data, ({"n": n} for n in range(RECORDS)))
     job = folder / "job.py"
     job.write_text(JOB.format(read=read, prompt=prompt, data=str(data)))
     return job

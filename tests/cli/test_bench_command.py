@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.testing import Abilities, RequestInfo
-from tests.cli.test_cli import Serve, asyncsynth
+from tests.kit.commands import Serve, asyncsynth
 
 QUICK = ("--seconds", "2", "--max-concurrency", "16", "--max-tokens", "32")
 

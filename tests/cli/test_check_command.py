@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import Abilities, Fault
-from tests.cli.test_cli import Serve, asyncsynth
+from tests.kit.commands import Serve, asyncsynth
+from tests.kit.files import write_rows
 
 JOB = """
 from asyncsynth import LLM, LoadJSONL, Pipeline, StructuredGeneration, TextGeneration
@@ -26,7 +27,7 @@ HOSTILE = "\x1b[31mred\x1b[0m\r\n\x9b2Jgone \u202eturned"
 
 def write(folder: Path, *, show_schema: bool = True) -> Path:
     data = folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"instruction": f"number {n}."}) + "\n" for n in range(3)))
+    write_rows(data, ({"instruction": f"number {n}."} for n in range(3)))
     job = folder / "job.py"
     job.write_text(JOB.format(path=str(data), show_schema=show_schema))
     return job
@@ -154,14 +155,15 @@ def test_a_run_that_cannot_work_is_refused_before_a_record_is_sent(tmp_path: Pat
     assert ran.returncode == 3  # words are no JSON
 
 
-@pytest.mark.parametrize("command", [["check"], ["run"]])
-def test_hostile_words_of_a_server_are_cleaned(tmp_path: Path, fault_server: Serve, command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_hostile_words_of_a_server_are_cleaned(tmp_path: Path, fault_server: Serve, command: str) -> None:
     server = fault_server(
         models=["model-a"],
         abilities=Abilities(version=f"1{HOSTILE}"),
         script=lambda info: Fault("status", status=400, message=HOSTILE) if b"response_format" in info.body else None,
     )
-    done = asyncsynth(*command, write(tmp_path, show_schema=False), "--servers", server.base_url)
+    place = ("--output", tmp_path / "run") if command == "run" else ()
+    done = asyncsynth(command, write(tmp_path, show_schema=False), "--servers", server.base_url, *place)
     text = done.stdout + done.stderr
     assert "red" in text
     assert not set("\x1b\x9b\u202e\r") & set(text)

@@ -11,44 +11,15 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from asyncsynth.testing import Fault, FaultServer
+from tests.kit.commands import Gate, asyncsynth, result_rows, start, write_job
+from tests.kit.files import ROOT
+from tests.kit.processes import environment
 
 Serve = Callable[..., FaultServer]
-ROOT = Path(__file__).resolve().parents[2]
-
-PIPELINE = """
-from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
-
-with Pipeline(name="cli") as pipeline:
-    load = LoadJSONL({path!r})
-    load >> TextGeneration(llm=LLM(model="model-a", temperature={temperature})) {more}
-"""
-
-
-def environment() -> dict[str, str]:
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("ASYNCSYNTH", "OPENAI"))}
-    return {**keep, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-
-
-def asyncsynth(*arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "asyncsynth", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
-
-
-def write_job(folder: Path, count: int = 12, *, temperature: float = 0.7, more: str = "") -> Path:
-    data = folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"instruction": f"number {n}."}) + "\n" for n in range(count)))
-    job = folder / "job.py"
-    job.write_text(PIPELINE.format(path=str(data), temperature=temperature, more=more))
-    return job
-
-
-def result_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "result.jsonl").read_text().splitlines()]
 
 
 def test_run_resume_status_export(tmp_path: Path, fault_server: Serve) -> None:
@@ -74,7 +45,7 @@ def test_run_resume_status_export(tmp_path: Path, fault_server: Serve) -> None:
     assert (tmp_path / "out.jsonl").read_bytes() == (run / "result.jsonl").read_bytes()
 
 
-def test_the_version_is_told_either_way() -> None:
+def test_the_version_is_printed_either_way() -> None:
     assert asyncsynth("--version").stdout == asyncsynth("version").stdout == f"{version('asyncsynth')}\n"
 
 
@@ -206,15 +177,15 @@ def test_bad_input_names_its_place_and_loses_nothing(
 
 def test_bad_servers(tmp_path: Path, fault_server: Serve) -> None:
     job = write_job(tmp_path)
-    nobody = fault_server()  # serves "test-model" only
-    unknown = asyncsynth("run", job, "--servers", nobody.base_url, "--output", tmp_path / "a")
+    other = fault_server()  # serves "test-model" only
+    unknown = asyncsynth("run", job, "--servers", other.base_url, "--output", tmp_path / "a")
     assert unknown.returncode == 2
     assert "model-a" in unknown.stderr
     assert "test-model" in unknown.stderr
     none = asyncsynth("run", job, "--output", tmp_path / "b")
     assert none.returncode == 2
     assert "--embedded" in none.stderr
-    both = asyncsynth("run", job, "--servers", nobody.base_url, "--embedded", "--output", tmp_path / "b")
+    both = asyncsynth("run", job, "--servers", other.base_url, "--embedded", "--output", tmp_path / "b")
     assert both.returncode == 2
     assert "Leave out --embedded" in both.stderr
     locked = fault_server(models=["model-a"], api_key="right")
@@ -254,28 +225,6 @@ def test_a_changed_pipeline_asks_for_update(tmp_path: Path, fault_server: Serve)
     assert "--update" in refused.stderr
     agreed = asyncsynth("run", changed, "--servers", server.base_url, "--output", run, "--update")
     assert agreed.returncode == 0, agreed.stderr
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "asyncsynth", *map(str, arguments)],
-        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-class Gate:
-    """Lets the first `count` requests through, then tells the test and holds the others until opened."""
-
-    def __init__(self, count: int, delay_s: float = 0.4) -> None:
-        self.count = count
-        self.delay_s = delay_s
-        self.process: subprocess.Popen[str] | None = None
-        self.signals: list[int] = []
-
-    def __call__(self, info: Any) -> Fault | None:
-        if self.process is not None and self.signals and info.index >= self.count:
-            self.process.send_signal(self.signals.pop(0))
-        return Fault(delay_s=self.delay_s)
 
 
 @pytest.mark.row(21)

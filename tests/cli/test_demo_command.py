@@ -9,8 +9,7 @@ import pytest
 
 from asyncsynth.cli import demo_command
 from asyncsynth.engine.status import RunStatus
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kit.files import ROOT
 
 
 def test_the_wheel_gets_every_file_of_the_example() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .test_cli import Serve, asyncsynth, write_job
+from tests.kit.commands import Serve, asyncsynth, write_job
 
 
 def flip(path: Path, at: int) -> None:

@@ -14,7 +14,8 @@ from asyncsynth.cli.inspect_command import status_command
 from asyncsynth.cli.show import ProgressDisplay, progress_line, server_words, summary
 from asyncsynth.engine.report import Counts, Progress
 from asyncsynth.testing import Fault
-from tests.engine.helpers import rows, run_async, server, single
+from tests.kit.loops import run_async
+from tests.kit.pipelines import rows, server, single
 
 
 def line(name: str = "gpu-1:8000", **fields: Any) -> dict[str, Any]:

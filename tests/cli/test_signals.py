@@ -12,7 +12,7 @@ import pytest
 
 from asyncsynth.testing import Fault, RequestInfo
 from tests.cli.test_check_command import write
-from tests.cli.test_cli import Gate, Serve, start
+from tests.kit.commands import Gate, Serve, start
 
 HELD_S = 600.0  #: longer than a test waits: what ends in time was stopped
 

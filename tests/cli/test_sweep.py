@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asyncsynth.testing import FaultServer
-from tests.cli.test_cli import asyncsynth, write_job
+from tests.kit.commands import asyncsynth, write_job
 
 
 def test_a_sweep_over_a_setting(tmp_path: Path, fault_server: Callable[..., FaultServer]) -> None:

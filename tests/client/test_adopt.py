@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator
 
 import httpx
 import orjson
 import pytest
 
-from asyncsynth.client.adopt import Http11Transport, HttpxExchange, adopt, reason_to_keep
+from asyncsynth.client.adopt import HttpxExchange, adopt, reason_to_keep
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.testing import Fault, FaultServer
-from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops
+from tests.kit.loops import on_both_loops
+from tests.kit.requests import CHAT, QUICK, chat_body
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -31,6 +31,10 @@ class _Signing(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         request.headers["x-signed"] = "yes"
         yield request
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """A transport of the user's own."""
 
 
 class _Subclass(httpx.AsyncClient):
@@ -95,7 +99,7 @@ def test_the_clients_tls_settings_are_kept() -> None:
             lambda: httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(proxy="http://127.0.0.1:8")),
             "a transport of its own",
         ),
-        (lambda: httpx.AsyncClient(transport=Http11Transport()), "a transport of its own"),
+        (lambda: httpx.AsyncClient(transport=_Transport()), "a transport of its own"),
     ],
 )
 def test_a_client_with_behaviour_is_kept(make: Callable[[], httpx.AsyncClient], reason: str) -> None:
@@ -189,38 +193,3 @@ def test_a_hook_that_raises_is_not_swallowed() -> None:
                 await adopt(client, URL).post(CHAT, b"{}")
 
     asyncio.run(scene())
-
-
-@on_both_loops
-async def test_our_pool_under_a_users_client() -> None:
-    def script(info: Any) -> Fault | None:
-        return Fault("truncate") if info.headers.get("x-fault") else None
-
-    async with FaultServer(script=script, keep_requests=True) as server:
-        async with httpx.AsyncClient(base_url=server.base_url, transport=Http11Transport()) as client:
-            for _ in range(3):
-                answer = await client.post(CHAT, content=chat_body(), headers={"x-a": "b"})
-                assert answer.json()["choices"]
-            with pytest.raises(httpx.RemoteProtocolError):
-                await client.post(CHAT, content=chat_body(), headers={"x-fault": "1"})
-        assert server.connections == 1
-        assert server.log is not None
-        assert server.log[0].headers["x-a"] == "b"
-    async with httpx.AsyncClient(transport=Http11Transport()) as client:
-        with pytest.raises(httpx.ConnectError):
-            await client.get(URL)
-
-
-@on_both_loops
-async def test_a_streamed_request_body_is_read_first() -> None:
-    async def pieces() -> AsyncIterator[bytes]:
-        body = chat_body()
-        yield body[:10]
-        yield body[10:]
-
-    async with (
-        FaultServer() as server,
-        httpx.AsyncClient(transport=Http11Transport()) as client,
-    ):
-        answer = await client.post(server.base_url + CHAT, content=pieces())
-        assert answer.status_code == 200

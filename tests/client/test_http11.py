@@ -16,7 +16,8 @@ from asyncsynth.client.http11 import KEEPALIVE_S, MAX_CONNECTING, SWEEP_S, Http1
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.client.kit import CHAT, QUICK, RUNNERS, chat_body, on_both_loops, until
+from tests.kit.loops import RUNNERS, on_both_loops, until
+from tests.kit.requests import CHAT, QUICK, chat_body
 from tests.matrix.plugin import Tried
 
 
@@ -279,7 +280,7 @@ async def test_a_waiter_cancelled_as_it_gets_a_connection_hands_it_back() -> Non
         await pool.post(CHAT, chat_body())
         first = asyncio.create_task(pool.post(CHAT, chat_body()))
         await until(lambda: server.in_flight == 1)
-        pool._connecting = MAX_CONNECTING  # nobody else may connect
+        pool._connecting = MAX_CONNECTING  # no other request may connect
         waiter = asyncio.create_task(pool.post(CHAT, chat_body()))
         await until(lambda: len(pool._waiting) == 1)
         pool.meddle = waiter.cancel

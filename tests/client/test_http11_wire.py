@@ -15,7 +15,8 @@ from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.testing import FaultServer
-from tests.client.kit import CHAT, chat_body, on_both_loops
+from tests.kit.loops import on_both_loops
+from tests.kit.requests import CHAT, chat_body
 
 
 @on_both_loops

@@ -17,7 +17,9 @@ from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFai
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.errors import ModelNotServed, RunStopped
-from tests.client.test_server_pool import FakeExchange, answer, ask, refusal, run, settle
+from tests.kit.clocks import ManualClock
+from tests.kit.exchanges import FakeExchange, answer, ask, refusal, run
+from tests.kit.loops import settle
 
 
 class Exchange(FakeExchange):
@@ -44,14 +46,6 @@ class Exchange(FakeExchange):
         return WireResponse(200 if self.metrics else 404, {}, self.metrics)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def server(name: str, exchange: FakeExchange, **fields: Any) -> Server:
     options: dict[str, Any] = {"models": frozenset({"m"}), "limit": 4} | fields
     return Server(name=name, base_url=exchange.base_url, exchange=exchange, **options)
@@ -62,7 +56,7 @@ def pool_of(*servers: Server, **options: Any) -> ServerPool:
 
 
 async def answering(pool: ServerPool, requests: int) -> set[str]:
-    """Who answers so many requests at once."""
+    """The servers that answer `requests` requests at once."""
     return {completion.server for completion in await asyncio.gather(*[pool.send(ask()) for _ in range(requests)])}
 
 
@@ -72,7 +66,7 @@ def report(waiting: int) -> str:
 
 def test_the_header_of_an_answer_is_read_at_most_every_50_ms() -> None:
     async def main() -> None:
-        exchange, clock = Exchange(), Clock()
+        exchange, clock = Exchange(), ManualClock(100.0)
         pool = pool_of(server("s", exchange), clock=clock)
         seen = []
         for waiting in range(1, 5):
@@ -127,7 +121,7 @@ def test_a_server_without_metrics_is_asked_once_and_an_embedded_one_never() -> N
 
 def test_a_load_that_is_not_fresh_is_not_shown() -> None:
     async def main() -> None:
-        exchange, clock = Exchange(), Clock()
+        exchange, clock = Exchange(), ManualClock(100.0)
         exchange.header = report(7)
         pool = pool_of(server("s", exchange), clock=clock)
         await pool.send(ask())
@@ -235,7 +229,7 @@ def test_a_published_rate_holds_requests_back(rates: RateLimits) -> None:
     async def main() -> None:
         exchange = Exchange()
         exchange.gate = asyncio.Semaphore(0)
-        pool = pool_of(server("s", exchange, rates=rates), clock=Clock())
+        pool = pool_of(server("s", exchange, rates=rates), clock=ManualClock(100.0))
         tasks = [asyncio.create_task(pool.send(ask(max_tokens=99))) for _ in range(4)]
         await settle()
         assert (exchange.busy, pool.snapshot().waiting) == (2, 2)
@@ -267,7 +261,7 @@ class Hanging(Exchange):
 
 def test_calls_on_a_server_that_hangs_go_elsewhere_and_end_well() -> None:
     async def main() -> None:
-        hanging, other, clock = Hanging(), Exchange(), Clock()
+        hanging, other, clock = Hanging(), Exchange(), ManualClock(100.0)
         pool = pool_of(server("a", hanging), server("b", other), clock=clock)
         tasks = [asyncio.create_task(pool.send(ask())) for _ in range(6)]
         await settle()
@@ -291,7 +285,7 @@ def test_a_cancellation_that_meets_an_abort_is_kept() -> None:
     """Both in one turn of the loop: the task was cancelled by its owner, whatever the pool does with its call."""
 
     async def main() -> None:
-        hanging, other, clock = Hanging(), Exchange(), Clock()
+        hanging, other, clock = Hanging(), Exchange(), ManualClock(100.0)
         pool = pool_of(server("a", hanging, limit=1), server("b", other), clock=clock)
         tasks = [asyncio.create_task(pool.send(ask())) for _ in range(2)]
         await settle()
@@ -309,7 +303,7 @@ def test_a_cancellation_that_meets_an_abort_is_kept() -> None:
 
 def test_a_server_that_is_slow_but_answers_probes_keeps_its_calls() -> None:
     async def main() -> None:
-        slow, clock = Hanging(), Clock()
+        slow, clock = Hanging(), ManualClock(100.0)
         slow.alive = refusal(503)
         pool = pool_of(server("a", slow), clock=clock)
         task = asyncio.create_task(pool.send(ask()))

@@ -11,9 +11,8 @@ from asyncsynth.core.adaptive import STALE_S, AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.testing.batching_server import BatchingServer
+from tests.kit.batching import Job, lengths
 from tests.matrix.plugin import Tried
-
-from .batching import Job, lengths
 
 #: name -> (the server, records in the job, fixed limits among which the best is looked for)
 SHAPES: dict[str, tuple[dict[str, Any], int, list[int]]] = {
@@ -83,7 +82,7 @@ def test_sustained_429_reaches_the_minimum_and_recovers(retry_after: float | Non
 
 @pytest.mark.parametrize("report_s", [None, 2.0])
 def test_stalls_do_not_collapse_it(report_s: float | None) -> None:
-    """A server that stands still for a minute now and then is not an overloaded one."""
+    """A server that pauses for a minute now and then is not overloaded."""
     server = BatchingServer(64)
     limiter = AdaptiveLimit()
     job = Job(server, limiter, lengths(SEED, 5_000), SEED, report_s=report_s)

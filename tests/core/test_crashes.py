@@ -9,8 +9,7 @@ import pytest
 
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
-
-from .simulation import Sim, SimServer
+from tests.kit.simulation import Sim, SimServer
 
 M = frozenset({"m"})
 RESTART_S = 20.0
@@ -170,7 +169,7 @@ def test_a_hung_server_is_found_within_two_minutes(replicas: int) -> None:
     sim.run(until=900)
     assert sim.scheduler.stats()[0].state == "closed"
     assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
-    assert not any(call.retry.charged for call in sim.scheduler._calls.values() if call.retry), "somebody was charged"
+    assert not any(call.retry.charged for call in sim.scheduler._calls.values() if call.retry), "a record was charged"
 
 
 @pytest.mark.row(17)

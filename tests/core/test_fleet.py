@@ -12,8 +12,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, ServerLoad, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
-
-from .simulation import Sim, SimServer
+from tests.kit.simulation import Sim, SimServer
 
 M = frozenset({"m"})
 
@@ -367,7 +366,7 @@ def test_the_next_tick_is_exactly_when_the_rate_allows() -> None:
 
 
 def test_a_call_that_waits_for_the_rate_leaves_room_when_it_goes() -> None:
-    """A large call closes the gate; when it is cancelled, small ones go on at once."""
+    """A large call closes the gate; when it is cancelled, small ones start at once."""
     sim = Sim([SimServer("s0", M)], 3, [FixedLimit(8)], rates=RateLimits(None, 1000))
     sim.submit(0, "m", tokens=100)
     sim.submit(1, "m", tokens=950)

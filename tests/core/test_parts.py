@@ -239,7 +239,7 @@ def test_tallies_merge() -> None:
 def test_a_driver_that_asks_only_after_something_was_added_misses_no_timer(
     events: list[tuple[str, int, float]],
 ) -> None:
-    """The pool's way with `soonest`: its timer never stands later than the next timer that is due."""
+    """How the pool uses `soonest`: its timer is never later than the next timer that is due."""
     timers = Timers()
     calls = [Call(number, "m", 0, 0, 0, number) for number in range(6)]
     now, set_for = 0.0, math.inf

@@ -12,8 +12,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
-
-from .simulation import Script, Sim, SimServer, random_script
+from tests.kit.simulation import Script, Sim, SimServer, random_script
 
 M = frozenset({"m"})
 
@@ -128,7 +127,7 @@ def test_a_failing_record_is_charged_eight_times_and_its_neighbours_go_on() -> N
 
 
 def test_a_lone_failing_record_ends() -> None:
-    """With nobody else to bear witness, a record that fails always is given up, not retried for ever."""
+    """Without other records to compare with, a record that always fails is given up, not retried for ever."""
     sim = Sim(fleet(1, script=always(Transient("server_error", "boom", status=500), {0})), 3)
     sim.submit(0, "m")
     sim.run()
@@ -271,7 +270,7 @@ def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: st
     assert len(charged) >= 16
     # A server that answers some and fails others looks like one with bad records: a few charges are right.
     most = 4 if draining and reason != "connect" else 0
-    assert max(charged) <= most, f"seed={seed}: somebody was charged for the outage"
+    assert max(charged) <= most, f"seed={seed}: a record was charged for the outage"
     sim.run(until=1960)  # 60 s after the return: full rate
     done = len(sim.finished)
     sim.run(until=1990)

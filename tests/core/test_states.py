@@ -102,7 +102,7 @@ class Desk:
         return Degree.NONE if retry is None else retry.degree
 
     def refuse(self, call_id: int, times: int) -> None:
-        """It is told so many times that the server is full, and comes back each time."""
+        """The server refuses it several times as full, and it comes back each time."""
         for _ in range(times):
             while self.calls[call_id].state != IN_FLIGHT:
                 self.tick()

@@ -1,4 +1,4 @@
-"""What users of distilabel are told when they import its names."""
+"""What users of distilabel read when they import its names."""
 
 from __future__ import annotations
 

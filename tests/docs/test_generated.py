@@ -17,7 +17,8 @@ from docs.markdown import COMMAND
 from docs.reading import arguments, public_tasks
 from docs.reference_pages import command_options
 from docs.step_pages import public_steps
-from tests.docs.kit import ROOT, blocks, run
+from tests.kit.files import ROOT
+from tests.kit.pages import blocks, run
 
 MADE = {folder: make() for folder, make in generate.FOLDERS.items()}
 #: Examples that need an extra -> its package, which takes long to import.
@@ -32,6 +33,12 @@ def test_the_pages_are_those_that_the_code_makes(folder: str) -> None:
     there = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / folder).glob("*.md")}
     stale = sorted(name for name in pages.keys() | there.keys() if pages.get(name) != there.get(name))
     assert not stale, f"docs/{folder} has drifted from the code ({', '.join(stale)}): run `{COMMAND}`"
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_a_generated_page_is_what_the_code_makes(name: str) -> None:
+    there = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert there == generate.PAGES[name](), f"docs/{name} has drifted from the code: run `{COMMAND}`"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

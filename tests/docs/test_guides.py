@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.testing import FaultServer
-from tests.docs.kit import ROOT, blocks, run
+from tests.kit.files import ROOT
+from tests.kit.pages import blocks, run
 
 GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "guides").glob("*.md"))}
 

@@ -1,4 +1,4 @@
-"""Every relative link of the pages leads to a file, and every heading that a link names exists."""
+"""Every link into the repository leads to a file, and every heading that a link names exists."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kit.files import ROOT
+
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+#: The README is also the package index's page, where relative links lead nowhere.
+ABSOLUTE = re.compile(r"https://github\.com/asyncsynth/asyncsynth/(?:blob|tree)/main/")
 _CODE = re.compile(r"^(`{3,}).*?^\1\s*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
+#: ``[text](link)``, and ``[text]: link`` at the end of a page.
+_LINK = re.compile(r"(?:\]\(|^\[[^\]\n]+\]: )([^)\s]+)", re.MULTILINE)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _TERM = re.compile(r"^\| (\w+) \| ", re.MULTILINE)
 
@@ -22,15 +26,26 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_link_into_the_repository_leads_somewhere(page: Path) -> None:
     links = _LINK.findall(_CODE.sub("", page.read_text("utf-8")))
     for link in links:
-        if re.match(r"\w+:", link):
+        folder, path = (ROOT, ABSOLUTE.sub("", link)) if ABSOLUTE.match(link) else (page.parent, link)
+        if re.match(r"\w+:", path):
             continue
-        name, _, anchor = link.partition("#")
-        target = (page.parent / name).resolve() if name else page
+        name, _, anchor = path.partition("#")
+        target = (folder / name).resolve() if name else page
         assert target.exists(), f"{page.name}: {link} leads nowhere"
         assert not anchor or anchor in _anchors(target), f"{page.name}: {link}: no such heading"
+
+
+def test_links_of_the_readme_work_on_the_package_index() -> None:
+    links = _LINK.findall(_CODE.sub("", (ROOT / "README.md").read_text("utf-8")))
+    assert len(links) > 20
+    text = _CODE.sub("", (ROOT / "README.md").read_text("utf-8"))
+    defined = set(re.findall(r"^\[([^\]\n]+)\]: ", text, re.MULTILINE))
+    used = set(re.findall(r"\[([^\]\n]+)\]\[\]", text))
+    assert used == defined
+    assert not [link for link in links if not re.match(r"https://|#", link)]
 
 
 def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:

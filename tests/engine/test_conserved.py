@@ -16,7 +16,7 @@ from asyncsynth.errors import PipelineError, ServerRefused
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, Step
 from asyncsynth.pipeline.step import RowCount
 from asyncsynth.records import Row, canonical_json, stable_seed
-from tests.engine.walking import Model, Source, Watched, walk
+from tests.kit.walking import Model, Source, Watched, walk
 
 
 def fate(step: Step, row: Row, of: int) -> int:

@@ -1,9 +1,8 @@
-"""Limits in a run: the window that follows them, what is told, and servers that come and go."""
+"""Limits in a run: the window that follows them, reports, and servers that come and go."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from asyncsynth.engine.server_lines import keep_lines, kept_lines, server_lines
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.testing.faults import Fault, RequestInfo
-from tests.engine.helpers import rows, run_async, server, single
+from tests.kit.loops import run_async, until
+from tests.kit.pipelines import rows, server, single
 
 # --- the window --------------------------------------------------------------------------------
 
@@ -152,11 +152,6 @@ def busy(info: RequestInfo) -> Fault | None:
     if info.index % 5 or info.seen > 1:
         return None
     return Fault("status", status=503 if info.index % 2 else 429, retry_after="0")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # what servers and runners count has no event
-        await asyncio.sleep(0.005)
 
 
 def test_servers_are_lost_return_and_join_while_a_run_goes_on(tmp_path: Path) -> None:

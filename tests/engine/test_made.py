@@ -34,7 +34,8 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import Step
 from asyncsynth.storage.exports import export
 from asyncsynth.testing import FaultServer
-from tests.engine.helpers import rows, run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import rows, server
 
 #: The fault server's answers have 16 words; a lower limit cuts them.
 CUTTER = LLM(model="model-a", max_tokens=5)

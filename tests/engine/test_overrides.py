@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from asyncsynth import LLM, LoadDataFromDicts, Magpie, Pipeline, StructuredGeneration, TextGeneration, UltraFeedback
 from asyncsynth.engine.overrides import apply_settings
 from asyncsynth.errors import AsyncsynthError
-from tests.engine.helpers import preference, rows
+from tests.kit.pipelines import preference, rows
 
 
 def pipeline() -> Pipeline:

@@ -31,8 +31,8 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed, R
 from asyncsynth.pipeline import Plan
 from asyncsynth.storage.kept_answers import AnswerStore
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.engine.helpers import rows, run_async, server
-from tests.engine.test_run import completions
+from tests.kit.loops import run_async
+from tests.kit.pipelines import completions, rows, server
 from tests.matrix.plugin import Tried
 
 LLM_A = LLM(model="model-a")

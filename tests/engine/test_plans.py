@@ -15,7 +15,8 @@ from asyncsynth.pipeline import AllRows, GlobalStep
 from asyncsynth.steps.step_decorator import step
 from asyncsynth.storage.extent import completeness
 from asyncsynth.testing import FaultServer
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 from tests.matrix.plugin import Tried
 
 ROWS = [{"instruction": f"number {n}", "other": f"another {n}", "id": str(n)} for n in range(8)]

@@ -10,7 +10,7 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.engine.result import Result
 from asyncsynth.testing import FaultServer
-from tests.engine.helpers import run_async
+from tests.kit.loops import run_async
 
 
 async def made(directory: Path) -> Result:

@@ -42,9 +42,9 @@ from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.files import REAL
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.verify import verify
-from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
-from tests.client.kit import until
-from tests.engine.helpers import preference, rows, run_async, server, single
+from asyncsynth.testing import Fault, RequestInfo, random_faults
+from tests.kit.loops import run_async, until
+from tests.kit.pipelines import completions, preference, rows, server, single
 
 
 def test_the_seeds_pipeline_makes_pairs(tmp_path: Path) -> None:
@@ -101,12 +101,6 @@ def test_every_segment_of_a_run_has_its_sidecar(tmp_path: Path, steps: int) -> N
     found = verify(tmp_path / "run")
     assert found.findings == []
     assert found.sidecars == len(list_segments(tmp_path / "run", REAL)) >= 3
-
-
-def completions(fake: FaultServer) -> int:
-    """Requests for records: they have seeds, and the canaries and probes of a run's start have none."""
-    assert fake.log is not None
-    return sum(1 for info in fake.log if "seed" in info.json)
 
 
 def test_more_rows_extend_the_run(tmp_path: Path) -> None:
@@ -546,7 +540,7 @@ def test_equal_values_that_are_not_the_same_json_have_hashes_of_their_own(tmp_pa
     """Columns swapped: 1 and True are equal in Python, and so would be what the step sees and the record."""
 
     class Adding(ModelStep):
-        """Asks nobody."""
+        """Sends no request."""
 
         inputs = ("a", "b")
         outputs = ("sum",)

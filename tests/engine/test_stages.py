@@ -21,53 +21,12 @@ from asyncsynth.records import Row
 from asyncsynth.storage.failures import failed_rows
 from asyncsynth.storage.result_rows import row_key
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.engine.helpers import rows, run_async, server
-from tests.engine.test_run import completions
-
-
-class Once(GlobalStep):
-    """Keeps the instructions that come once, adds how many there are. Two passes."""
-
-    inputs = ("instruction",)
-    outputs = ("seen",)
-    decided = 0  #: over all instances
-
-    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
-        type(self).decided += 1
-        seen = [row["instruction"] for row in rows]
-        for row in rows:
-            yield {"seen": len(seen)} if seen.count(row["instruction"]) == 1 else Dropped("repeated")
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Lets others run until it is so."""
-    while not true():  # noqa: ASYNC110
-        await asyncio.sleep(0)
+from tests.kit.loops import run_async, until
+from tests.kit.pipelines import Even, Once, completions, repeated, rows, server, two_models
 
 
 def asked(fake: FaultServer, model: str) -> int:
     return sum(info.json.get("model") == model for info in fake.log or ())
-
-
-def two_models(data: Any, barrier: Callable[[], GlobalStep] = Once, prompt: str | None = None) -> Pipeline:
-    """A generation, a barrier, another generation."""
-    with Pipeline(name="two") as pipeline:
-        (
-            LoadDataFromDicts(data=data)
-            >> TextGeneration(llm=LLM(model="model-a"))
-            >> barrier()
-            >> TextGeneration(
-                llm=LLM(model="model-b"),
-                system_prompt=prompt,
-                output_mappings={"generation": "second", "model_name": "second_model"},
-            )
-        )
-    return pipeline
-
-
-def repeated(count: int) -> list[Row]:
-    """Rows of which the last two are alike."""
-    return [*rows(count - 1), rows(count - 1)[-1]]
 
 
 def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
@@ -135,15 +94,6 @@ def test_more_input_goes_through_both_segments_and_pays_only_for_what_is_new(tmp
         assert [row["instruction"][-2] for row in grown["default"]["train"]] == list("0246")
 
     run_async(main())
-
-
-class Even(GlobalStep):
-    """Keeps every second row."""
-
-    keep = 0
-
-    def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
-        return ({} if number % 2 == self.keep else Dropped("odd") for number in range(len(rows)))
 
 
 class Odd(Even):
@@ -232,7 +182,7 @@ def test_a_run_cancelled_in_either_segment_goes_on_where_it_was(tmp_path: Path) 
 
 
 class Slow(GlobalStep):
-    """Waits at its second row until it is told to stop."""
+    """Waits at its second row until it is asked to stop."""
 
     waiting = False
 
@@ -479,7 +429,7 @@ class Misnames(GlobalStep):
         (Few, "'few_0' decided on only 1 of 3"),
         (Many, "'many_0' decided on more of 3"),
         (Bug, r"'bug_0' failed over all rows: the row has no column 'missing'; .*instruction.* \(\S+.py:\d+\)"),
-        (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_segments.py:\d+\)"),
+        (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_stages.py:\d+\)"),
         (Nothing, "'nothing_0' made what row 0 cannot hold: Nothing.decide returned NoneType; a dict was expected"),
         (Undecided, "failed over all rows: TypeError: decide returned NoneType; .*is a `return` missing?"),
         (Waits, "failed over all rows: TypeError: decide returned coroutine; one decision for each row was expected"),

@@ -19,9 +19,10 @@ from asyncsynth.inputs.reader import BadRow, Reader, SourceRow
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.records import Row
-from tests.engine.helpers import MODELS, run_async, server
-from tests.engine.walking import Model, Source, walk
-from tests.test_records import REFUSED, Colour, Text, anything
+from tests.kit.loops import run_async
+from tests.kit.pipelines import MODELS, server
+from tests.kit.values import REFUSED, Colour, Text, anything
+from tests.kit.walking import Model, Source, walk
 
 
 class _Made:

@@ -24,9 +24,8 @@ from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import export
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.client.kit import until
-from tests.engine.helpers import rows, run_async, server, single
-from tests.engine.test_stages import Even, two_models
+from tests.kit.loops import run_async, until
+from tests.kit.pipelines import Even, rows, server, single, two_models
 from tests.matrix.plugin import FULL, Tried
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "27"))
@@ -240,7 +239,7 @@ def test_the_report_of_a_resumed_run_counts_what_ended_earlier_as_status_does(tm
             stop = Stop("drain", 1, random.Random(1))
             report = await stopped(lambda: single(rows(40)), stop, fake, {**options, "retry_failed": True})
             assert report is not None
-            assert report.counts.read < 30, "it was stopped before it came to the others"
+            assert report.counts.read < 30, "it stopped before it read the others"
             status = RunStatus.read(run)
             assert report.unfinished == status.unfinished == 10
             assert status.completeness == f"unfinished: {report.missing}"

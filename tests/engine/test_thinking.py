@@ -11,7 +11,8 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.storage.failures import failed_rows
 from asyncsynth.testing import Abilities, Fault, FaultServer, RequestInfo
-from tests.engine.helpers import MODELS, preference, rows, run_async
+from tests.kit.loops import run_async
+from tests.kit.pipelines import MODELS, preference, rows
 
 THINKING: tuple[Literal["tags", "template", "field"], ...] = ("tags", "template", "field")
 

@@ -36,7 +36,8 @@ from asyncsynth.records import Part
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.shard_directories import shard_path
-from tests.engine.helpers import rows, run_async, server, single
+from tests.kit.loops import run_async
+from tests.kit.pipelines import rows, server, single
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -16,7 +16,7 @@ import pytest
 
 from asyncsynth.engine.status import writer_pid
 from asyncsynth.testing import Fault, FaultServer
-from tests.cli.test_cli import asyncsynth, start, write_job
+from tests.kit.commands import asyncsynth, start, write_job
 
 Serve = Callable[..., FaultServer]
 RECORDS = 120
@@ -118,7 +118,7 @@ def test_workers_end_with_their_parent_and_the_run_goes_on(tmp_path: Path, fault
     assert len(pids) == 2
     until = time.monotonic() + 30
     while writers := [pid for k in range(2) if (pid := writer_pid(run / f"shard-{k}")) is not None]:
-        assert time.monotonic() < until, f"{writers} go on without their parent"
+        assert time.monotonic() < until, f"{writers} still run without their parent"
         os.sched_yield()
     acknowledged = done(run)
     assert 0 < acknowledged < RECORDS

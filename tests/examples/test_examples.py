@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.testing import FaultServer
+from tests.kit.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 #: What the examples name; the fault server answers to all of it.
 MODELS = [

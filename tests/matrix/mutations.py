@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kit.files import ROOT
+
 #: A mutation that hangs the tests is noticed as well, if it says so.
 LIMIT_S = 120.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
@@ -29,7 +30,7 @@ ANSWERS = "tests/engine/test_paid_answers.py"
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """`old` stands exactly once in `file` (below the package). `hangs`: the tests may also never end."""
+    """`old` is exactly once in `file` (below the package). `hangs`: the tests may also never end."""
 
     name: str
     file: str
@@ -310,7 +311,7 @@ MUTATIONS = (
         28, (f"{STOPPING}::test_a_part_of_a_step_over_several_rows_is_kept",),
     ),
     Mutation(
-        "failures that are alike go on", "engine/failing.py",
+        "failures that are alike do not stop the run", "engine/failing.py",
         "if self._over or self._count < ALIKE:", "if True:",
         29, ("tests/engine/test_failing.py",),
     ),
@@ -429,7 +430,7 @@ def apply(mutation: Mutation, copy: Path) -> None:
     path = copy / "asyncsynth" / mutation.file
     source = path.read_text()
     if source.count(mutation.old) != 1:
-        raise ValueError(f"{mutation.name}: its text stands {source.count(mutation.old)} times in {mutation.file}")
+        raise ValueError(f"{mutation.name}: its text is {source.count(mutation.old)} times in {mutation.file}")
     path.write_text(source.replace(mutation.old, mutation.new))
 
 

@@ -69,7 +69,7 @@ class Tried:
     """What a test has tried: `tried(2000, "bits flipped")`.
 
     `held` is worth a word beside what the row promises; `most` is (a measured value, what it counts), of which the
-    highest is told. `row` for tests that hold several.
+    highest is reported. `row` for tests that hold several.
     """
 
     def __init__(self, item: pytest.Item) -> None:

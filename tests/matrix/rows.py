@@ -1,6 +1,6 @@
 """The rows of the reliability matrix: what each tries, and what must hold. How often is counted by the tests.
 
-A test that holds a row carries `@pytest.mark.row(4)`, wherever it stands; `tests_of` finds the files.
+A test that holds a row has the mark `@pytest.mark.row(4)`, in any file; `files_of` finds the files.
 """
 
 from __future__ import annotations

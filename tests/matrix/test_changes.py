@@ -10,7 +10,8 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration, UltraFeedback
 from asyncsynth.errors import ConfigurationError, RunChangedError
 from asyncsynth.testing import FaultServer, RequestInfo
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 from tests.matrix.plugin import Tried
 
 ROWS = [{"instruction": f"number {n}", "other": f"another {n}"} for n in range(3)]

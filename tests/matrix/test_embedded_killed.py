@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix.jobs import wait, write_job
+from tests.kit.commands import result_rows
+from tests.kit.jobs import write_job
+from tests.kit.processes import ends_within, environment
 from tests.matrix.plugin import FULL, Tried
-from tests.matrix.served import environment
 
 RECORDS = 6
 
@@ -39,7 +39,7 @@ def test_a_killed_embedded_model_costs_no_record(tmp_path: Path, tried: Tried) -
     command += [word for setting in settings for word in ("--set", setting)]
     process = subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not any(path.stat().st_size > 2_000 for path in run.glob("seg-*.jsonl")):
-        if wait(process, 0.05):
+        if ends_within(process, 0.05):
             pytest.fail(f"it ended before the model could be killed: {process.communicate()}")
     models = children(process.pid)
     assert models, "there is no process of the embedded model"
@@ -49,7 +49,7 @@ def test_a_killed_embedded_model_costs_no_record(tmp_path: Path, tried: Tried) -
     assert "Traceback" not in err
     again = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr
-    rows = [json.loads(line) for line in (run / "result.jsonl").read_text().splitlines()]
+    rows = result_rows(run)
     assert [row["n"] for row in rows] == list(range(RECORDS))
     assert not [pid for pid in models if Path(f"/proc/{pid}").exists()]
     tried(1, "kills of the embedded model")

@@ -79,7 +79,7 @@ ALWAYS: dict[str, tuple[Fault, str, int]] = {
     "reset": (Fault("reset"), "reset", 8),
 }
 
-#: Struck always, and no record's fault: the run is stopped, and nobody's record fails.
+#: Faults that hit always and are no record's fault: the run stops, and no record fails.
 REFUSALS = {name: Fault("status", status=int(name)) for name in ("401", "402", "403", "404", "405")}
 REFUSALS["redirect"] = Fault("redirect", message="http://127.0.0.1:1/v1")
 

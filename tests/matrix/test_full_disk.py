@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.testing import FaultServer
-from tests.cli.test_cli import write_job
+from tests.kit.commands import write_job
+from tests.kit.processes import environment
 from tests.matrix.plugin import Tried
-from tests.matrix.served import environment
 
 #: Runs asyncsynth in a 1 MiB file system, frees what filled it, runs again. The mount ends with the shell.
 FULL_THEN_FREED = """

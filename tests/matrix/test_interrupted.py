@@ -15,7 +15,8 @@ import pytest
 from asyncsynth.engine.runner import Runner
 from asyncsynth.storage.exports import export
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.engine.helpers import preference, rows, run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import preference, rows, server
 from tests.matrix.plugin import FULL, Tried
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "9"))

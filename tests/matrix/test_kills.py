@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix.jobs import Job, wait, write_job
+from tests.kit.jobs import Job, write_job
+from tests.kit.processes import ends_within
+from tests.kit.served import Served
 from tests.matrix.plugin import FULL, Tried
-from tests.matrix.served import Served
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "4"))
 WINDOW = 32
@@ -82,9 +83,9 @@ STEP_S = 0.002
 def kill_when(process: subprocess.Popen[str], moment: Ended, rng: random.Random) -> bool:
     """Kills the process at the moment, or up to 3 ms later; False when it ended before."""
     while not moment():
-        if wait(process, STEP_S):
+        if ends_within(process, STEP_S):
             return False
-    if wait(process, rng.choice([0.0, rng.uniform(0, 0.003)])):
+    if ends_within(process, rng.choice([0.0, rng.uniform(0, 0.003)])):
         return False
     process.kill()
     return True

@@ -31,7 +31,7 @@ def test_a_row_notices(mutation: Mutation, tmp_path: Path, tried: Tried) -> None
 @pytest.mark.row(26)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_still_fits_the_code(mutation: Mutation) -> None:
-    """The text that it breaks stands there once, what replaces it is Python, and its tests are there."""
+    """The text that it breaks is there once, the replacement is Python, and its tests exist."""
     source = (ROOT / "asyncsynth" / mutation.file).read_text()
     assert source.count(mutation.old) == 1, f"{mutation.name}: {source.count(mutation.old)} times in {mutation.file}"
     assert mutation.old != mutation.new

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
-from tests.engine.helpers import run_async
+from tests.kit.loops import run_async
+from tests.kit.served import MODEL, Served
 from tests.matrix.plugin import FULL, Tried
-from tests.matrix.served import MODEL, Served
 
 RECORDS = 10_000 if FULL else 400
 RESTART_S = 2.0

@@ -1,4 +1,4 @@
-"""The matrix itself: every row has a test, and what a test says it tried is what is told."""
+"""The matrix itself: every row has a test, and the table prints what the tests count."""
 
 from __future__ import annotations
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix.jobs import Job, wait, write_job
+from tests.kit.jobs import Job, write_job
+from tests.kit.processes import ends_within
+from tests.kit.served import Served
 from tests.matrix.plugin import FULL, Tried
-from tests.matrix.served import Served
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "21"))
 KINDS = {
@@ -44,12 +45,12 @@ def test_a_signal_at_any_moment_ends_as_documented_and_loses_nothing(tmp_path: P
             why = f"seed {SEED}, round {round_}: {kind}"
             process = command.start()
             # Before the lock is there the process is an interpreter that starts, and not yet ours to end well.
-            while not _holds(command.run, process.pid) and not wait(process, 0.002):
+            while not _holds(command.run, process.pid) and not ends_within(process, 0.002):
                 pass
-            wait(process, rng.uniform(0.0, 0.5))
+            ends_within(process, rng.uniform(0.0, 0.5))
             for number in KINDS[kind]:
                 process.send_signal(number)
-                wait(process, rng.choice([0.0, rng.uniform(0.0, 0.05)]))
+                ends_within(process, rng.choice([0.0, rng.uniform(0.0, 0.05)]))
             out, err = process.communicate(timeout=60)
             if '"exit_code":0' not in out:  # else all was over when the signal came
                 assert process.returncode == 4, f"{why}: exit {process.returncode}: {out} {err}"
@@ -81,12 +82,12 @@ def test_an_input_shorter_than_the_window_is_done_only_when_all_of_it_has_ended(
         process = command.start(*options)
         # The whole input is read at once; eight requests at a time need a second or more for all of it.
         shards = [command.run] if workers == 1 else [command.run / f"shard-{number}" for number in range(workers)]
-        while not all((place / "servers.json").exists() for place in shards) and not wait(process, 0.01):
+        while not all((place / "servers.json").exists() for place in shards) and not ends_within(process, 0.01):
             pass
-        wait(process, rng.uniform(0.2, 0.5))
+        ends_within(process, rng.uniform(0.2, 0.5))
         for number in KINDS[kind]:
             process.send_signal(number)
-            wait(process, 0.02)
+            ends_within(process, 0.02)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 4, f"{kind}: exit {process.returncode}: {out} {err}"
         assert not (command.run / "result.jsonl").exists()
@@ -120,7 +121,7 @@ def test_one_signal_stops_as_soon_as_the_slowest_answer_is_there(tmp_path: Path,
     with Served(delay_s=1.0) as server:
         command = Job(job, server.base_url, tmp_path / "run", window=256, more=("--concurrency", "8"))
         process = command.start()
-        while server.tell()["requests"] < 8 and not wait(process, 0.05):
+        while server.tell()["requests"] < 8 and not ends_within(process, 0.05):
             pass
         process.send_signal(signal.SIGINT)
         began = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Transient
 from asyncsynth.core.retry import RetryBudget
-from tests.core.simulation import Script, Sim, SimServer
+from tests.kit.simulation import Script, Sim, SimServer
 from tests.matrix.plugin import FULL, Tried
 
 SEEDS, RECORDS = (100, 20_000) if FULL else (4, 1_500)

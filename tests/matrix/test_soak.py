@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.kit.files import ROOT
+from tests.kit.processes import environment
 from tests.matrix.plugin import FULL, Tried
-from tests.matrix.served import ROOT, environment
 from tests.matrix.soak import WINDOW
 
 RECORDS = 1_000_000 if FULL else 5_000
-#: After so many the caches are warm and the pool has its connections.
+#: Records after which the caches are warm and the pool has its connections.
 SETTLED = 50_000 if FULL else 2_000
 
 

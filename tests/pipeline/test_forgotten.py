@@ -1,4 +1,4 @@
-"""A method that a subclass forgot is told when the step is made, not at the first record."""
+"""A method that a subclass forgot is an error when the step is made, not at the first record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a text was made is known by its end, wherever it is and whatever stands before it."""
+"""How a text was made is known by its end, wherever it is and whatever precedes it."""
 
 from __future__ import annotations
 

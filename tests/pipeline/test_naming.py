@@ -10,7 +10,7 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.storage.manifest import Manifest
-from tests.pipeline.user_modules import HEAD, loaded
+from tests.kit.user_modules import HEAD, loaded
 
 BODY = """    LoadDataFromDicts([{"instruction": "q"}]) >> TextGeneration(llm=LLM(model="m"), system_prompt=PROMPT)
 """

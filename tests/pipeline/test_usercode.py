@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.cli.pipeline_file import load_pipeline
+from tests.kit.user_modules import HEAD, loaded, plan_of, task_file
 from tests.matrix.plugin import Tried
-from tests.pipeline.user_modules import HEAD, loaded, plan_of, task_file
 
 F1 = "def f(t): return t + '1'\n"
 ROW = 'row["instruction"]'

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kit.user_modules import plan_of, task_file
 from tests.matrix.plugin import FULL, Tried
-from tests.pipeline.user_modules import plan_of, task_file
 
 KINDS = ("constant", "container", "function", "class", "object", "partial", "closure")
 WAYS = ("from", "import", "alias", "body")

@@ -16,8 +16,8 @@ from asyncsynth.quality.report import Comparison, RunQuality, measure_table
 from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, rec_entry
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
-from tests.engine.helpers import preference, rows, run_async, server
-from tests.engine.test_stages import repeated, two_models
+from tests.kit.loops import run_async
+from tests.kit.pipelines import preference, repeated, rows, server, two_models
 
 STEPS = {"gen": "f" * 12, "judge_a": "a" * 12, "judge_b": "b" * 12}
 TASKS = {"gen": "TextGeneration", "judge_a": "UltraFeedback", "judge_b": "UltraFeedback"}
@@ -147,7 +147,7 @@ def test_pairwise_orders_lists_and_conversations(tmp_path: Path) -> None:
         tmp_path / "run",
         [
             *(made(n, ("judge_a", result(str(n), judged(bias)))) for n, bias in enumerate([None, "first", None, None])),
-            made(4, ("judge_a", result("4", judged(None), calls=0))),  # nobody was asked
+            made(4, ("judge_a", result("4", judged(None), calls=0))),  # no judge was asked
             made(5, ("gen", result("5", [{"conversation": talk}, {"conversation": talk}]))),
             made(6, ("gen", result("6", {"structured": {"b": 1, "a": None}}))),
         ],

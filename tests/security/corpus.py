@@ -1,4 +1,4 @@
-"""Text that nobody means well with: what models, servers, rows and file names may bring into an output."""
+"""Hostile text: what models, servers, rows and file names may bring into an output."""
 
 from __future__ import annotations
 

@@ -22,9 +22,11 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.exports import _cell
-from asyncsynth.testing import FaultServer
+from asyncsynth.testing import Fault, FaultServer, RequestInfo
+from tests.kit.commands import asyncsynth_bytes, here, message_of
+from tests.kit.files import write_rows
+from tests.kit.requests import chat_answer
 from tests.security.corpus import BODIES, ERRORS, FORMULA, STEERING, TEXTS
-from tests.security.kit import chat, echo, here, message_of, process
 
 pytestmark = pytest.mark.row(23)
 
@@ -40,8 +42,19 @@ with Pipeline(name={name!r}) as pipeline:
 """
 
 
+def echo(info: RequestInfo) -> Fault | None:
+    """Answers with the prompt, or as it asks for by name: `ask-body:NAME`, `ask-error:NAME`."""
+    said: Any = info.json["messages"][-1]["content"]
+    kind, _, name = said.partition(":")
+    if kind == "ask-error":
+        return Fault("status", status=400, body=ERRORS[name])
+    return Fault(
+        "status", status=200, body=BODIES[name] if kind == "ask-body" else chat_answer(said, "m\x1b[31m\nerror: no")
+    )
+
+
 def assert_tame(shown: str) -> None:
-    """No byte that steers, and no line that somebody else wrote."""
+    """No control byte, and no line that another party wrote."""
     assert not (found := STEERING.search(shown)), ascii(shown[max(0, found.start() - 80) : found.end() + 20])
     assert not [line for line in shown.splitlines() if line.startswith("error: ")]
 
@@ -62,15 +75,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rows += [{"id": f"body {name}", "instruction": f"ask-body:{name}"} for name in ANSWERS]  # the others are retried
     rows += [{"id": f"error {name}", "instruction": f"ask-error:{name}"} for name in ERRORS]
     source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(source, rows)
     job = folder / "job.py"
     job.write_text(PIPELINE.format(path=str(source), name=HOSTILE_NAME))
     fleet = folder / "fleet.yaml"
     fleet.write_text(f"servers:\n  - url: {server.base_url}\n    name: {json.dumps(HOSTILE_NAME)}\n")
     output = folder / "run\x1b[31m"
     try:
-        ran = process("run", job, "--servers", fleet, "--output", output)
-        again = process("run", job, "--servers", fleet, "--output", output, "--json", "--retry-failed")
+        ran = asyncsynth_bytes("run", job, "--servers", fleet, "--output", output)
+        again = asyncsynth_bytes("run", job, "--servers", fleet, "--output", output, "--json", "--retry-failed")
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
@@ -148,7 +161,7 @@ def test_errors_of_commands_are_tame(tmp_path: Path) -> None:
     bad.write_bytes(b'{"instruction": "\x1b[31m\r"}\n')
     job = tmp_path / "job.py"
     job.write_text(PIPELINE.format(path=str(bad), name="p"))
-    refused = process("run", job, "--servers", "http://\x1b[31m:1/v1")
+    refused = asyncsynth_bytes("run", job, "--servers", "http://\x1b[31m:1/v1")
     assert refused.returncode == 2
     shown = refused.stderr.decode()
     assert not STEERING.search(shown), ascii(shown)
@@ -249,7 +262,7 @@ def test_a_hostile_error_is_an_outcome_with_one_tame_line(status: int) -> None:
 def test_a_line_of_a_megabyte_is_shown_short() -> None:
     long = "x" * 1_000_000 + "\x1b"
     assert len(one_line(long)) == 200
-    answer = decode(ChatRequest("m", []), 200, {}, chat(long), 0.0)
+    answer = decode(ChatRequest("m", []), 200, {}, chat_answer(long), 0.0)
     assert isinstance(answer, Ok)
     assert answer.value.choices[0].text == long
 

@@ -15,8 +15,10 @@ from asyncsynth.client.adopt import HttpxExchange, adopt
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.testing import Fault, FaultServer
-from tests.client.kit import CHAT, QUICK, chat_body, on_both_loops
-from tests.security.kit import ROOT, environment
+from tests.kit.files import ROOT
+from tests.kit.loops import on_both_loops
+from tests.kit.processes import environment
+from tests.kit.requests import CHAT, QUICK, chat_body
 
 pytestmark = pytest.mark.row(25)
 

@@ -19,8 +19,8 @@ from asyncsynth.servers.configs import parse_servers
 from asyncsynth.storage.exports import export
 from asyncsynth.tasks.templates import check_template, render
 from asyncsynth.testing import FaultServer
+from tests.kit.files import ROOT
 from tests.security.corpus import TEXTS
-from tests.security.kit import ROOT
 
 OUTSIDE = ("../evil", "a/../../evil", "/tmp/evil", "..", ".hidden", "a\\b", "a\0b", "")
 

@@ -18,14 +18,14 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from asyncsynth.client.adopt import Http11Transport, HttpxExchange, adopt
+from asyncsynth.client.adopt import HttpxExchange, adopt
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of
 from asyncsynth.client.transport import Exchange, TransportFailure
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.configs import parse_servers
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
-from tests.security.kit import process
+from tests.kit.commands import asyncsynth_bytes
 
 pytestmark = pytest.mark.row(24)
 
@@ -51,7 +51,7 @@ def forms(key: str = CANARY) -> list[bytes]:
 
 
 def assert_clean(*artefacts: bytes | str | Path) -> None:
-    """The canary is in none of these; a folder stands for all its files and their names."""
+    """The canary is in none of these; a folder means all its files and their names."""
     for artefact in artefacts:
         if isinstance(artefact, Path):
             assert_clean(*(str(file) for file in artefact.rglob("*")))
@@ -99,12 +99,12 @@ def test_success_resume_status_export(tmp_path: Path, fault_server: Serve, varia
     )
     job, run = write_job(tmp_path), tmp_path / "run"
     arguments = ("run", job, "--servers", fleet, "--output", run)
-    ran = process(*arguments, HF_TOKEN=CANARY, **keyed(variable))
+    ran = asyncsynth_bytes(*arguments, HF_TOKEN=CANARY, **keyed(variable))
     assert ran.returncode == 0, ran.stderr
     shown = [ran]
     if variable == "OPENAI_API_KEY":
-        shown.append(process(*arguments, "--json", **keyed(variable)))
-        shown.append(process("export", run, "--to", tmp_path / "out.csv", **keyed(variable)))
+        shown.append(asyncsynth_bytes(*arguments, "--json", **keyed(variable)))
+        shown.append(asyncsynth_bytes("export", run, "--to", tmp_path / "out.csv", **keyed(variable)))
     assert all(one.returncode == 0 for one in shown)
     assert_clean(*(one.stdout + one.stderr for one in shown), run, tmp_path)
 
@@ -116,9 +116,11 @@ def test_a_server_that_repeats_the_key(tmp_path: Path, fault_server: Serve, stat
     server = fault_server(models=["model-a"], script=lambda info: refuse(info) if info.index else None)
     job, run = write_job(tmp_path, 12), tmp_path / "run"
     debug = {"ASYNCSYNTH_TRACEBACK": "1", "PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONDEVMODE": "0"}
-    ran = process("run", job, "--servers", server.base_url, "--output", run, **debug, **keyed("OPENAI_API_KEY"))
+    ran = asyncsynth_bytes(
+        "run", job, "--servers", server.base_url, "--output", run, **debug, **keyed("OPENAI_API_KEY")
+    )
     assert ran.returncode == (3 if status == 400 else 4), ran.stderr
-    told = process("status", run, **keyed("OPENAI_API_KEY"))
+    told = asyncsynth_bytes("status", run, **keyed("OPENAI_API_KEY"))
     assert_clean(ran.stdout, ran.stderr, told.stdout, run)
     if status == 400:
         assert b"you sent Bearer ***" in told.stdout
@@ -131,7 +133,7 @@ def test_no_connection_and_a_crash_with_its_traceback(tmp_path: Path, fault_serv
     broken = tmp_path / "broken.py"
     broken.write_text(job.read_text().replace("with Pipeline", crash).replace("data = LoadDataFromDicts", "data = Bad"))
     environment = {"ASYNCSYNTH_TRACEBACK": "1", **keyed("OPENAI_API_KEY")}
-    crashed = process("run", broken, "--servers", server.base_url, "--output", tmp_path / "b", **environment)
+    crashed = asyncsynth_bytes("run", broken, "--servers", server.base_url, "--output", tmp_path / "b", **environment)
     assert crashed.returncode == 1, crashed.stderr
     assert b"Traceback" in crashed.stderr
     assert_clean(crashed.stdout, crashed.stderr, tmp_path)
@@ -141,7 +143,7 @@ def test_a_kill_leaves_no_key(tmp_path: Path, fault_server: Serve) -> None:
     import subprocess
     import sys
 
-    from tests.security.kit import environment
+    from tests.kit.processes import environment
 
     killed: list[subprocess.Popen[bytes]] = []
 
@@ -223,9 +225,13 @@ def exchanges(base_url: str) -> list[Exchange]:
         httpx.AsyncClient(base_url=base_url, headers={"x-api-key": CANARY}, event_hooks=hooks),
         httpx.AsyncClient(base_url=base_url, auth=Auth()),
         httpx.AsyncClient(base_url=base_url, auth=("user", CANARY)),
-        httpx.AsyncClient(base_url=base_url, headers={"x-api-key": CANARY}, transport=Http11Transport()),
+        httpx.AsyncClient(base_url=base_url, headers={"x-api-key": CANARY}, transport=Own()),
     ]
     return [Http11Pool(base_url, api_key=Secret(CANARY)), *map(adopt, clients)]
+
+
+class Own(httpx.AsyncHTTPTransport):
+    """A transport of the user's own."""
 
 
 async def _nothing(_: object) -> None:

@@ -18,8 +18,10 @@ from asyncsynth.client.adopt import HttpxExchange, adopt
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import TransportFailure
-from tests.client.kit import CHAT, RUNNERS, chat_body
-from tests.security.kit import ROOT, chat, environment
+from tests.kit.files import ROOT
+from tests.kit.loops import RUNNERS
+from tests.kit.processes import environment
+from tests.kit.requests import CHAT, chat_answer, chat_body
 
 KEY = "sk-canary-of-the-handshake"
 AUTHORITY = trustme.CA()
@@ -46,7 +48,7 @@ class TlsServer:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             self.received += head
-            body = chat("hello")
+            body = chat_answer("hello")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
             await writer.drain()
         writer.close()
@@ -64,7 +66,7 @@ def trusting() -> ssl.SSLContext:
 def test_verification_is_on_and_the_key_is_sent_only_after_it(loop: str) -> None:
     async def scene() -> None:
         for name, context, words in (
-            ("127.0.0.1", None, "SSL_CERT_FILE"),  # nobody vouches for the authority
+            ("127.0.0.1", None, "SSL_CERT_FILE"),  # the authority is unknown
             ("wrong.example", trusting(), "host name"),
             ("127.0.0.1", trusting(), ""),
         ):

@@ -209,7 +209,7 @@ def test_all_that_is_wrong_with_a_fleet_is_told_at_once(tmp_path: Path) -> None:
     told = starts_of_errors(caught.value)
     assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
     assert "Did you mean config?" in caught.value.message
-    # What could be read is there for further checks, which are told with the rest.
+    # What could be read is there for further checks, which are reported with the rest.
     problems = Problems()
     [server] = parse_servers([fleet], problems=problems)
     with pytest.raises(ConfigurationError, match="NOT_SET, which is not set") as caught:

@@ -12,6 +12,7 @@ import pytest
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.errors import ModelNotServed, ServerError, ServerRefused, ServerUnreachable
 from asyncsynth.servers.readiness import Probe, ReadyPolicy, not_served
+from tests.kit.clocks import ManualClock
 
 Answer = WireResponse | TransportFailure
 CHAT = {
@@ -55,54 +56,43 @@ class ScriptedExchange:
         pass
 
 
-class VirtualTime:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def probe(exchange: ScriptedExchange, time: VirtualTime, **settings: Any) -> Probe:
+def probe(exchange: ScriptedExchange, time: ManualClock, **settings: Any) -> Probe:
     return Probe(exchange, clock=time.clock, sleep=time.sleep, **settings)
 
 
-def wait(health: Callable[[], Answer], time: VirtualTime) -> None:
+def wait(health: Callable[[], Answer], time: ManualClock) -> None:
     policy = ReadyPolicy(connect_s=10, load_s=100)
     asyncio.run(probe(ScriptedExchange(health=health), time, policy=policy).wait_ready())
 
 
 @pytest.mark.parametrize("status", [200, 404, 401])
 def test_ready_at_once(status: int) -> None:
-    wait(lambda: reply(status), time := VirtualTime())
+    wait(lambda: reply(status), time := ManualClock())
     assert time.now == 0
 
 
 def test_waits_for_a_server_that_starts_and_loads() -> None:
-    time = VirtualTime()
+    time = ManualClock()
     wait(lambda: REFUSED if time.now < 8 else reply(503) if time.now < 90 else reply(200), time)
     assert 90 <= time.now < 93
 
 
 def test_nobody_listens() -> None:
-    time = VirtualTime()
+    time = ManualClock()
     with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9/v1 after 10 s \(connect: connection refused"):
         wait(lambda: REFUSED, time)
     assert time.now == pytest.approx(10)
 
 
 def test_loads_for_ever() -> None:
-    time = VirtualTime()
+    time = ManualClock()
     with pytest.raises(ServerUnreachable, match=r"after 100 s .*503"):
         wait(lambda: reply(503), time)
     assert time.now == pytest.approx(100)
 
 
 def models(answer: Answer, **settings: Any) -> tuple[str, ...] | None:
-    return asyncio.run(probe(ScriptedExchange(models=lambda: answer), VirtualTime(), **settings).models())
+    return asyncio.run(probe(ScriptedExchange(models=lambda: answer), ManualClock(), **settings).models())
 
 
 def test_list_of_models() -> None:
@@ -127,7 +117,7 @@ def test_another_kind_of_server(answer: WireResponse) -> None:
 
 def canary(**paths: Answer) -> tuple[list[str], float]:
     exchange = ScriptedExchange(**{path: (lambda answer=answer: answer) for path, answer in paths.items()})
-    asyncio.run(probe(exchange, time := VirtualTime(), has_key=True, key_env="K").canary("m"))
+    asyncio.run(probe(exchange, time := ManualClock(), has_key=True, key_env="K").canary("m"))
     return exchange.asked, time.now
 
 
@@ -199,7 +189,7 @@ def test_all_models_that_are_not_served_are_named_at_once() -> None:
 def test_a_model_whose_one_token_is_a_thought_lives(message: dict[str, Any], where: str) -> None:
     body = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {"completion_tokens": 1}}
     exchange = ScriptedExchange(chat_completions=lambda: reply(200, body))
-    asked = probe(exchange, VirtualTime())
+    asked = probe(exchange, ManualClock())
     assert asyncio.run(asked.canary("m"))
     assert asked.thinking == ({"m": where} if where else {})
     assert exchange.asked == ["/chat/completions"]

@@ -10,8 +10,8 @@ import pytest
 
 from asyncsynth.servers.configs import ServerConfig, parse_servers
 from asyncsynth.serving.vllm.flags import check_flags, load_table
+from tests.kit.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "server_configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 IDS = [str(path.relative_to(FOLDER)) for path in FILES]
@@ -54,7 +54,7 @@ def test_bounds_fit_each_other(path: Path) -> None:
         assert server.launch is not None
         number = server.launch.number
         slots = number("max-num-seqs", 0)
-        assert slots, f"{server.origin}: the client keeps so many in flight, so it is said"
+        assert slots, f"{server.origin}: the client keeps as many in flight, so the file must say it"
         # vLLM counts running requests among the queued: a bound below the slots would leave slots empty.
         assert slots < number("max-num-queued-reqs", 0) <= 2 * slots, server.origin
         assert slots <= number("max-num-batched-tokens", 0), server.origin

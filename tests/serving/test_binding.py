@@ -206,7 +206,7 @@ def test_a_server_that_comes_up_late_is_waited_for() -> None:
 
     async def scenario() -> None:
         async with server:
-            pass  # now it has a port, on which nobody listens
+            pass  # now it has a port on which nothing listens
         exchange = Http11Pool(server.base_url)
 
         async def sleep(seconds: float) -> None:
@@ -247,7 +247,7 @@ def test_errors_are_of_one_tree() -> None:
 @pytest.mark.slow
 def test_a_model_that_no_file_names_is_told_before_any_server_is_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
-    file.write_text("model: m\nport: 9\n")  # nobody answers
+    file.write_text("model: m\nport: 9\n")  # nothing answers
     given = parse_servers([str(file)])
 
     async def scenario(servers: Sequence[ServerConfig]) -> None:
@@ -263,7 +263,7 @@ def test_a_model_that_no_file_names_is_told_before_any_server_is_waited_for(tmp_
 @pytest.mark.slow
 def test_a_server_that_could_be_started_is_not_only_called_absent(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
-    file.write_text("model: m\nport: 9\n")  # the discard port: nobody answers
+    file.write_text("model: m\nport: 9\n")  # the discard port: nothing answers
 
     async def scenario() -> None:
         async with open_pool([LLM(model="m")], servers=parse_servers([str(file)]), ready=NO_PATIENCE, environ={}):

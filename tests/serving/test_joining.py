@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,18 +20,10 @@ from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.readiness import ReadyPolicy
 from asyncsynth.serving.binding import open_pool
 from asyncsynth.testing.fault_server import FaultServer
+from tests.kit.loops import run_async, until
 
 HASTY = ReadyPolicy(connect_s=0, grace_s=0.05, retry_s=0.02)
 LLMS = [LLM(model="test-model")]
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await asyncio.wait_for(scene(), 30)
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
 
 
 async def absent(**options: Any) -> FaultServer:
@@ -46,11 +38,6 @@ async def opened(*servers: FaultServer, llms: list[LLM] = LLMS, **fields: Any) -
     configs = [ServerConfig(base_url=server.base_url, **fields) for server in servers]
     async with open_pool(llms, servers=configs, ready=HASTY, environ={}, rng=random.Random(0)) as pool:
         yield pool
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # what a pool notes has no event
-        await asyncio.sleep(0.005)
 
 
 def ask() -> ChatRequest:
@@ -70,7 +57,7 @@ def test_a_run_begins_without_a_server_that_it_can_do_without_and_takes_it_in() 
                 answers = await asyncio.gather(*[pool.send(ask()) for _ in range(8)])
                 assert {answer.server for answer in answers} == {f"127.0.0.1:{s.port}" for s in (here, late)}
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 def test_a_pool_closes_while_it_waits_for_a_latecomer() -> None:
@@ -80,7 +67,7 @@ def test_a_pool_closes_while_it_waits_for_a_latecomer() -> None:
             await pool.send(ask())
             assert len(pool.notes) == 1
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 def test_without_the_only_server_of_a_model_nothing_begins() -> None:
@@ -89,9 +76,9 @@ def test_without_the_only_server_of_a_model_nothing_begins() -> None:
         async with FaultServer() as here:
             with pytest.raises(ServerUnreachable, match=str(late.port)):
                 async with opened(here, late, llms=[*LLMS, LLM(model="other")]):
-                    raise AssertionError("nobody has the other model")
+                    raise AssertionError("no server has the other model")
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 def test_a_server_that_an_llm_names_is_needed() -> None:
@@ -102,7 +89,7 @@ def test_a_server_that_an_llm_names_is_needed() -> None:
                 async with opened(here, llms=[LLM(model="own", base_url=late.base_url), *LLMS]):
                     raise AssertionError("its only server is not there")
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +107,7 @@ def test_a_latecomer_of_no_use_is_left_out(options: dict[str, Any], said: str) -
             assert said in pool.notes[1]
             assert len(pool.snapshot().replicas) == 1
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 def test_a_server_that_refuses_is_told_at_once_though_others_are_there() -> None:
@@ -130,7 +117,7 @@ def test_a_server_that_refuses_is_told_at_once_though_others_are_there() -> None
                 async with opened(here, closed):
                     raise AssertionError("the key is missing")
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +141,7 @@ def test_limits_adapt_unless_a_number_is_said(
                 assert pool.snapshot().replicas[0].limit == limit
                 assert type(pool._links[0].server.limiter) is kind
 
-    run(scene)
+    run_async(scene(), within_s=30)
 
 
 def test_a_servers_load_is_asked_for_only_where_the_user_said_so() -> None:
@@ -166,4 +153,4 @@ def test_a_servers_load_is_asked_for_only_where_the_user_said_so() -> None:
             wanted = [["endpoint-load-metrics-format" in info.headers for info in s.log or ()] for s in (plain, asked)]
         assert [set(one) for one in wanted] == [{False}, {True}]
 
-    run(scene)
+    run_async(scene(), within_s=30)

@@ -1,4 +1,4 @@
-"""A run's own servers kept running: restarts, what is told of them, and when one that lives counts as hung."""
+"""A run's own servers are kept running: restarts, their reports, and when a live one counts as hung."""
 
 from __future__ import annotations
 
@@ -19,28 +19,14 @@ from asyncsynth.errors import RunStopped, ServerUnreachable
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec, why_it_ended
 from asyncsynth.serving.keeping import End, HangPolicy, keep, kept, until_it_hangs
 from asyncsynth.serving.restarts import RestartPolicy
+from tests.kit.clocks import ManualClock
+from tests.kit.files import ROOT
 
-STAND_IN = [sys.executable, str(Path(__file__).with_name("embedded_stand_in.py"))]
-
-
-class Time:
-    """Virtual: it passes when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.slept: list[float] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
+STAND_IN = [sys.executable, str(ROOT / "tests/kit/embedded_stand_in.py")]
 
 
 class Told:
-    """A watcher that writes down what it is told."""
+    """A watcher that records its calls."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -56,7 +42,7 @@ class Told:
 
 
 class Dying:
-    """A child that ends as soon as it runs; `starts` says what each restart comes to."""
+    """A child that ends as soon as it runs; `starts` holds the result of each restart."""
 
     name = "child"
 
@@ -77,7 +63,7 @@ class Dying:
 
 
 def test_restarts_pause_longer_each_time_and_come_to_an_end() -> None:
-    time, told, notes = Time(), Told(), []
+    time, told, notes = ManualClock(), Told(), []
     failed = ServerUnreachable("no address", hint="Look.")
     child = Dying([None, failed, OSError("no memory"), None])
     policy = RestartPolicy(crashes=4)
@@ -104,7 +90,7 @@ def test_restarts_pause_longer_each_time_and_come_to_an_end() -> None:
 
 def hang_of(answers: Sequence[str], *, takes_s: float = 0.0) -> tuple[str, float]:
     """What is said of a server that answers so, the last answer for ever, and after how many seconds."""
-    time, left = Time(), list(answers)
+    time, left = ManualClock(), list(answers)
 
     async def healthy() -> str:
         time.now += takes_s
@@ -128,7 +114,7 @@ def test_one_good_answer_within_a_minute_is_enough() -> None:
 
 def test_a_pause_of_our_own_is_no_hang() -> None:
     """The whole machine slept while a question was on its way: the next answer is good, and nothing is said."""
-    time, answered = Time(), 0
+    time, answered = ManualClock(), 0
 
     async def healthy() -> str:
         nonlocal answered

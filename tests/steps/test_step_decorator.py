@@ -9,7 +9,8 @@ from asyncsynth import LLM, Dropped, Filter, LoadDataFromDicts, Pipeline, TaskCo
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.records import Row
 from asyncsynth.steps.step_decorator import FunctionStep
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 
 LEAST = 2
 

@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import errno
 import importlib.util
 import io
-import json
 import os
 import tracemalloc
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsynth.errors import ConfigurationError, StorageError
-from asyncsynth.storage.entries import drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import drop_entry, pos_entry
 from asyncsynth.storage.exports import Exported, RunRows, _cell, export, leaves
 from asyncsynth.storage.failures import export_failures
-from asyncsynth.storage.files import FileSystem
-from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.manifest import Epoch, Manifest
-
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-def write_run(
-    directory: Path,
-    records: Sequence[tuple[int, Rows]],
-    *,
-    epoch: int = 0,
-    epochs: int = 1,
-    names: Sequence[str] = ("default",),
-    keys: str = "position",
-    extra: Sequence[bytes] = (),
-) -> Path:
-    """A run directory whose records end in the given order, each with its position and rows."""
-
-    async def write() -> None:
-        there = directory.exists()
-        async with Journal.open(directory) if there else Journal.create(directory) as journal:
-            for position, made in records:
-                key = str(position) if keys == "position" else f"id-{position}"
-                ending: dict[str, Any] = {"epoch": epoch, "status": "ok" if any(made.values()) else "failed"}
-                body = rec_entry(key=key, position=position, row_hash="00" * 8, rows=made, **ending)  # type: ignore[arg-type]
-                journal.append(body)
-                if position % 256 == 255:
-                    await journal.flushed()
-            for entry in extra:
-                journal.append(entry)
-
-    asyncio.run(write())
-    states = [Epoch("f", {}, {}, leaves=list(names)) for _ in range(epochs)]
-    Manifest("run", "p", 0, keys, {}, states, "2026-01-01T00:00:00+00:00").save(directory)
-    return directory
-
-
-def one_each(count: int) -> list[tuple[int, Rows]]:
-    return [(n, {"default": [{"n": n, "text": f"row {n}"}]}) for n in range(count)]
+from tests.kit.entries import Rows, one_each, write_run
+from tests.kit.files import read_rows
+from tests.kit.journals import FailingFS
 
 
 @pytest.fixture
@@ -205,7 +165,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
 def test_jsonl(run: Path, tmp_path: Path) -> None:
     exported = export(run, tmp_path / "new" / "rows.jsonl")
     assert (exported.rows, exported.path) == (10, tmp_path / "new" / "rows.jsonl")
-    assert [json.loads(line) for line in exported.path.read_bytes().splitlines()] == list(RunRows(run))
+    assert read_rows(exported.path) == list(RunRows(run))
     first = exported.path.read_bytes()
     assert export(run, exported.path).path.read_bytes() == first
     assert os.listdir(exported.path.parent) == ["rows.jsonl"]
@@ -239,50 +199,25 @@ def test_places_where_an_export_would_do_harm(
     assert export(run, run / "result.jsonl").rows == 10
 
 
-class FailingFs(FileSystem):
-    """Fails the n-th call that changes the disk."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def open(self, path: Path, flags: int) -> int:
-        self._count()
-        return super().open(path, flags)
-
-    def write(self, fd: int, data: memoryview) -> int:
-        self._count()
-        return super().write(fd, data[:100])
-
-    def fdatasync(self, fd: int) -> None:
-        self._count()
-
-    def rename(self, old: Path, new: Path) -> None:
-        self._count()
-        super().rename(old, new)
-
-
 def test_a_failure_leaves_the_old_file_and_no_other(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     target = out / "rows.jsonl"
-    target.write_bytes(b"old")
     failures = 0
     while failures < 20:
+        target.write_bytes(b"old")
+        fs = FailingFS(failures, errno.ENOSPC, once=True)
         try:
-            export(run, target, fs=FailingFs(failures + 1))
+            export(run, target, fs=fs)
         except StorageError as error:
-            failures += 1
             assert str(target) in error.message  # noqa: PT017
-            assert target.read_bytes() == b"old"
+            has_moved = fs.calls[failures] == "fsync_dir"  # the new file is in place, whole
+            assert target.read_bytes().count(b"\n") == (10 if has_moved else 0)
             assert os.listdir(out) == ["rows.jsonl"]
+            failures += 1
         else:
             break
-    assert failures >= 6
+    assert failures >= 5  # open, write, fdatasync, rename, fsync_dir
     assert target.read_bytes().count(b"\n") == 10
 
 

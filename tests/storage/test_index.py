@@ -6,7 +6,6 @@ import asyncio
 import errno
 import random
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
@@ -14,61 +13,16 @@ import pytest
 
 from asyncsynth.errors import CorruptJournal, InputError, StorageError
 from asyncsynth.records import content_hash
-from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import NotJson, drop_entry, pos_entry, rec_entry
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import DuplicateKey, RunIndex
 from asyncsynth.storage.journal import Journal
-from asyncsynth.storage.manifest import Epoch, Manifest, diff
+from asyncsynth.storage.manifest import Manifest, diff
+from tests.kit.entries import HASH, dead, final, index_of, journal_of, lost, manifest, result, step
+from tests.kit.journals import SMALL, FailingFS
 from tests.matrix.plugin import Tried
 
-from .journal_kit import SMALL, FailingFS
-
 SEED = 7
-HASH = content_hash({"a": 1})
-
-
-def result(key: str) -> StepResult:
-    return {"k": key, "h": HASH, "o": {"generation": "x"}, "m": {"model": "m"}}
-
-
-def dead(key: str, reason: str = "timeout") -> FailedRow:
-    return {"k": key, "step": "gen", "reason": reason, "message": "no", "attempts": 8}
-
-
-def step(key: str, position: int, fp: str = "f" * 12) -> bytes:
-    return rec_entry(key=key, position=position, row_hash=HASH, steps=[(fp, [result(key)])])
-
-
-def final(key: str, position: int, *, epoch: int = 0, row_hash: str = HASH) -> bytes:
-    rows = {"default": [{"a": 1}]}
-    return rec_entry(key=key, position=position, row_hash=row_hash, epoch=epoch, status="ok", rows=rows)
-
-
-def lost(key: str, position: int) -> bytes:
-    return rec_entry(
-        key=key, position=position, row_hash=HASH, epoch=0, status="failed", failed=[dead(key)],
-        dropped={"filter": {"short": 2}},
-    )  # fmt: skip
-
-
-def journal_of(run: Path, entries: Iterable[bytes], **options: object) -> list[int]:
-    """Writes the entries in a session of their own; their locations."""
-
-    async def scene() -> list[int]:
-        opened = Journal.open(run, **options) if run.exists() else Journal.create(run, **options)
-        async with opened as journal:
-            return [journal.append(entry) for entry in entries]
-
-    options = {**SMALL, **options}
-    return asyncio.run(scene())
-
-
-def index_of(run: Path, keys: str = "position", sidecar_min_bytes: int = 1 << 20) -> RunIndex:
-    index = RunIndex(keys=keys, sidecar_min_bytes=sidecar_min_bytes)
-    asyncio.run(Journal.open(run, visitor=index).close())
-    return index
-
-
 # --- entries -----------------------------------------------------------------------------------
 
 
@@ -322,11 +276,6 @@ def test_memory_and_time_of_a_resume(tmp_path: Path, keys: str) -> None:
 
 
 # --- the manifest ------------------------------------------------------------------------------
-
-
-def manifest() -> Manifest:
-    epoch = Epoch("f" * 16, {"gen": "a" * 12}, {"steps": {"gen": {"model": "m", "params": {"temperature": 0.7}}}})
-    return Manifest("r1", "pool", 42, "position", {"name": "in.jsonl"}, [epoch], "2026-01-01T00:00:00+00:00")
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:

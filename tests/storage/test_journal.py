@@ -15,8 +15,7 @@ import pytest
 from asyncsynth.errors import CorruptJournal, RunLockedError, StorageError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
-
-from .journal_kit import SMALL, FailingFS, body, keys, reopen, write
+from tests.kit.journals import SMALL, FailingFS, body, keys, reopen, write
 
 
 def test_what_was_appended_is_read_back_in_order_by_location_and_after_reopening(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
+from tests.kit.journals import FailingFS, body
 from tests.matrix.plugin import FULL, Tried
-
-from .journal_kit import FailingFS, body
 
 
 class JournalMachine(RuleBasedStateMachine):

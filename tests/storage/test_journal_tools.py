@@ -1,4 +1,4 @@
-"""Verify, repair and stats: damage anywhere is told with its place, and nothing that checks is lost."""
+"""Verify, repair and stats: damage anywhere is reported with its place, and nothing that checks is lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.journal_stats import journal_stats
 from asyncsynth.storage.repair import repair
 from asyncsynth.storage.verify import run_directories, verify
-
-from .journal_kit import SMALL, reopen
-from .test_index import final, index_of, journal_of, lost, manifest, step
+from tests.kit.entries import final, index_of, journal_of, lost, manifest, step
+from tests.kit.journals import SMALL, reopen
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "31"))
 
@@ -149,7 +148,7 @@ def gone(rng: random.Random, path: Path) -> None:
 
 
 def untouched_lines(run: Path, original: dict[str, bytes]) -> set[tuple[str, bool]]:
-    """What stands unharmed in the damaged run: whole lines of the original that are still somewhere in their file."""
+    """What is undamaged in the run: whole lines of the original that are still in their file."""
     kept = set()
     for name, data in original.items():
         if not name.startswith("seg-") or not (run / name).exists():

@@ -28,9 +28,8 @@ from asyncsynth.storage.files import temporary_path
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.layout import OWN_NAMES, is_own, is_own_name, owner_of, refuse_input_as_result, refuse_own_files
 from asyncsynth.storage.repair import repair
+from tests.kit.entries import one_each, write_run
 from tests.matrix.plugin import Tried
-
-from .test_exports import one_each, write_run
 
 pytestmark = pytest.mark.row(36)
 

@@ -22,9 +22,8 @@ from asyncsynth.errors import CorruptJournal, StorageError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.recovery import NoVisitor, recover
+from tests.kit.journals import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, write
 from tests.matrix.plugin import FULL, Tried
-
-from .journal_kit import SMALL, FailingFS, ForgetfulFS, body, keys, reopen, write
 
 SEED = int(os.environ.get("ASYNCSYNTH_SEED", "20"))
 
@@ -165,7 +164,7 @@ def test_cut_and_then_junk(quick: Path, junk: str, tried: Tried) -> None:
         tail = {"zeros": bytes(size), "garbage": rng.randbytes(size), "newlines": b"\n" * size}[junk]
         put(run, data[:cut] + tail)
         reopen(run)
-        # A newline of the junk may stand exactly where the cut line's own stood.
+        # A newline of the junk may be exactly at the place of the cut line's own.
         assert keys(run) in (whole_entries(data[:cut]), whole_entries(data[: cut + 1])), f"seed {SEED}: cut {cut}"
     tried(times, f"cuts and {junk}")
 

@@ -1,4 +1,4 @@
-"""Sidecars that are written while a run goes on, what they are trusted for, and half-written files left by a kill."""
+"""Sidecars written during a run, when they are trusted, and half-written files after a kill."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from asyncsynth.errors import CorruptJournal, StorageError
+from asyncsynth.storage.entries import drop_entry, pos_entry
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, atomic_write, remove_stale, temporary_path
@@ -20,9 +21,8 @@ from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.segments import Segment, list_segments
 from asyncsynth.storage.sidecars import Sidecars
 from asyncsynth.storage.verify import verify
-
-from .journal_kit import SMALL, FailingFS
-from .test_index import HASH, drop_entry, final, index_of, journal_of, lost, manifest, pos_entry, step
+from tests.kit.entries import HASH, final, index_of, journal_of, lost, manifest, step
+from tests.kit.journals import SMALL, FailingFS
 
 SEED = 11
 

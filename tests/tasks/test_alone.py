@@ -1,4 +1,4 @@
-"""A task on its own: with and without a running loop, and gone when nobody wants it any more."""
+"""A task on its own: with and without a running loop, and freed when nothing refers to it."""
 
 import asyncio
 import gc
@@ -16,8 +16,7 @@ from asyncsynth.tasks.alone import AloneRunner, Opener, Rows
 from asyncsynth.tasks.text_generation import TextGeneration
 from asyncsynth.tasks.ultra_feedback import UltraFeedback
 from asyncsynth.testing import FaultServer
-
-from .kit import Model
+from tests.kit.models import Model
 
 Started = Callable[..., FaultServer]
 

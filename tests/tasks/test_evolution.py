@@ -14,8 +14,7 @@ from asyncsynth.tasks.evol_instruct import EvolInstruct, is_no_answer, read_same
 from asyncsynth.tasks.evol_quality import EvolQuality
 from asyncsynth.tasks.evolution import Evolution
 from asyncsynth.tasks.templates import prompt_source, render
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 FIRST = "Explain how the tides of the sea come about."

@@ -25,7 +25,7 @@ from asyncsynth import (
     UltraFeedback,
 )
 from asyncsynth.testing import FaultServer
-from tests.engine.helpers import run_async
+from tests.kit.loops import run_async
 
 M = LLM(model="model-a")
 INSTRUCTION = "Explain number %d in detail to a sailor."

@@ -14,8 +14,7 @@ from asyncsynth.tasks.complexity_scorer import ComplexityScorer
 from asyncsynth.tasks.instruction_backtranslation import InstructionBacktranslation
 from asyncsynth.tasks.quality_scorer import QualityScorer
 from asyncsynth.tasks.revision import Revision, read_revision
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="judge")
 INSTRUCTIONS: Row = {"instructions": ["Name a colour.", "Prove that primes never end.", "Explain tides."]}

@@ -10,8 +10,7 @@ from asyncsynth.client.messages import Choice
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.tasks.sentence_pair import read_pair
 from asyncsynth.tasks.text_classification import read_labels
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 LABELS = ["spam", "not spam", "Unclear"]

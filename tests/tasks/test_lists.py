@@ -1,4 +1,4 @@
-"""Lists of instructions as models write them: read clean, whatever stands around them."""
+"""Lists of instructions as models write them, read without the text around them."""
 
 import json
 

@@ -14,7 +14,8 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError, R
 from asyncsynth.pipeline import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.magpie import read_user_turn
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 
 QWEN = LLM(model="Qwen/Qwen2.5-1.5B-Instruct")
 STOP = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")

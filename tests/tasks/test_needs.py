@@ -60,7 +60,7 @@ ROW: Row = {
 
 
 class Server:
-    """Answers as a model that does what it is told, and keeps the requests."""
+    """Answers as an obedient model, and keeps the requests."""
 
     def __init__(self) -> None:
         self.requests: list[ModelRequest] = []

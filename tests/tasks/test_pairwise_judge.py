@@ -1,4 +1,4 @@
-"""PairwiseJudge: both orders, what they come to together, and verdicts in sloppy answers."""
+"""PairwiseJudge: both orders, their combined verdict, and verdicts in sloppy answers."""
 
 import json
 
@@ -9,8 +9,7 @@ from asyncsynth.client.messages import ChatRequest
 from asyncsynth.errors import ParseFailure, TaskFailure
 from asyncsynth.records import Row
 from asyncsynth.tasks.pairwise_judge import read_verdict
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="judge")
 ROW = {"instruction": "Name a river.", "generations": ["The Nile.", "Rivers are long."]}

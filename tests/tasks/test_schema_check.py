@@ -14,8 +14,7 @@ from asyncsynth import LLM, StructuredGeneration
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.tasks.json_schema import RULES
 from asyncsynth.tasks.schema_check import BadSchema, check_of
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 pytestmark = pytest.mark.row(31)
 

@@ -8,8 +8,7 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import ChatRequest, Choice
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.tasks.self_instruct import SelfInstruct
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 ROW = {"input": "Tides come from the pull of the moon."}

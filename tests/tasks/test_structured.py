@@ -12,8 +12,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.tasks.json_schema import mismatch
 from asyncsynth.tasks.schema_check import check_of
 from asyncsynth.testing.answers import schema_instance
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 SAILOR = {

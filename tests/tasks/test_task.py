@@ -11,8 +11,7 @@ from asyncsynth.pipeline import Context
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import Task
 from asyncsynth.tasks.text_generation import TextGeneration
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 

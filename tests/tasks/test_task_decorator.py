@@ -11,8 +11,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError, T
 from asyncsynth.pipeline.step import Step
 from asyncsynth.records import Row
 from asyncsynth.tasks.task_decorator import FunctionTask
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="m")
 PROMPT = "Write a title: "

@@ -21,7 +21,8 @@ from asyncsynth import (
 )
 from asyncsynth.records import Row
 from asyncsynth.testing import random_faults
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 
 M = LLM(model="model-a")
 

@@ -28,8 +28,7 @@ from typing_extensions import TypedDict
 
 from asyncsynth import LLM, StructuredGeneration
 from asyncsynth.errors import ConfigurationError, ParseFailure
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 pytestmark = pytest.mark.row(31)
 

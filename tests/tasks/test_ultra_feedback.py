@@ -13,8 +13,7 @@ from asyncsynth.records import Row
 from asyncsynth.tasks.aspects import ASPECTS
 from asyncsynth.tasks.ultra_feedback import UltraFeedback
 from asyncsynth.testing.answers import schema_instance
-
-from .kit import Model, generate
+from tests.kit.models import Model, generate
 
 M = LLM(model="judge")
 ROW: Row = {"instruction": "What is synthetic data?", "generations": ["Made data.", "Data made by machines."]}

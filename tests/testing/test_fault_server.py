@@ -12,7 +12,8 @@ import orjson
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
-from tests.client.kit import CHAT, chat_body, on_both_loops
+from tests.kit.loops import on_both_loops
+from tests.kit.requests import CHAT, chat_body
 
 
 @on_both_loops

@@ -15,8 +15,8 @@ from asyncsynth.serving.vllm.checks import check_servers, require_sound
 from asyncsynth.serving.vllm.flags import Finding, FlagTable, check_flags, load_table
 from asyncsynth.serving.vllm.launch import VLLMCommand, command_line, environment, find_vllm
 from asyncsynth.serving.vllm.starting import placed
+from tests.kit.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TABLE = FlagTable(
     "0.33.0",
     {
@@ -150,7 +150,7 @@ def test_two_models_that_want_more_than_one_gpu(tmp_path: Path) -> None:
     assert errors(tmp_path, fleet(tmp_path, "{config: a.yaml, gpus: 0}", "{config: b.yaml, gpus: 1}")) == []
     lower = "{config: b.yaml, gpus: 0, flags: {gpu_memory_utilization: 0.4}}"
     assert errors(tmp_path, fleet(tmp_path, "{config: a.yaml, gpus: 0}", lower)) == []
-    # Nobody says where: on a machine with GPUs, vLLM takes the first for both.
+    # No `gpus`: on a machine with GPUs, vLLM takes the first for both.
     unplaced = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
     assert len(errors(tmp_path, *unplaced, gpus=2)) == 1
     assert errors(tmp_path, *unplaced, gpus=0) == []

@@ -1,4 +1,4 @@
-"""`run --start`: servers for as long as a run goes on."""
+"""`run --start`: servers that live as long as the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from asyncsynth.serving.keeping import HangPolicy
 from asyncsynth.serving.restarts import RestartPolicy
 from asyncsynth.serving.vllm.starting import StartOptions
 from asyncsynth.serving.vllm.supervisor import ServerEvent, Supervisor
-from tests.serving.vllm.kit import STAND_IN, Site, all_gone, until
+from tests.kit.files import write_rows
+from tests.kit.processes import all_gone, comes_true
+from tests.kit.vllm_site import STAND_IN, Site
 
 PIPELINE = """
 from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
@@ -42,7 +44,7 @@ def site(tmp_path: Path) -> Site:
 
 def job(site: Site, records: int = 20) -> list[str]:
     data = site.folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"instruction": f"number {n}."}) + "\n" for n in range(records)))
+    write_rows(data, ({"instruction": f"number {n}."} for n in range(records)))
     script = site.folder / "job.py"
     script.write_text(PIPELINE.format(path=str(data)))
     command = [sys.executable, "-m", "asyncsynth", "run", str(script), "--output", str(site.folder / "run")]
@@ -80,7 +82,7 @@ def test_a_server_that_dies_while_it_runs_comes_back_without_a_lost_record(site:
     process = subprocess.Popen(
         [*job(site, 400), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=site.environ()
     )
-    assert until(lambda: (site.notes / f"{port}.answering").exists())
+    assert comes_true(lambda: (site.notes / f"{port}.answering").exists())
     os.kill(site.starts(port)[0]["pid"], signal.SIGKILL)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -112,7 +114,7 @@ def killer(site: Site, port: int, number: signal.Signals, *, crash: bool = False
     """Sends a signal to the server on `port` once it answers; it crashes at its next start where that is said."""
 
     def kill() -> None:
-        assert until(lambda: (site.notes / f"{port}.answering").exists())
+        assert comes_true(lambda: (site.notes / f"{port}.answering").exists())
         if crash:
             site.ask(port, "crash")
         os.kill(site.starts(port)[0]["pid"], number)
@@ -225,7 +227,7 @@ def test_ctrl_c_stops_what_it_started(site: Site) -> None:
     fleet(site, file)
     site.ask(port, "never")
     process = subprocess.Popen(job(site), stderr=subprocess.PIPE, text=True, env=site.environ())
-    assert until(lambda: bool(site.starts(port)))
+    assert comes_true(lambda: bool(site.starts(port)))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 4

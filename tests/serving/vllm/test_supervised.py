@@ -1,4 +1,4 @@
-"""Servers as processes: real signals, real sockets, a stand-in in vLLM's place."""
+"""Servers as processes: real signals, real sockets, a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from asyncsynth.serving.vllm.checks import gpu_count
 from asyncsynth.serving.vllm.launch import find_vllm
 from asyncsynth.serving.vllm.supervisor import ServerEvent, Supervisor
 from asyncsynth.testing import FaultServer
-from tests.serving.vllm.kit import STAND_IN, Site, all_gone, runs, until
+from tests.kit.processes import all_gone, comes_true, runs
+from tests.kit.vllm_site import STAND_IN, Site
 
 COMMAND = [sys.executable, "-m", "asyncsynth"]
 #: A child in a session of its own leaves the process group; only Linux lets its guardian find it.
@@ -49,7 +50,7 @@ def serving(site: Site, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-        assert until(lambda: not any(map(runs, site.pids())))
+        assert comes_true(lambda: not any(map(runs, site.pids())))
 
 
 def next_event(process: subprocess.Popen[str], kind: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def test_a_killed_parent_leaves_no_process(site: Site, escaping: bool) -> None:
         process.kill()
         process.wait(10)
         assert all_gone([note["pid"], note["child"]])
-        assert until(lambda: not group_lives(note["pid"]))
+        assert comes_true(lambda: not group_lives(note["pid"]))
 
 
 def group_lives(number: int) -> bool:
@@ -131,7 +132,7 @@ def test_a_second_signal_kills_a_server_that_does_not_stop(site: Site) -> None:
         ready(process)
         process.send_signal(signal.SIGINT)
         assert next_event(process, "stopping")
-        assert until(lambda: (site.notes / f"{port}.terminated").exists())
+        assert comes_true(lambda: (site.notes / f"{port}.terminated").exists())
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
@@ -142,7 +143,7 @@ def test_a_signal_while_loading_stops_all(site: Site) -> None:
     file, port = site.file("a")
     site.ask(port, "never")
     with serving(site, file) as process:
-        assert until(lambda: bool(site.starts(port)))
+        assert comes_true(lambda: bool(site.starts(port)))
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
         assert all_gone(site.pids())

@@ -1,4 +1,4 @@
-"""Records walked through a graph without a server, and what went into and came out of each step."""
+"""Records walked through a graph without a server; notes the rows that enter and leave each step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Source(SourceStep):
 
 
 class Model(ModelStep):
-    """A model step that asks none. `answer` makes its outputs."""
+    """A model step that asks no model. `answer` makes its outputs."""
 
     def models(self) -> tuple[LLM, ...]:
         return (LLM(model="m"),)
@@ -46,11 +46,11 @@ class Model(ModelStep):
 
 class _NoPool:
     def send(self, request: Any, *, priority: int) -> Any:
-        raise AssertionError("no model is asked here")
+        raise AssertionError("this step sends no request")
 
 
 class Watched(Walker):
-    """A walker that notes the row keys which go into each step, by branch, and those that come out."""
+    """A walker that notes the keys of the rows that enter each step, by branch, and of those that leave it."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, _NoPool(), run_seed=0, save=self._note)  # type: ignore[arg-type]

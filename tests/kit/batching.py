@@ -58,7 +58,7 @@ class Job:
         self._flying: set[int] = set()
 
     def run(self, window: int = 5000, until: float = float("inf")) -> float:
-        """Go on to the end, or to `until`; returns tokens/s over the whole job so far."""
+        """Runs to the end, or to `until`; returns tokens/s over the whole job so far."""
         if not self.now:
             self._plan = sorted(self.at, key=lambda entry: entry[0], reverse=True)
             self._report_at = self.report_s

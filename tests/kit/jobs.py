@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.storage.entry_reader import JournalView
-from tests.matrix.served import MODEL, environment
+from tests.kit.files import write_rows
+from tests.kit.processes import environment
+from tests.kit.served import MODEL
 
 #: Segments of 64 KiB instead of 32 MiB, each with a sidecar: a short run rolls from one to the next many times.
 LAUNCH = """
@@ -45,14 +47,14 @@ with Pipeline(name="matrix") as pipeline:
 def write_job(folder: Path, records: int) -> Path:
     """The file of a three-step pipeline over `records` rows."""
     data = folder / "in.jsonl"
-    data.write_text("".join(json.dumps({"n": n, "instruction": f"Tell of {n}."}) + "\n" for n in range(records)))
+    write_rows(data, ({"n": n, "instruction": f"Tell of {n}."} for n in range(records)))
     job = folder / "job.py"
     job.write_text(THREE_STEPS.format(model=MODEL, data=str(data)))
     return job
 
 
 class Job:
-    """One command, to be started again and again."""
+    """One command that can be started repeatedly."""
 
     def __init__(self, job: Path, base_url: str, run: Path, *, window: int, more: Sequence[str] = ()) -> None:
         self.run = run
@@ -68,14 +70,14 @@ class Job:
         )
 
     def finish(self) -> dict[str, Any]:
-        """The command to its end; what it says. It must end well."""
+        """Runs the command to its end; returns its JSON. It must succeed."""
         out, err = (process := self.start()).communicate(timeout=300)
         assert process.returncode == 0, f"exit {process.returncode}: {out}\n{err}"
         said: dict[str, Any] = json.loads(out.splitlines()[-1])
         return said
 
     def ask(self, command: str, *options: str, code: int = 0) -> dict[str, Any]:
-        """What another command says of the run, as JSON."""
+        """What another command reports about the run, as JSON."""
         arguments = [sys.executable, "-m", "asyncsynth", command, str(self.run), "--json", *options]
         done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=60, check=False)
         assert done.returncode == code, f"exit {done.returncode}: {done.stdout}\n{done.stderr}"
@@ -83,7 +85,7 @@ class Job:
         return said
 
     def finals(self) -> Counter[str]:
-        """How often each record has come to an end in the journal, torn tail left out."""
+        """How often each record ends in the journal, without the torn tail."""
         ends: Counter[str] = Counter()
         with contextlib.suppress(FileNotFoundError), JournalView(self.run) as view:
             ends.update(entry["k"] for _, entry in view.entries() if entry["t"] == "rec" and "st" in entry)
@@ -100,12 +102,3 @@ class Job:
     def numbers(self) -> list[int]:
         """The records of the result, in its order."""
         return [json.loads(line)["n"] for line in self.result.read_text().splitlines()]
-
-
-def wait(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Gives the process so long; True when it has ended."""
-    try:
-        process.wait(max(seconds, 0.0))
-    except subprocess.TimeoutExpired:
-        return False
-    return True

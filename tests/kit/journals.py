@@ -1,4 +1,4 @@
-"""What the journal's tests share: writing one; file systems that fail, or forget what was not synced."""
+"""Journals, and file systems that fail or forget what was not synced."""
 
 from __future__ import annotations
 
@@ -48,18 +48,21 @@ def reopen(directory: Path) -> Journal:
 
 
 class FailingFS(FileSystem):
-    """Counts the calls that change the disk; the `fail_at`-th (from 0) raises `error`, as do all after it."""
+    """Counts calls that change the disk. Number `fail_at` (from 0) raises `error`; unless `once`, later ones do too."""
 
-    def __init__(self, fail_at: int = -1, error: int = errno.EIO, *, short_writes: bool = False) -> None:
+    def __init__(
+        self, fail_at: int = -1, error: int = errno.EIO, *, short_writes: bool = False, once: bool = False
+    ) -> None:
         self.calls: list[str] = []
         self.fail_at = fail_at
         self.error = error
         self.short_writes = short_writes
+        self.once = once
 
     def _step(self, name: str) -> None:
         at = len(self.calls)
         self.calls.append(name)
-        if 0 <= self.fail_at <= at:
+        if at == self.fail_at or (0 <= self.fail_at < at and not self.once):
             raise OSError(self.error, os.strerror(self.error))
 
     def open(self, path: Path, flags: int) -> int:

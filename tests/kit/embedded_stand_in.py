@@ -1,6 +1,7 @@
-"""A stand-in for the embedded server's process: the last argument holds its settings, a line on stdout its address.
+"""A stand-in for the embedded server's process: the last argument holds its settings, and a line on stdout
+gives its address.
 
-The model's file steers it, one word a line, read at each start: `slow` (20 ms an answer), `memory` (complains like
+The model's file configures it, one word a line, read at each start: `slow` (20 ms an answer), `memory` (complains like
 llama.cpp and ends with 1), `fails` (says why it does not start). Each start appends its pid to the file's `.pids`.
 """
 

@@ -1,4 +1,4 @@
-"""A model that says what the test tells it to: `send` for a Context, without servers or sockets."""
+"""A model without a server: `send` for a Context answers what the test says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncsynth.tasks.base import Task
 
 
 class Model:
-    """Answers by a function of the request, or with the given texts in their order."""
+    """Answers with a function of the request, or with the given texts in order."""
 
     def __init__(self, *texts: str, by: Callable[[ChatRequest], str | Choice] | None = None) -> None:
         self._texts = iter(texts)

@@ -28,7 +28,7 @@ class SimServer:
     slots: int = 10**9
     latency: tuple[float, float] = (0.5, 2.0)
     script: Script = lambda call, attempt, now: None
-    #: (outcome, when it ends) -> outcome: what becomes of answers on the way, e.g. at a crash
+    #: (outcome, when it ends) -> outcome: how answers change on the way, e.g. at a crash
     ending: Callable[[Outcome, float], Outcome] = lambda outcome, now: outcome
     busy: int = 0
     most: int = 0
@@ -46,7 +46,7 @@ class SimServer:
 
 @dataclass
 class Sim:
-    """`finished` maps call id -> Finish. `check_all` looks at every queue after every event (small runs)."""
+    """`finished` maps call id -> Finish. `check_all` inspects every queue after every event (for small runs)."""
 
     servers: list[SimServer]
     seed: int = 0
@@ -163,7 +163,7 @@ class Sim:
                 self.fail("calls lost or kept")
 
     def step(self, within: float = float("inf")) -> bool:
-        """Go to the next event; False when there is none, or none in so many seconds."""
+        """Advances to the next event; False if there is none within `within` seconds."""
         tick = self.scheduler.next_tick()
         at = self.events[0][0] if self.events else None
         if min((t for t in (tick, at) if t is not None), default=float("inf")) - self.now > within:

@@ -1,8 +1,8 @@
 """A stand-in for the `vllm` command: `serve --config FILE [--flag=value]`, over real sockets, no model.
 
-It takes what the tests' files say as vLLM would, starts a child of its own (vLLM has an engine process), and
-fails as the folder STAND_IN says: a file `<port>.<what>` in it asks for `<what>`; every start appends to
-`<port>.starts` the pids of the server and its child, and SIGTERM to `<port>.terminated`.
+It reads the tests' files as vLLM does and starts a child (vLLM has an engine process). The folder STAND_IN makes it
+fail: a file `<port>.<what>` there asks for `<what>`. Every start appends the pids of the server and its child to
+`<port>.starts`, and SIGTERM appends to `<port>.terminated`.
 
 what: crash (exit 1 with an error log), hang (SIGTERM does nothing), never (does not listen), escape (its child
 leaves the process group), slow (5 ms an answer; notes `<port>.answering` after 100).

@@ -1,7 +1,7 @@
-"""A fault server in a process of its own, which tells on request what it was asked for: killing the engine leaves it.
+"""A fault server in its own process, which survives `kill -9` of the engine and reports what it was asked for.
 
-`python -m tests.matrix.served OPTIONS` (JSON) prints the base URL; each line "tell" on its input is answered with
-one JSON line. Prompts say `record N`; an answer that is given again for a record is one that was paid twice.
+`python -m tests.matrix.served OPTIONS` (JSON) prints the base URL; it answers each line "tell" on
+its input with one JSON line. Prompts say `record N`; a second answer for the same request was paid twice.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Self
 
 from asyncsynth.testing import Fault, FaultServer, RequestInfo, random_faults
+from tests.kit.files import ROOT
+from tests.kit.processes import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 _RECORD = re.compile(rb"record (\d+)")
 MODEL = "model-a"
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's, without what steers asyncsynth or names keys."""
-    unwanted = ("ASYNCSYNTH", "OPENAI", "VLLM", "HF_")
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-    return {**keep, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **extra}
 
 
 class Served:
@@ -38,7 +31,7 @@ class Served:
         self.base_url = ""
 
     def start(self) -> None:
-        """Starts it (again); a returned server has the port that it had."""
+        """Starts it (again); it keeps its port."""
         self._let_go()
         command = [sys.executable, "-m", "tests.matrix.served", json.dumps(self._options)]
         self.process = subprocess.Popen(
@@ -50,7 +43,7 @@ class Served:
         self._options["port"] = int(self.base_url.rpartition(":")[2].partition("/")[0])
 
     def tell(self, *, forget: bool = False) -> dict[str, Any]:
-        """Requests, and records asked for again, since the last time; `forget` forgets what was answered, too."""
+        """Requests, and records asked for again, since the last call; `forget` also forgets what was answered."""
         assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -60,7 +53,7 @@ class Served:
         return told
 
     def stop(self) -> None:
-        """Ends it, however it stands."""
+        """Ends it, whatever its state."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""Pipelines of the user's, written to files and loaded as in a process of their own."""
+"""Users' pipelines, written to files and loaded as in a fresh process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with Pipeline(name="p") as p:
 
 @contextmanager
 def loaded(folder: Path, files: Mapping[str, str], main: str = "p.py") -> Iterator[Pipeline]:
-    """The pipeline in `main`; the modules beside it are forgotten at the end."""
+    """The pipeline in `main`; forgets the modules beside it at the end."""
     root = folder / f"process-{next(_numbers)}"
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
