@@ -76,10 +76,10 @@ def replace(owner: Any, name: str, stand_in: Callable[..., Any]) -> None:
 
 def no_hash() -> None:
     """Hashes of the record and of the step's input."""
-    from asyncsynth.engine import rundir, walk
+    from asyncsynth.engine import run_directory, walk
 
     replace(walk, "content_hash", lambda _: "0123456789abcdef")
-    replace(rundir, "content_hash", lambda _: "0123456789abcdef")
+    replace(run_directory, "content_hash", lambda _: "0123456789abcdef")
     _used.add(f"{walk.__name__}.content_hash")  # not called where a step sees the whole record
 
 
@@ -92,23 +92,23 @@ def no_seed() -> None:
 
 def no_encoding() -> None:
     """The request's JSON."""
-    from asyncsynth.client import pool
+    from asyncsynth.client import server_pool
 
-    replace(pool, "encode", lambda *_, **__: ("/chat/completions", b"{}"))
+    replace(server_pool, "encode", lambda *_, **__: ("/chat/completions", b"{}"))
 
 
 def no_decoding() -> None:
     """Reading the answer."""
-    from asyncsynth.client import pool
+    from asyncsynth.client import server_pool
     from asyncsynth.core.outcomes import Ok
 
     ready = Ok(_answer(), 100, 200)
-    replace(pool, "decode", lambda *_, **__: ready)
+    replace(server_pool, "decode", lambda *_, **__: ready)
 
 
 def no_scheduler() -> None:
     """Admission, limits, breakers: every call starts at once."""
-    from asyncsynth.client import pool
+    from asyncsynth.client import server_pool
     from asyncsynth.core import scheduler
 
     class Passing(scheduler.Scheduler):
@@ -123,7 +123,7 @@ def no_scheduler() -> None:
     for method in ("submit", "outcome"):
         if not hasattr(scheduler.Scheduler, method):
             raise NotThere(f"Scheduler.{method}")
-    replace(pool, "Scheduler", Passing)
+    replace(server_pool, "Scheduler", Passing)
 
 
 def no_pool() -> None:

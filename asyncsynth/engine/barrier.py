@@ -23,6 +23,7 @@ from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
+from asyncsynth.storage.barrier_rows import decode_row, encode_row
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
 from asyncsynth.storage.result_rows import RunRows
@@ -62,8 +63,7 @@ class BarrierReader(JsonlReader):
 
     def _item(self, number: int, content: bytes) -> SourceRow:
         try:
-            item = orjson.loads(content)
-            return SourceRow(number, item["k"], item["row"])
+            return SourceRow(number, *decode_row(content))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptJournal(
                 f"{self.path}:{number}: is damaged ({error})",
@@ -112,7 +112,7 @@ def pass_barrier(
     counts = BarrierCounts()
     with NewFile(directory / OUTPUT_NAME, REAL) as file:
         for key, row in _kept(step, rows, counts, stopped):
-            file.write(_line(key, row))
+            file.write(encode_row(key, row))
     facts = {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state}
     atomic_write(directory / FACTS_NAME, orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
     return counts
@@ -174,10 +174,6 @@ def _plain(step: GlobalStep, key: str, decision: Any) -> Row:
             step=step.name,
             hint="The results of the steps before it are kept: fix the step and run the same command again.",
         ) from error
-
-
-def _line(key: str, row: Row) -> bytes:
-    return orjson.dumps({"k": key, "row": row}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:

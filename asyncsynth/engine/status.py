@@ -112,7 +112,7 @@ def _together(
 
     ok, failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
     how = judged(extent, len(manifest.epochs) - 1, lambda: ok + failed)
-    first = {(failed["step"], failed["reason"]): failed for part in reversed(parts) for failed in part.examples}
+    first = {(failed.step, failed.reason): failed for part in reversed(parts) for failed in part.examples}
     return RunStatus(
         pipeline=manifest.pipeline,
         directory=directory,

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from types import NoneType
-from typing import Any, cast
+from typing import Any
 
 from asyncsynth.quality.measures import StepMeasures
 from asyncsynth.quality.text_statistics import SAMPLE_SIZE, Agreement, Ratings, Sample
 from asyncsynth.storage import layout
-from asyncsynth.storage.entries import RecEntry, StepResult
+from asyncsynth.storage.entries import RecordEntry, StepResult
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
@@ -62,29 +62,28 @@ class RunQuality:
         self.judged.append(judged)
         with JournalView(directory) as view:
             view.walk(index)
-            for where, entry in view.entries():
-                if entry["t"] == "rec":
-                    self._entry(cast(RecEntry, entry), where, index, names, number, judged)
+            for where, entry in view.records():
+                self._entry(entry, where, index, names, number, judged)
 
     def _entry(
-        self, entry: RecEntry, where: int, index: RunIndex, names: dict[str, str], epoch: int, judged: Sample[Bag]
+        self, entry: RecordEntry, where: int, index: RunIndex, names: dict[str, str], epoch: int, judged: Sample[Bag]
     ) -> None:
-        record = entry["k"]
-        for made in entry.get("s", ()):
-            name = names.get(made["f"])
-            if name is None or not index.is_current(record, where, made["f"]):
+        record = entry.key
+        for fingerprint, results in entry.steps:
+            name = names.get(fingerprint)
+            if name is None or not index.is_current(record, where, fingerprint):
                 continue
             step = self.step(name)
-            for result in made["r"]:
+            for result in results:
                 step.add(record, result)
                 for judge, numbers in ratings_of(result).items():
                     bag = judged.take(record, dict)
                     if bag is not None:
-                        bag[f"{name}{judge}", result["k"]] = (result["h"], numbers)
-        if entry.get("e") == epoch and index.is_current(record, where):
-            for failed in entry.get("bad", ()):
-                self.step(failed["step"]).add_failed(failed)
-            for name, reasons in entry.get("drop", {}).items():
+                        bag[f"{name}{judge}", result.key] = (result.input_hash, numbers)
+        if entry.epoch == epoch and index.is_current(record, where):
+            for failed in entry.failed:
+                self.step(failed.step).add_failed(failed)
+            for name, reasons in entry.dropped.items():
                 self.step(name).dropped.update(reasons)
 
     def step(self, name: str) -> StepMeasures:
@@ -146,9 +145,9 @@ def ratings_of(result: StepResult) -> dict[str, dict[str, list[float | None]]]:
     The judge is "" for the step as a whole, and for the members of a jury " (model)".
     """
     judges: dict[str, dict[str, list[float | None]]] = {}
-    if len(result["o"]) != 1:
+    if len(result.outputs) != 1:
         return judges
-    outputs = result["o"][0]
+    outputs = result.outputs[0]
     if numbers := {name: values for name, value in outputs.items() if (values := _numbers(value)) is not None}:
         judges[""] = numbers
     models, verdicts = outputs.get("jury_models"), outputs.get("jury_ratings")

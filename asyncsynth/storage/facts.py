@@ -83,7 +83,9 @@ class SegmentFacts:
                 return
             self.final(
                 where, entry["k"], entry["i"], steps, entry["h"], entry.get("e") or 0, status,
-                entry.get("rows", _NONE), entry.get("bad", ()), entry.get("drop", _NONE),
+                entry.get("rows", _NONE),
+                [(row["step"], row["reason"]) for row in entry.get("bad", ())],
+                entry.get("drop", _NONE),
             )  # fmt: skip
         elif kind == "pos":
             self.results(where, entry["k"], entry.get("i", 0), ())
@@ -122,10 +124,10 @@ class SegmentFacts:
         epoch: int,
         status: str,
         rows: Mapping[str, Sized],
-        failed: Sequence[Mapping[str, Any]],
+        failed: Sequence[tuple[str, str]],
         dropped: Mapping[str, Mapping[str, int]],
     ) -> None:
-        """A record's end, with the results that ride in its entry."""
+        """A record's end, with the results that its entry also holds. `failed`: (step, reason) of each failed row."""
         row = self.results(where, key, position, steps)
         self.flags[row] = self.flags[row] & ~STATUS | _STATUS[status]
         self.final_at[row] = where
@@ -159,7 +161,7 @@ class SegmentFacts:
             del column[rows:]
 
     def _ending_id(
-        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+        self, rows: Mapping[str, Sized], failed: Sequence[tuple[str, str]], dropped: Mapping[str, Mapping[str, int]]
     ) -> int:
         if not failed and not dropped and len(rows) == 1:
             for leaf, made in rows.items():  # nearly every record: found without making an Ending
@@ -169,9 +171,9 @@ class SegmentFacts:
         return self._new_ending(rows, failed, dropped)
 
     def _new_ending(
-        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+        self, rows: Mapping[str, Sized], failed: Sequence[tuple[str, str]], dropped: Mapping[str, Mapping[str, int]]
     ) -> int:
-        tally = Counter((row["step"], row["reason"]) for row in failed)
+        tally = Counter(failed)
         ending = Ending(
             tuple((leaf, len(made)) for leaf, made in rows.items()),
             tuple((step, reason, n) for (step, reason), n in tally.items()),

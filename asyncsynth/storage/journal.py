@@ -26,7 +26,6 @@ from asyncsynth.storage.framing import Header, header_line, mark_line, split_loc
 from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
 from asyncsynth.storage.segments import Segment, list_segments, segment_path
-from asyncsynth.storage.sidecars import Sidecars
 
 #: A segment that has reached this is followed by a new one. After a crash the last one or two are read line by
 #: line, the others from their sidecars: up to half a second for this many bytes.
@@ -35,6 +34,10 @@ GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
 _OPEN, _CLOSE = b"{}"
+
+#: Is told that a segment gets no more lines: the segment, its last line's number, its entries. Returns what to call, in
+#: any thread, once the segment is synced.
+OnFull = Callable[[Segment, int, int], Callable[[], None] | None]
 
 
 class _Group:
@@ -81,7 +84,7 @@ class Journal:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="sidecars")  # no thread until a segment is full
         self._closed = False
         self._on_durable: Callable[[list[Any]], None] = _ignore
-        self._on_fatal: Callable[[StorageError], None] = options.on_fatal or _ignore
+        self._on_fatal: Callable[[StorageError], None] = _ignore
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -214,13 +217,13 @@ class Journal:
 
     def _roll(self) -> Callable[[], None] | None:
         """The segment is full: how its sidecar is saved, once it is on the disk."""
-        sidecars = self._options.sidecars
-        if sidecars is None or self._loop is None or not self._marks:
+        on_full = self._options.on_full
+        if on_full is None or self._loop is None or not self._marks:
             return None
         path = segment_path(self.directory, self._segment)
         header = Header(self.run_id, self._segment, self._salt, self._prev)
         segment = Segment(self._segment, path, self._offset, header, 0)
-        return sidecars.roll(segment, self._seq, self._seq - self._prev - 1 - self._marks)
+        return on_full(segment, self._seq, self._seq - self._prev - 1 - self._marks)
 
     def _add_mark(self, group: _Group) -> None:
         """Groups are written in turn, each synced before the next: all before this is durable by then."""
@@ -394,11 +397,9 @@ class _Options:
         segment_bytes: int = SEGMENT_BYTES,
         group_entries: int = GROUP_ENTRIES,
         group_delay_s: float = GROUP_DELAY_S,
-        on_fatal: Callable[[StorageError], None] | None = None,
-        sidecars: Sidecars | None = None,
+        on_full: OnFull | None = None,
     ) -> None:
         self.segment_bytes = segment_bytes
         self.group_entries = group_entries
         self.group_delay_s = group_delay_s
-        self.on_fatal = on_fatal
-        self.sidecars = sidecars
+        self.on_full = on_full

@@ -312,7 +312,7 @@ def test_a_record_that_failed_before_the_barrier_counts_in_the_end(tmp_path: Pat
             assert (status.ok, status.failed_rows) == (5, {})
             assert status.before is not None
             assert status.before.failed_rows == {"text_generation_0: bad_request": 1}
-            assert [failed["k"] for failed in status.before.examples] == ["3"]
+            assert [failed.key for failed in status.before.examples] == ["3"]
             assert status.before.barrier == BarrierCounts(5, 5)
             assert status.as_json()["before"]["barrier"]["kept"] == 5
             (lost,) = failed_rows(tmp_path / "run")
@@ -479,7 +479,7 @@ class Misnames(GlobalStep):
         (Few, "'few_0' decided on only 1 of 3"),
         (Many, "'many_0' decided on more of 3"),
         (Bug, r"'bug_0' failed over all rows: the row has no column 'missing'; .*instruction.* \(\S+.py:\d+\)"),
-        (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_segments.py:\d+\)"),
+        (Lookup, r"'lookup_0' failed over all rows: KeyError: 'gold' \(\S+test_stages.py:\d+\)"),
         (Nothing, "'nothing_0' made what row 0 cannot hold: Nothing.decide returned NoneType; a dict was expected"),
         (Undecided, "failed over all rows: TypeError: decide returned NoneType; .*is a `return` missing?"),
         (Waits, "failed over all rows: TypeError: decide returned coroutine; one decision for each row was expected"),

@@ -90,9 +90,10 @@ MUTATIONS = (
         2, ("tests/storage/test_sidecars.py::test_a_sidecar_is_not_trusted_when_its_segment_changed",),
     ),
     Mutation(
-        "an entry that begins a segment is noted in the facts of the one before", "engine/run_directory.py",
-        "        where = self._append(entry)\n        self._sidecars.facts.final(\n",
-        "        facts = self._sidecars.facts\n        where = self._append(entry)\n        facts.final(\n",
+        "an entry that begins a segment is noted in the facts of the one before", "storage/run_journal.py",
+        "        where = self._journal.append(entry.encode())\n        entry.note(self._facts, where)",
+        "        facts = self._facts\n        where = self._journal.append(entry.encode())\n"
+        "        entry.note(facts, where)",
         2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
     ),
     Mutation(

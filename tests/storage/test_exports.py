@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsynth.errors import ConfigurationError, StorageError
-from asyncsynth.storage.entries import drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import DroppedEntry, MovedEntry, RecordEntry
 from asyncsynth.storage.exports import Exported, RunRows, _cell, export, leaves
 from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import FileSystem
@@ -48,8 +48,7 @@ def write_run(
             for position, made in records:
                 key = str(position) if keys == "position" else f"id-{position}"
                 ending: dict[str, Any] = {"epoch": epoch, "status": "ok" if any(made.values()) else "failed"}
-                body = rec_entry(key=key, position=position, row_hash="00" * 8, rows=made, **ending)  # type: ignore[arg-type]
-                journal.append(body)
+                journal.append(RecordEntry(key, position, "00" * 8, rows=made, **ending).encode())
                 if position % 256 == 255:
                     await journal.flushed()
             for entry in extra:
@@ -136,7 +135,7 @@ def test_leaves(tmp_path: Path) -> None:
 
 
 def test_moved_and_dropped_records(tmp_path: Path) -> None:
-    extra = [pos_entry("id-0", 3), drop_entry("id-1")]
+    extra = [MovedEntry("id-0", 3).encode(), DroppedEntry("id-1").encode()]
     run = write_run(tmp_path / "run", one_each(3), keys="id", extra=extra)
     assert list(RunRows(run)["n"]) == [2, 0]
 

@@ -41,8 +41,8 @@ def a_run(run: Path, records: int = 90) -> None:
     async def scene() -> None:
         async with Journal.create(run, segment_bytes=6000, **SMALL) as journal:
             for n in range(records):
-                journal.append(step(str(n), n))
-                journal.append(final(str(n), n))
+                journal.append(step(str(n), n).encode())
+                journal.append(final(str(n), n).encode())
                 if n % 4 == 3:
                     await journal.flushed()
             made = manifest()
@@ -287,7 +287,7 @@ def test_stats_count_records_and_what_was_replaced(tmp_path: Path) -> None:
     assert (stats.final, stats.partial, stats.failed) == (1, 1, 1)
     assert stats.entries == {"rec": 6}
     assert stats.superseded == 2
-    assert stats.superseded_bytes == len(entries[0]) + len(entries[1])
+    assert stats.superseded_bytes == len(entries[0].encode()) + len(entries[1].encode())
     assert stats.steps == {"gen": 2}
     assert stats.bytes == (run / "seg-000001.jsonl").stat().st_size
     assert stats.bytes_per_record == stats.bytes / 3
