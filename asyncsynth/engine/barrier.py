@@ -26,6 +26,7 @@ from asyncsynth.storage import layout
 from asyncsynth.storage.barrier_rows import decode_row, encode_row
 from asyncsynth.storage.exports import NewFile
 from asyncsynth.storage.files import REAL, atomic_write, storage_error
+from asyncsynth.storage.manifest import OLD_STAGE_KIND, STAGE_KIND
 from asyncsynth.storage.result_rows import RunRows
 
 OUTPUT_NAME = layout.BARRIER_ROWS
@@ -54,12 +55,12 @@ class BarrierReader(JsonlReader):
     user is not asked about what the steps before made of an input that was accepted.
     """
 
-    kind = "segment"
     may_be_empty = True
 
     def __init__(self, directory: Path, step: str) -> None:
         super().__init__(directory / OUTPUT_NAME, id_column="k")
         self.name = step
+        self.kind = OLD_STAGE_KIND if layout.is_old_stage(directory.name) else STAGE_KIND
 
     def _item(self, number: int, content: bytes) -> SourceRow:
         try:
@@ -71,12 +72,12 @@ class BarrierReader(JsonlReader):
             ) from error
 
     def identity(self) -> dict[str, Any]:
-        """The step, and the folder of the segment whose rows went through it."""
+        """The step, and the folder of the stage whose rows went through it."""
         folder = self.path.parent.name
-        return {"kind": self.kind, "name": self.name, "segment": folder, "head_bytes": 0, "head_sha256": ""}
+        return {"kind": self.kind, "name": self.name, self.kind: folder, "head_bytes": 0, "head_sha256": ""}
 
     def extends(self, old: Mapping[str, Any]) -> bool:
-        """True for every segment."""
+        """True for every stage."""
         return bool(old["kind"] == self.kind)
 
 

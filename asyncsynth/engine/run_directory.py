@@ -77,8 +77,8 @@ class RunDirectory:
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 there = Journals([(index, journal.read)])
-                # A run that has no entry yet has nothing to redo; a later segment is looked at with those before it.
-                if not options.update and (there.records() or manifest.source.get("segment")):
+                # A run that has no entry yet has nothing to redo; a later stage is looked at with those before it.
+                if not options.update and (there.records() or manifest.rows_of):
                     found = survey(manifest, plan, changes, there, total=reader.size_hint())
                     raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
                 add_epoch(manifest, keys, plan, reader)

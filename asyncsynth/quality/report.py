@@ -6,7 +6,7 @@ steps and columns, not of records. See docs/cli.md for what each measure means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,14 +15,12 @@ from typing import Any
 
 from asyncsynth.quality.measures import StepMeasures
 from asyncsynth.quality.text_statistics import SAMPLE_SIZE, Agreement, Ratings, Sample
-from asyncsynth.storage import layout
 from asyncsynth.storage.entries import RecordEntry, StepResult
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 from asyncsynth.storage.shard_directories import journals
-
-_SEGMENT = "segment"
+from asyncsynth.storage.stage_directories import stages_before
 
 #: A judge's numbers for one row: hash of what it was shown, column -> ratings.
 Judged = tuple[str, dict[str, list[float | None]]]
@@ -45,7 +43,7 @@ class RunQuality:
         manifest = Manifest.of_run(directory)
         fields: dict[str, Any] = {"steps": {}}
         quality = cls(directory, manifest.pipeline, fields)
-        for place, part in [*_segments(directory, manifest), *journals(directory, manifest)]:
+        for place, part in [*stages_before(directory, manifest), *journals(directory, manifest)]:
             epoch = part.epochs[-1]
             steps = {**fields["steps"], **epoch.fields.get("steps", {})}
             fields.update(epoch.fields, steps=steps)
@@ -125,18 +123,6 @@ class RunQuality:
             "steps": [made for step in self.steps.values() if len(made := step.as_json()) > 2],
             "agreement": self.agreements(),
         }
-
-
-def _segments(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
-    """The run directories before a run's barriers, in their order."""
-    number = 1
-    while manifest.source.get("kind") == _SEGMENT:
-        place = directory / layout.stage_name(number)
-        part = Manifest.load(place)
-        if part is None:
-            return
-        yield place, part
-        number += 1
 
 
 def ratings_of(result: StepResult) -> dict[str, dict[str, list[float | None]]]:

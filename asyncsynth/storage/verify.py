@@ -73,7 +73,7 @@ class Verified:
 
 
 def run_directories(directory: Path) -> list[Path]:
-    """The directories of a run's journals, in order: its shards where it has any; `segment-k` where steps over all
+    """The directories of a run's journals, in order: its shards where it has any; `stage-k` where steps over all
     rows split it, then itself.
 
     Raises ConfigurationError where there is no run.
@@ -91,7 +91,7 @@ def run_directories(directory: Path) -> list[Path]:
         )
     if shards := layout.shard_numbers(names):
         return [directory / layout.shard_name(number) for number in shards]
-    return [*(directory / layout.stage_name(number) for number in layout.stage_numbers(names)), directory]
+    return [*(directory / folder for folder in layout.stage_folders(names)), directory]
 
 
 def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:

@@ -94,7 +94,7 @@ def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
         assert {row["seen"] for row in train} == {10}
         assert train[0]["second_model"] == "model-b"
         assert [runner.progress().segment.split(",")[0] for runner in runners] == ["1/2", "2/2"]
-        facts = json.loads((tmp_path / "run/segment-1/barrier.json").read_text())
+        facts = json.loads((tmp_path / "run/stage-1/barrier.json").read_text())
         assert facts["dropped"] == {"repeated": 2}
 
     run_async(main())
@@ -268,7 +268,7 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
             assert report.directory == tmp_path / "run"
             assert report.counts.ok == 4
             assert len(runners) == 1
-            assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
+            assert not list((tmp_path / "run/stage-1").glob("*barrier*"))
             done = await two_models(rows(4), Even).arun(**options, update=True)
             assert done.report.exit_code == 0
             assert len(done["default"]["train"]) == 2
@@ -362,8 +362,8 @@ def test_several_rows_a_record_and_several_barriers_at_either_end(tmp_path: Path
             result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
             assert completions(fake) == 6
         assert len(result["default"]["train"]) == 1
-        assert sorted(path.name for path in (tmp_path / "run").glob("segment-*")) == [
-            "segment-1", "segment-2", "segment-3",
+        assert sorted(path.name for path in (tmp_path / "run").glob("stage-*")) == [
+            "stage-1", "stage-2", "stage-3",
         ]  # fmt: skip
 
     run_async(main())
@@ -420,7 +420,7 @@ def test_use_cache_false_sets_all_segments_aside(tmp_path: Path) -> None:
             for _ in range(2):
                 await two_models(rows(4), Even).arun(servers=[fake.base_url], output=tmp_path / "run", use_cache=False)
             assert completions(fake) == 12
-        assert len(list(tmp_path.glob("run*/segment-1"))) == 2
+        assert len(list(tmp_path.glob("run*/stage-1"))) == 2
 
     run_async(main())
 
@@ -493,7 +493,7 @@ def test_a_fault_of_the_step_is_named_and_costs_no_result(tmp_path: Path, step: 
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             with pytest.raises(PipelineError, match=message):
                 await two_models(rows(3), step).arun(**options)
-            assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
+            assert not list((tmp_path / "run/stage-1").glob("*barrier*"))
             await two_models(rows(3), Even).arun(**options, update=True)
             assert completions(fake) == 5
 
@@ -505,7 +505,7 @@ def test_a_damaged_output_is_told_and_damaged_facts_mean_it_is_made_again(tmp_pa
         async with server(keep_requests=True) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await two_models(rows(4), Even).arun(**options)
-            output = tmp_path / "run/segment-1/barrier.jsonl"
+            output = tmp_path / "run/stage-1/barrier.jsonl"
             output.write_bytes(output.read_bytes().replace(b'"row"', b'"raw"', 1))
             with pytest.raises(CorruptJournal, match=r"barrier\.jsonl:1: is damaged") as told:
                 await two_models(rows(4), Even).arun(**options)

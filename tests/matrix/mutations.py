@@ -232,7 +232,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a run's folders are not its own", "storage/layout.py",
-        'r"segment-\\d+", folder=True', 'r"segment-0", folder=True',
+        'r"stage-\\d+", folder=True', 'r"stage-0", folder=True',
         36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
     ),
     Mutation(

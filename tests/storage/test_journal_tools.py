@@ -268,9 +268,9 @@ def test_a_foreign_segment_and_a_broken_manifest_are_told(tmp_path: Path) -> Non
 def test_a_run_in_parts_is_gone_through(tmp_path: Path) -> None:
     run = tmp_path / "run"
     a_run(run)
-    a_run(run / "segment-1")
-    assert run_directories(run) == [run / "segment-1", run]
-    flip(run / "segment-1" / "seg-000001.jsonl", 900)
+    a_run(run / "stage-1")
+    assert run_directories(run) == [run / "stage-1", run]
+    flip(run / "stage-1" / "seg-000001.jsonl", 900)
     assert [bool(done.rewritten) for done in repair(run)] == [True, False]
     with pytest.raises(ConfigurationError, match="not a run directory"):
         run_directories(tmp_path)
