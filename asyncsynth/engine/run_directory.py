@@ -37,6 +37,8 @@ class RunDirectory:
         self.path = path
         self.notes: list[str] = []
         self._journal = journal
+        #: Gives its argument to `on_durable` when all that was journaled so far is durable. Raises StorageError.
+        self.settle: Callable[[object], None] = journal.settle
         self._index = index
         self._manifest = manifest
         self._epoch = epoch
@@ -153,27 +155,21 @@ class RunDirectory:
             self._claims.pop(record.key, None)
         if self.refused:
             self.refused.pop(record.key, None)
+        is_whole = not walked.failed
+        entry = RecordEntry(
+            record.key, record.position, record.digest, walked.unsaved, self._epoch,
+            "ok" if is_whole or walked.ok else "failed", walked.rows, walked.failed, walked.dropped,
+            None if is_whole else record.data or None,
+        )  # fmt: skip
         try:
-            self._journal.append(self._last_entry(record, walked))
+            self._journal.append(entry)
         except NotJson as error:  # a user's step made something that is not JSON
             failed = FailedRow(record.key, "", "not_json", str(error), 0)
             walked.rows.clear()
             walked.failed.append(failed)
-            self._journal.append(self._last_entry(record, Walked({}, [failed])))
-
-    def _last_entry(self, record: Record, walked: Walked) -> RecordEntry:
-        return RecordEntry(
-            record.key,
-            record.position,
-            record.digest,
-            walked.unsaved,
-            self._epoch,
-            "ok" if walked.ok else "failed",
-            walked.rows,
-            walked.failed,
-            walked.dropped,
-            (record.data or None) if walked.failed else None,
-        )
+            entry = RecordEntry(record.key, record.position, record.digest, (), self._epoch, "failed", failed=[failed])
+            entry.input = record.data or None
+            self._journal.append(entry)
 
     def bad_row(self, record: Record, row: BadRow) -> FailedRow:
         """Journals an input row that could not be read, under ``on_bad_row="skip"``; how it failed."""
@@ -211,10 +207,6 @@ class RunDirectory:
     def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
         """See `Journal.watch`."""
         self._journal.watch(on_durable, on_fatal)
-
-    def settle(self, token: object) -> None:
-        """Gives `token` to `on_durable` when all that was journaled so far is durable. Raises StorageError."""
-        self._journal.settle(token)
 
     async def flush(self) -> None:
         """Returns when all that was journaled so far is durable. Raises StorageError."""

@@ -284,10 +284,19 @@ class Walker:
 def _plain_outputs(outputs: list[Row]) -> list[Row]:
     """The outputs of a task of this package; its columns are its own. Raises NotPlainJson."""
     for output in outputs:
-        for value in output.values():
-            if type(value) is not str or not value.isascii():  # most are text
+        for value in output.values():  # most are text
+            if type(value) is not str or not (value.isascii() or _is_unicode(value)):
                 return [plain_json(output) for output in outputs]
     return outputs
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a text with a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple[list[Row], dict[str, Any]]:

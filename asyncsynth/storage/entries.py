@@ -134,13 +134,12 @@ class RecordEntry:
         """See `Entry`."""
         wire: dict[str, Any] = {"t": "rec", "k": self.key, "i": self.position, "h": self.row_hash}
         if self.steps:
-            wire["s"] = [
-                {
-                    "f": fingerprint,
-                    "r": [{"k": made.key, "h": made.input_hash, "o": made.outputs, "m": made.meta} for made in results],
-                }
-                for fingerprint, results in self.steps
-            ]
+            wire["s"] = steps = []
+            for fingerprint, results in self.steps:  # loops: a comprehension costs a call for each
+                made = []
+                for one in results:
+                    made.append({"k": one.key, "h": one.input_hash, "o": one.outputs, "m": one.meta})  # noqa: PERF401
+                steps.append({"f": fingerprint, "r": made})
         if self.status is not None:
             wire["e"] = self.epoch
             wire["st"] = self.status
@@ -155,12 +154,11 @@ class RecordEntry:
 
     def note(self, facts: SegmentFacts, where: int) -> None:
         """See `Entry`."""
-        steps = [fingerprint for fingerprint, _ in self.steps]
         if self.status is None:
-            facts.results(where, self.key, self.position, steps)
+            facts.results(where, self.key, self.position, self.steps)
             return
         facts.final(
-            where, self.key, self.position, steps, self.row_hash, self.epoch or 0, self.status, self.rows,
+            where, self.key, self.position, self.steps, self.row_hash, self.epoch or 0, self.status, self.rows,
             [(failed.step, failed.reason) for failed in self.failed] if self.failed else (), self.dropped,
         )  # fmt: skip
 

@@ -76,7 +76,7 @@ class SegmentFacts:
         """Takes one entry as it is read back; kinds that the index does not know are only counted."""
         kind = entry["t"]
         if kind == "rec":
-            steps = [step["f"] for step in entry.get("s", ())]
+            steps = [(step["f"], step) for step in entry.get("s", ())]
             status = entry.get("st")
             if status is None:
                 self.results(where, entry["k"], entry["i"], steps)
@@ -94,8 +94,11 @@ class SegmentFacts:
         else:
             self.entries += 1
 
-    def results(self, where: int, key: str, position: int, steps: Iterable[str]) -> int:
-        """Results of a record's steps, or with none of them its new position; the record's row."""
+    def results(self, where: int, key: str, position: int, steps: Iterable[tuple[str, object]]) -> int:
+        """Results of a record's steps, or with none of them its new position. Returns the record's row.
+
+        `steps`: pairs that begin with a step's fingerprint.
+        """
         self.entries += 1
         number = int(key) if self.by_position else key_hash(key)
         row = self._rows.get(number)
@@ -105,7 +108,7 @@ class SegmentFacts:
         else:
             self.flags[row] = self.flags[row] & ~DROPPED | KNOWN
         self.position[row] = position
-        for step in steps:
+        for step, _ in steps:
             try:
                 self.steps[step][row] = where
             except (KeyError, IndexError):
@@ -119,7 +122,7 @@ class SegmentFacts:
         where: int,
         key: str,
         position: int,
-        steps: Iterable[str],
+        steps: Iterable[tuple[str, object]],
         row_hash: str,
         epoch: int,
         status: str,
