@@ -43,6 +43,9 @@ class RunDirectory:
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        extent = Extent.load(path)
+        is_whole = extent is not None and extent.limit is None and not manifest.rows_of
+        self._extent_before = extent.records if extent is not None and is_whole else None
         #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
         #: were of no use: to read these again would fail again.
         self.refused: dict[str, set[tuple[str, str]]] = {}
@@ -196,7 +199,17 @@ class RunDirectory:
             self._journal.append(DroppedEntry(key))
 
     def note_extent(self, records: int | None, limit: int | None, *, complete: bool = False) -> None:
-        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError."""
+        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError.
+
+        Adds a note where that is fewer than an earlier run had: a file's beginning tells nothing of its end.
+        """
+        before, exact = self._extent_before, 1.0 if complete else _ESTIMATE
+        if records is not None and limit is None and before is not None and records < before * exact:
+            self._extent_before = None  # told once
+            self.notes.append(
+                f"the input has {records:,} records now and had {before:,} in an earlier run: those that are gone from it"
+                " leave the result. If it was cut by mistake, restore it and run the same command again."
+            )
         Extent(self._epoch, records, limit, complete).save(self.path)
 
     @property
@@ -213,6 +226,8 @@ class RunDirectory:
         await self._journal.flushed()
 
 
+#: The number of a large input's records is an estimate until it has been read: a difference below 1 % says nothing.
+_ESTIMATE = 0.99
 _NO_RESULTS: dict[str, StepResult] = {}
 
 

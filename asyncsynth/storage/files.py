@@ -33,6 +33,22 @@ _HINTS = {
 }
 
 
+#: Descriptors that a process which this one forks must not keep: of locks, and of files that are being written.
+OWN_FDS: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """Closes a forked process's copies. This takes nothing from the parent: its own stay open and locked."""
+    for fd in list(OWN_FDS):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    OWN_FDS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 class FileSystem:
     """The calls storage makes. Each is one system call; each raises OSError as the system does."""
 
@@ -143,7 +159,7 @@ def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = Non
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             parts = layout.temporary_parts(name)
-            if parts is None or parts[2] != _HOST or of not in (None, parts[0]) or _is_alive(parts[1]):
+            if parts is None or parts[2] != _HOST or of not in (None, parts[0]) or is_alive(parts[1]):
                 continue
             with contextlib.suppress(OSError):
                 fs.unlink(directory / name)
@@ -151,7 +167,8 @@ def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = Non
     return removed
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """True if a process of this machine has the pid."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

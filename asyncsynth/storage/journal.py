@@ -22,9 +22,18 @@ from zlib import crc32
 from asyncsynth.errors import StorageError
 from asyncsynth.storage import journal_states as states
 from asyncsynth.storage.entry_reader import LineReader
-from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, remove_stale, storage_error, write_all
+from asyncsynth.storage.files import (
+    OWN_FDS,
+    REAL,
+    FileSystem,
+    is_full,
+    make_directory,
+    remove_stale,
+    storage_error,
+    write_all,
+)
 from asyncsynth.storage.framing import Header, header_line, mark_line, split_location
-from asyncsynth.storage.lock import RunLock
+from asyncsynth.storage.lock import RunLock, refuse_if_gone
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
 from asyncsynth.storage.segments import Segment, list_segments, segment_path
 
@@ -257,6 +266,7 @@ class Journal:
             if group.header is not None:
                 self._close_fd()
                 self._fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                OWN_FDS.add(self._fd)
                 write_all(fs, self._fd, group.header)
                 fs.fdatasync(self._fd)
                 fs.fsync_dir(self.directory)
@@ -264,6 +274,9 @@ class Journal:
             write_all(fs, self._fd, b"".join(group.lines))
             doing = "sync the journal"
             fs.fdatasync(self._fd)
+            # Only now, before it is acknowledged: what was written to a file that has no name any more is lost.
+            refuse_if_gone(self._fd, path, "journal's segment")
+            self._lock.check()
         except OSError as error:
             if is_full(error) and self._fd >= 0:
                 self._cut_back(group)
@@ -388,6 +401,7 @@ class Journal:
     def _close_fd(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            OWN_FDS.discard(fd)
             self._fs.close(fd)
 
     async def __aenter__(self) -> Journal:

@@ -382,6 +382,31 @@ MUTATIONS = (
         31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
     ),
     Mutation(
+        "the rows between stages are not checked", "storage/barrier_rows.py",
+        "    if found != (facts.rows, facts.crc):", "    if False:",
+        37, ("tests/storage/test_barrier_rows.py",),
+    ),
+    Mutation(
+        "an input that lost rows is the same input", "engine/run_directory.py",
+        "records < before * exact", "False",
+        38, ("tests/engine/test_shorter_input.py",),
+    ),
+    Mutation(
+        "forked processes keep the lock", "storage/files.py",
+        "    for fd in list(OWN_FDS):\n", "    for fd in ():\n",
+        39, ("tests/storage/test_lock.py::test_a_process_that_a_step_forked_does_not_keep_the_lock_of_a_killed_run",),
+    ),
+    Mutation(
+        "a writer does not see that its segment is gone", "storage/journal.py",
+        '            refuse_if_gone(self._fd, path, "journal\'s segment")\n', "",
+        39, ("tests/storage/test_lock.py::test_a_writer_whose_files_are_taken_away_stops_before_it_acknowledges_more",),
+    ),
+    Mutation(
+        "temporary files follow links", "storage/files.py",
+        "_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW", "_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC",
+        40, ("tests/storage/test_safe_files.py",),
+    ),
+    Mutation(
         "a cut answer is not noted", "pipeline/context.py",
         'if choices[0].finish_reason == "length" or', "if",
         33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
