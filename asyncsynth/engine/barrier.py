@@ -23,9 +23,9 @@ from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
-from asyncsynth.storage.barrier_rows import decode_row, encode_row
+from asyncsynth.storage.barrier_rows import RowsWriter, damage, decode_row, read_facts, unchecked
 from asyncsynth.storage.exports import NewFile
-from asyncsynth.storage.files import REAL, atomic_write, storage_error
+from asyncsynth.storage.files import REAL, atomic_write
 from asyncsynth.storage.manifest import OLD_STAGE_KIND, STAGE_KIND
 from asyncsynth.storage.result_rows import RunRows
 
@@ -81,22 +81,24 @@ class BarrierReader(JsonlReader):
         return bool(old["kind"] == self.kind)
 
 
-def earlier_output(directory: Path, state: Mapping[str, Any] | None) -> BarrierCounts | None:
-    """What the output that is there came to, when it was made from this very state; else None.
+def earlier_output(
+    directory: Path, state: Mapping[str, Any] | None, notes: list[str] | None = None
+) -> BarrierCounts | None:
+    """The counts of the output that is there, if it was made from this very state and is whole; else None.
 
-    `state` is JSON: the step and the run that its rows come from; None takes any.
+    `state` is JSON: the step and the run that its rows come from. None takes any, and does not read the rows. What
+    a user must know of the output is added to `notes`. Raises StorageError.
     """
-    try:
-        facts = orjson.loads((directory / FACTS_NAME).read_bytes())
-        if state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
-            return None
-        return BarrierCounts(facts["read"], facts["kept"], dict(facts["dropped"]))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise storage_error(error, directory / FACTS_NAME, "read the file") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    facts = read_facts(directory)
+    if facts is None or state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
         return None  # made again
+    if state is not None:
+        wrong, other = damage(directory, facts), unchecked(facts)
+        if notes is not None and (wrong or other):
+            notes.append(f"{directory / OUTPUT_NAME}: {f'{wrong}: it is made again' if wrong else other}")
+        if wrong:
+            return None
+    return BarrierCounts(facts["read"], facts["kept"], facts["dropped"])
 
 
 def pass_barrier(
@@ -112,9 +114,12 @@ def pass_barrier(
     rows = RunRows(directory)
     counts = BarrierCounts()
     with NewFile(directory / OUTPUT_NAME, REAL) as file:
+        writer = RowsWriter(file)
         for key, row in _kept(step, rows, counts, stopped):
-            file.write(encode_row(key, row))
-    facts = {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state}
+            writer.write(key, row)
+    facts = {
+        "read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state, "crc": writer.crc,
+    }  # fmt: skip
     atomic_write(directory / FACTS_NAME, orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
     return counts
 

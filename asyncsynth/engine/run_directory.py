@@ -207,7 +207,7 @@ class RunDirectory:
         if records is not None and limit is None and before is not None and records < before * exact:
             self._extent_before = None  # told once
             self.notes.append(
-                f"the input has {records:,} records now and had {before:,} in an earlier run: those that are gone from it"
+                f"the input has {records:,} records now and had {before:,} in an earlier run: those that are gone"
                 " leave the result. If it was cut by mistake, restore it and run the same command again."
             )
         Extent(self._epoch, records, limit, complete).save(self.path)

@@ -212,7 +212,7 @@ class _Whole:
         path = segment.directory.path
         fingerprint = short_hash(following.plan.fields["steps"][step.name])
         state = {"format": _BARRIER_FORMAT, "step": fingerprint, "rows": list(segment.directory.state)}
-        counts = earlier_output(path, state)
+        counts = earlier_output(path, state, self.notes)
         made = counts is None
         if counts is None:
             runner.at_barrier = step.name

@@ -12,7 +12,7 @@ from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import Exported, NewFile, json_line
 from asyncsynth.storage.extent import completeness, refuse_unfinished
-from asyncsynth.storage.files import REAL, FileSystem, make_directory
+from asyncsynth.storage.files import EXPORT_MODE, REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.layout import refuse_own_files
 from asyncsynth.storage.manifest import Manifest
@@ -68,7 +68,7 @@ def export_failures(directory: Path, to: Path, *, complete_only: bool = False, f
         refuse_unfinished(directory, found)
     count = 0
     make_directory(fs, to.resolve().parent)
-    with NewFile(to, fs) as file:
+    with NewFile(to, fs, EXPORT_MODE) as file:
         for row in failed_rows(directory):
             file.write(json_line(row))
             count += 1

@@ -12,6 +12,7 @@ import orjson
 
 from asyncsynth.errors import ConfigurationError, StorageError
 from asyncsynth.storage import layout
+from asyncsynth.storage.barrier_rows import check_rows
 from asyncsynth.storage.damage import SegmentCheck, check_segment, read_header, size_of
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
@@ -113,6 +114,11 @@ def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
             next_prev = -1
         _segment(found, segment, prev, next_prev, fs)
         prev = max(segment.last_seq, next_prev or 0)
+    wrong, other = check_rows(directory)
+    if wrong:
+        found.findings.append(Finding(directory / layout.BARRIER_ROWS, None, f"{wrong}; the next run makes it again"))
+    if other:
+        found.notes.append(f"{directory / layout.BARRIER_ROWS}: {other}")
     return found
 
 

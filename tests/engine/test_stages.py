@@ -15,7 +15,7 @@ from asyncsynth.cli.inspect_command import status_command
 from asyncsynth.engine.barrier import BarrierCounts
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.errors import CorruptJournal, PipelineError, RunChangedError, RunLockedError
+from asyncsynth.errors import PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
 from asyncsynth.records import Row
 from asyncsynth.storage.failures import failed_rows
@@ -500,18 +500,26 @@ def test_a_fault_of_the_step_is_named_and_costs_no_result(tmp_path: Path, step: 
     run_async(main())
 
 
-def test_a_damaged_output_is_told_and_damaged_facts_mean_it_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.row(37)
+def test_a_damaged_output_is_told_and_made_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(keep_requests=True) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await two_models(rows(4), Even).arun(**options)
             output = tmp_path / "run/stage-1/barrier.jsonl"
-            output.write_bytes(output.read_bytes().replace(b'"row"', b'"raw"', 1))
-            with pytest.raises(CorruptJournal, match=r"barrier\.jsonl:1: is damaged") as told:
-                await two_models(rows(4), Even).arun(**options)
-            assert "barrier.json" in told.value.hint
-            for facts in (b"", b"[]", b"{}"):
-                output.with_suffix(".json").write_bytes(facts)
+            whole, facts = output.read_bytes(), output.with_suffix(".json").read_bytes()
+            for harmed, said in (
+                (whole[:-9], "rows and a part of one where 2 were written"),
+                (whole[: whole.index(b"\n") + 1], "has 1 rows where 2 were written"),
+                (whole.replace(b"number 0", b"number 8"), "does not match its checksum"),
+            ):
+                output.write_bytes(harmed)
+                mended = await two_models(rows(4), Even).arun(**options)
+                assert any("barrier.jsonl" in note and said in note for note in mended.report.notes), said
+                assert (output.read_bytes(), output.with_suffix(".json").read_bytes()) == (whole, facts)
+                assert len(mended["default"]["train"]) == 2
+            for other in (b"", b"[]", b"{}"):
+                output.with_suffix(".json").write_bytes(other)
                 mended = await two_models(rows(4), Even).arun(**options)
                 assert len(mended["default"]["train"]) == 2
             output.unlink()

@@ -383,7 +383,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the rows between stages are not checked", "storage/barrier_rows.py",
-        "    if found != (facts.rows, facts.crc):", "    if False:",
+        "    if rows != facts[\"kept\"] or not ended:\n", "    if False:\n",
         37, ("tests/storage/test_barrier_rows.py",),
     ),
     Mutation(

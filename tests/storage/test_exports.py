@@ -23,7 +23,7 @@ from asyncsynth.errors import ConfigurationError, StorageError
 from asyncsynth.storage.entries import DroppedEntry, MovedEntry, RecordEntry
 from asyncsynth.storage.exports import Exported, RunRows, _cell, export, leaves
 from asyncsynth.storage.failures import export_failures
-from asyncsynth.storage.files import FileSystem
+from asyncsynth.storage.files import FILE_MODE, FileSystem
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
 
@@ -249,9 +249,9 @@ class FailingFs(FileSystem):
         if self.left == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: Path, flags: int, mode: int = FILE_MODE) -> int:
         self._count()
-        return super().open(path, flags)
+        return super().open(path, flags, mode)
 
     def write(self, fd: int, data: memoryview) -> int:
         self._count()
