@@ -29,7 +29,7 @@ from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, Usage
 from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.pipeline import Plan
-from asyncsynth.storage.entries import rec_entry
+from asyncsynth.storage.entries import RecordEntry, StepResult
 from asyncsynth.storage.kept_answers import AnswerStore
 
 _BATCH = 10_000
@@ -107,15 +107,13 @@ def look_up(options: argparse.Namespace) -> None:
 def journal_bytes(options: argparse.Namespace) -> int:
     """What one of these answers takes in the journal: the step's result and the row."""
     answer, prompt = filled(1, options.text), "x" * options.prompt
-    result = {"k": "1", "h": "0" * 16, "o": [{"generation": answer, "model_name": MODEL}],
-              "m": {"model": MODEL, "server": "replica-1", "calls": 1, "attempts": 1, "prompt_tokens": 200,
-                    "completion_tokens": 100, "finish": "stop", "latency_s": 1.2346}}  # fmt: skip
+    meta = {"model": MODEL, "server": "replica-1", "calls": 1, "attempts": 1, "prompt_tokens": 200,
+            "completion_tokens": 100, "finish": "stop", "latency_s": 1.2346}  # fmt: skip
+    result = StepResult("1", "0" * 16, [{"generation": answer, "model_name": MODEL}], meta)
     row = {"instruction": prompt, "generation": answer, "model_name": MODEL}
-    entry = rec_entry(
-        key="1", position=1, row_hash="0" * 16, epoch=0, status="ok", rows={"default": [row]},
-        steps=[("0" * 12, [result])],  # type: ignore[list-item]
-    )  # fmt: skip
-    return len(entry) + 30
+    steps = [("0" * 12, [result])]
+    entry = RecordEntry("1", 1, "0" * 16, steps, epoch=0, status="ok", rows={"default": [row]})
+    return len(entry.encode()) + 30
 
 
 def main() -> None:

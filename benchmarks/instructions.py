@@ -92,23 +92,23 @@ def no_seed() -> None:
 
 def no_encoding() -> None:
     """The request's JSON."""
-    from asyncsynth.client import server_pool as pool
+    from asyncsynth.client import server_pool
 
-    replace(pool, "encode", lambda *_, **__: ("/chat/completions", b"{}"))
+    replace(server_pool, "encode", lambda *_, **__: ("/chat/completions", b"{}"))
 
 
 def no_decoding() -> None:
     """Reading the answer."""
-    from asyncsynth.client import server_pool as pool
+    from asyncsynth.client import server_pool
     from asyncsynth.core.outcomes import Ok
 
     ready = Ok(_answer(), 100, 200)
-    replace(pool, "decode", lambda *_, **__: ready)
+    replace(server_pool, "decode", lambda *_, **__: ready)
 
 
 def no_scheduler() -> None:
     """Admission, limits, breakers: every call starts at once."""
-    from asyncsynth.client import server_pool as pool
+    from asyncsynth.client import server_pool
     from asyncsynth.core import scheduler
 
     class Passing(scheduler.Scheduler):
@@ -123,7 +123,7 @@ def no_scheduler() -> None:
     for method in ("submit", "outcome"):
         if not hasattr(scheduler.Scheduler, method):
             raise NotThere(f"Scheduler.{method}")
-    replace(pool, "Scheduler", Passing)
+    replace(server_pool, "Scheduler", Passing)
 
 
 def no_pool() -> None:

@@ -53,9 +53,9 @@ def _say_counts(status: RunStatus) -> None:
     for server in status.servers:
         say(f"  server    {server_words(server, 300)}{'' if status.writer_pid else ' (when it last ran)'}")
     for failed in status.examples:
-        said = f"; said {one_line(raw, 120)!r}" if (raw := failed.get("raw")) else ""
-        place = f"record {one_line(failed['k'], 60)}, step {one_line(failed['step'], 60)}"
-        say(f"  e.g. {place}: {one_line(failed['reason'], 60)}: {one_line(failed['message'])}{said}")
+        said = f"; said {one_line(raw, 120)!r}" if (raw := failed.raw) else ""
+        place = f"record {one_line(failed.key, 60)}, step {one_line(failed.step, 60)}"
+        say(f"  e.g. {place}: {one_line(failed.reason, 60)}: {one_line(failed.message)}{said}")
 
 
 def export_command(

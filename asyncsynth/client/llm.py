@@ -17,6 +17,7 @@ from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
 from asyncsynth.errors import ConfigurationError, TaskFailure
 
 DEFAULT_MAX_TOKENS = 1024
+_DICT = {dict}
 
 #: Sampling fields that vLLM would fill from the model's own generation_config.json when they are not sent.
 #: All are always sent, so that a result does not depend on what the server's model folder says.
@@ -122,8 +123,9 @@ class LLM:
 
         Raises TaskFailure (`bad_prompt`) for what is no list of messages.
         """
-        for message in messages if isinstance(messages, (list, tuple)) else (None,):
-            if not isinstance(message, dict):
+        if type(messages) is not list or {*map(type, messages)} != _DICT:  # nearly never: then looked at closely
+            is_list = isinstance(messages, (list, tuple))
+            if not is_list or not all(isinstance(message, dict) for message in messages):
                 said = f"the prompt is {messages!r:.60}; a list of messages was expected"
                 raise TaskFailure(said, reason="bad_prompt")
         return ChatRequest(self.model, messages, {**self._params, **overrides}, schema, self.reasoning == "keep")

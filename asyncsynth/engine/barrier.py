@@ -23,8 +23,10 @@ from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.records import NotPlainJson, Row
 from asyncsynth.storage import layout
+from asyncsynth.storage.barrier_rows import RowsWriter, damage, decode_row, read_facts, unchecked
 from asyncsynth.storage.exports import NewFile
-from asyncsynth.storage.files import REAL, atomic_write, storage_error
+from asyncsynth.storage.files import REAL, atomic_write
+from asyncsynth.storage.manifest import OLD_STAGE_KIND, STAGE_KIND
 from asyncsynth.storage.result_rows import RunRows
 
 OUTPUT_NAME = layout.BARRIER_ROWS
@@ -53,17 +55,16 @@ class BarrierReader(JsonlReader):
     user is not asked about what the steps before made of an input that was accepted.
     """
 
-    kind = "segment"
     may_be_empty = True
 
     def __init__(self, directory: Path, step: str) -> None:
         super().__init__(directory / OUTPUT_NAME, id_column="k")
         self.name = step
+        self.kind = OLD_STAGE_KIND if layout.is_old_stage(directory.name) else STAGE_KIND
 
     def _item(self, number: int, content: bytes) -> SourceRow:
         try:
-            item = orjson.loads(content)
-            return SourceRow(number, item["k"], item["row"])
+            return SourceRow(number, *decode_row(content))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptJournal(
                 f"{self.path}:{number}: is damaged ({error})",
@@ -71,31 +72,33 @@ class BarrierReader(JsonlReader):
             ) from error
 
     def identity(self) -> dict[str, Any]:
-        """The step, and the folder of the segment whose rows went through it."""
+        """The step, and the folder of the stage whose rows went through it."""
         folder = self.path.parent.name
-        return {"kind": self.kind, "name": self.name, "segment": folder, "head_bytes": 0, "head_sha256": ""}
+        return {"kind": self.kind, "name": self.name, self.kind: folder, "head_bytes": 0, "head_sha256": ""}
 
     def extends(self, old: Mapping[str, Any]) -> bool:
-        """True for every segment."""
+        """True for every stage."""
         return bool(old["kind"] == self.kind)
 
 
-def earlier_output(directory: Path, state: Mapping[str, Any] | None) -> BarrierCounts | None:
-    """What the output that is there came to, when it was made from this very state; else None.
+def earlier_output(
+    directory: Path, state: Mapping[str, Any] | None, notes: list[str] | None = None
+) -> BarrierCounts | None:
+    """The counts of the output that is there, if it was made from this very state and is whole; else None.
 
-    `state` is JSON: the step and the run that its rows come from; None takes any.
+    `state` is JSON: the step and the run that its rows come from. None takes any, and does not read the rows. What
+    a user must know of the output is added to `notes`. Raises StorageError.
     """
-    try:
-        facts = orjson.loads((directory / FACTS_NAME).read_bytes())
-        if state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
-            return None
-        return BarrierCounts(facts["read"], facts["kept"], dict(facts["dropped"]))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise storage_error(error, directory / FACTS_NAME, "read the file") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    facts = read_facts(directory)
+    if facts is None or state not in (None, facts["made_from"]) or not (directory / OUTPUT_NAME).is_file():
         return None  # made again
+    if state is not None:
+        wrong, other = damage(directory, facts), unchecked(facts)
+        if notes is not None and (wrong or other):
+            notes.append(f"{directory / OUTPUT_NAME}: {f'{wrong}: it is made again' if wrong else other}")
+        if wrong:
+            return None
+    return BarrierCounts(facts["read"], facts["kept"], facts["dropped"])
 
 
 def pass_barrier(
@@ -111,9 +114,12 @@ def pass_barrier(
     rows = RunRows(directory)
     counts = BarrierCounts()
     with NewFile(directory / OUTPUT_NAME, REAL) as file:
+        writer = RowsWriter(file)
         for key, row in _kept(step, rows, counts, stopped):
-            file.write(_line(key, row))
-    facts = {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state}
+            writer.write(key, row)
+    facts = {
+        "read": counts.read, "kept": counts.kept, "dropped": counts.dropped, "made_from": state, "crc": writer.crc,
+    }  # fmt: skip
     atomic_write(directory / FACTS_NAME, orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
     return counts
 
@@ -174,10 +180,6 @@ def _plain(step: GlobalStep, key: str, decision: Any) -> Row:
             step=step.name,
             hint="The results of the steps before it are kept: fix the step and run the same command again.",
         ) from error
-
-
-def _line(key: str, row: Row) -> bytes:
-    return orjson.dumps({"k": key, "row": row}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:

@@ -12,6 +12,7 @@ from asyncsynth.errors import RunChangedError
 from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import ModelStep, Node, Plan, SourceStep
 from asyncsynth.records import canonical_json
+from asyncsynth.storage.entries import RecordEntry
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 
@@ -22,7 +23,7 @@ _SAMPLED = 200  #: records whose earlier results say how many requests one costs
 class Journals:
     """The journals of a run: of its directory, or of its shards. Each with how an entry of it is read."""
 
-    parts: Sequence[tuple[RunIndex, Callable[[int], Mapping[str, Any]]]] = ()
+    parts: Sequence[tuple[RunIndex, Callable[[int], RecordEntry]]] = ()
 
     def records(self) -> int:
         """Records of the input that there are entries of."""
@@ -37,8 +38,8 @@ class Journals:
         calls, records = 0, 0
         for index, read in self.parts:
             for where in index.step_sample(fingerprint, _SAMPLED):
-                steps = [saved for saved in read(where).get("s", ()) if saved["f"] == fingerprint]
-                calls += sum((result["m"] or {}).get("calls", 0) for saved in steps for result in saved["r"])
+                results = read(where).results(fingerprint).values()
+                calls += sum((result.meta or {}).get("calls", 0) for result in results)
                 records += 1
         return calls / records if records else None
 

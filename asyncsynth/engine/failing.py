@@ -68,20 +68,20 @@ class AllAlike:
 
     def failed(self, failed: FailedRow) -> str:
         """Takes a record that failed while none has ended well; why the run stops, or ''."""
-        if self._over or failed["reason"] == _COSTS_NOTHING:
+        if self._over or failed.reason == _COSTS_NOTHING:
             return ""
-        message = failed["message"]
-        if failed["reason"] == _STEP_ERROR and (fault := _OWN_FAULT.fullmatch(message)):
+        message = failed.message
+        if failed.reason == _STEP_ERROR and (fault := _OWN_FAULT.fullmatch(message)):
             message = fault[1] + fault[2]
         # As a word: a key such as "a" or "5" is also in other words and numbers.
-        message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", message)
-        way = failed["step"], failed["reason"], _VARIES.sub("#", message)
+        message = re.sub(rf"(?<!\w){re.escape(failed.key)}(?!\w)", "#", message)
+        way = failed.step, failed.reason, _VARIES.sub("#", message)
         self._way = self._way or way
         self._over = way != self._way
         self._count += 1
         if self._over or self._count < ALIKE:
             return ""
         return (
-            f"the first {ALIKE} records all failed in the same way: step {failed['step']!r}, "
-            f"{failed['reason']}: {failed['message']}"
+            f"the first {ALIKE} records all failed in the same way: step {failed.step!r}, "
+            f"{failed.reason}: {failed.message}"
         )

@@ -45,14 +45,14 @@ class Counts:
 
     def fail(self, failed: FailedRow) -> None:
         """Counts a row that failed."""
-        reason = failed["reason"]
+        reason = failed.reason
         self.failed_rows += 1
         self.failures[reason] += 1
         if reason not in self.examples and len(self.examples) < _EXAMPLES:
-            message = failed["message"]
+            message = failed.message
             if len(message) > _MESSAGE_CHARS:
                 message = message[:_MESSAGE_CHARS] + "…"
-            self.examples[reason] = {"key": failed["k"], "step": failed["step"], "reason": reason, "message": message}
+            self.examples[reason] = {"key": failed.key, "step": failed.step, "reason": reason, "message": message}
 
     def add(self, other: Counts) -> None:
         """Adds another part's counts; of two examples for one reason the first stays."""

@@ -22,33 +22,33 @@ from asyncsynth.inputs.reader import BadRow, Reader
 from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
 from asyncsynth.storage import layout
-from asyncsynth.storage.entries import FailedRow, NotJson, StepResult, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import DroppedEntry, FailedRow, MovedEntry, NotJson, RecordEntry, StepResult
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.index import Claim, RunIndex
-from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.manifest import Epoch, Manifest
-from asyncsynth.storage.sidecars import Sidecars
+from asyncsynth.storage.run_journal import RunJournal
 
 
 class RunDirectory:
     """One open run directory, with its only writer. Made by `opened`."""
 
-    def __init__(
-        self, path: Path, journal: Journal, index: RunIndex, sidecars: Sidecars, manifest: Manifest, epoch: int
-    ) -> None:
+    def __init__(self, path: Path, journal: RunJournal, index: RunIndex, manifest: Manifest, epoch: int) -> None:
         self.path = path
         self.notes: list[str] = []
         self._journal = journal
+        #: Gives its argument to `on_durable` when all that was journaled so far is durable. Raises StorageError.
+        self.settle: Callable[[object], None] = journal.settle
         self._index = index
-        self._sidecars = sidecars
         self._manifest = manifest
         self._epoch = epoch
         self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
+        extent = Extent.load(path)
+        is_whole = extent is not None and extent.limit is None and not manifest.rows_of
+        self._extent_before = extent.records if extent is not None and is_whole else None
         #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
         #: were of no use: to read these again would fail again.
         self.refused: dict[str, set[tuple[str, str]]] = {}
-        self._appended = 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -70,11 +70,10 @@ class RunDirectory:
             )
         index = RunIndex(keys=keys, stride=1 if manifest is None else manifest.stride)
         run_id = manifest.run_id if manifest is not None else uuid.uuid4().hex
-        sidecars = Sidecars(keys=keys)
         if manifest is None:
-            journal = Journal.create(path, run_id=run_id, sidecars=sidecars)
+            journal = RunJournal.create(path, keys=keys, run_id=run_id)
         else:
-            journal = Journal.open(path, run_id=run_id, visitor=index, sidecars=sidecars)
+            journal = RunJournal.open(path, keys=keys, run_id=run_id, visitor=index)
         try:
             if manifest is None:
                 manifest = new_manifest(name, run_id, keys, plan, reader, options)
@@ -83,13 +82,13 @@ class RunDirectory:
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 there = Journals([(index, journal.read)])
-                # A run that has no entry yet has nothing to redo; a later segment is looked at with those before it.
-                if not options.update and (there.records() or manifest.source.get("segment")):
+                # A run that has no entry yet has nothing to redo; a later stage is looked at with those before it.
+                if not options.update and (there.records() or manifest.rows_of):
                     found = survey(manifest, plan, changes, there, total=reader.size_hint())
                     raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
-            directory = cls(path, journal, index, sidecars, manifest, len(manifest.epochs) - 1)
+            directory = cls(path, journal, index, manifest, len(manifest.epochs) - 1)
             directory.notes += [*plan.notes, *other_packages(manifest, plan)]
             if journal.report.bytes_cut:
                 directory.notes.append(str(journal.report))
@@ -114,8 +113,7 @@ class RunDirectory:
         claim = self._index.claim(record.key, record.position, digest, self._epoch)
         if claim.done and not (claim.failed and retry_failed):
             if claim.moved:
-                where = self._append(pos_entry(record.key, record.position))
-                self._sidecars.facts.results(where, record.key, record.position, ())
+                self._journal.append(MovedEntry(record.key, record.position))
             return claim
         if claim.steps:
             self._claims[record.key] = claim
@@ -129,12 +127,12 @@ class RunDirectory:
         if where is None:
             return set()
         entry = self._journal.read(where)
-        steps = self._manifest.epochs[entry["e"]].steps
+        steps = self._manifest.epochs[entry.epoch or 0].steps
         return {
-            (steps[failed["step"]], failed["k"])
-            for failed in entry.get("bad", ())
+            (steps[failed.step], failed.key)
+            for failed in entry.failed
             # One that has attempts and no text got no answer: what was answered before that is still good.
-            if failed["step"] in steps and ("raw" in failed or not failed["attempts"])
+            if failed.step in steps and (failed.raw is not None or not failed.attempts)
         }
 
     def recall(self, record: Record) -> Recall:
@@ -146,26 +144,13 @@ class RunDirectory:
 
         def look_up(fingerprint: str) -> Mapping[str, StepResult]:
             where = steps.get(fingerprint)
-            if where is None:
-                return _NO_RESULTS
-            for saved in self._journal.read(where).get("s", ()):
-                if saved["f"] == fingerprint:
-                    return {result["k"]: result for result in saved["r"]}
-            return _NO_RESULTS
+            return _NO_RESULTS if where is None else self._journal.read(where).results(fingerprint)
 
         return look_up
 
     def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
         """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
-        where = self._append(
-            rec_entry(
-                key=record.key,
-                position=record.position,
-                row_hash=record.digest,
-                steps=[(fingerprint, results)],
-            )
-        )
-        self._sidecars.facts.results(where, record.key, record.position, (fingerprint,))
+        self._journal.append(RecordEntry(record.key, record.position, record.digest, [(fingerprint, results)]))
 
     def finish(self, record: Record, walked: Walked) -> None:
         """Journals a record's end: durable after the next `flush`."""
@@ -173,41 +158,25 @@ class RunDirectory:
             self._claims.pop(record.key, None)
         if self.refused:
             self.refused.pop(record.key, None)
+        is_whole = not walked.failed
+        entry = RecordEntry(
+            record.key, record.position, record.digest, walked.unsaved, self._epoch,
+            "ok" if is_whole or walked.ok else "failed", walked.rows, walked.failed, walked.dropped,
+            None if is_whole else record.data or None,
+        )  # fmt: skip
         try:
-            entry, status = self._last_entry(record, walked), "ok" if walked.ok else "failed"
-        except NotJson as error:  # a step of the user's made something that is not JSON
-            failed: FailedRow = {
-                "k": record.key, "step": "", "reason": "not_json", "message": str(error), "attempts": 0
-            }  # fmt: skip
+            self._journal.append(entry)
+        except NotJson as error:  # a user's step made something that is not JSON
+            failed = FailedRow(record.key, "", "not_json", str(error), 0)
             walked.rows.clear()
             walked.failed.append(failed)
-            walked = Walked({}, [failed])
-            entry, status = self._last_entry(record, walked), "failed"
-        where = self._append(entry)
-        self._sidecars.facts.final(
-            where, record.key, record.position, [step for step, _ in walked.unsaved], record.digest,
-            self._epoch, status, walked.rows, walked.failed, walked.dropped,
-        )  # fmt: skip
-
-    def _last_entry(self, record: Record, walked: Walked) -> bytes:
-        return rec_entry(
-            key=record.key,
-            position=record.position,
-            row_hash=record.digest,
-            epoch=self._epoch,
-            steps=walked.unsaved,
-            status="ok" if walked.ok else "failed",
-            rows=walked.rows,
-            failed=walked.failed,
-            dropped=walked.dropped,
-            input=(record.data or None) if walked.failed else None,
-        )
+            entry = RecordEntry(record.key, record.position, record.digest, (), self._epoch, "failed", failed=[failed])
+            entry.input = record.data or None
+            self._journal.append(entry)
 
     def bad_row(self, record: Record, row: BadRow) -> FailedRow:
         """Journals an input row that could not be read, under ``on_bad_row="skip"``; how it failed."""
-        failed: FailedRow = {
-            "k": record.key, "step": "input", "reason": "bad_input", "message": row.message, "attempts": 0
-        }  # fmt: skip
+        failed = FailedRow(record.key, "input", "bad_input", row.message, 0)
         self.finish(record, Walked({}, [failed]))
         return failed
 
@@ -222,44 +191,43 @@ class RunDirectory:
     def finished_rows(self, record: Record) -> FinishedRows:
         """The rows of a record that is done."""
         where = self._index.final_of(record.key)
-        return {} if where is None else self._journal.read(where).get("rows", {})
+        return {} if where is None else self._journal.read(where).rows
 
     def forget_unseen(self) -> None:
         """The input was read to its end: records it no longer has leave the result, not the journal."""
-        for key in self._index.unclaimed_keys(self._journal.read):
-            self._append(drop_entry(key))
-            self._sidecars.facts.drop(key)
+        for key in self._index.unclaimed_keys(lambda where: self._journal.read(where).key):
+            self._journal.append(DroppedEntry(key))
 
     def note_extent(self, records: int | None, limit: int | None, *, complete: bool = False) -> None:
-        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError."""
+        """Keeps how many records the input has, and whether all of them have ended. Raises StorageError.
+
+        Adds a note where that is fewer than an earlier run had: a file's beginning tells nothing of its end.
+        """
+        before, exact = self._extent_before, 1.0 if complete else _ESTIMATE
+        if records is not None and limit is None and before is not None and records < before * exact:
+            self._extent_before = None  # told once
+            self.notes.append(
+                f"the input has {records:,} records now and had {before:,} in an earlier run: those that are gone"
+                " leave the result. If it was cut by mistake, restore it and run the same command again."
+            )
         Extent(self._epoch, records, limit, complete).save(self.path)
 
     @property
     def state(self) -> tuple[int, int]:
         """(epoch, entries of the journal): the same state, the same rows; entries are only ever added."""
-        return self._epoch, self._journal.report.entries + self._appended
-
-    def _append(self, entry: bytes) -> int:
-        """The entry's location; its facts are to be noted next, before anything else is appended.
-
-        In a statement of their own: an entry that begins a segment makes `self._sidecars.facts` another object.
-        """
-        self._appended += 1
-        return self._journal.append(entry)
+        return self._epoch, self._journal.report.entries + self._journal.appended
 
     def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
         """See `Journal.watch`."""
         self._journal.watch(on_durable, on_fatal)
-
-    def settle(self, token: object) -> None:
-        """Gives `token` to `on_durable` when all that was journaled so far is durable. Raises StorageError."""
-        self._journal.settle(token)
 
     async def flush(self) -> None:
         """Returns when all that was journaled so far is durable. Raises StorageError."""
         await self._journal.flushed()
 
 
+#: The number of a large input's records is an estimate until it has been read: a difference below 1 % says nothing.
+_ESTIMATE = 0.99
 _NO_RESULTS: dict[str, StepResult] = {}
 
 

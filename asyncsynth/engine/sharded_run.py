@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.changes import Journals, changes_since, refusal, survey
@@ -25,6 +24,7 @@ from asyncsynth.pipeline import GlobalStep, Plan
 from asyncsynth.records import Part
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.storage import layout
+from asyncsynth.storage.entries import RecordEntry
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.extent import Extent
 from asyncsynth.storage.files import REAL, make_directory
@@ -144,12 +144,12 @@ def _checked_manifest(name: str, path: Path, plan: Plan, options: RunOptions, wo
 
 def _journal(
     views: contextlib.ExitStack, place: Path, manifest: Manifest
-) -> tuple[RunIndex, Callable[[int], dict[str, Any]]]:
+) -> tuple[RunIndex, Callable[[int], RecordEntry]]:
     """The index of a shard's journal, and how an entry of it is read for as long as `views` is open."""
     index = RunIndex(keys=manifest.keys, stride=manifest.stride)
     view = views.enter_context(JournalView(place))
     view.walk(index)
-    return index, view.read
+    return index, view.record
 
 
 def _give(place: Path, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Pipelines with steps over all rows: split at these barriers into segments, each a run of its own.
 
 The last segment lives in the run's own directory, so that results, exports and status are where they always
-are; segment k before it in `segment-k` inside. Every segment has its own journal, manifest and resume. What
+are; segment k before it in `stage-k` inside. Every segment has its own journal, manifest and resume. What
 one hands to the next are rows with keys: a row that did not change is not done again.
 """
 
@@ -34,9 +34,10 @@ from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import GlobalStep, Node, Plan, RowStep
 from asyncsynth.pipeline.fingerprint import short_hash
 from asyncsynth.storage import layout
-from asyncsynth.storage.manifest import Manifest
+from asyncsynth.storage.manifest import FORMAT, Manifest
+from asyncsynth.storage.stage_directories import stage_path
 
-_FORMAT = 1  #: of what a barrier writes
+_BARRIER_FORMAT = 1  #: of what a barrier writes
 
 
 def split(plan: Plan) -> list[Plan]:
@@ -107,6 +108,8 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
     plans = split(plan)
     count = len(plans)
     root = options.directory(name)
+    there = Manifest.load(root) if options.use_cache else None
+    run_format = FORMAT if there is None else there.format
     if options.shard is None:
         layout.refuse_own_places(root)
     segments: list[Segment] = []
@@ -116,8 +119,11 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
         # The last one first: its directory holds the others', and is set aside with them.
         for number in (count, *range(1, count)):
             part = plans[number - 1]
-            reader = part.source.open() if number == 1 else BarrierReader(_place(root, number - 1, count), _name(part))
-            own = options if number == count else replace(options, output=_place(root, number, count), use_cache=True)
+            before = stage_path(root, number - 1, run_format)
+            reader = part.source.open() if number == 1 else BarrierReader(before, _name(part))
+            own = options
+            if number < count:
+                own = replace(options, output=stage_path(root, number, run_format), use_cache=True)
             if number > 1:
                 own = replace(own, limit=None)  # counts records of the input
             if changed and not Manifest.exists(own.directory(name)):
@@ -149,10 +155,6 @@ async def open_segments(name: str, plan: Plan, options: RunOptions) -> AsyncIter
 
 def _name(plan: Plan) -> str:
     return plan.nodes[0].step.name
-
-
-def _place(root: Path, number: int, count: int) -> Path:
-    return root if number == count else root / layout.stage_name(number)
 
 
 async def run_segments(
@@ -209,8 +211,8 @@ class _Whole:
             raise AssertionError(f"{step!r} is no barrier")
         path = segment.directory.path
         fingerprint = short_hash(following.plan.fields["steps"][step.name])
-        state = {"format": _FORMAT, "step": fingerprint, "rows": list(segment.directory.state)}
-        counts = earlier_output(path, state)
+        state = {"format": _BARRIER_FORMAT, "step": fingerprint, "rows": list(segment.directory.state)}
+        counts = earlier_output(path, state, self.notes)
         made = counts is None
         if counts is None:
             runner.at_barrier = step.name

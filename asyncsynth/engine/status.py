@@ -16,12 +16,13 @@ from asyncsynth.engine.barrier import BarrierCounts, earlier_output
 from asyncsynth.engine.server_lines import kept_lines, merged_lines
 from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.entry_reader import JournalView
-from asyncsynth.storage.extent import Extent, judged, segment_before
+from asyncsynth.storage.extent import Extent, judged
 from asyncsynth.storage.failures import failure_examples
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.lock import LOCK_NAME
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.shard_directories import journals
+from asyncsynth.storage.stage_directories import stage_before
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ def _together(
 
     ok, failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
     how = judged(extent, len(manifest.epochs) - 1, lambda: ok + failed)
-    first = {(failed["step"], failed["reason"]): failed for part in reversed(parts) for failed in part.examples}
+    first = {(failed.step, failed.reason): failed for part in reversed(parts) for failed in part.examples}
     return RunStatus(
         pipeline=manifest.pipeline,
         directory=directory,
@@ -135,7 +136,7 @@ def _together(
 
 def _before(directory: Path, manifest: Manifest, examples: int) -> RunStatus | None:
     """The status of the segment that the rows come from. The last segment's directory holds all others."""
-    place = segment_before(directory, manifest)
+    place = stage_before(directory, manifest)
     return None if place is None else RunStatus.read(place, examples=examples)
 
 

@@ -197,7 +197,7 @@ class Walker:
                 kept.append(result)
                 if way.results is not None:
                     way.results.append((node, step, item, result))
-                outputs = result["o"]
+                outputs = result.outputs
                 if len(outputs) == 1:
                     made.append((item[0], step.merge(item[1], outputs[0])))
                 elif not outputs:
@@ -230,7 +230,7 @@ class Walker:
             way.end(key, step, error, row)
             return None
         old = known.get(key)
-        if old is not None and old["h"] == digest:
+        if old is not None and old.input_hash == digest:
             way.reused += 1
             return old, False
         # Later steps first, then older records: what is in flight ends before new work begins.
@@ -278,16 +278,25 @@ class Walker:
             self._answered[node.index] += len(ctx.completions)
             for request, _ in ctx.cut:
                 self._cut[node.index, step.limit_of(request)] += 1
-        return {"k": key, "h": digest, "o": outputs, "m": notes}, True
+        return StepResult(key, digest, outputs, notes), True
 
 
 def _plain_outputs(outputs: list[Row]) -> list[Row]:
     """The outputs of a task of this package; its columns are its own. Raises NotPlainJson."""
     for output in outputs:
-        for value in output.values():
-            if type(value) is not str or not value.isascii():  # most are text
+        for value in output.values():  # most are text
+            if type(value) is not str or not (value.isascii() or _is_unicode(value)):
                 return [plain_json(output) for output in outputs]
     return outputs
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a text with a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _foreign_outputs(made: Any, notes: dict[str, Any], step: ModelStep) -> tuple[list[Row], dict[str, Any]]:
@@ -351,25 +360,18 @@ class _Way:
             for node, step, (key, row), result in results:
                 # A choice that a result has no note of was made by an earlier version, which chose by the fingerprint.
                 ctx = Context(key=key, run_seed=self.run_seed, step_id=node.fingerprint, send=_sends_nothing)
-                meta = ctx.notes = result["m"] or {}
+                meta = ctx.notes = result.meta or {}
                 sent = partial(step.system_sent, step.view(row), ctx)
-                samples = step.samples(result["o"])
+                samples = step.samples(result.outputs)
                 found += makings_of(samples, meta, is_answer=step.answers_prompt(), prompt_of=sent)
             self._makings = (len(results), Makings(found))
         return self._makings[1]
 
     def fail(self, key: str, step: Step, error: RecordError) -> None:
         """Notes a row's end."""
-        failed: FailedRow = {
-            "k": key,
-            "step": step.name,
-            "reason": keepable(error.reason),
-            "message": keepable(error.message),
-            "attempts": error.attempts,
-        }
-        if error.raw is not None or isinstance(error, ParseFailure):
-            failed["raw"] = error.raw or ""
-        self.failed.append(failed)
+        raw = error.raw or "" if error.raw is not None or isinstance(error, ParseFailure) else None
+        reason, message = keepable(error.reason), keepable(error.message)
+        self.failed.append(FailedRow(key, step.name, reason, message, error.attempts, raw))
 
     def drop(self, key: str, step: Step, reason: str) -> None:
         """Counts a row that is left out."""
@@ -389,7 +391,7 @@ class _Way:
 
     def lost(self, key: str, steps: frozenset[str]) -> Loss | None:
         """What one of `steps` did to a row of that key, to the row that it was made of or to one made of it."""
-        if any(failed["step"] in steps and related(failed["k"], key) for failed in self.failed):
+        if any(failed.step in steps and related(failed.key, key) for failed in self.failed):
             return "failed"
         if any(step in steps and related(dropped, key) for dropped, step in self._dropped_keys):
             return "dropped"

@@ -127,7 +127,7 @@ class StepMeasures:
     def add(self, record: str, result: StepResult) -> None:
         """Counts the step's result for one row of a record."""
         self.results += 1
-        meta: Mapping[str, Any] = result["m"] or {}
+        meta: Mapping[str, Any] = result.meta or {}
         if calls := meta.get("calls"):
             again = meta.get("parse_failures", 0)
             self.calls += calls
@@ -142,12 +142,12 @@ class StepMeasures:
             if name not in _PROVENANCE:
                 self._note(name, note)
         # A row's key says where in its record it is; with the record's own it is unique in the run.
-        for number, outputs in enumerate(result["o"]):
+        for number, outputs in enumerate(result.outputs):
             if calls and _BIAS in outputs:
                 self.orders[str(outputs[_BIAS])] += 1
             for name, value in outputs.items():
                 if name not in PROVENANCE_COLUMNS and name != _BIAS:
-                    self.columns.setdefault(name, ColumnMeasures()).add(f"{record}/{result['k']}/{number}", value)
+                    self.columns.setdefault(name, ColumnMeasures()).add(f"{record}/{result.key}/{number}", value)
 
     def _note(self, name: str, note: Any) -> None:
         """A task's own note: a number, or a list, of whose objects the values are counted."""
@@ -162,11 +162,11 @@ class StepMeasures:
 
     def add_failed(self, failed: FailedRow) -> None:
         """Counts a row that ended at the step."""
-        self.failed[failed["reason"]] += 1
-        if failed["reason"] == "parse_failure":
-            self.calls += failed["attempts"]
-            self.unparsable += failed["attempts"]
-            self.reasks += max(0, failed["attempts"] - 1)
+        self.failed[failed.reason] += 1
+        if failed.reason == "parse_failure":
+            self.calls += failed.attempts
+            self.unparsable += failed.attempts
+            self.reasks += max(0, failed.attempts - 1)
 
     def as_json(self) -> dict[str, Any]:
         """Name, task and measures."""

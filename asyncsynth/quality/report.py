@@ -6,23 +6,21 @@ steps and columns, not of records. See docs/cli.md for what each measure means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from types import NoneType
-from typing import Any, cast
+from typing import Any
 
 from asyncsynth.quality.measures import StepMeasures
 from asyncsynth.quality.text_statistics import SAMPLE_SIZE, Agreement, Ratings, Sample
-from asyncsynth.storage import layout
-from asyncsynth.storage.entries import RecEntry, StepResult
+from asyncsynth.storage.entries import RecordEntry, StepResult
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Epoch, Manifest, diff
 from asyncsynth.storage.shard_directories import journals
-
-_SEGMENT = "segment"
+from asyncsynth.storage.stage_directories import stages_before
 
 #: A judge's numbers for one row: hash of what it was shown, column -> ratings.
 Judged = tuple[str, dict[str, list[float | None]]]
@@ -45,7 +43,7 @@ class RunQuality:
         manifest = Manifest.of_run(directory)
         fields: dict[str, Any] = {"steps": {}}
         quality = cls(directory, manifest.pipeline, fields)
-        for place, part in [*_segments(directory, manifest), *journals(directory, manifest)]:
+        for place, part in [*stages_before(directory, manifest), *journals(directory, manifest)]:
             epoch = part.epochs[-1]
             steps = {**fields["steps"], **epoch.fields.get("steps", {})}
             fields.update(epoch.fields, steps=steps)
@@ -62,29 +60,28 @@ class RunQuality:
         self.judged.append(judged)
         with JournalView(directory) as view:
             view.walk(index)
-            for where, entry in view.entries():
-                if entry["t"] == "rec":
-                    self._entry(cast(RecEntry, entry), where, index, names, number, judged)
+            for where, entry in view.records():
+                self._entry(entry, where, index, names, number, judged)
 
     def _entry(
-        self, entry: RecEntry, where: int, index: RunIndex, names: dict[str, str], epoch: int, judged: Sample[Bag]
+        self, entry: RecordEntry, where: int, index: RunIndex, names: dict[str, str], epoch: int, judged: Sample[Bag]
     ) -> None:
-        record = entry["k"]
-        for made in entry.get("s", ()):
-            name = names.get(made["f"])
-            if name is None or not index.is_current(record, where, made["f"]):
+        record = entry.key
+        for fingerprint, results in entry.steps:
+            name = names.get(fingerprint)
+            if name is None or not index.is_current(record, where, fingerprint):
                 continue
             step = self.step(name)
-            for result in made["r"]:
+            for result in results:
                 step.add(record, result)
                 for judge, numbers in ratings_of(result).items():
                     bag = judged.take(record, dict)
                     if bag is not None:
-                        bag[f"{name}{judge}", result["k"]] = (result["h"], numbers)
-        if entry.get("e") == epoch and index.is_current(record, where):
-            for failed in entry.get("bad", ()):
-                self.step(failed["step"]).add_failed(failed)
-            for name, reasons in entry.get("drop", {}).items():
+                        bag[f"{name}{judge}", result.key] = (result.input_hash, numbers)
+        if entry.epoch == epoch and index.is_current(record, where):
+            for failed in entry.failed:
+                self.step(failed.step).add_failed(failed)
+            for name, reasons in entry.dropped.items():
                 self.step(name).dropped.update(reasons)
 
     def step(self, name: str) -> StepMeasures:
@@ -128,27 +125,15 @@ class RunQuality:
         }
 
 
-def _segments(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
-    """The run directories before a run's barriers, in their order."""
-    number = 1
-    while manifest.source.get("kind") == _SEGMENT:
-        place = directory / layout.stage_name(number)
-        part = Manifest.load(place)
-        if part is None:
-            return
-        yield place, part
-        number += 1
-
-
 def ratings_of(result: StepResult) -> dict[str, dict[str, list[float | None]]]:
     """The ratings in a judge's result, by judge and column: of a list one for each answer, else one.
 
     The judge is "" for the step as a whole, and for the members of a jury " (model)".
     """
     judges: dict[str, dict[str, list[float | None]]] = {}
-    if len(result["o"]) != 1:
+    if len(result.outputs) != 1:
         return judges
-    outputs = result["o"][0]
+    outputs = result.outputs[0]
     if numbers := {name: values for name, value in outputs.items() if (values := _numbers(value)) is not None}:
         judges[""] = numbers
     models, verdicts = outputs.get("jury_models"), outputs.get("jury_ratings")

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from asyncsynth.errors import CorruptJournal
+from asyncsynth.storage.entries import RecordEntry
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
 from asyncsynth.storage.framing import check, split_location
 from asyncsynth.storage.recovery import NoVisitor, Torn, Visitor, Walk
@@ -107,8 +108,16 @@ class JournalView:
         self.torn = walk.torn
 
     def read(self, where: int) -> dict[str, Any]:
-        """The entry at a location, checked."""
+        """The entry at a location, checked, as it is on the disk."""
         return self._reader.read(where)
+
+    def records(self) -> Iterator[tuple[int, RecordEntry]]:
+        """(location, entry) of the entries with results of records, in the order written. Raises as `entries`."""
+        return ((where, RecordEntry.from_wire(wire)) for where, wire in self.entries() if wire["t"] == "rec")
+
+    def record(self, where: int) -> RecordEntry:
+        """The results of a record at a location, checked. Raises CorruptJournal, StorageError."""
+        return RecordEntry.from_wire(self._reader.read(where))
 
     def close(self) -> None:
         self._reader.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,12 +22,14 @@ from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Row
 from asyncsynth.storage.extent import Completeness, completeness, refuse_unfinished
 from asyncsynth.storage.files import (
+    EXPORT_MODE,
+    FILE_MODE,
     REAL,
     FileSystem,
     make_directory,
+    open_temporary,
     remove_stale,
     storage_error,
-    temporary_path,
     write_all,
 )
 from asyncsynth.storage.layout import refuse_own_files
@@ -94,7 +95,7 @@ def export(
         refuse_unfinished(directory, found)
     rows = RunRows(directory, leaf, epoch=epoch, provenance=provenance)
     make_directory(fs, to.resolve().parent)
-    with NewFile(to, fs) as file:
+    with NewFile(to, fs, EXPORT_MODE) as file:
         writer(rows, file)
     return Exported(to, len(rows), found)
 
@@ -197,18 +198,21 @@ _WRITERS: dict[str, Callable[[RunRows, NewFile], None]] = {
 
 
 class NewFile:
-    """A file that takes its name only when it is complete and on the disk. Context manager."""
+    """A file that takes its name only when it is complete and on the disk. Context manager.
 
-    def __init__(self, path: Path, fs: FileSystem) -> None:
+    `mode`, less the umask, is the file's.
+    """
+
+    def __init__(self, path: Path, fs: FileSystem, mode: int = FILE_MODE) -> None:
         self.path = path
-        self._temporary = temporary_path(path)
+        self._mode = mode
         self._fs = fs
         self._buffer = bytearray()
 
     def __enter__(self) -> Self:
         remove_stale(self.path.parent, fs=self._fs, of=self.path.name)
         try:
-            self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            self._fd, self._temporary = open_temporary(self.path, fs=self._fs, mode=self._mode)
         except OSError as error:
             raise storage_error(error, self.path, "write the file") from error
         return self

@@ -20,6 +20,7 @@ from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_err
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.shard_directories import journals
+from asyncsynth.storage.stage_directories import stage_before
 
 EXTENT_NAME = layout.EXTENT
 
@@ -76,8 +77,8 @@ class Completeness:
         records: records of the input, or of its first `limit`, where that is known.
         unfinished: of these, those that have not ended; None where that is not known.
         limit: the run's ``limit``.
-        part: name of the segment that is not complete; '' for the last one, and for a run that has one only.
-        rows_of: name of the segment before, if its rows have not passed the step over all rows after it.
+        part: folder of the stage that is not complete; '' for the last one, and for a run that has one only.
+        rows_of: folder of the stage before, if its rows have not passed the step over all rows after it.
     """
 
     complete: bool | None
@@ -107,11 +108,11 @@ class Completeness:
 def judged(extent: Extent | None, epoch: int, ended: Callable[[], int], *, rows_of: str = "") -> Completeness:
     """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it.
 
-    `rows_of`: the name of the segment before, where there is one.
+    `rows_of`: the folder of the stage before, where there is one.
     """
     if extent is None:
         return Completeness(None, None, None)
-    # Of another epoch: the run was stopped before it began to read. A segment knows its records when it begins.
+    # Of another epoch: the run was stopped before it began to read. A later stage knows its records when it begins.
     if extent.epoch != epoch or (rows_of and extent.records is None):
         return Completeness(False, None, None, rows_of=rows_of)
     count = ended()
@@ -135,12 +136,12 @@ def ended_records(directory: Path, manifest: Manifest) -> int:
 
 
 def completeness(directory: Path) -> Completeness:
-    """Whether all records of a run have ended, those of the segments before its last one, and of shards, included.
+    """Whether all records of a run have ended, those of the stages before its last one, and of shards, included.
 
     Raises ConfigurationError where there is no run, CorruptJournal, StorageError.
     """
     manifest = Manifest.of_run(directory)
-    before = segment_before(directory, manifest)
+    before = stage_before(directory, manifest)
     if before is not None:
         earlier = completeness(before)
         if not earlier.complete:
@@ -152,15 +153,6 @@ def completeness(directory: Path) -> Completeness:
         lambda: ended_records(directory, manifest),
         rows_of=before.name if before is not None else "",
     )
-
-
-def segment_before(directory: Path, manifest: Manifest) -> Path | None:
-    """The directory of the segment that a segment's rows come from. The last segment's directory holds all others."""
-    folder = manifest.source.get("segment")
-    if not folder:
-        return None
-    place = directory / folder if (directory / folder).is_dir() else directory.parent / folder
-    return place if Manifest.exists(place) else None
 
 
 def refuse_unfinished(directory: Path, found: Completeness) -> None:

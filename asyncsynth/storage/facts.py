@@ -76,14 +76,16 @@ class SegmentFacts:
         """Takes one entry as it is read back; kinds that the index does not know are only counted."""
         kind = entry["t"]
         if kind == "rec":
-            steps = [step["f"] for step in entry.get("s", ())]
+            steps = [(step["f"], step) for step in entry.get("s", ())]
             status = entry.get("st")
             if status is None:
                 self.results(where, entry["k"], entry["i"], steps)
                 return
             self.final(
                 where, entry["k"], entry["i"], steps, entry["h"], entry.get("e") or 0, status,
-                entry.get("rows", _NONE), entry.get("bad", ()), entry.get("drop", _NONE),
+                entry.get("rows", _NONE),
+                [(row["step"], row["reason"]) for row in entry.get("bad", ())],
+                entry.get("drop", _NONE),
             )  # fmt: skip
         elif kind == "pos":
             self.results(where, entry["k"], entry.get("i", 0), ())
@@ -92,8 +94,11 @@ class SegmentFacts:
         else:
             self.entries += 1
 
-    def results(self, where: int, key: str, position: int, steps: Iterable[str]) -> int:
-        """Results of a record's steps, or with none of them its new position; the record's row."""
+    def results(self, where: int, key: str, position: int, steps: Iterable[tuple[str, object]]) -> int:
+        """Results of a record's steps, or with none of them its new position. Returns the record's row.
+
+        `steps`: pairs that begin with a step's fingerprint.
+        """
         self.entries += 1
         number = int(key) if self.by_position else key_hash(key)
         row = self._rows.get(number)
@@ -103,7 +108,7 @@ class SegmentFacts:
         else:
             self.flags[row] = self.flags[row] & ~DROPPED | KNOWN
         self.position[row] = position
-        for step in steps:
+        for step, _ in steps:
             try:
                 self.steps[step][row] = where
             except (KeyError, IndexError):
@@ -117,15 +122,15 @@ class SegmentFacts:
         where: int,
         key: str,
         position: int,
-        steps: Iterable[str],
+        steps: Iterable[tuple[str, object]],
         row_hash: str,
         epoch: int,
         status: str,
         rows: Mapping[str, Sized],
-        failed: Sequence[Mapping[str, Any]],
+        failed: Sequence[tuple[str, str]],
         dropped: Mapping[str, Mapping[str, int]],
     ) -> None:
-        """A record's end, with the results that ride in its entry."""
+        """A record's end, with the results that its entry also holds. `failed`: (step, reason) of each failed row."""
         row = self.results(where, key, position, steps)
         self.flags[row] = self.flags[row] & ~STATUS | _STATUS[status]
         self.final_at[row] = where
@@ -159,7 +164,7 @@ class SegmentFacts:
             del column[rows:]
 
     def _ending_id(
-        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+        self, rows: Mapping[str, Sized], failed: Sequence[tuple[str, str]], dropped: Mapping[str, Mapping[str, int]]
     ) -> int:
         if not failed and not dropped and len(rows) == 1:
             for leaf, made in rows.items():  # nearly every record: found without making an Ending
@@ -169,9 +174,9 @@ class SegmentFacts:
         return self._new_ending(rows, failed, dropped)
 
     def _new_ending(
-        self, rows: Mapping[str, Sized], failed: Sequence[Mapping[str, Any]], dropped: Mapping[str, Mapping[str, int]]
+        self, rows: Mapping[str, Sized], failed: Sequence[tuple[str, str]], dropped: Mapping[str, Mapping[str, int]]
     ) -> int:
-        tally = Counter((row["step"], row["reason"]) for row in failed)
+        tally = Counter(failed)
         ending = Ending(
             tuple((leaf, len(made)) for leaf, made in rows.items()),
             tuple((step, reason, n) for (step, reason), n in tally.items()),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.storage.entries import INPUT, FailedRow
+from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import Exported, NewFile, json_line
 from asyncsynth.storage.extent import completeness, refuse_unfinished
-from asyncsynth.storage.files import REAL, FileSystem, make_directory
+from asyncsynth.storage.files import EXPORT_MODE, REAL, FileSystem, make_directory
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.layout import refuse_own_files
 from asyncsynth.storage.manifest import Manifest
@@ -25,8 +26,8 @@ def failure_examples(view: JournalView, index: RunIndex, epoch: int) -> Iterator
     """
     shown: set[tuple[str, str]] = set()
     for where in index.first_failures(epoch):
-        for failed in view.read(where)["bad"]:
-            kind = failed["step"], failed["reason"]
+        for failed in view.record(where).failed:
+            kind = failed.step, failed.reason
             if kind not in shown:
                 shown.add(kind)
                 yield failed
@@ -46,10 +47,12 @@ def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
         with JournalView(place) as view:
             view.walk(index)
             for where in index.finals_with_failures(len(manifest.epochs) - 1):
-                entry = view.read(where)
-                for failed in entry["bad"]:
-                    row: dict[str, Any] = {**failed}
-                    yield {"key": row.pop("k"), "position": entry["i"], **row, "input": entry.get(INPUT)}
+                entry = view.record(where)
+                for failed in entry.failed:
+                    row: dict[str, Any] = asdict(failed)
+                    if failed.raw is None:
+                        del row["raw"]
+                    yield {"key": row.pop("key"), "position": entry.position, **row, "input": entry.input}
 
 
 def export_failures(directory: Path, to: Path, *, complete_only: bool = False, fs: FileSystem = REAL) -> Exported:
@@ -65,7 +68,7 @@ def export_failures(directory: Path, to: Path, *, complete_only: bool = False, f
         refuse_unfinished(directory, found)
     count = 0
     make_directory(fs, to.resolve().parent)
-    with NewFile(to, fs) as file:
+    with NewFile(to, fs, EXPORT_MODE) as file:
         for row in failed_rows(directory):
             file.write(json_line(row))
             count += 1

@@ -17,6 +17,9 @@ from asyncsynth.storage import layout
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
+EXPORT_MODE = 0o666  #: less the umask: what a user asked to be written is the user's to share
+#: A file that is new: never one that is there already, and never through a link.
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 #: Which machine wrote a temporary file, in few characters.
 _HOST = f"{crc32(os.uname().nodename.encode()):08x}"
@@ -33,12 +36,28 @@ _HINTS = {
 }
 
 
+#: Descriptors that a process which this one forks must not keep: of locks, and of files that are being written.
+OWN_FDS: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """Closes a forked process's copies. This takes nothing from the parent: its own stay open and locked."""
+    for fd in list(OWN_FDS):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    OWN_FDS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 class FileSystem:
     """The calls storage makes. Each is one system call; each raises OSError as the system does."""
 
-    def open(self, path: Path, flags: int) -> int:
-        """A file descriptor; a file it creates has mode 0600."""
-        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    def open(self, path: Path, flags: int, mode: int = FILE_MODE) -> int:
+        """A file descriptor; `mode`, less the umask, is that of a file it creates."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -133,6 +152,20 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(layout.temporary_name(path.name, os.getpid(), _HOST))
 
 
+def open_temporary(path: Path, *, fs: FileSystem = REAL, mode: int = FILE_MODE) -> tuple[int, Path]:
+    """(descriptor, `temporary_path`) of a new, empty file. Raises OSError.
+
+    What has its name already is removed and not written to: a process with the same pid left it, or somebody put a
+    link there to have another file overwritten.
+    """
+    temporary = temporary_path(path)
+    try:
+        return fs.open(temporary, _NEW, mode), temporary
+    except FileExistsError:
+        fs.unlink(temporary)
+        return fs.open(temporary, _NEW, mode), temporary
+
+
 def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = None) -> list[Path]:
     """Removes half-written files (`of`: of this name only) whose writer was killed; those removed.
 
@@ -143,7 +176,7 @@ def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = Non
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             parts = layout.temporary_parts(name)
-            if parts is None or parts[2] != _HOST or of not in (None, parts[0]) or _is_alive(parts[1]):
+            if parts is None or parts[2] != _HOST or of not in (None, parts[0]) or is_alive(parts[1]):
                 continue
             with contextlib.suppress(OSError):
                 fs.unlink(directory / name)
@@ -151,7 +184,8 @@ def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = Non
     return removed
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """True if a process of this machine has the pid."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -165,7 +199,7 @@ def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL) -> None:
     """Replaces a file so that a reader, or a crash, meets all old or all new bytes. Raises StorageError."""
     temporary = temporary_path(path)
     try:
-        fd = fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd, _ = open_temporary(path, fs=fs)
         try:
             write_all(fs, fd, data)
             fs.fdatasync(fd)

@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
@@ -423,15 +422,18 @@ class RunIndex:
         there = [where for where in self._steps.get(fingerprint, ()) if where]
         return there[:: -(-len(there) // most)] if there else []
 
-    def unclaimed_keys(self, read: Callable[[int], Mapping[str, Any]]) -> Iterator[str]:
-        """Keys of the records that the input did not bring this time and had before. `read`: Journal.read."""
+    def unclaimed_keys(self, key_of: Callable[[int], str]) -> Iterator[str]:
+        """Keys of the records that the input did not bring this time and had before.
+
+        `key_of`: the key in the entry at a location.
+        """
         for slot in range(self._slots):
             if self._flags[slot] & (_CLAIMED | DROPPED | KNOWN) != KNOWN:
                 continue
             if self.by_position:
                 yield str(self._position[slot])
             elif where := self._any_entry(slot):
-                yield read(where)["k"]
+                yield key_of(where)
 
     def _any_entry(self, slot: int) -> int:
         if where := self._final_at[slot]:

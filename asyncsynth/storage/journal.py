@@ -20,13 +20,22 @@ from typing import Any
 from zlib import crc32
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage import journal_states as states
 from asyncsynth.storage.entry_reader import LineReader
-from asyncsynth.storage.files import REAL, FileSystem, is_full, make_directory, remove_stale, storage_error, write_all
+from asyncsynth.storage.files import (
+    OWN_FDS,
+    REAL,
+    FileSystem,
+    is_full,
+    make_directory,
+    remove_stale,
+    storage_error,
+    write_all,
+)
 from asyncsynth.storage.framing import Header, header_line, mark_line, split_location
-from asyncsynth.storage.lock import RunLock
+from asyncsynth.storage.lock import RunLock, refuse_if_gone
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
 from asyncsynth.storage.segments import Segment, list_segments, segment_path
-from asyncsynth.storage.sidecars import Sidecars
 
 #: A segment that has reached this is followed by a new one. After a crash the last one or two are read line by
 #: line, the others from their sidecars: up to half a second for this many bytes.
@@ -34,7 +43,11 @@ SEGMENT_BYTES = 32 << 20
 GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
-_OPEN, _CLOSE = b"{}"
+_BRACE, _END_BRACE = b"{}"
+
+#: Is told that a segment gets no more lines: the segment, its last line's number, its entries. Returns what to call, in
+#: any thread, once the segment is synced.
+OnFull = Callable[[Segment, int, int], Callable[[], None] | None]
 
 
 class _Group:
@@ -60,7 +73,9 @@ class Journal:
         self.directory = directory
         self.run_id: str = state.run_id or uuid.uuid4().hex
         self.report: RecoveryReport = state.report
-        self.fatal: StorageError | None = None  #: the failure that ended writing, if one did
+        self.failure: StorageError | None = None  #: what ended writing, in the state FAILED and after it
+        self._life: states.Life = states.OPEN
+        self._groups: states.Groups = states.IDLE
         self._fs = fs
         self._lock = lock
         self._options = options
@@ -74,14 +89,12 @@ class Journal:
         self._pending: _Group | None = None
         self._in_flight: _Group | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due = False  #: the pending group's time has come while another was being written
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1  # only the writer thread touches it while a group is in flight
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="sidecars")  # no thread until a segment is full
-        self._closed = False
         self._on_durable: Callable[[list[Any]], None] = _ignore
-        self._on_fatal: Callable[[StorageError], None] = options.on_fatal or _ignore
+        self._on_fatal: Callable[[StorageError], None] = _ignore
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -138,12 +151,11 @@ class Journal:
         `body` is the bytes of one JSON object with at least one member, without a newline. Raises
         StorageError once writing has failed, ValueError for a body of another shape.
         """
-        if len(body) < 3 or body[0] != _OPEN or body[-1] != _CLOSE or b"\n" in body:
+        if len(body) < 3 or body[0] != _BRACE or body[-1] != _END_BRACE or b"\n" in body:
             raise ValueError("a journal entry is one non-empty JSON object on one line")
         group = self._pending
         if group is None:
-            if self._closed:
-                raise StorageError(f"{self.directory}: the journal is closed")
+            self._refuse_unless_open()
             group = self._begin_group()
         self._seq = seq = self._seq + 1
         head = b'%b,"_q":%d' % (body[:-1], seq)
@@ -162,7 +174,7 @@ class Journal:
 
         May be cancelled; the commit goes on.
         """
-        if self.fatal is not None:
+        if self.failure is not None:
             raise self._refusal()
         group = self._pending or self._in_flight
         if group is None:
@@ -182,7 +194,7 @@ class Journal:
         For many entries in flight this is several times cheaper than `flushed`, which wakes a task for each.
         Raises StorageError once writing has failed; a token that waits then is never given back.
         """
-        if self.fatal is not None:
+        if self.failure is not None:
             raise self._refusal()
         group = self._pending or self._in_flight
         if group is None:
@@ -192,8 +204,7 @@ class Journal:
 
     def _begin_group(self) -> _Group:
         """A new pending group with its mark, in a new segment if this one is full; starts its timer."""
-        if self.fatal is not None:
-            raise self._refusal()
+        self._groups = states.begun[self._groups]
         loop = self._loop = asyncio.get_running_loop()
         header: bytes | None = None
         closes: Callable[[], None] | None = None
@@ -214,16 +225,16 @@ class Journal:
 
     def _roll(self) -> Callable[[], None] | None:
         """The segment is full: how its sidecar is saved, once it is on the disk."""
-        sidecars = self._options.sidecars
-        if sidecars is None or self._loop is None or not self._marks:
+        on_full = self._options.on_full
+        if on_full is None or self._loop is None or not self._marks:
             return None
         path = segment_path(self.directory, self._segment)
         header = Header(self.run_id, self._segment, self._salt, self._prev)
         segment = Segment(self._segment, path, self._offset, header, 0)
-        return sidecars.roll(segment, self._seq, self._seq - self._prev - 1 - self._marks)
+        return on_full(segment, self._seq, self._seq - self._prev - 1 - self._marks)
 
     def _add_mark(self, group: _Group) -> None:
-        """Groups are written in turn, each synced before the next: all before this is durable by then."""
+        """states.Groups are written in turn, each synced before the next: all before this is durable by then."""
         mark = mark_line(self._seq, self._salt)
         self._seq += 1
         self._marks += 1
@@ -233,16 +244,15 @@ class Journal:
 
     def _commit(self) -> None:
         """Hands the pending group to the writer thread, or notes that it is due when the thread is busy."""
+        before, self._groups = self._groups, states.committed[self._groups]
+        if before == self._groups or self._groups != states.WRITING:
+            return
         group = self._pending
-        if self._in_flight is not None:
-            self._due = True
-            return
-        if group is None or self._loop is None:
-            return
+        assert group is not None
+        assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._due = False
         self._pending, self._in_flight = None, group
         work = self._loop.run_in_executor(self._thread, self._write, group)
         work.add_done_callback(self._written)
@@ -256,6 +266,7 @@ class Journal:
             if group.header is not None:
                 self._close_fd()
                 self._fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                OWN_FDS.add(self._fd)
                 write_all(fs, self._fd, group.header)
                 fs.fdatasync(self._fd)
                 fs.fsync_dir(self.directory)
@@ -263,6 +274,9 @@ class Journal:
             write_all(fs, self._fd, b"".join(group.lines))
             doing = "sync the journal"
             fs.fdatasync(self._fd)
+            # Only now, before it is acknowledged: what was written to a file that has no name any more is lost.
+            refuse_if_gone(self._fd, path, "journal's segment")
+            self._lock.check()
         except OSError as error:
             if is_full(error) and self._fd >= 0:
                 self._cut_back(group)
@@ -279,6 +293,8 @@ class Journal:
         """In the event loop, when the thread is done: acknowledges or latches."""
         group, self._in_flight = self._in_flight, None
         assert group is not None
+        was_due = self._groups == states.DUE
+        self._groups = states.written[self._groups]
         error = work.exception() if not work.cancelled() else StorageError("the journal's write was cancelled")
         if error is not None:
             self._fail(error, group)
@@ -291,15 +307,19 @@ class Journal:
         if group.tokens:
             self._on_durable(group.tokens)
         pending = self._pending
-        if pending is not None and (self._due or len(pending.lines) > self._options.group_entries):
+        if pending is not None and (was_due or len(pending.lines) > self._options.group_entries):
             self._commit()
 
     def _fail(self, error: BaseException, group: _Group) -> None:
-        if isinstance(error, StorageError):
-            self.fatal = error
+        self._life, self._groups = states.failed[self._life], states.dropped[self._groups]
+        is_first = self.failure is None
+        if not is_first:
+            pass
+        elif isinstance(error, StorageError):
+            self.failure = error
         else:
-            self.fatal = StorageError(f"{self.directory}: writing the journal failed: {error!r}")
-            self.fatal.__cause__ = error
+            self.failure = StorageError(f"{self.directory}: writing the journal failed: {error!r}")
+            self.failure.__cause__ = error
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -308,14 +328,22 @@ class Journal:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(self._refusal())
-        self._on_fatal(self.fatal)
+        if is_first and self.failure is not None:
+            self._on_fatal(self.failure)
 
     def _refusal(self) -> StorageError:
         """A fresh error for each caller: one instance raised in many tasks would pile up tracebacks."""
-        assert self.fatal is not None
-        error = type(self.fatal)(self.fatal.message, hint=self.fatal.hint)
-        error.__cause__ = self.fatal.__cause__
+        failure = self.failure
+        assert failure is not None
+        error = type(failure)(failure.message, hint=failure.hint)
+        error.__cause__ = failure.__cause__
         return error
+
+    def _refuse_unless_open(self) -> None:
+        if self.failure is not None:
+            raise self._refusal()
+        if self._life != states.OPEN:
+            raise StorageError(f"{self.directory}: the journal is closed")
 
     # --- reading and closing -------------------------------------------------------------------
 
@@ -340,11 +368,11 @@ class Journal:
 
         Raises StorageError when writing has failed, now or before: what was acknowledged is still safe.
         """
-        if self._closed:
+        before, self._life = self._life, states.closed[self._life]
+        if before in (states.CLOSING, states.CLOSED):
             return
-        self._closed = True
         try:
-            if self.fatal is None and self._loop is not None:
+            if self._life != states.FAILED and self._loop is not None:
                 self._commit()
                 await self.flushed()
                 # The last mark says that all before it was synced: from now on a bad line is corruption.
@@ -355,23 +383,25 @@ class Journal:
                     self._helper.submit(save)
         finally:
             self._release()
-        if self.fatal is not None:
+        if self.failure is not None:
             raise self._refusal()
 
     def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._pending is not None and self.fatal is None:
+        if self._pending is not None and self.failure is None:
             self._fail(StorageError(f"{self.directory}: the journal was closed before its last write"), self._pending)
         self._thread.shutdown(wait=True)
         self._helper.shutdown(wait=True)
         self._close_fd()
         self._reader.close()
         self._lock.release()
+        self._life = states.released[self._life]
 
     def _close_fd(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            OWN_FDS.discard(fd)
             self._fs.close(fd)
 
     async def __aenter__(self) -> Journal:
@@ -394,11 +424,9 @@ class _Options:
         segment_bytes: int = SEGMENT_BYTES,
         group_entries: int = GROUP_ENTRIES,
         group_delay_s: float = GROUP_DELAY_S,
-        on_fatal: Callable[[StorageError], None] | None = None,
-        sidecars: Sidecars | None = None,
+        on_full: OnFull | None = None,
     ) -> None:
         self.segment_bytes = segment_bytes
         self.group_entries = group_entries
         self.group_delay_s = group_delay_s
-        self.on_fatal = on_fatal
-        self.sidecars = sidecars
+        self.on_full = on_full

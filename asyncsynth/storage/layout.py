@@ -28,7 +28,8 @@ BARRIER_FACTS = "barrier.json"
 RESULT = "result.jsonl"
 
 _SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
-_STAGE = re.compile(r"segment-(\d+)\Z")
+_STAGE = re.compile(r"stage-(\d+)\Z")
+_OLD_STAGE = re.compile(r"segment-(\d+)\Z")
 _SHARD = re.compile(r"shard-(\d+)\Z")
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})\.tmp\Z")
 _RESULT = re.compile(r"result(-.+)?\.jsonl\Z", re.IGNORECASE)
@@ -62,7 +63,8 @@ OWN_NAMES = (
     _own(SERVER_LOGS, folder=True),
     _own(EXTENT),
     _own(ANSWERS, folder=True),
-    _own("segment-1", r"segment-\d+", folder=True),
+    _own("stage-1", r"stage-\d+", folder=True),
+    _own("segment-1", r"segment-\d+", folder=True),  # stages of a run that began with manifest format 1
     _own(BARRIER_ROWS),
     _own(BARRIER_FACTS),
     _own("shard-0", r"shard-\d+", folder=True),
@@ -85,7 +87,17 @@ def tail_stem(number: int, at: int) -> str:
 
 def stage_name(number: int) -> str:
     """The folder of stage `number` (from 1) of a pipeline that steps over all rows split, unless it is the last."""
+    return f"stage-{number}"
+
+
+def old_stage_name(number: int) -> str:
+    """The same in a run that began with manifest format 1."""
     return f"segment-{number}"
+
+
+def is_old_stage(name: str) -> bool:
+    """True for an `old_stage_name`."""
+    return bool(_OLD_STAGE.match(name))
 
 
 def shard_name(number: int) -> str:
@@ -98,9 +110,11 @@ def segment_numbers(names: Iterable[str]) -> list[int]:
     return _numbers(_SEGMENT, names)
 
 
-def stage_numbers(names: Iterable[str]) -> list[int]:
-    """The numbers of the stages' folders among the names, in order."""
-    return _numbers(_STAGE, names)
+def stage_folders(names: Iterable[str]) -> list[str]:
+    """The stages' folders among the names, in order. Those of a run are all named in one way."""
+    there = list(names)
+    current = [stage_name(number) for number in _numbers(_STAGE, there)]
+    return [*(old_stage_name(number) for number in _numbers(_OLD_STAGE, there)), *current]
 
 
 def shard_numbers(names: Iterable[str]) -> list[int]:

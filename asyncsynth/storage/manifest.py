@@ -19,7 +19,11 @@ from asyncsynth.storage import layout
 from asyncsynth.storage.files import REAL, FileSystem, atomic_write, storage_error
 
 MANIFEST_NAME = layout.MANIFEST
-FORMAT = 1
+#: 1: the folders of stages are named `segment-k`, and a source that is a stage has the kind "segment".
+FORMAT = 2
+READ_FORMATS = (1, FORMAT)
+#: What a source that is the rows of a stage before has for its kind, and for the name of that stage's folder.
+STAGE_KIND, OLD_STAGE_KIND = "stage", "segment"
 _SHOWN = 60  #: characters of a value shown in a difference
 
 
@@ -51,6 +55,12 @@ class Manifest:
     stride: int = 1  #: of a shard that knows records by position: every so many-th is its own
     format: int = FORMAT
 
+    @property
+    def rows_of(self) -> str:
+        """The name of the folder of the stage that the rows come from; '' where they come from the input."""
+        kind = self.source.get("kind")
+        return str(self.source.get(kind, "")) if kind in (STAGE_KIND, OLD_STAGE_KIND) else ""
+
     @staticmethod
     def exists(directory: Path) -> bool:
         return (directory / MANIFEST_NAME).exists()
@@ -68,7 +78,7 @@ class Manifest:
         try:
             values = orjson.loads(data)
             version = values["format"]
-            if version == FORMAT:
+            if version in READ_FORMATS:
                 values["epochs"] = [Epoch(**epoch) for epoch in values["epochs"]]
                 return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
@@ -76,7 +86,7 @@ class Manifest:
                 f"{path}: is not a manifest of asyncsynth: {error}", hint="Restore it from a copy, or start a new run."
             ) from error
         raise StorageError(
-            f"{path}: has format {version}; this version of asyncsynth reads format {FORMAT}",
+            f"{path}: has format {version}; this version of asyncsynth reads formats up to {FORMAT}",
             hint="Use the asyncsynth version that made the run, or start a new run directory.",
         )
 

@@ -19,11 +19,11 @@ from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.shard_directories import journals
+from asyncsynth.storage.stage_directories import stages_before
 
 #: The column's name.
 COLUMN = "provenance"
 _NUMBERED = re.compile(r"(.+)\.\d+\Z")
-_BARRIER = "segment"  #: kind of a source that is what a step over all rows let through
 
 
 class KeyedRows(Protocol):
@@ -39,7 +39,7 @@ class WithProvenance:
 
     def __init__(self, directory: Path, manifest: Manifest, epoch: int, rows: KeyedRows) -> None:
         self._rows = rows
-        self._parts = [_Results(place, part) for place, part in _stages(directory, manifest)]
+        self._parts = [_Results(place, part) for place, part in stages_before(directory, manifest)]
         self._parts += [_Results(place, part, epoch) for place, part in journals(directory, manifest)]
         for part in self._parts:
             weakref.finalize(self, part.view.close)
@@ -104,15 +104,3 @@ def _fact(step: str, key: str, meta: dict[str, Any]) -> dict[str, Any]:
         "cut": len(meta["cut"]) if "cut" in meta else int(finish == "length"),
         "latency_s": meta.get("latency_s"),
     }
-
-
-def _stages(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
-    """The run directories before the run's steps over all rows, in their order."""
-    number = 1
-    while manifest.source.get("kind") == _BARRIER:
-        place = directory / f"segment-{number}"
-        part = Manifest.load(place)
-        if part is None:
-            return
-        yield place, part
-        number += 1

@@ -101,6 +101,9 @@ def _repair(directory: Path, dry_run: bool, fs: FileSystem) -> Repaired:
         prev = last
     for path in found.wrong_sidecars:
         _set_aside(path, done, fs, move=True)
+    barrier = directory / layout.BARRIER_FACTS
+    if barrier.exists() and any(finding.path.name == layout.BARRIER_ROWS for finding in found.findings):
+        _set_aside(barrier, done, fs, move=True)  # without it, the rows are made again
     done.left = [finding for finding in found.findings if finding.path.suffix == ".json"]
     return done
 

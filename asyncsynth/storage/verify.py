@@ -12,6 +12,7 @@ import orjson
 
 from asyncsynth.errors import ConfigurationError, StorageError
 from asyncsynth.storage import layout
+from asyncsynth.storage.barrier_rows import check_rows
 from asyncsynth.storage.damage import SegmentCheck, check_segment, read_header, size_of
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, FileSystem, storage_error
@@ -73,7 +74,7 @@ class Verified:
 
 
 def run_directories(directory: Path) -> list[Path]:
-    """The directories of a run's journals, in order: its shards where it has any; `segment-k` where steps over all
+    """The directories of a run's journals, in order: its shards where it has any; `stage-k` where steps over all
     rows split it, then itself.
 
     Raises ConfigurationError where there is no run.
@@ -91,7 +92,7 @@ def run_directories(directory: Path) -> list[Path]:
         )
     if shards := layout.shard_numbers(names):
         return [directory / layout.shard_name(number) for number in shards]
-    return [*(directory / layout.stage_name(number) for number in layout.stage_numbers(names)), directory]
+    return [*(directory / folder for folder in layout.stage_folders(names)), directory]
 
 
 def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
@@ -113,6 +114,11 @@ def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
             next_prev = -1
         _segment(found, segment, prev, next_prev, fs)
         prev = max(segment.last_seq, next_prev or 0)
+    wrong, other = check_rows(directory)
+    if wrong:
+        found.findings.append(Finding(directory / layout.BARRIER_ROWS, None, f"{wrong}; the next run makes it again"))
+    if other:
+        found.notes.append(f"{directory / layout.BARRIER_ROWS}: {other}")
     return found
 
 

@@ -231,7 +231,10 @@ class Task(ModelStep):
         # What is no list of messages is refused by `LLM.chat`.
         first: Any = messages[0] if isinstance(messages, list) and messages else None
         sent = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
-        if self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
+        told = row.get("system_prompt") or self.system_prompt
+        # Most conversations begin as the row or the task says, and there is nothing to compare.
+        is_noted = sent == (told or None) and not ctx.notes
+        if not is_noted and self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
             ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
         outputs, completion = await self.ask(
             ctx,

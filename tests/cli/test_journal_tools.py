@@ -69,7 +69,7 @@ def test_json_and_a_run_in_parts(tmp_path: Path, fault_server: Serve) -> None:
     found = asyncsynth("journal", "verify", run, "--json")
     assert found.returncode == 0, found.stderr
     events = [json.loads(line) for line in found.stdout.splitlines()]
-    assert [event["directory"] for event in events] == [str(run / "segment-1"), str(run)]
+    assert [event["directory"] for event in events] == [str(run / "stage-1"), str(run)]
     assert events[0]["entries"] == {"rec": 12}
     stats = asyncsynth("journal", "stats", run, "--json")
     events = [json.loads(line) for line in stats.stdout.splitlines()]

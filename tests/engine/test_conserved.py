@@ -187,7 +187,7 @@ def check(graph: Graph, walked: Any, watched: Watched) -> None:
         if isinstance(step, Source):
             continue
         went_in, came_out = watched.went_in[step.name], watched.came_out[step.name]
-        failed = [row["k"] for row in walked.failed if row["step"] == step.name]
+        failed = [row.key for row in walked.failed if row.step == step.name]
         dropped = sum(walked.dropped.get(step.name, {}).values())
         assert went_in == [watched.came_out.get(maker.name, ["7"]) for maker in makers[step.name]]
         assert len(set(came_out)) == len(came_out)
@@ -462,7 +462,7 @@ def test_what_must_stop_the_run_comes_out_of_a_branch() -> None:
 @pytest.mark.row(30)
 def test_a_cancelled_future_of_the_steps_own_fails_its_row() -> None:
     walked, _ = walk(joined(CombineOutputs(), Tagged("a"), [Tagged("b"), Forgetful(name="f")]), {"x": 1})
-    assert [(row["step"], row["reason"]) for row in walked.failed] == [("f", "step_error")]
+    assert [(row.step, row.reason) for row in walked.failed] == [("f", "step_error")]
     assert walked.failed[0]["message"].startswith("CancelledError (")
     assert walked.rows == {"default": []}
     assert walked.dropped == {"combine_outputs_0": {"partner_failed": 1}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.kit.pipelines import rows, server, single
 
 
 def failed(number: int, message: str = "row 7: no", step: str = "judge", reason: str = "step_error") -> FailedRow:
-    return {"k": f"id-{number}", "step": step, "reason": reason, "message": message, "attempts": 1}
+    return FailedRow(f"id-{number}", step, reason, message, 1)
 
 
 def test_twenty_failures_that_differ_in_numbers_and_names_only_are_alike() -> None:
@@ -38,7 +39,7 @@ def test_a_key_that_is_part_of_other_words_and_numbers_makes_no_difference() -> 
     alike = AllAlike()
     keys = [*"abcdefghij", *map(str, range(ALIKE))]
     message = "AttributeError: bad attribute (job.py:50)"
-    told = [alike.failed({**failed(0, message), "k": key}) for key in keys]
+    told = [alike.failed(replace(failed(0, message), key=key)) for key in keys]
     assert told[ALIKE - 1].startswith("the first 20 records all failed")
 
 

@@ -447,7 +447,7 @@ def test_steps_in_segments_share_one_store(tmp_path: Path) -> None:
             again = await made(first_word).arun(**options, update=True)
             assert completions(fake) == paid
             assert again.report.reread_answers == again.report.counts.rows > 0
-            assert not (tmp_path / "run" / "segment-1" / "answers").exists()
+            assert not (tmp_path / "run" / "stage-1" / "answers").exists()
 
     run_async(main())
 

@@ -15,7 +15,7 @@ from asyncsynth.cli.inspect_command import status_command
 from asyncsynth.engine.barrier import BarrierCounts
 from asyncsynth.engine.runner import Runner
 from asyncsynth.engine.status import RunStatus
-from asyncsynth.errors import CorruptJournal, PipelineError, RunChangedError, RunLockedError
+from asyncsynth.errors import PipelineError, RunChangedError, RunLockedError
 from asyncsynth.pipeline import AllRows, Dropped, GlobalStep
 from asyncsynth.records import Row
 from asyncsynth.storage.failures import failed_rows
@@ -53,7 +53,7 @@ def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
         assert {row["seen"] for row in train} == {10}
         assert train[0]["second_model"] == "model-b"
         assert [runner.progress().segment.split(",")[0] for runner in runners] == ["1/2", "2/2"]
-        facts = json.loads((tmp_path / "run/segment-1/barrier.json").read_text())
+        facts = json.loads((tmp_path / "run/stage-1/barrier.json").read_text())
         assert facts["dropped"] == {"repeated": 2}
 
     run_async(main())
@@ -218,7 +218,7 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
             assert report.directory == tmp_path / "run"
             assert report.counts.ok == 4
             assert len(runners) == 1
-            assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
+            assert not list((tmp_path / "run/stage-1").glob("*barrier*"))
             done = await two_models(rows(4), Even).arun(**options, update=True)
             assert done.report.exit_code == 0
             assert len(done["default"]["train"]) == 2
@@ -262,7 +262,7 @@ def test_a_record_that_failed_before_the_barrier_counts_in_the_end(tmp_path: Pat
             assert (status.ok, status.failed_rows) == (5, {})
             assert status.before is not None
             assert status.before.failed_rows == {"text_generation_0: bad_request": 1}
-            assert [failed["k"] for failed in status.before.examples] == ["3"]
+            assert [failed.key for failed in status.before.examples] == ["3"]
             assert status.before.barrier == BarrierCounts(5, 5)
             assert status.as_json()["before"]["barrier"]["kept"] == 5
             (lost,) = failed_rows(tmp_path / "run")
@@ -312,8 +312,8 @@ def test_several_rows_a_record_and_several_barriers_at_either_end(tmp_path: Path
             result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
             assert completions(fake) == 6
         assert len(result["default"]["train"]) == 1
-        assert sorted(path.name for path in (tmp_path / "run").glob("segment-*")) == [
-            "segment-1", "segment-2", "segment-3",
+        assert sorted(path.name for path in (tmp_path / "run").glob("stage-*")) == [
+            "stage-1", "stage-2", "stage-3",
         ]  # fmt: skip
 
     run_async(main())
@@ -370,7 +370,7 @@ def test_use_cache_false_sets_all_segments_aside(tmp_path: Path) -> None:
             for _ in range(2):
                 await two_models(rows(4), Even).arun(servers=[fake.base_url], output=tmp_path / "run", use_cache=False)
             assert completions(fake) == 12
-        assert len(list(tmp_path.glob("run*/segment-1"))) == 2
+        assert len(list(tmp_path.glob("run*/stage-1"))) == 2
 
     run_async(main())
 
@@ -443,25 +443,33 @@ def test_a_fault_of_the_step_is_named_and_costs_no_result(tmp_path: Path, step: 
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             with pytest.raises(PipelineError, match=message):
                 await two_models(rows(3), step).arun(**options)
-            assert not list((tmp_path / "run/segment-1").glob("*barrier*"))
+            assert not list((tmp_path / "run/stage-1").glob("*barrier*"))
             await two_models(rows(3), Even).arun(**options, update=True)
             assert completions(fake) == 5
 
     run_async(main())
 
 
-def test_a_damaged_output_is_told_and_damaged_facts_mean_it_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.row(37)
+def test_a_damaged_output_is_told_and_made_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(keep_requests=True) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await two_models(rows(4), Even).arun(**options)
-            output = tmp_path / "run/segment-1/barrier.jsonl"
-            output.write_bytes(output.read_bytes().replace(b'"row"', b'"raw"', 1))
-            with pytest.raises(CorruptJournal, match=r"barrier\.jsonl:1: is damaged") as told:
-                await two_models(rows(4), Even).arun(**options)
-            assert "barrier.json" in told.value.hint
-            for facts in (b"", b"[]", b"{}"):
-                output.with_suffix(".json").write_bytes(facts)
+            output = tmp_path / "run/stage-1/barrier.jsonl"
+            whole, facts = output.read_bytes(), output.with_suffix(".json").read_bytes()
+            for harmed, said in (
+                (whole[:-9], "rows and a part of one where 2 were written"),
+                (whole[: whole.index(b"\n") + 1], "has 1 rows where 2 were written"),
+                (whole.replace(b"number 0", b"number 8"), "does not match its checksum"),
+            ):
+                output.write_bytes(harmed)
+                mended = await two_models(rows(4), Even).arun(**options)
+                assert any("barrier.jsonl" in note and said in note for note in mended.report.notes), said
+                assert (output.read_bytes(), output.with_suffix(".json").read_bytes()) == (whole, facts)
+                assert len(mended["default"]["train"]) == 2
+            for other in (b"", b"[]", b"{}"):
+                output.with_suffix(".json").write_bytes(other)
                 mended = await two_models(rows(4), Even).arun(**options)
                 assert len(mended["default"]["train"]) == 2
             output.unlink()

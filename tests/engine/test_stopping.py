@@ -277,7 +277,7 @@ def test_a_stop_at_a_step_over_all_rows_says_so(tmp_path: Path) -> None:
             )
             assert report is not None
             assert report.missing == "the steps after segment 1/2 have not been done"
-            said = "unfinished: the rows of segment-1 have not passed the step over all rows after it"
+            said = "unfinished: the rows of stage-1 have not passed the step over all rows after it"
             assert RunStatus.read(run).completeness == said
             assert export(run, tmp_path / "rows.jsonl").completeness.words == said
 

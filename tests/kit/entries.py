@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.records import content_hash
-from asyncsynth.storage.entries import FailedRow, StepResult, rec_entry
+from asyncsynth.storage.entries import Entry, FailedRow, RecordEntry, StepResult
 from asyncsynth.storage.index import RunIndex
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
@@ -18,36 +18,36 @@ HASH = content_hash({"a": 1})
 
 
 def result(key: str) -> StepResult:
-    return {"k": key, "h": HASH, "o": {"generation": "x"}, "m": {"model": "m"}}
+    return StepResult(key, HASH, [{"generation": "x"}], {"model": "m"})
 
 
 def dead(key: str, reason: str = "timeout") -> FailedRow:
-    return {"k": key, "step": "gen", "reason": reason, "message": "no", "attempts": 8}
+    return FailedRow(key, "gen", reason, "no", 8)
 
 
-def step(key: str, position: int, fp: str = "f" * 12) -> bytes:
-    return rec_entry(key=key, position=position, row_hash=HASH, steps=[(fp, [result(key)])])
+def step(key: str, position: int, fp: str = "f" * 12) -> RecordEntry:
+    return RecordEntry(key=key, position=position, row_hash=HASH, steps=[(fp, [result(key)])])
 
 
-def final(key: str, position: int, *, epoch: int = 0, row_hash: str = HASH) -> bytes:
+def final(key: str, position: int, *, epoch: int = 0, row_hash: str = HASH) -> RecordEntry:
     rows = {"default": [{"a": 1}]}
-    return rec_entry(key=key, position=position, row_hash=row_hash, epoch=epoch, status="ok", rows=rows)
+    return RecordEntry(key=key, position=position, row_hash=row_hash, epoch=epoch, status="ok", rows=rows)
 
 
-def lost(key: str, position: int) -> bytes:
-    return rec_entry(
+def lost(key: str, position: int) -> RecordEntry:
+    return RecordEntry(
         key=key, position=position, row_hash=HASH, epoch=0, status="failed", failed=[dead(key)],
         dropped={"filter": {"short": 2}},
     )  # fmt: skip
 
 
-def journal_of(run: Path, entries: Iterable[bytes], **options: object) -> list[int]:
+def journal_of(run: Path, entries: Iterable[Entry | bytes], **options: object) -> list[int]:
     """Writes the entries in a session of their own; their locations."""
 
     async def scene() -> list[int]:
         opened = Journal.open(run, **options) if run.exists() else Journal.create(run, **options)
         async with opened as journal:
-            return [journal.append(entry) for entry in entries]
+            return [journal.append(entry if isinstance(entry, bytes) else entry.encode()) for entry in entries]
 
     options = {**SMALL, **options}
     return asyncio.run(scene())
@@ -85,8 +85,7 @@ def write_run(
             for position, made in records:
                 key = str(position) if keys == "position" else f"id-{position}"
                 ending: dict[str, Any] = {"epoch": epoch, "status": "ok" if any(made.values()) else "failed"}
-                body = rec_entry(key=key, position=position, row_hash="00" * 8, rows=made, **ending)  # type: ignore[arg-type]
-                journal.append(body)
+                journal.append(RecordEntry(key, position, "00" * 8, rows=made, **ending).encode())
                 if position % 256 == 255:
                     await journal.flushed()
             for entry in extra:

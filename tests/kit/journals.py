@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.storage.entry_reader import JournalView
-from asyncsynth.storage.files import FileSystem
+from asyncsynth.storage.files import FILE_MODE, FileSystem
 from asyncsynth.storage.journal import Journal
 
 SMALL = {"group_delay_s": 0.0005}
@@ -65,10 +65,10 @@ class FailingFS(FileSystem):
         if at == self.fail_at or (0 <= self.fail_at < at and not self.once):
             raise OSError(self.error, os.strerror(self.error))
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: Path, flags: int, mode: int = FILE_MODE) -> int:
         if flags & (os.O_WRONLY | os.O_RDWR):
             self._step("open")
-        return super().open(path, flags)
+        return super().open(path, flags, mode)
 
     def write(self, fd: int, data: memoryview) -> int:
         if self.short_writes:
@@ -110,8 +110,8 @@ class ForgetfulFS(FileSystem):
         self.synced: dict[Path, bytes] = {}  #: contents on the "disk"
         self.names: set[Path] = set()  #: names on the "disk"
 
-    def open(self, path: Path, flags: int) -> int:
-        fd = super().open(path, flags)
+    def open(self, path: Path, flags: int, mode: int = FILE_MODE) -> int:
+        fd = super().open(path, flags, mode)
         self._paths[fd] = path
         return fd
 

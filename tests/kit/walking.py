@@ -14,7 +14,7 @@ from asyncsynth.inputs.dicts import DictsReader
 from asyncsynth.inputs.reader import Reader
 from asyncsynth.pipeline import Context, Graph, ModelStep, Plan, SourceStep
 from asyncsynth.records import Record, Row, content_hash
-from asyncsynth.storage.entries import StepResult, rec_entry
+from asyncsynth.storage.entries import RecordEntry, StepResult
 
 
 class Source(SourceStep):
@@ -84,8 +84,8 @@ def walk(graph: Graph, row: Row, saved: Iterable[tuple[str, list[StepResult]]] =
     """Walks one record. `saved`: results of an earlier walk, which are read back as from the journal."""
     known: dict[str, Mapping[str, StepResult]] = {}
     for fingerprint, results in saved:
-        entry = orjson.loads(rec_entry(key="7", position=7, row_hash="", steps=[(fingerprint, results)]))
-        known[fingerprint] = {result["k"]: result for result in entry["s"][0]["r"]}
+        entry = orjson.loads(RecordEntry("7", 7, "", [(fingerprint, results)]).encode())
+        known[fingerprint] = RecordEntry.from_wire(entry).results(fingerprint)
 
     async def main() -> tuple[Walked, Watched]:
         walker = Watched(graph.plan())

@@ -91,9 +91,10 @@ MUTATIONS = (
         2, ("tests/storage/test_sidecars.py::test_a_sidecar_is_not_trusted_when_its_segment_changed",),
     ),
     Mutation(
-        "an entry that begins a segment is noted in the facts of the one before", "engine/run_directory.py",
-        "        where = self._append(entry)\n        self._sidecars.facts.final(\n",
-        "        facts = self._sidecars.facts\n        where = self._append(entry)\n        facts.final(\n",
+        "an entry that begins a segment is noted in the facts of the one before", "storage/run_journal.py",
+        "        where = self._journal.append(entry.encode())\n        entry.note(self._facts, where)",
+        "        facts = self._facts\n        where = self._journal.append(entry.encode())\n"
+        "        entry.note(facts, where)",
         2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
     ),
     Mutation(
@@ -232,7 +233,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a run's folders are not its own", "storage/layout.py",
-        'r"segment-\\d+", folder=True', 'r"segment-0", folder=True',
+        'r"stage-\\d+", folder=True', 'r"stage-0", folder=True',
         36, ("tests/storage/test_layout.py::test_roundabout_ways_lead_to_the_same_file",),
     ),
     Mutation(
@@ -380,6 +381,31 @@ MUTATIONS = (
         "    if (kind is list or kind is tuple) and",
         "    if kind is tuple:\n        return value\n    if kind is list and",
         31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
+    ),
+    Mutation(
+        "the rows between stages are not checked", "storage/barrier_rows.py",
+        "    if rows != facts[\"kept\"] or not ended:\n", "    if False:\n",
+        37, ("tests/storage/test_barrier_rows.py",),
+    ),
+    Mutation(
+        "an input that lost rows is the same input", "engine/run_directory.py",
+        "records < before * exact", "False",
+        38, ("tests/engine/test_shorter_input.py",),
+    ),
+    Mutation(
+        "forked processes keep the lock", "storage/files.py",
+        "    for fd in list(OWN_FDS):\n", "    for fd in ():\n",
+        39, ("tests/storage/test_lock.py::test_a_process_that_a_step_forked_does_not_keep_the_lock_of_a_killed_run",),
+    ),
+    Mutation(
+        "a writer does not see that its segment is gone", "storage/journal.py",
+        '            refuse_if_gone(self._fd, path, "journal\'s segment")\n', "",
+        39, ("tests/storage/test_lock.py::test_a_writer_whose_files_are_taken_away_stops_before_it_acknowledges_more",),
+    ),
+    Mutation(
+        "temporary files follow links", "storage/files.py",
+        "_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW", "_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC",
+        40, ("tests/storage/test_safe_files.py",),
     ),
     Mutation(
         "a cut answer is not noted", "pipeline/context.py",

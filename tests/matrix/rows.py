@@ -59,6 +59,13 @@ ROWS = {
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    37: Row("the rows between stages, damaged", "told; verify names the file; the next run makes it again"),
+    38: Row("an input that lost rows beyond its first MiB", "noticed and told on resume"),
+    39: Row(
+        "locks: forked children, deleted and moved files",
+        "a killed run resumes; nothing is acknowledged into a lost file",
+    ),
+    40: Row("links and files planted at a run's temporary names", "never followed or written to"),
 }
 
 

@@ -13,7 +13,7 @@ from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.cli.quality_tables import compare_command, quality_command
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.quality.report import Comparison, RunQuality, measure_table
-from asyncsynth.storage.entries import FailedRow, StepResult, drop_entry, rec_entry
+from asyncsynth.storage.entries import DroppedEntry, FailedRow, RecordEntry, StepResult
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest
 from tests.kit.loops import run_async
@@ -25,17 +25,12 @@ TASKS = {"gen": "TextGeneration", "judge_a": "UltraFeedback", "judge_b": "UltraF
 
 def result(key: str, outputs: Any, shown: str = "0" * 16, **meta: Any) -> StepResult:
     facts = {"model": "m", "calls": 1, "prompt_tokens": 10, "completion_tokens": 20, "finish": "stop", **meta}
-    return {"k": key, "h": shown, "o": outputs if isinstance(outputs, list) else [outputs], "m": facts}
+    return StepResult(key, shown, outputs if isinstance(outputs, list) else [outputs], facts)
 
 
 def made(key: int, *steps: tuple[str, Any], **entry: Any) -> bytes:
-    return rec_entry(
-        key=str(key),
-        position=key,
-        row_hash="0" * 16,
-        steps=[(STEPS[name], [one]) for name, one in steps],
-        **({"epoch": 0, "status": "ok"} | entry),
-    )
+    results = [(STEPS[name], [one]) for name, one in steps]
+    return RecordEntry(str(key), key, "0" * 16, results, **({"epoch": 0, "status": "ok"} | entry)).encode()
 
 
 def write_run(directory: Path, entries: list[bytes]) -> Path:
@@ -58,8 +53,8 @@ def table(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def test_failures_lengths_refusals_finish_and_duplicates(tmp_path: Path) -> None:
-    bad: FailedRow = {"k": "4", "step": "gen", "reason": "parse_failure", "message": "", "attempts": 3, "raw": "?"}
-    late: FailedRow = {"k": "5", "step": "gen", "reason": "timeout", "message": "", "attempts": 8}
+    bad = FailedRow("4", "gen", "parse_failure", "", 3, "?")
+    late = FailedRow("5", "gen", "timeout", "", 8)
     run = write_run(
         tmp_path / "run",
         [
@@ -93,7 +88,7 @@ def test_only_the_last_word_on_a_record_in_the_input_counts(tmp_path: Path) -> N
             made(0, ("gen", result("0", {"generation": "old"})), status=None, epoch=None),
             made(1, ("gen", result("1", {"generation": "gone"}))),
             made(0, ("gen", result("0", {"generation": "newer"}))),
-            drop_entry("1"),
+            DroppedEntry("1").encode(),
         ],
     )
     gen = table(run)["gen"]

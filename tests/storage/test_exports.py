@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsynth.errors import ConfigurationError, StorageError
-from asyncsynth.storage.entries import drop_entry, pos_entry
+from asyncsynth.storage.entries import DroppedEntry, MovedEntry
 from asyncsynth.storage.exports import Exported, RunRows, _cell, export, leaves
 from asyncsynth.storage.failures import export_failures
 from tests.kit.entries import Rows, one_each, write_run
@@ -96,7 +96,7 @@ def test_leaves(tmp_path: Path) -> None:
 
 
 def test_moved_and_dropped_records(tmp_path: Path) -> None:
-    extra = [pos_entry("id-0", 3), drop_entry("id-1")]
+    extra = [MovedEntry("id-0", 3).encode(), DroppedEntry("id-1").encode()]
     run = write_run(tmp_path / "run", one_each(3), keys="id", extra=extra)
     assert list(RunRows(run)["n"]) == [2, 0]
 

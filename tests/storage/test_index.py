@@ -13,7 +13,7 @@ import pytest
 
 from asyncsynth.errors import CorruptJournal, InputError, StorageError
 from asyncsynth.records import content_hash
-from asyncsynth.storage.entries import NotJson, drop_entry, pos_entry, rec_entry
+from asyncsynth.storage.entries import DroppedEntry, MovedEntry, NotJson, RecordEntry
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.index import DuplicateKey, RunIndex
 from asyncsynth.storage.journal import Journal
@@ -27,21 +27,22 @@ SEED = 7
 
 
 def test_entries_hold_what_they_were_given_and_leave_out_what_is_empty() -> None:
-    entry = orjson.loads(step("7", 7))
-    assert entry == {"t": "rec", "k": "7", "i": 7, "h": HASH, "s": [{"f": "f" * 12, "r": [result("7")]}]}
-    assert orjson.loads(final("7", 7)) == {
+    entry = orjson.loads(step("7", 7).encode())
+    wire = {"k": "7", "h": HASH, "o": [{"generation": "x"}], "m": {"model": "m"}}
+    assert entry == {"t": "rec", "k": "7", "i": 7, "h": HASH, "s": [{"f": "f" * 12, "r": [wire]}]}
+    assert orjson.loads(final("7", 7).encode()) == {
         "t": "rec", "k": "7", "i": 7, "h": HASH, "e": 0, "st": "ok", "rows": {"default": [{"a": 1}]},
     }  # fmt: skip
-    assert orjson.loads(lost("7", 7))["bad"] == [dead("7")]
-    assert orjson.loads(lost("7", 7))["drop"] == {"filter": {"short": 2}}
-    assert orjson.loads(pos_entry("k", 3)) == {"t": "pos", "k": "k", "i": 3}
-    assert orjson.loads(drop_entry("k")) == {"t": "drop", "k": "k"}
+    assert orjson.loads(lost("7", 7).encode())["bad"] == [dead("7").to_wire()]
+    assert orjson.loads(lost("7", 7).encode())["drop"] == {"filter": {"short": 2}}
+    assert orjson.loads(MovedEntry("k", 3).encode()) == {"t": "pos", "k": "k", "i": 3}
+    assert orjson.loads(DroppedEntry("k").encode()) == {"t": "drop", "k": "k"}
 
 
 @pytest.mark.parametrize("value", ["\ud800", 1 << 64, object()])
 def test_what_is_not_json_is_refused_with_a_type(value: object) -> None:
     with pytest.raises(NotJson) as caught:
-        rec_entry(key="a", position=0, row_hash=HASH, epoch=0, status="ok", rows={"default": [{"a": value}]})
+        RecordEntry("a", 0, HASH, epoch=0, status="ok", rows={"default": [{"a": value}]}).encode()
     assert isinstance(caught.value, TypeError)
     assert caught.value.reason == "not_json"
 
@@ -85,7 +86,7 @@ def test_results_of_a_changed_row_do_not_make_the_old_end_count(tmp_path: Path) 
     """A crash after a changed row's first step and before its end."""
     run = tmp_path / "run"
     changed = content_hash({"a": 2})
-    again = rec_entry(key="0", position=0, row_hash=changed, steps=[("f" * 12, [result("0")])])
+    again = RecordEntry(key="0", position=0, row_hash=changed, steps=[("f" * 12, [result("0")])])
     journal_of(run, [final("0", 0), again])
     assert not index_of(run).claim("0", 0, changed, 0).done
 
@@ -131,7 +132,7 @@ def test_what_ended_is_known_before_the_input_brings_it(tmp_path: Path) -> None:
     assert (index.unclaimed_ended(0), index.unclaimed_ended(1)) == (2, 1)
     assert index.any_ended_well(0), "the claimed ones count"
     assert not index.any_ended_well(2)
-    journal_of(tmp_path / "lost", [lost("0", 0), drop_entry("1")])
+    journal_of(tmp_path / "lost", [lost("0", 0), DroppedEntry("1")])
     assert not index_of(tmp_path / "lost").any_ended_well(0)
 
 
@@ -148,16 +149,16 @@ def test_finals_come_in_input_order_whatever_the_order_of_work(tmp_path: Path) -
 
 def test_moved_dropped_and_returned_records(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    journal_of(run, [final("a", 0), final("b", 1), final("c", 2), pos_entry("a", 5), drop_entry("b")])
+    journal_of(run, [final("a", 0), final("b", 1), final("c", 2), MovedEntry("a", 5), DroppedEntry("b")])
     index = index_of(run, "id")
     with JournalView(run) as view:
         assert [view.read(where)["k"] for where in index.finals()] == ["c", "a"]
         assert not index.claim("a", 5, HASH, 0).moved
         assert index.claim("c", 9, HASH, 0).moved
-        assert list(index.unclaimed_keys(view.read)) == []  # b was dropped before
+        assert list(index.unclaimed_keys(lambda where: view.record(where).key)) == []  # b was dropped before
     back = index.claim("b", 1, HASH, 0)
     assert (back.done, back.moved) == (True, True)
-    journal_of(run, [pos_entry("b", 1)])
+    journal_of(run, [MovedEntry("b", 1)])
     assert index_of(run, "id").counts().ok == 3
 
 
@@ -169,7 +170,7 @@ def test_what_the_input_no_longer_brings_is_named(tmp_path: Path, keys: str) -> 
     index.claim("1", 1, HASH, 0)
     index.claim("7", 7, HASH, 0)
     with JournalView(run) as view:
-        assert list(index.unclaimed_keys(view.read)) == ["0", "2"]
+        assert list(index.unclaimed_keys(lambda where: view.record(where).key)) == ["0", "2"]
 
 
 def test_two_records_at_one_position_keep_an_order(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_a_reader_beside_the_writer_builds_the_same_index_and_writes_no_sidecar(
     async def scene() -> None:
         async with Journal.create(run, segment_bytes=500, **SMALL) as journal:
             for n in range(50):
-                journal.append(final(str(n), n))
+                journal.append(final(str(n), n).encode())
                 await journal.flushed()
             index = RunIndex(keys="position", sidecar_min_bytes=0)
             with JournalView(run) as view:
@@ -207,7 +208,7 @@ def test_sidecars_say_the_same_as_the_segments(tmp_path: Path, keys: str) -> Non
         for n in range(200):
             make = rng.choice([final, step, lost])
             entries.append(make(f"{rng.randrange(150)}", n))
-        journal_of(run, [*entries, drop_entry(f"{session}")], segment_bytes=4000)
+        journal_of(run, [*entries, DroppedEntry(f"{session}")], segment_bytes=4000)
     plain = index_of(run, keys)
     index_of(run, keys, sidecar_min_bytes=0)  # writes them
     sidecars = list(run.glob("*.idx"))
@@ -253,7 +254,7 @@ def test_a_sidecar_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keys", ["position", "id"])
 def test_memory_and_time_of_a_resume(tmp_path: Path, keys: str) -> None:
     run, records = tmp_path / "run", 100_000
-    lines = [step("%d", 0), final("%d", 0)]
+    lines = [step("%d", 0).encode(), final("%d", 0).encode()]
     step_line, final_line = (line.replace(b'"i":0', b'"i":%d').replace(b'"%d"', b'"%d"') for line in lines)
     entries = (line % (n, n) for n in range(records // 2) for line in (final_line,))
     journal_of(run, entries)

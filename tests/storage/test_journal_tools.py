@@ -40,8 +40,8 @@ def a_run(run: Path, records: int = 90) -> None:
     async def scene() -> None:
         async with Journal.create(run, segment_bytes=6000, **SMALL) as journal:
             for n in range(records):
-                journal.append(step(str(n), n))
-                journal.append(final(str(n), n))
+                journal.append(step(str(n), n).encode())
+                journal.append(final(str(n), n).encode())
                 if n % 4 == 3:
                     await journal.flushed()
             made = manifest()
@@ -267,9 +267,9 @@ def test_a_foreign_segment_and_a_broken_manifest_are_told(tmp_path: Path) -> Non
 def test_a_run_in_parts_is_gone_through(tmp_path: Path) -> None:
     run = tmp_path / "run"
     a_run(run)
-    a_run(run / "segment-1")
-    assert run_directories(run) == [run / "segment-1", run]
-    flip(run / "segment-1" / "seg-000001.jsonl", 900)
+    a_run(run / "stage-1")
+    assert run_directories(run) == [run / "stage-1", run]
+    flip(run / "stage-1" / "seg-000001.jsonl", 900)
     assert [bool(done.rewritten) for done in repair(run)] == [True, False]
     with pytest.raises(ConfigurationError, match="not a run directory"):
         run_directories(tmp_path)
@@ -286,7 +286,7 @@ def test_stats_count_records_and_what_was_replaced(tmp_path: Path) -> None:
     assert (stats.final, stats.partial, stats.failed) == (1, 1, 1)
     assert stats.entries == {"rec": 6}
     assert stats.superseded == 2
-    assert stats.superseded_bytes == len(entries[0]) + len(entries[1])
+    assert stats.superseded_bytes == len(entries[0].encode()) + len(entries[1].encode())
     assert stats.steps == {"gen": 2}
     assert stats.bytes == (run / "seg-000001.jsonl").stat().st_size
     assert stats.bytes_per_record == stats.bytes / 3

@@ -210,7 +210,7 @@ def test_roundabout_ways_lead_to_the_same_file(
         run / "SEG-000001.JSONL",
         Path(os.path.relpath(journal)),
         other / "seg-000001.jsonl",
-        other / "segment-3" / "barrier.jsonl",
+        other / "stage-3" / "barrier.jsonl",
         other / "shard-1" / "rows.jsonl",
     ]
     for way in ways:
@@ -292,6 +292,6 @@ def test_what_the_code_writes_is_in_the_table(tmp_path: Path) -> None:
     made = [layout.segment_name(12), layout.stage_name(3), layout.shard_name(0)]
     assert all(map(is_own_name, [*made, temporary_path(tmp_path / "rows.jsonl").name, "tail-000001-77-2.bin"]))
     assert layout.segment_numbers([*made, "seg-000001.jsonl", "seg-000002.idx"]) == [1, 12]
-    assert (layout.stage_numbers(made), layout.shard_numbers(made)) == ([3], [0])
+    assert (layout.stage_folders(made), layout.shard_numbers(made)) == (["stage-3"], [0])
     assert layout.temporary_parts(layout.temporary_name("a.b", 7, "0123abcd")) == ("a.b", 7, "0123abcd")
     assert not any(is_own_name(layout.result_name(leaf)) for leaf in ("default", "judged"))

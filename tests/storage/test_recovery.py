@@ -237,7 +237,8 @@ def test_a_latched_journal_refuses_everything_with_the_same_message(tmp_path: Pa
     told: list[StorageError] = []
 
     async def scene() -> None:
-        journal = Journal.create(tmp_path / "run", fs=fs, on_fatal=told.append, **SMALL)
+        journal = Journal.create(tmp_path / "run", fs=fs, **SMALL)
+        journal.watch(lambda _: None, told.append)
         journal.append(body(0))
         await journal.flushed()
         fs.fail_at = len(fs.calls)

@@ -7,38 +7,44 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import orjson
 import pytest
 
 from asyncsynth.errors import CorruptJournal, StorageError
-from asyncsynth.storage.entries import drop_entry, pos_entry
+from asyncsynth.storage.entries import DroppedEntry, Entry, MovedEntry
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.facts import SegmentFacts, sidecar_path
 from asyncsynth.storage.files import REAL, atomic_write, remove_stale, temporary_path
 from asyncsynth.storage.index import RunIndex
-from asyncsynth.storage.journal import Journal
+from asyncsynth.storage.run_journal import RunJournal
 from asyncsynth.storage.segments import Segment, list_segments
-from asyncsynth.storage.sidecars import Sidecars
 from asyncsynth.storage.verify import verify
 from tests.kit.entries import HASH, final, index_of, journal_of, lost, manifest, step
 from tests.kit.journals import SMALL, FailingFS
 
 SEED = 11
+NOTED: dict[str, Any] = {**SMALL, "min_sidecar_bytes": 0}
+
+
+class Unnoted:
+    """An entry whose facts are not known."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.encode = entry.encode
+
+    def note(self, facts: SegmentFacts, where: int) -> None:
+        pass
 
 
 async def noted(run: Path, keys: str, count: int, *, forget: bool = False) -> None:
     """A run of every kind of entry that notes what it appends, as the engine does, in small segments."""
     rng = random.Random(SEED)
-    sidecars = Sidecars(keys=keys, min_bytes=0)
-    async with Journal.create(run, sidecars=sidecars, segment_bytes=4000, **SMALL) as journal:
+    async with RunJournal.create(run, keys=keys, segment_bytes=4000, **NOTED) as journal:
         for n in range(count):
             key = str(rng.randrange(count // 2))
-            make = rng.choice([final, step, lost, pos_entry, drop_entry])
-            entry = make(key) if make is drop_entry else make(key, n)
-            where = journal.append(entry)
-            if not (forget and n == 0):
-                sidecars.facts.add(where, orjson.loads(entry))
+            entry: Entry = rng.choice([final, step, lost, MovedEntry, lambda key, _: DroppedEntry(key)])(key, n)
+            journal.append(Unnoted(entry) if forget and n == 0 else entry)
             if n % 9 == 0:
                 await journal.flushed()
 
@@ -80,10 +86,9 @@ def test_the_first_sidecar_is_there_before_the_run_ends(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     async def scene() -> None:
-        sidecars = Sidecars(keys="position", min_bytes=0)
-        async with Journal.create(run, sidecars=sidecars, segment_bytes=500, **SMALL) as journal:
+        async with RunJournal.create(run, keys="position", segment_bytes=500, **NOTED) as journal:
             for n in range(12):
-                sidecars.facts.add(journal.append(final(str(n), n)), orjson.loads(final(str(n), n)))
+                journal.append(final(str(n), n))
                 await journal.flushed()
             while not (run / "seg-000001.idx").exists():
                 await journal.flushed()
@@ -98,11 +103,11 @@ def test_a_segment_that_did_not_reach_the_disk_gets_no_sidecar(tmp_path: Path) -
     run, fs = tmp_path / "run", FailingFS()
 
     async def scene() -> None:
-        sidecars = Sidecars(keys="position", min_bytes=0)
-        journal = Journal.create(run, sidecars=sidecars, fs=fs, segment_bytes=1, group_entries=1, group_delay_s=0.0)
+        sizes = {"min_sidecar_bytes": 0, "segment_bytes": 1, "group_entries": 1, "group_delay_s": 0.0}
+        journal = RunJournal.create(run, keys="position", fs=fs, **sizes)
         fs.fail_at = len(fs.calls)
         for n in range(3):  # the first is being written when the second begins the next segment
-            sidecars.facts.add(journal.append(final(str(n), n)), orjson.loads(final(str(n), n)))
+            journal.append(final(str(n), n))
         with pytest.raises(StorageError):
             await journal.flushed()
         with pytest.raises(StorageError):

@@ -1,0 +1,102 @@
+"""Which state of a journal follows which: the rules first, then a table for each of its two sides.
+
+What a *journal* takes:
+
+- OPEN takes entries. CLOSE makes it CLOSING: it begins no group for an entry any more, and writes what there is.
+- A FAILED write or sync is final: from then on every call gets that failure, and nothing is tried again. It can only be
+  RELEASEd.
+- RELEASE closes the files and the lock. A CLOSED journal stays so.
+
+What its *groups* do. Lines collect in one group while at most one other group is being written:
+
+- BEGIN opens a group: there must be none that collects.
+- COMMIT hands the group that collects to the writer thread. If that is busy, the group is DUE and goes as soon as the
+  thread is free.
+- WRITTEN ends a write, well or not, and leaves what collects.
+- DROP gives up what collects: writing has failed.
+
+`moves(table, event)` is one column of a table, as in `core.states`. The journal changes its states by these columns and
+by nothing else. A move that no table has is a KeyError with the state's name: a fault of the journal's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeVar
+
+State = TypeVar("State")
+Event = TypeVar("Event")
+
+#: What a journal takes.
+Life = Literal["open", "closing", "failed", "closed"]
+OPEN: Final = "open"
+CLOSING: Final = "closing"
+FAILED: Final = "failed"
+CLOSED: Final = "closed"
+
+LifeEvent = Literal["close", "fail", "release"]
+CLOSE: Final = "close"  # `Journal.close` is called
+FAIL: Final = "fail"  # a write or a sync fails
+RELEASE: Final = "release"  # files and lock are closed
+
+LIFE: Final[Mapping[tuple[Life, LifeEvent], Life]] = {
+    (OPEN, CLOSE): CLOSING,
+    (CLOSING, CLOSE): CLOSING,
+    (OPEN, FAIL): FAILED,
+    (OPEN, RELEASE): CLOSED,  # without a last mark, as a crash leaves it
+    (CLOSING, FAIL): FAILED,
+    (CLOSING, RELEASE): CLOSED,
+    (FAILED, FAIL): FAILED,  # of several failures the first one counts
+    (FAILED, CLOSE): FAILED,
+    (FAILED, RELEASE): CLOSED,
+    (CLOSED, CLOSE): CLOSED,
+    (CLOSED, FAIL): CLOSED,  # a write that was still under way when a cancelled `close` released the journal
+    (CLOSED, RELEASE): CLOSED,
+}
+
+#: What the groups do.
+Groups = Literal["idle", "collecting", "writing", "writing and collecting", "writing and due"]
+IDLE: Final = "idle"  # nothing collects, nothing is being written
+COLLECTING: Final = "collecting"  # a group collects; its timer runs
+WRITING: Final = "writing"  # a group is being written, none collects
+BOTH: Final = "writing and collecting"
+DUE: Final = "writing and due"  # the group that collects waits for the writer thread
+
+GroupsEvent = Literal["begin", "commit", "written", "drop"]
+BEGIN: Final = "begin"
+COMMIT: Final = "commit"  # a group's time has come, or it is full
+WRITTEN: Final = "written"
+DROP: Final = "drop"
+
+GROUPS: Final[Mapping[tuple[Groups, GroupsEvent], Groups]] = {
+    (IDLE, BEGIN): COLLECTING,
+    (IDLE, COMMIT): IDLE,  # there is nothing to write
+    (COLLECTING, COMMIT): WRITING,
+    (WRITING, BEGIN): BOTH,
+    (WRITING, COMMIT): WRITING,
+    (WRITING, WRITTEN): IDLE,
+    (BOTH, COMMIT): DUE,
+    (BOTH, WRITTEN): COLLECTING,
+    (DUE, COMMIT): DUE,
+    (DUE, WRITTEN): COLLECTING,  # and committed at once
+    (IDLE, DROP): IDLE,
+    (COLLECTING, DROP): IDLE,
+    (WRITING, DROP): WRITING,
+    (BOTH, DROP): WRITING,
+    (DUE, DROP): WRITING,
+}
+
+
+def moves(table: Mapping[tuple[State, Event], State], event: Event) -> dict[State, State]:
+    """The column of one event: state before -> state after."""
+    return {state: following for (state, what), following in table.items() if what == event}
+
+
+#: The columns, by what happened: `self._life = failed[self._life]`.
+closed: Final[dict[Life, Life]] = moves(LIFE, CLOSE)
+failed: Final[dict[Life, Life]] = moves(LIFE, FAIL)
+released: Final[dict[Life, Life]] = moves(LIFE, RELEASE)
+begun: Final[dict[Groups, Groups]] = moves(GROUPS, BEGIN)
+committed: Final[dict[Groups, Groups]] = moves(GROUPS, COMMIT)
+written: Final[dict[Groups, Groups]] = moves(GROUPS, WRITTEN)
+dropped: Final[dict[Groups, Groups]] = moves(GROUPS, DROP)
