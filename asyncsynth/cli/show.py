@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from asyncsynth.cli.text import complain, counted, cut, duration, escaped, number, one_line, say, write
+from asyncsynth.cli.live_line import LiveLine
+from asyncsynth.cli.text import complain, counted, duration, escaped, number, one_line, say, write
+from asyncsynth.engine.execution import Running
 from asyncsynth.engine.report import Progress, RunReport
-from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.worker_processes import Workers
 from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5
@@ -28,12 +26,12 @@ class ProgressDisplay:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
+        self._line = LiveLine(as_json=as_json)
         self._task: asyncio.Task[None] | None = None
-        self._noted = 0  #: notes of this runner's pool that were told
+        self._noted = 0  #: notes of this runner's pool that were printed
 
-    def start(self, runner: Runner | Workers) -> None:
-        """Begins to show this runner, in place of one before; call from the run's event loop."""
+    def start(self, runner: Running) -> None:
+        """Begins to show this runner instead of the one before. Call it in the run's event loop."""
         self.stop()
         self._task = asyncio.get_running_loop().create_task(self._show(runner))
 
@@ -45,12 +43,11 @@ class ProgressDisplay:
             self.clear()
 
     def clear(self) -> None:
-        """Takes the live line off the terminal, before something else is written there."""
-        if self._terminal:
-            write(sys.stderr, "\r\x1b[K")
+        """Removes the live line, before something else is written there."""
+        self._line.clear()
 
-    async def _show(self, runner: Runner | Workers) -> None:
-        every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
+    async def _show(self, runner: Running) -> None:
+        every = _TERMINAL_EVERY_S if self._line.is_shown else _PLAIN_EVERY_S
         while True:
             try:
                 self._tell(runner.progress().notes)
@@ -60,7 +57,7 @@ class ProgressDisplay:
                 return  # the reader of our output has gone; the run continues
 
     def _tell(self, notes: Sequence[str]) -> None:
-        """What became of servers since the last look, a line each; in JSON every progress has all of them."""
+        """Prints what happened to servers since the last look. In JSON, every progress has all notes."""
         if self._as_json or len(notes) == self._noted:
             return
         self.clear()
@@ -71,9 +68,8 @@ class ProgressDisplay:
     def _draw(self, progress: Progress) -> None:
         if self._as_json:
             event({"event": "progress", **progress.as_json()})
-        elif self._terminal:
-            columns = shutil.get_terminal_size().columns
-            write(sys.stderr, "\r\x1b[K" + cut(progress_line(progress), columns - 1))
+        elif self._line.is_shown:
+            self._line.draw(progress_line(progress))
         else:
             complain(progress_line(progress))
 
@@ -85,7 +81,7 @@ def progress_line(progress: Progress) -> str:
     limit = sum(server["limit"] for server in progress.servers)
     of_total = f"/{number(progress.total)}" if progress.total is not None else ""
     parts = [
-        *([f"segment {one_line(progress.segment, 60)}"] if progress.segment else []),
+        *([f"stage {one_line(progress.stage, 60)}"] if progress.stage else []),
         f"{number(done)}{of_total} records",
         f"{number(progress.tokens_per_s)} tok/s",
         f"{number(progress.requests_in_flight)} of {number(limit)} in flight",

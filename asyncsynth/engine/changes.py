@@ -185,7 +185,7 @@ def _settings_key(settings: Mapping[str, Any]) -> bytes:
 def refusal(
     path: Path, surveys: Sequence[Survey], notes: Sequence[str] = (), *, kept: Mapping[str, int] | None = None
 ) -> RunChangedError:
-    """The error with the changes and the plan: of the one directory, or of all segments of a pipeline.
+    """The error with the changes and the plan: of the one directory, or of all stages of a pipeline.
 
     `kept`: answers that are kept, by step (see `engine.paid_answers`).
     """
@@ -193,7 +193,7 @@ def refusal(
     for number, one in enumerate(surveys, 1):
         if one.changes:
             told = ["changed:", *(f"  {change}" for change in one.changes)]
-            lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
+            lines += [f"stage {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
     lines += ["plan:", *(f"  {line}" for line in _plan(surveys, kept or {})), *notes]
     return RunChangedError(
         f"the pipeline or its input has changed since {path} was made",

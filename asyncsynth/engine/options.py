@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from asyncsynth.calling import checked_class
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.records import Part, Row
+from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.serving.embedded import EmbeddedSpec
 from asyncsynth.serving.vllm.starting import StartOptions
 
 #: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
@@ -40,8 +38,6 @@ class RunSettings(TypedDict, total=False):
     window_bytes: int
     max_failures: int | str | None
     retry: RetryPolicy | None
-    shard: Part | None
-    share: Part | None
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
 
@@ -76,8 +72,6 @@ class RunOptions:
             than this share of those that have ended (``"5%"``, once 50 have). None stops it only when the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
-        shard: which part of the records is this run's; of several processes that share one (`engine.sharded_run`).
-        share: which part of each server's limits, of memory and of records in flight is this process's.
     """
 
     output: Path | str | None = None
@@ -95,8 +89,6 @@ class RunOptions:
     window_bytes: int = WINDOW_BYTES
     max_failures: int | str | None = None
     retry: RetryPolicy | None = None
-    shard: Part | None = None
-    share: Part | None = None
     on_download: Callable[[int, int], None] | None = None
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
 
@@ -119,24 +111,20 @@ class RunOptions:
                 "model on this CPU.",
             )
 
-    def directory(self, pipeline_name: str) -> Path:
-        """Where the run lives."""
-        if self.output is not None:
-            return Path(self.output)
-        return Path(os.environ.get("ASYNCSYNTH_RUNS", "asyncsynth-runs")) / pipeline_name
 
-    def kept_answers(self) -> bool | Path | None:
-        """`answers` without its words: None for those of steps with user code, True for all."""
-        if isinstance(self.answers, str):
-            words = {"own": None, "run": True, "none": False}
-            return words[self.answers] if self.answers in words else Path(self.answers)
-        return self.answers
+#: Options that each worker process resolves again. The others are the parent's.
+_WORKER_OPTIONS = (
+    "servers", "limit", "seed", "concurrency", "window", "window_bytes", "retry_failed", "max_failures", "answers"
+)  # fmt: skip
 
-    def embedded_spec(self) -> EmbeddedSpec | None:
-        """Which embedded model is to answer, if one is."""
-        if self.embedded is False:
-            return None
-        return EmbeddedSpec() if self.embedded is True else EmbeddedSpec(model=self.embedded)
+
+def worker_options(options: RunOptions, directory: Path) -> dict[str, Any]:
+    """The options of a worker process as JSON: `RunOptions(**...)` reads them. `directory`: the whole run's."""
+    said = {name: getattr(options, name) for name in _WORKER_OPTIONS}
+    answers = said["answers"]
+    # Another process may work in another folder.
+    said["answers"] = str(answers.absolute()) if isinstance(answers, Path) else answers
+    return {**said, "servers": list(options.servers), "output": str(directory)}
 
 
 FinishedRows = dict[str, list[Row]]  #: leaf -> rows of one record

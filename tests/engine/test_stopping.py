@@ -18,7 +18,7 @@ from asyncsynth import LLM, ExpandColumns, GroupColumns, LoadDataFromDicts, Pipe
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, RunReport
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.sharded_run import opened
+from asyncsynth.engine.sharded_run import open_shards
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
 from asyncsynth.storage.entry_reader import JournalView
@@ -35,7 +35,7 @@ SHAPES: dict[str, Callable[[int], Pipeline]] = {
     "one step": lambda count: single(rows(count)),
     "three steps": lambda count: three(count),
     "branches": lambda count: branches(count),
-    "segments": lambda count: two_models(rows(count), Even),
+    "stages": lambda count: two_models(rows(count), Even),
 }
 
 
@@ -151,7 +151,7 @@ def test_done_means_ended_whatever_stops_the_run(tmp_path: Path, tried: Tried, r
             report = await stopped(lambda: SHAPES[shape](count), stop, fake, options)
             if report is not None:
                 assert adds_up(report.counts), why
-                if shape != "segments":
+                if shape != "stages":
                     assert report.counts.ok + report.counts.failed <= len(finals(run)), why
                     # A stop that cancels may come between a last entry and its count, none other may.
                     if way in ("drain", "max_failures"):
@@ -223,9 +223,10 @@ def test_a_run_that_is_stopped_before_it_reads_is_unfinished(tmp_path: Path) -> 
                 assert status.complete is False
                 assert status.completeness.startswith("unfinished: ")
 
+        async with open_shards(single(rows(3)).resolved(RunOptions(output=tmp_path / "shared")), 2):
+            assert RunStatus.read(tmp_path / "shared").complete is False
+
     run_async(main())
-    with opened("shared", single(rows(3)).checked(), RunOptions(output=tmp_path / "shared"), 2):
-        assert RunStatus.read(tmp_path / "shared").complete is False
 
 
 @pytest.mark.row(27)
@@ -274,11 +275,11 @@ def test_a_stop_at_a_step_over_all_rows_says_so(tmp_path: Path) -> None:
         async with server() as fake:
             stop = Stop("drain", 5, random.Random(1))  # at the last request before the step
             report = await stopped(
-                lambda: SHAPES["segments"](5), stop, fake, {"servers": [fake.base_url], "output": run}
+                lambda: SHAPES["stages"](5), stop, fake, {"servers": [fake.base_url], "output": run}
             )
             assert report is not None
-            assert report.missing == "the steps after segment 1/2 have not been done"
             said = "unfinished: the rows of segment-1 have not passed the step over all rows after it"
+            assert f"unfinished: {report.missing}" == said
             assert RunStatus.read(run).completeness == said
             assert export(run, tmp_path / "rows.jsonl").completeness.words == said
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asyncsynth.cli.main import app
+from asyncsynth.cli.commands import app
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.testing import Fault, RequestInfo
 from tests.security.corpus import BODIES, ERRORS
