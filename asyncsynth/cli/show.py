@@ -18,11 +18,11 @@ from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
-_SERVERS_SHOWN = 4  #: in a line of progress; --json has all
+_SERVERS_SHOWN = 4  #: servers in a line of progress; --json has all
 
 
 class ProgressDisplay:
-    """Shows a runner's progress until `stop`. Faults of the display never reach the run."""
+    """Shows a runner's progress until `stop`. An error of the display never reaches the run."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -36,7 +36,7 @@ class ProgressDisplay:
         self._task = asyncio.get_running_loop().create_task(self._show(runner))
 
     def stop(self) -> None:
-        """Ends, leaving the terminal's line clean."""
+        """Ends, and leaves the terminal's line empty."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -54,7 +54,7 @@ class ProgressDisplay:
                 await asyncio.sleep(every)
                 self._draw(runner.progress())
             except (OSError, ValueError):
-                return  # the reader of our output has gone; the run continues
+                return  # nothing reads the output any more; the run continues
 
     def _tell(self, notes: Sequence[str]) -> None:
         """Prints what happened to servers since the last look. In JSON, every progress has all notes."""
@@ -105,22 +105,31 @@ def progress_line(progress: Progress) -> str:
 
 
 def server_words(server: Mapping[str, Any], limit: int) -> str:
-    """One server: in flight of its limit, what it says of itself, why the limit is so."""
+    """One server: requests in flight of its limit, its own report of its load, and why the limit is what it is."""
     of_itself = []
     if server.get("server_waiting") is not None:
         of_itself.append(f"its queue {number(server['server_waiting'])}")
     if server.get("server_kv") is not None:
         of_itself.append(f"KV {100 * server['server_kv']:.0f} %")
     said = f" ({', '.join(of_itself)})" if of_itself else ""
-    words = f"{server.get('name')} {server.get('in_flight')}/{server.get('limit')}{said}: {server.get('why')}"
+    words = f"{server.get('name')} {server.get('in_flight')}/{server.get('limit')}{said}: {reason_of(server)}"
     return one_line(words, limit)
+
+
+def reason_of(server: Mapping[str, Any]) -> str:
+    """Why a server's limit is what it is, without the number that the line has already: `growing 272` is `growing`."""
+    why = str(server.get("why"))
+    phase, number, rest = why.partition(str(server.get("limit")))
+    if not number or phase.endswith(" at ") or rest[:1] not in ("", ":", ";"):
+        return why
+    return (phase.rstrip() + rest).removeprefix(": ")
 
 
 def event(fields: Mapping[str, object]) -> None:
     """One JSON line on standard output, which may be a terminal: control characters are escaped."""
     try:
         line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # a file name that is no Unicode, an integer over 64 bits
+    except TypeError:  # a file name that is not Unicode, an integer over 64 bits
         line = json.dumps(fields, default=str, allow_nan=False)
     write(sys.stdout, escaped(line) + "\n")
 
@@ -160,7 +169,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     for model, answers in sorted(report.answered_by.items()):
         say(f"  answered  {one_line(model)}: {number(answers)}")
     for server in report.limits[:_SERVERS_SHOWN]:
-        say(f"  limit     {one_line(server['name'], 60)} {server['limit']}: {one_line(server['why'])}")
+        say(f"  limit     {one_line(server['name'], 60)} {server['limit']}: {one_line(reason_of(server))}")
     for note in report.notes:
         say(f"  note      {one_line(note, 400)}")
     for path, rows in exported.items():
@@ -176,14 +185,14 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
 
 
 def _latency(report: RunReport) -> str:
-    """How long requests took; '' where none of them brought an answer of use."""
+    """How long requests took; '' if none of them got a useful answer."""
     if report.latency_p50_s is None or report.latency_p99_s is None:
         return ""
     return f", p50 {report.latency_p50_s:.2f} s, p99 {report.latency_p99_s:.2f} s"
 
 
 def cut_words(cut: Mapping[str, Any]) -> str:
-    """What `RunReport.cut_answers` says of a step, and what to do."""
+    """One item of `RunReport.cut_answers` in words, with what to do."""
     setting, _, value = str(cut["limit"]).partition("=")
     how = f"LLM({setting}=...)" if setting == "max_tokens" else f"{setting}=..."
     advice = f"raise {how}, or ask for shorter answers" if value else "ask for shorter answers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
 from asyncsynth.engine.run import Run, compiled, default_directory, run_of
 from asyncsynth.engine.runner import OnRows, Runner
-from asyncsynth.errors import ConfigurationError
+from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
 from asyncsynth.records import Row
@@ -58,7 +59,13 @@ class Pipeline(Graph):
                 "pipeline.run() was called inside a running event loop",
                 hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
             )
-        return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
+        try:
+            return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
+        except AsyncsynthError as error:
+            if os.environ.get("ASYNCSYNTH_TRACEBACK"):
+                raise
+            # Its message names the place and what to do; two dozen lines of the event loop above it would hide that.
+            raise error.with_traceback(None) from error.__cause__
 
     @checked
     async def arun(
