@@ -1,4 +1,4 @@
-"""The command line: parse, call, show. Commands import heavy modules themselves, so that --help is quick."""
+"""The command line: parse, call, show. Commands import heavy modules themselves, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PipelineFile = Annotated[
     str, typer.Argument(metavar="PIPELINE.py", help="Python file with a Pipeline; FILE.py:NAME picks one.")
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON lines to standard output, for programs.")]
 
 GPUs = Annotated[
     list[str] | None,
     typer.Option("--gpus", metavar="FILE=0,1", help="GPUs of the server that FILE describes; may be given again."),
 ]
 VLLM = Annotated[
-    str, typer.Option("--vllm-command", metavar="COMMAND", help="How vLLM is called [env: ASYNCSYNTH_VLLM].")
+    str, typer.Option("--vllm-command", metavar="COMMAND", help="Command that starts vLLM [env: ASYNCSYNTH_VLLM].")
 ]
 
 
@@ -56,7 +56,7 @@ def run(
     gpus: GPUs = None,
     vllm_command: VLLM = "",
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="One small model on this CPU answers for every model.")
+        bool, typer.Option("--embedded", help="A small model on this CPU answers for every model.")
     ] = False,
     embedded_model: Annotated[
         str | None, typer.Option(help="Which embedded model: a known name or a GGUF file. Implies --embedded.")
@@ -68,7 +68,7 @@ def run(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many input records.")] = None,
-    seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices come from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Run seed: all sampling seeds and random choices follow from it.")] = 0,
     concurrency: Annotated[
         int | None,
         typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically]."),
@@ -88,15 +88,16 @@ def run(
         str | None,
         typer.Option(
             metavar="own|run|none|DIR",
-            help="Which answers to keep, so that a changed parser does not pay for them again: those of steps with "
-            "your own code, all in the run directory, none, or all in a directory that runs share [default: own].",
+            help="Which answers to keep, so that a changed parser can read them again without paying: those of steps "
+            "with your own code, all in the run directory, none, or all in a directory that runs share "
+            "[default: own].",
         ),
     ] = None,
     max_failures: Annotated[
         str | None,
         typer.Option(
             metavar="N|P%",
-            help="Stop, resumable, when more records fail [default: when the first 20 all fail in the same way].",
+            help="Stop, resumable, if more records fail [default: if the first 20 all fail in the same way].",
         ),
     ] = None,
     update: Annotated[
@@ -105,7 +106,7 @@ def run(
     export: Annotated[bool, typer.Option(help="Write the rows to DIR/<result>.jsonl at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Run a pipeline; the same command resumes it.
+    """Run a pipeline. Run the same command again to resume.
 
     Exit codes: 0 done, 2 bad usage or configuration, 3 done with failed records, 4 stopped and resumable,
     5 disk or journal failure. Ctrl-C stops sending and waits for the requests at the servers; a second one
@@ -152,7 +153,7 @@ def check(
     model: Annotated[str | None, typer.Option(help="Check only this model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find out what servers can do, with a few small requests to each.
+    """Test what servers can do, with a few small requests to each.
 
     Exit codes: 0 all fine, 2 bad usage or configuration, 3 a server does not answer or cannot do what is needed,
     4 a signal.
@@ -210,7 +211,7 @@ def serve(
 ) -> None:
     """Start vLLM servers, keep them running, and drain them at the end.
 
-    Exit codes: 0 ended by a signal (or nothing wrong, with --check), 2 bad configuration or a server that does not
+    Exit codes: 0 ended by a signal (or no problem, with --check), 2 bad configuration or a server that does not
     start, 4 a server crashed too often. Ctrl-C drains; a second one kills the servers; a third exits at once.
     """
     from asyncsynth.cli.serve_command import serve_command
@@ -235,7 +236,7 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of a run, also while another process is writing it."""
+    """Show the state of a run, even while another process is writing it."""
     if quality:
         from asyncsynth.cli.quality_tables import quality_command
 
@@ -309,7 +310,7 @@ def demo(
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many of the 24 instructions.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make preference pairs from 24 instructions on a small model on this CPU: no server, no GPU, no key.
+    """Make preference pairs from 24 instructions with a small model on this CPU. Needs no server, GPU or key.
 
     Exit codes: as for `run`.
     """
@@ -378,7 +379,7 @@ def _run_command() -> None:
 
 
 def _tell_fault(error: Exception) -> None:
-    """Shows an unforeseen error: its place, and how to get its traceback."""
+    """Prints an unexpected error: its place, and how to get its traceback."""
     import traceback
 
     from asyncsynth.cli.show import event
@@ -391,6 +392,6 @@ def _tell_fault(error: Exception) -> None:
     if "--json" in sys.argv:
         event({"event": "error", "error": type(error).__name__, "message": message, "exit_code": EXIT_FAULT})
     complain(
-        f"error: unforeseen: {message}\n"
-        "  What was acknowledged is safe. Run the same command with ASYNCSYNTH_TRACEBACK=1 to see the traceback."
+        f"error: unexpected: {message}\n"
+        "  Finished records are safe. Run the same command with ASYNCSYNTH_TRACEBACK=1 to see the traceback."
     )

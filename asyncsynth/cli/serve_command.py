@@ -47,7 +47,7 @@ def serve_command(
     if not check or vllm_command:
         vllm = problems.tried(find_vllm, vllm_command)
     else:
-        with contextlib.suppress(ConfigurationError):  # a file can be checked where no vLLM is
+        with contextlib.suppress(ConfigurationError):  # a file can be checked without vLLM
             vllm = find_vllm()
     machine = gpu_count()
     findings = check_servers(servers, vllm=vllm, gpus=machine)
@@ -56,7 +56,7 @@ def serve_command(
         complain(f"warning: {warning}")
     show = ServerDisplay(as_json=as_json)
     for server in running:
-        show.on_event(ServerEvent("already_running", server.name, "it is left as it is"))
+        show.on_event(ServerEvent("already_running", server.name, "it is not changed"))
     if check:
         _show_check(servers, vllm, machine, as_json=as_json)
         return EXIT_OK
@@ -70,9 +70,9 @@ def serve_command(
 
 
 def read_servers(files: Sequence[str], gpus: Sequence[str], problems: Problems) -> list[ServerConfig]:
-    """The servers of the files that can be started here, on the GPUs that the options say.
+    """The servers of the files that can be started here, on the GPUs that the options name.
 
-    What is wrong is kept in `problems`, and raised where nothing is left to look at.
+    Keeps errors in `problems`, and raises them if no server is left to check.
     """
     given = parse_servers(files, origin="serve", problems=problems)
     servers = [server for server in given if server.launch is not None]
@@ -86,7 +86,7 @@ def read_servers(files: Sequence[str], gpus: Sequence[str], problems: Problems) 
 
 
 async def _already_served(servers: Sequence[ServerConfig], problems: Problems) -> list[ServerConfig]:
-    """Those that answer already; a port that something else holds is kept in `problems`."""
+    """Those that answer already. A port that another program holds goes into `problems`."""
 
     async def answers(server: ServerConfig) -> bool:
         try:
@@ -113,8 +113,8 @@ def _show_check(servers: Sequence[ServerConfig], vllm: VLLMCommand | None, machi
         say(f"  {' '.join(line)}")
     if not as_json:
         if not machine and (vllm is None or not vllm.is_cpu):
-            say("GPUs: not checked, none seen here")
-        version = "no vLLM is installed here" if vllm is None else f"vLLM {vllm.version or 'of unknown version'}"
+            say("GPUs: not checked, there are none on this machine")
+        version = "vLLM is not installed here" if vllm is None else f"vLLM {vllm.version or 'of unknown version'}"
         say(f"{len(servers)} servers, nothing wrong found ({version})")
 
 
@@ -221,11 +221,11 @@ def _words(happened: ServerEvent) -> str:
     said = {
         "starting": f"starting; its log: {happened.log}",
         "ready": f"ready after {seconds}",
-        "crashed": f"ended, starts again in {seconds}",
-        "gave_up": "is not started again",
+        "crashed": f"ended; restarts in {seconds}",
+        "gave_up": "is not restarted",
         "already_running": "runs already",
         "failed": "did not start",
     }.get(happened.kind, happened.kind)
-    # The error of a failed start is told once, whole, at the end.
+    # The error of a failed start is printed once, whole, at the end.
     why = f": {one_line(happened.message, 400)}" if happened.message and happened.kind != "failed" else ""
     return f"{happened.server}: {said}{why}"

@@ -29,7 +29,7 @@ _EVERY_S = 0.5  #: seconds between two reports of progress
 
 def main() -> None:
     """Does the job that the first line of standard input describes."""
-    # What the pipeline's own code prints must not come between the lines that the parent reads.
+    # What the pipeline's code prints must not mix with the lines that the parent reads.
     say = Voice(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     words = _lines(0)
@@ -48,13 +48,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        message = f"worker {job['shard']}: unforeseen: {type(error).__name__}: {error}"
+        message = f"worker {job['shard']}: unexpected: {type(error).__name__}: {error}"
         say(error_json(_fault(message)))
         sys.exit(EXIT_FAULT)
 
 
 def _fault(message: str) -> AsyncsynthError:
-    error = AsyncsynthError(message, hint="Its traceback is above. What was acknowledged is safe.")
+    error = AsyncsynthError(message, hint="Its traceback is above. Finished records are safe.")
     error.exit_code = EXIT_FAULT
     return error
 

@@ -79,8 +79,8 @@ class Pipeline(Graph):
     def stream(self, *, leaf: str = "default", **options: Unpack[RunSettings]) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
 
-        Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
-        A slow reader is backpressure. Rows that an earlier run finished are yielded too.
+        Leaving the loop early stops the run and closes its connections; the directory can be resumed. The run waits for
+        a slow reader. Rows that an earlier run finished are yielded, too.
         """
         streamed = _Streamed()
         rows = self._stream(streamed, leaf, RunOptions(**options))
@@ -98,7 +98,7 @@ class Pipeline(Graph):
                 if not _is_cancelling():
                     await finished.put(None)
 
-        # The run is a task of its own: a task group around a `yield` would break when the reader leaves.
+        # The run has its own task: a task group around a `yield` would break when the reader leaves.
         task = streamed.task = asyncio.create_task(run(), name=f"asyncsynth {self.name}")
         _STREAMED.add(streamed)
         try:

@@ -21,20 +21,20 @@ CUT_SHARE = 0.01
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of one run. Always ``read == earlier + ok + failed + pending``."""
+    """Counts of one run. ``read == earlier + ok + failed + pending`` is always true."""
 
     read: int = 0  #: records taken from the source
     earlier: int = 0  #: of these, already done in an earlier run of this directory
     earlier_failed: int = 0  #: of those, done with failed rows, or without any row that did not fail
-    ok: int = 0  #: done now
-    failed: int = 0  #: ended now without a row
+    ok: int = 0  #: done in this run
+    failed: int = 0  #: ended in this run without a row
     in_flight: int = 0
-    rows: int = 0  #: result rows made now
-    failed_rows: int = 0  #: rows lost now, rows of records that did bring others included
-    reused_steps: int = 0  #: step results taken from the journal instead of being paid again
+    rows: int = 0  #: result rows made in this run
+    failed_rows: int = 0  #: rows that failed in this run, also those of records that have other rows
+    reused_steps: int = 0  #: step results taken from the journal instead of being paid for again
     failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
     dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
-    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers that it got now
+    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers that it got in this run
     cut: Counter[str] = field(default_factory=Counter)  #: "step: max_tokens=160" -> those that ended there
     #: reason -> the first row that failed for it: ``key``, ``step``, ``reason``, ``message``
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Counts:
             self.examples[reason] = {"key": failed["k"], "step": failed["step"], "reason": reason, "message": message}
 
     def add(self, other: Counts) -> None:
-        """Adds another part's counts; of two examples for one reason the first stays."""
+        """Adds another part's counts. If both have an example for a reason, this one's stays."""
         for one in fields(self):
             if one.name == "examples":
                 self.examples = {**other.examples, **self.examples}
@@ -123,12 +123,12 @@ class RunReport:
 
     pipeline: str
     directory: Path
-    completeness: Completeness  #: what is missing: the very same that `asyncsynth status` says of the directory
+    completeness: Completeness  #: what is missing; `asyncsynth status DIR` says the same
     elapsed_s: float
     counts: Counts
     answered_by: dict[str, int]  #: model that really answered -> completions
-    requests: int  #: answers that servers generated; those of no use (empty, refused, cut in thought) count as well
-    prompt_tokens: int  #: of all `requests`, as the servers counted them
+    requests: int  #: answers that servers generated, useless ones (empty, refused, cut in thought) included
+    prompt_tokens: int  #: of all `requests`, by the servers' counts
     completion_tokens: int
     retries: dict[str, int]
     latency_p50_s: float | None

@@ -1,7 +1,7 @@
 """A run, resolved: what the pipeline, the user and the environment say, decided once.
 
 `Pipeline.resolved` makes a `Run`. Everything after it (stages, shards, worker processes, the run directory, the runner)
-takes a `Run` and asks nobody where the run lies or what was meant. A stage of a run and a shard of it are `Run`s, too.
+takes a `Run`, and decides nothing of this again. A stage of a run and a shard of it are `Run`s, too.
 """
 
 from __future__ import annotations
