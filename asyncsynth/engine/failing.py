@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+from asyncsynth.engine.report import Counts
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 
@@ -88,3 +90,38 @@ class AllAlike:
             f"the first {ALIKE} records all failed in the same way: step {failed['step']!r}, "
             f"{failed['reason']}: {failed['message']}"
         )
+
+
+class FailureRules:
+    """When the failures of a run stop it: `max_failures` if it is given, else the first records that are all alike.
+
+    Args:
+        limit: `RunOptions.max_failures`.
+        ended_well_earlier: whether an earlier run brought a record to its end; it may be one not read yet.
+    """
+
+    def __init__(self, limit: int | str | None, ended_well_earlier: Callable[[], bool]) -> None:
+        self._limit = None if limit is None else FailureLimit(limit)
+        self._alike = AllAlike() if limit is None else None  #: None once the pipeline is known to work
+        self._ended_well_earlier = ended_well_earlier
+
+    def broken(self, before: Counts, counts: Counts, failed: FailedRow | None) -> str:
+        """Why the run stops after one more failure, or ''.
+
+        Args:
+            before: counts of the stages before.
+            counts: counts of this stage, the failure included.
+            failed: how the record failed; None if its input row was bad.
+        """
+        if self._limit is not None:
+            failures = before.failed + counts.failed
+            return self._limit.exceeded(failures, failures + before.ok + counts.ok)
+        if self._alike is None or failed is None:
+            return ""
+        if before.ok or counts.ok or before.earlier + counts.earlier > before.earlier_failed + counts.earlier_failed:
+            self._alike = None
+            return ""
+        why = self._alike.failed(failed)
+        if why and self._ended_well_earlier():
+            self._alike, why = None, ""
+        return why

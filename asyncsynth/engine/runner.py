@@ -16,29 +16,19 @@ from typing import final
 from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine.failing import ADVICE, AllAlike, FailureLimit
+from asyncsynth.engine import run_states
+from asyncsynth.engine.failing import ADVICE, FailureRules
 from asyncsynth.engine.following_window import FollowingWindow
 from asyncsynth.engine.options import FinishedRows
 from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.run import Run
 from asyncsynth.engine.run_directory import RunDirectory
-from asyncsynth.engine.run_states import (
-    BROKEN,
-    CLOSED,
-    READING,
-    WHOLE_INPUT,
-    RunState,
-    broken,
-    closed,
-    completed,
-    ended,
-    stopped,
-)
+from asyncsynth.engine.run_states import BROKEN, CLOSED, READING, WHOLE_INPUT, RunState
 from asyncsynth.engine.server_lines import KEEP_EVERY_S, keep_lines, server_lines
-from asyncsynth.engine.totals import RunTotals, Stop
+from asyncsynth.engine.totals import RunTotals, Stop, say_missing
 from asyncsynth.engine.walk import Walked, Walker
-from asyncsynth.errors import AsyncsynthError, InputError, RunStopped, StorageError, Withdrawn
+from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
 from asyncsynth.inputs.reader import BadRow, Reader
 from asyncsynth.pipeline import SourceStep
 from asyncsynth.pipeline.seen import plain_input, runs_foreign_code
@@ -93,9 +83,7 @@ class Runner:
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._state: RunState = READING
         directory.watch(self._settled, self._journal_failed)
-        limit = run.max_failures
-        self._failure_limit = None if limit is None else FailureLimit(limit)
-        self._all_alike = AllAlike() if limit is None else None
+        self._failure_rules = FailureRules(run.max_failures, directory.any_ended_well)
         self.counts: Counts = Counts()
         self._started = self._loop.time()
         # Rates are this stage's; the pool has counted since the start of the first one.
@@ -144,7 +132,7 @@ class Runner:
         if not all_read or self.counts.pending:
             return False
         self._directory.note_extent(self.counts.read, self._run.limit, complete=True)
-        self._state = completed[self._state]
+        self._state = run_states.completed[self._state]
         return True
 
     def drain(self, why: str, *, advice: str = "") -> None:
@@ -154,7 +142,7 @@ class Runner:
         steps have made is journaled.
         """
         self._totals.stop_for(Stop(why, advice))
-        self._state = stopped[self._state]
+        self._state = run_states.stopped[self._state]
         self._pool.withdraw()
         self._room.set()
 
@@ -176,7 +164,7 @@ class Runner:
                 return error
             if record is None:
                 self._window.release(0)
-                self._state = ended[self._state]
+                self._state = run_states.ended[self._state]
                 if self._window.in_flight and self.counts.read != self._counted_before():
                     self._directory.note_extent(self.counts.read, self._run.limit)
                 return None
@@ -274,7 +262,7 @@ class Runner:
 
     def _end_tasks(self) -> None:
         """No record will come, for any reason. A step may have kept its task from being cancelled."""
-        self._state = closed[self._state]
+        self._state = run_states.closed[self._state]
         for rest in self._resting:
             if not rest.done():
                 rest.set_result(None)
@@ -293,7 +281,7 @@ class Runner:
         self._room.set()
 
     def _journal_failed(self, _: StorageError) -> None:
-        self._state = broken[self._state]
+        self._state = run_states.broken[self._state]
         self._room.set()
 
     # --- counting ------------------------------------------------------------------------------
@@ -315,22 +303,7 @@ class Runner:
 
     def _weigh_failures(self, failed: FailedRow | None = None) -> None:
         """Stops the run if a record's failure shows that more would be paid for nothing, or is one too many."""
-        before, counts = self._totals.before, self.counts
-        if self._totals.stop is not None:
-            return
-        if self._failure_limit is not None:
-            failures = before.failed + counts.failed
-            why = self._failure_limit.exceeded(failures, failures + before.ok + counts.ok)
-        elif self._all_alike is None or failed is None:
-            return
-        elif before.ok or counts.ok or before.earlier + counts.earlier > before.earlier_failed + counts.earlier_failed:
-            self._all_alike = None  # the pipeline can do it
-            return
-        else:
-            why = self._all_alike.failed(failed)
-            if why and self._directory.any_ended_well():  # of records that the input has not brought yet
-                self._all_alike, why = None, ""
-        if why:
+        if self._totals.stop is None and (why := self._failure_rules.broken(self._totals.before, self.counts, failed)):
             self.drain(why, advice=ADVICE)
 
     def progress(self) -> Progress:
@@ -415,12 +388,6 @@ class Runner:
             reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),
         )
-
-
-def say_missing(problem: AsyncsynthError, report: Callable[[], RunReport]) -> None:
-    """Adds to the error of a server that refuses everything how much of the run is left."""
-    if isinstance(problem, RunStopped) and (missing := report().missing):
-        problem.message += f"; {missing}"
 
 
 def _weight(row: Row) -> int:

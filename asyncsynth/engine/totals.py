@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.report import Counts, RunReport
+from asyncsynth.errors import AsyncsynthError, RunStopped
 from asyncsynth.storage.extent import Completeness
 
 
@@ -17,6 +18,12 @@ class Stop:
 
     why: str
     advice: str = ""
+
+
+def say_missing(problem: AsyncsynthError, report: Callable[[], RunReport]) -> None:
+    """Adds to the error of a server that refuses everything how much of the run is left."""
+    if isinstance(problem, RunStopped) and (missing := report().missing):
+        problem.message += f"; {missing}"
 
 
 @dataclass(slots=True)

@@ -23,9 +23,8 @@ from asyncsynth.engine.failing import ADVICE, FailureLimit
 from asyncsynth.engine.options import worker_options
 from asyncsynth.engine.report import Counts, Progress, RunReport, added
 from asyncsynth.engine.run import Run
-from asyncsynth.engine.runner import say_missing
 from asyncsynth.engine.server_lines import merged_lines
-from asyncsynth.engine.totals import Stop
+from asyncsynth.engine.totals import Stop, say_missing
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.storage.extent import Completeness, Extent, completeness
 from asyncsynth.storage.manifest import Manifest
