@@ -11,7 +11,7 @@ from asyncsynth.calling import checked_class
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.records import Row
+from asyncsynth.records import Part, Row
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.serving.vllm.starting import StartOptions
 
@@ -38,6 +38,8 @@ class RunSettings(TypedDict, total=False):
     window_bytes: int
     max_failures: int | str | None
     retry: RetryPolicy | None
+    shard: Part | None
+    share: Part | None
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
 
@@ -72,6 +74,8 @@ class RunOptions:
             than this share of those that have ended (``"5%"``, once 50 have). None stops it only if the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
+        shard: the part of the records that this process does, of several that share a run (`engine.sharded_run`).
+        share: the part of each server's limits, and of the largest automatic window, that this process may use.
     """
 
     output: Path | str | None = None
@@ -89,6 +93,8 @@ class RunOptions:
     window_bytes: int = WINDOW_BYTES
     max_failures: int | str | None = None
     retry: RetryPolicy | None = None
+    shard: Part | None = None
+    share: Part | None = None
     on_download: Callable[[int, int], None] | None = None
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
 

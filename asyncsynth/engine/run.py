@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncsynth.client.llm import LLM
@@ -97,7 +97,7 @@ def run_of(graph: Graph, plan: Plan, directory: Path, options: RunOptions) -> Ru
         directory=directory,
         servers=ServerSettings(
             llms=graph.llms(),
-            needs=graph.needs(),
+            needs=graph.needs() if options.shard is None else None,
             configs=_configs(options),
             start=options.start,
             embedded=embedded_of(options),
@@ -115,8 +115,8 @@ def run_of(graph: Graph, plan: Plan, directory: Path, options: RunOptions) -> Ru
         max_failures=options.max_failures,
         window=options.window,
         window_bytes=options.window_bytes,
-        shard=None,
-        share=None,
+        shard=options.shard,
+        share=options.share,
         options=options,
     )
 
@@ -147,7 +147,7 @@ def _answers(said: bool | str | Path | None) -> bool | Path | None:
 
 
 def _configs(options: RunOptions) -> list[ServerConfig]:
-    """The servers that the options or, if they name none, the environment names."""
+    """The servers that the options or, if they name none, the environment names; this process's share of them."""
     problems = Problems()
     configs = (
         parse_servers(options.servers, problems=problems)
@@ -155,4 +155,16 @@ def _configs(options: RunOptions) -> list[ServerConfig]:
         else servers_from_environment(problems=problems)
     )
     require_keys(configs, problems=problems)
-    return configs
+    return configs if options.share is None else [shared(config, options.share) for config in configs]
+
+
+def shared(server: ServerConfig, share: Part) -> ServerConfig:
+    """The server with this process's share of its limits, where it has any; each is at least 1."""
+    return replace(
+        server,
+        limit=share.least_one(server.limit),
+        max_concurrency=share.least_one(server.max_concurrency),
+        slots=share.least_one(server.slots),
+        requests_per_minute=share.least_one(server.requests_per_minute),
+        tokens_per_minute=share.least_one(server.tokens_per_minute),
+    )

@@ -18,12 +18,11 @@ from typing import Any
 from asyncsynth.engine.changes import Journals, changes_since, refusal, survey
 from asyncsynth.engine.failing import is_share
 from asyncsynth.engine.paid_answers import paid_answers
-from asyncsynth.engine.run import Run
+from asyncsynth.engine.run import Run, shared
 from asyncsynth.engine.run_directory import add_epoch, check_place, new_manifest, set_aside
 from asyncsynth.errors import ConfigurationError, PipelineError, RunLockedError
 from asyncsynth.pipeline import GlobalStep, Plan
 from asyncsynth.records import Part
-from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.storage import layout
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.extent import Extent
@@ -84,18 +83,6 @@ def refuse_small_limits(run: Run, workers: int) -> None:
             raise ConfigurationError(
                 f"{what} is {limit}: {workers} processes cannot share it", hint=f"Use at most --workers {limit}."
             )
-
-
-def shared(server: ServerConfig, share: Part) -> ServerConfig:
-    """The server with this process's share of its limits, where it has any; each is at least 1."""
-    return replace(
-        server,
-        limit=share.least_one(server.limit),
-        max_concurrency=share.least_one(server.max_concurrency),
-        slots=share.least_one(server.slots),
-        requests_per_minute=share.least_one(server.requests_per_minute),
-        tokens_per_minute=share.least_one(server.tokens_per_minute),
-    )
 
 
 def shard_of(run: Run, shard: Part, share: Part) -> Run:

@@ -558,7 +558,7 @@ def test_pipeline_files_that_end_the_process_or_import_what_is_broken(tmp_path: 
     assert "broken_neighbour.py, line 8" in broken.stderr
 
 
-def test_an_unforeseen_fault_is_1_and_shows_its_traceback_when_asked(tmp_path: Path) -> None:
+def test_an_unexpected_fault_is_1_and_shows_its_traceback_when_asked(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text(
         "from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration\n"

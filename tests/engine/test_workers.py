@@ -180,8 +180,10 @@ def test_a_worker_resolves_what_its_parent_was_told(tmp_path: Path) -> None:
     assert set(differ) <= {"plan", "servers", "options"}
     assert again.plan.fingerprint == run.plan.fingerprint
     assert (again.servers.configs, again.servers.concurrency) == (run.servers.configs, run.servers.concurrency)
-    plain = {field.name for field in fields(RunOptions)} - {"on_download", "on_servers", "start", "retry", "embedded"}
-    assert plain - {"update", "use_cache"} == set(job), "what is neither refused nor the parent's is passed on"
+    refused = {"start", "retry", "embedded"}
+    own = {"update", "use_cache", "shard", "share", "on_download", "on_servers"}
+    passed_on = {field.name for field in fields(RunOptions)} - refused - own
+    assert set(job) == passed_on, "what is neither refused nor the parent's own"
     assert worker_options(RunOptions(answers=Path("kept")), Path("run"))["answers"] == str(Path("kept").absolute())
 
 
