@@ -27,6 +27,8 @@ from asyncsynth.engine.run_states import (
     RunState,
 )
 
+pytestmark = pytest.mark.row(27)
+
 STATES: tuple[RunState, ...] = get_args(RunState)
 EVENTS: tuple[RunEvent, ...] = get_args(RunEvent)
 COLUMNS = {

@@ -289,8 +289,8 @@ MUTATIONS = (
         32, ("tests/tasks/test_last_value.py",),
     ),
     Mutation(
-        "done as soon as the input was read", "engine/runner.py",
-        "if not all_read or self.counts.pending:", "if not all_read:",
+        "a record that was read counts as one that has ended", "engine/runner.py",
+        "over = self.counts.read - self.counts.pending + ", "over = self.counts.read + ",
         27, (f"{STOPPING}::test_done_means_ended_whatever_stops_the_run",),
     ),
     Mutation(
