@@ -168,7 +168,7 @@ def no_reading() -> None:
 
     def rows(self: Runner) -> Any:
         text = "word " * 170
-        for number in range(self._options.limit or 0):
+        for number in range(self._run.limit or 0):
             yield Record(str(number), number, {"instruction": f"{text}{number}"})
 
     replace(Runner, "_rows", rows)
@@ -236,7 +236,7 @@ async def run(rows: Path, output: Path, records: int, answers: str) -> None:
     from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
     from asyncsynth.client.server_pool import Server, ServerPool
     from asyncsynth.engine.options import RunOptions
-    from asyncsynth.engine.stages import open_segments, run_segments
+    from asyncsynth.engine.stages import open_stages, run_stages
 
     with Pipeline(name="instructions") as pipeline:
         load: Any = LoadJSONL(rows)
@@ -244,8 +244,8 @@ async def run(rows: Path, output: Path, records: int, answers: str) -> None:
     pool = ServerPool([Server("ready", Ready.base_url, frozenset({MODEL}), Ready(), limit=IN_FLIGHT)])
     kept: dict[str, Any] = {"answers": answers} if answers else {}
     options = RunOptions(output=output, limit=records, **kept)
-    async with open_segments(pipeline.name, pipeline.checked(options), options) as segments:
-        report = await run_segments(pipeline.name, segments, pool, on_rows=None, on_runner=None)
+    async with open_stages(pipeline.resolved(options)) as stages:
+        report = await run_stages(stages, pool)
     await pool.aclose()
     if report.counts.ok != records:
         raise SystemExit(f"not a clean run: {report.counts}")

@@ -32,11 +32,11 @@ from typing import Any
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.run_directory import RunDirectory
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.engine.walk import Walked
 from asyncsynth.inputs.reader import Reader
-from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record
 from asyncsynth.storage.exports import export
 
@@ -65,10 +65,9 @@ def pipeline_of(options: argparse.Namespace) -> Pipeline:
     return pipeline
 
 
-def parts(options: argparse.Namespace) -> tuple[Plan, Reader, RunOptions]:
-    plan = pipeline_of(options).checked()
-    reader = plan.source.open()
-    return plan, reader, RunOptions(output=options.run)
+def parts(options: argparse.Namespace) -> tuple[Run, Reader]:
+    run = pipeline_of(options).resolved(RunOptions(output=options.run))
+    return run, run.plan.source.open()
 
 
 def result(key: str, column: str, text: str) -> dict[str, Any]:
@@ -78,12 +77,12 @@ def result(key: str, column: str, text: str) -> dict[str, Any]:
 
 async def write(options: argparse.Namespace) -> None:
     """Writes all records, acknowledged in groups, and dies."""
-    plan, reader, run_options = parts(options)
-    fingerprints = [node.fingerprint for node in plan.model_steps]
+    run, reader = parts(options)
+    fingerprints = [node.fingerprint for node in run.plan.model_steps]
     rng = random.Random(7)  # noqa: S311 (a benchmark)
     texts = ["".join(rng.choices("abcdefghij     ", k=options.chars)) for _ in range(64)]
 
-    async with RunDirectory.opened("resume", plan, reader, run_options) as directory:
+    async with RunDirectory.opened(run, reader) as directory:
         waiting: list[tuple[Record, int, list[str]]] = []
 
         def advance() -> None:
@@ -121,8 +120,8 @@ async def write(options: argparse.Namespace) -> None:
 
 async def resume(options: argparse.Namespace) -> dict[str, Any]:
     """Opens the run as a resume does; looks every record up."""
-    plan, reader, run_options = parts(options)
-    async with RunDirectory.opened("resume", plan, reader, run_options) as directory:
+    run, reader = parts(options)
+    async with RunDirectory.opened(run, reader) as directory:
         opened, cpu = time.monotonic() - options.started, time.process_time()
         done = 0
         for number, source in enumerate(reader):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from asyncsynth import LLM, RetryPolicy, RunOptions
-from asyncsynth.cli.main import app
+from asyncsynth.cli.commands import app
 from docs.markdown import COMMAND, NOTE, cell, fence, tidy
 from docs.reading import Doc, arguments, code_of, plain
 

@@ -1,4 +1,4 @@
-"""`asyncsynth bench`: what a user's own servers do with how many requests at once, and what limits them."""
+"""`asyncsynth bench`: how many requests at once make good use of each server, and what limits it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bench_command(
     plan: BenchPlan,
     as_json: bool,
 ) -> int:
-    """Loads each server on its own, one after the other; prints what was found and returns the exit code."""
+    """Loads one server after the other, prints the results, and returns the exit code."""
     configs = parse_servers(servers) if servers else servers_from_environment()
     if not configs:
         raise ConfigurationError(
@@ -65,7 +65,7 @@ async def _one(
     plan: BenchPlan,
     as_json: bool,
 ) -> bool:
-    """One server; False where it could not be measured."""
+    """Loads one server. False if it could not be measured."""
     chosen = await _model(config, model)
     if isinstance(chosen, Inspection):
         for error in chosen.errors:
@@ -81,7 +81,7 @@ async def _one(
         exchange = Http11Pool(config.base_url, headers, api_key=config.key())
         return Server(config.name, config.base_url, frozenset([chosen]), exchange, limiter=limiter)
 
-    def told(level: Level) -> None:
+    def show_level(level: Level) -> None:
         if as_json:
             event({"event": "level", "server": config.name, **asdict(level)})
         else:
@@ -94,14 +94,14 @@ async def _one(
         adaptive=lambda: AdaptiveLimit(
             maximum=min(config.max_concurrency or 4096, plan.max_concurrency), slots=config.slots
         ),
-        on_level=told,
+        on_level=show_level,
     )
     _conclude(config, chosen, finding, as_json=as_json)
     return finding.best is not None
 
 
 async def _model(config: ServerConfig, wanted: str | None) -> str | Inspection:
-    """The model to ask for, after it has answered once; or what was wrong."""
+    """The model to ask for, after it has answered once, or the inspection with its errors."""
 
     def choose(listed: frozenset[str]) -> frozenset[str]:
         offered = listed if config.models is None else listed & config.models
@@ -122,7 +122,7 @@ async def _model(config: ServerConfig, wanted: str | None) -> str | Inspection:
 
 
 def _requests(llm: LLM, conversations: Sequence[list[Message]] | None) -> Iterator[ModelRequest]:
-    """Without an end: the given conversations again and again, or made ones of which no two begin alike."""
+    """An endless sequence: the given conversations repeated, or generated ones that all begin differently."""
     if conversations is not None:
         yield from (llm.chat(messages) for messages in itertools.cycle(conversations))
     for turn in itertools.count():
@@ -131,7 +131,7 @@ def _requests(llm: LLM, conversations: Sequence[list[Message]] | None) -> Iterat
 
 
 def _read(path: Path) -> list[list[Message]]:
-    """The conversations of a JSONL file. Raises InputError naming the row that has none."""
+    """The conversations of a JSONL file. Raises InputError with the row that has none."""
     conversations = []
     for place, item in enumerate(JsonlReader(path), start=1):
         row: dict[str, Any] = {} if isinstance(item, BadRow) else item.row
@@ -152,11 +152,11 @@ def _read(path: Path) -> list[list[Message]]:
 
 
 def _announce(config: ServerConfig, model: str, max_tokens: int, plan: BenchPlan, *, as_json: bool) -> None:
-    """What will be sent, before it is: it may cost money."""
+    """Prints what will be sent, before it is sent: it may cost money."""
     sizes = plan.levels()
     what = f"{one_line(config.name)} ({config.base_url}): {one_line(model)}, {sizes[0]} to {sizes[-1]} requests at once"
     most = f"at most {number(plan.max_requests)} requests of up to {number(max_tokens)} tokens each"
-    complain(f"{what}, for {plan.seconds:.0f} s; {most}: that is what it may cost")
+    complain(f"{what}, for {plan.seconds:.0f} s. It may cost {most}.")
     if as_json:
         event(
             {
@@ -182,7 +182,7 @@ def _line(level: Level) -> str:
         f"{level.p50_s:>6.2f}", f"{level.p99_s:>6.2f}", f"{or_dash(level.waiting, '.1f'):>10}",
         f"{or_dash(level.running, '.1f'):>7}", f"{or_dash(level.kv, '.0%'):>4}", f"{level.client_cpu:>10.0%}",
     ]  # fmt: skip
-    notes = [] if level.settled else ["too few answers to go by"]
+    notes = [] if level.settled else ["too few answers to judge"]
     if level.settled and not level.adaptive and level.answers < 4 * level.concurrency:
         notes.append("few answers: within 10 %")
     notes += ["--max-requests reached"] if level.cut_short else []

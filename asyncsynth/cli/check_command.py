@@ -24,7 +24,7 @@ _SAID = 160  #: characters of what a server said
 
 
 def check_command(target: str | None, *, servers: Sequence[str], model: str | None, as_json: bool) -> int:
-    """Looks at all servers, prints what was found, and returns the exit code."""
+    """Tests all servers, prints what the tests found, and returns the exit code."""
     pipeline = load_pipeline(target) if target is not None else None
     if pipeline is not None:
         pipeline.checked()
@@ -46,7 +46,7 @@ def check_command(target: str | None, *, servers: Sequence[str], model: str | No
 
 
 async def _inspect_all(plan: Plan, needs: list[Need] | None, model: str | None) -> list[Inspection]:
-    """All servers side by side; `needs` is None where everything is to be tried."""
+    """Tests all servers at the same time. `needs` None tests everything."""
 
     def chosen(target: Target, listed: frozenset[str]) -> frozenset[str]:
         offered = listed if target.config.models is None else listed & target.config.models
@@ -66,7 +66,7 @@ async def _inspect_all(plan: Plan, needs: list[Need] | None, model: str | None) 
 
 
 def _problems(inspections: Sequence[Inspection], needs: Sequence[Need], plan: Plan, model: str | None) -> list[str]:
-    """What keeps the servers, or the pipeline on them, from working."""
+    """Why the servers, or the pipeline on them, cannot work."""
     problems = [error for inspection in inspections for error in inspection.errors]
     missing = set(plan.shared) or ({model} if model is not None else set())
     served = {name for inspection in inspections for name in _offered(inspection)}
@@ -91,7 +91,7 @@ def _offered(inspection: Inspection) -> frozenset[str]:
 
 
 def tell_servers(found: Sequence[Capabilities], needs: Sequence[Need], *, as_json: bool) -> None:
-    """At the start of a run: a line for each server and model, and one for each need met in part."""
+    """At the start of a run, prints a line for each server and model, and one for each need that is met in part."""
     for one in found:
         if as_json:
             event({"event": "server", **one.as_json()})
@@ -102,7 +102,7 @@ def tell_servers(found: Sequence[Capabilities], needs: Sequence[Need], *, as_jso
 
 
 def _warnings(found: Sequence[Lack]) -> list[str]:
-    """A line for each need that is met in part; steps that lack the same share a line."""
+    """A line for each need that is met in part; steps with the same problem share a line."""
     steps: dict[str, list[str]] = {}
     for lack in found:
         if not lack.is_fatal:
@@ -156,9 +156,9 @@ def _print_json(inspections: Sequence[Inspection], needs: Sequence[Need], proble
     for inspection in inspections:
         notes = [lack.text() for lack in lacks(inspection.found, needs) if not lack.is_fatal]
         config = inspection.config
-        told: dict[str, Any] = {"event": "server", "name": config.name, "base_url": config.base_url}
-        told |= {"origin": config.origin, "serves": sorted(inspection.listed)}
-        told |= {"models": [one.as_json() for one in inspection.found], "errors": inspection.errors, "notes": notes}
-        event(told)
+        shown: dict[str, Any] = {"event": "server", "name": config.name, "base_url": config.base_url}
+        shown |= {"origin": config.origin, "serves": sorted(inspection.listed)}
+        shown |= {"models": [one.as_json() for one in inspection.found], "errors": inspection.errors, "notes": notes}
+        event(shown)
     code = EXIT_FAILED_RECORDS if problems else EXIT_OK
     event({"event": "checked", "problems": list(problems), "exit_code": code})

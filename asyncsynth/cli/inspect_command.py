@@ -15,11 +15,11 @@ from asyncsynth.storage.failures import export_failures
 from asyncsynth.storage.files import atomic_write
 from asyncsynth.storage.layout import refuse_own_files
 
-_FAILURES_SHOWN = 20  #: kinds of them, each by one example
+_FAILURES_SHOWN = 20  #: kinds of failures, with one example each
 
 
 def status_command(directory: Path, *, as_json: bool) -> None:
-    """Prints counts, failures with examples, and who is writing."""
+    """Prints counts, failures with examples, and which process is writing."""
     status = RunStatus.read(directory, examples=_FAILURES_SHOWN)
     if as_json:
         event(status.as_json())
@@ -31,12 +31,12 @@ def status_command(directory: Path, *, as_json: bool) -> None:
 
 
 def _say_counts(status: RunStatus) -> None:
-    """The counts of a run, those of the segments before it first."""
+    """Prints the counts of a run, those of the stages before the last one first."""
     if status.before is not None:
         _say_counts(status.before)
         passed = status.before.barrier
         kept = f"{number(passed.kept)} of {number(passed.read)} rows kept" if passed else "not done yet"
-        say(f"  {one_line(status.before.directory.name)}: above; the step over all rows after it: {kept}")
+        say(f"  {one_line(status.before.directory.name)}: above. The step over all rows after it: {kept}")
         for reason, count in sorted(passed.dropped.items() if passed else ()):
             say(f"  dropped   {one_line(reason, 100)}: {number(count)}")
     if status.shards:
@@ -68,17 +68,16 @@ def export_command(
     complete_only: bool = False,
     provenance: bool = False,
 ) -> None:
-    """Writes the rows of one end of the graph, or those that failed, and says whether the run is complete."""
+    """Writes the rows of one end of the graph, or those that failed. Prints whether the run is complete."""
     if failed and provenance:
-        raise ConfigurationError("--provenance is for results; --failed rows have none", hint="Leave out one.")
+        raise ConfigurationError("--provenance describes results; rows of --failed have none", hint="Leave out one.")
     if failed:
         exported = export_failures(directory, to, complete_only=complete_only)
     else:
         exported = export_rows(directory, to, leaf=leaf, complete_only=complete_only, provenance=provenance)
     how = exported.completeness
     if as_json:
-        state = {"complete": how.complete, "unfinished": how.unfinished, "records": how.records}
-        event({"event": "exported", "path": str(to), "rows": exported.rows, **state, "completeness": how.words})
+        event({"event": "exported", "path": str(to), "rows": exported.rows, **how.as_json()})
         return
     say(f"{one_line(str(to), 4096)}: {number(exported.rows)} rows")
     if not how.complete:

@@ -11,7 +11,7 @@ from asyncsynth.errors import EXIT_STORAGE
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, for programs.")]
-_SHOWN = 20  #: records named at most
+_SHOWN = 20  #: most records that are named
 
 app: typer.Typer = typer.Typer(
     help="Check, repair and measure a run's journal.", no_args_is_help=True, rich_markup_mode=None
@@ -20,9 +20,9 @@ app: typer.Typer = typer.Typer(
 
 @app.command()
 def verify(directory: RunDir, as_json: AsJson = False) -> None:
-    """Read the whole journal again: every line, sequence, mark, sidecar and the manifest.
+    """Check the whole journal: every line, sequence, mark, sidecar and the manifest.
 
-    Changes nothing. Exit codes: 0 whole, 5 something is not as it was written.
+    Changes nothing. Exit codes: 0 intact, 5 something is damaged.
     """
     from asyncsynth.cli.show import event
     from asyncsynth.cli.text import number, one_line, say
@@ -45,7 +45,7 @@ def verify(directory: RunDir, as_json: AsJson = False) -> None:
             say(f"  note      {one_line(note, 400)}")
     if not whole:
         if not as_json:
-            say(f"  `asyncsynth journal repair {directory}` keeps every entry that still checks.")
+            say(f"  `asyncsynth journal repair {directory}` keeps every intact entry.")
         raise typer.Exit(EXIT_STORAGE)
     if not as_json:
         say("whole")
@@ -57,9 +57,9 @@ def repair(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep every entry that still checks; originals go to DIR/damaged. The next run redoes what was lost.
+    """Keep every intact entry; originals go to DIR/damaged. The next run redoes what was lost.
 
-    Exit codes: 0 repaired, or nothing to repair; 2 a process is writing the run; 5 something is left to do.
+    Exit codes: 0 repaired, or nothing to repair; 2 a process is writing the run; 5 something cannot be repaired.
     """
     from asyncsynth.cli.show import event
     from asyncsynth.cli.text import number, one_line, say
@@ -71,7 +71,7 @@ def repair(
         if as_json:
             event({"event": "repaired", **done.as_json()})
             continue
-        what = "would be written anew" if dry_run else "written anew"
+        what = "would be rewritten" if dry_run else "rewritten"
         said = f"{len(done.rewritten)} segments {what}, {number(done.lost)} lines lost" if done.rewritten else ""
         said = said or ("sidecars set aside" if done.set_aside else "nothing to repair")
         say(f"{done.directory}: {said}, {number(done.kept)} entries kept")
@@ -93,7 +93,7 @@ def repair(
 
 @app.command()
 def stats(directory: RunDir, as_json: AsJson = False) -> None:
-    """Show what the journal holds: bytes, entries by type, records, what later entries replaced."""
+    """Show what the journal holds: bytes, entries by type, records, and entries that later ones replaced."""
     from asyncsynth.cli.show import event
     from asyncsynth.cli.text import number, one_line, say
     from asyncsynth.storage.journal_stats import journal_stats

@@ -12,9 +12,9 @@ from asyncsynth.errors import AsyncsynthError, ConfigurationError
 
 
 def load_pipeline(target: str) -> Pipeline:
-    """Runs the file (it is code that the user chose to run) and takes the pipeline that it defines.
+    """Runs the file, which is code that the user chose to run, and returns the pipeline that it defines.
 
-    Its ``if __name__ == "__main__":`` part does not run. Raises ConfigurationError naming file and line.
+    Its ``if __name__ == "__main__":`` part does not run. Raises ConfigurationError with the file and the line.
     """
     path_text, _, name = target.rpartition(":") if target.rpartition(":")[0].endswith(".py") else (target, "", "")
     path = Path(path_text)
@@ -22,19 +22,19 @@ def load_pipeline(target: str) -> Pipeline:
         raise ConfigurationError(
             f"{path}: no such pipeline file", hint="Give the path of a Python file that defines a Pipeline."
         )
-    # As when the file is run by itself, it may import its neighbours.
+    # The file may import its neighbours, as if Python ran it.
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        # `__file__` is absolute, as when the file is run by itself: paths that are made of it are the same.
+        # `__file__` is absolute, as if Python ran the file: paths made from it are the same.
         names = runpy.run_path(str(path.absolute()), run_name="asyncsynth_pipeline")
     except AsyncsynthError as error:
-        # The same error with its place before it: type, hint and exit code stay.
+        # The same error with its place first; type, hint and exit code stay.
         error.message = f"{_place(path, error)}{error.message}"
         raise
     except SystemExit as error:
         raise ConfigurationError(
             f"{_place(path, error)}the pipeline file ends the process with exit({error.code!r})",
-            hint='Put what is not the pipeline\'s definition under `if __name__ == "__main__":`.',
+            hint='Move everything but the pipeline\'s definition under `if __name__ == "__main__":`.',
         ) from error
     except Exception as error:
         raise ConfigurationError(

@@ -26,7 +26,7 @@ def quality_command(directory: Path, *, as_json: bool) -> None:
         say(f"{one_line(step, 100)}{f' ({one_line(task, 60)})' if (task := titles.get(step)) else ''}")
         _table([(_label(name), _value(name, value)) for name, value in measures.items()])
     if not quality["steps"]:
-        say("nothing is journaled yet")
+        say("the journal is empty")
 
 
 def compare_command(first: Path, second: Path, *, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def compare_command(first: Path, second: Path, *, as_json: bool) -> None:
     for line in compared["settings"]:
         say(f"   {one_line(line)}")
     if not compared["settings"]:
-        say("   the settings are equal")
+        say("   the settings are the same")
     for step, measures in compared["steps"].items():
         say()
         say(one_line(step, 100))
@@ -51,7 +51,7 @@ def compare_command(first: Path, second: Path, *, as_json: bool) -> None:
 
 
 def _label(name: str) -> str:
-    # Names stay as they are in the JSON: a model name has underscores of its own.
+    # The same names as in the JSON: names of models have underscores.
     return one_line(name.removesuffix("_share"), _NAME_COLUMNS)
 
 

@@ -1,14 +1,11 @@
-"""`asyncsynth run`: signals, progress, export and exit code around `Pipeline.arun`."""
+"""`asyncsynth run`: signals, progress, export and exit code around a run."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,24 @@ from asyncsynth.cli.check_command import tell_servers
 from asyncsynth.cli.pipeline_file import load_pipeline
 from asyncsynth.cli.serve_command import ServerDisplay
 from asyncsynth.cli.show import ProgressDisplay, event, summary
-from asyncsynth.cli.signals import Stopped, taken
+from asyncsynth.cli.signals import Stopped, StopSignals
 from asyncsynth.cli.text import complain, counted
-from asyncsynth.cli.workers import Run, run_of
+from asyncsynth.engine.execution import Running, execute, execute_shared, processes
+from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.overrides import apply_settings
-from asyncsynth.engine.pipeline import Pipeline, run_in_loop
+from asyncsynth.engine.pipeline import run_in_loop
 from asyncsynth.engine.report import RunReport
-from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.worker_processes import Workers
-from asyncsynth.errors import EXIT_STOPPED, ConfigurationError
-from asyncsynth.servers.capabilities import Capabilities
+from asyncsynth.engine.run import Run
+from asyncsynth.engine.worker_processes import WorkerProgram
+from asyncsynth.errors import ConfigurationError
 from asyncsynth.serving.vllm.starting import StartOptions
 from asyncsynth.storage import layout
 from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.result_rows import leaves
+
+_WORKER = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker_process import main; main()"
+)
 
 
 def run_command(
@@ -58,14 +59,26 @@ def run_command(
         )
     elif gpus or vllm_command:
         raise ConfigurationError("--gpus and --vllm-command are for servers that --start starts")
-    options["answers"] = answers_option(answers)
-    path = list(sys.path)
+    path = list(sys.path)  # before the pipeline's file adds to it
     pipeline = load_pipeline(target)
     apply_settings(pipeline, settings)
     if input is not None:
         pipeline.with_input(str(input))
-    with run_of(pipeline, workers, target, input, settings, path, options, export=export) as run:
-        report = run_in_loop(lambda: _supervised(pipeline, run, as_json=as_json))
+    run = pipeline.resolved(
+        RunOptions(
+            **options,
+            answers=answers_option(answers),
+            on_servers=lambda found: tell_servers(found, pipeline.needs(), as_json=as_json),
+            on_download=Download(),
+        )
+    )
+    if export and (source := run.plan.source.open().path) is not None:
+        layout.refuse_input_as_result(source, run.directory, run.plan.leaves)
+    program = WorkerProgram(
+        [sys.executable, "-P", "-c", _WORKER, json.dumps(path)],
+        {"target": target, "input": None if input is None else str(input), "settings": list(settings)},
+    )
+    report = run_in_loop(lambda: _supervised(run, processes(run, workers), program, as_json=as_json))
     if report is None:
         raise Stopped("a signal before the first record was read")
     exported: dict[str, object] = {}
@@ -79,44 +92,60 @@ def run_command(
 
 
 def answers_option(given: str | None) -> str | None:
-    """``--answers`` as `RunOptions.answers` has it."""
-    # An absolute path: worker processes get it, too.
+    """``--answers`` as a value of `RunOptions.answers`."""
+    # An absolute path, since worker processes get it, too.
     return given if given in (None, "", "own", "run", "none") else str(Path(given).absolute())
 
 
-async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunReport | None:
-    """The run with progress on show and signals in hand; a cancelled run reports what it has done."""
+async def _supervised(run: Run, workers: int, program: WorkerProgram, *, as_json: bool) -> RunReport | None:
+    """The run, with its progress shown and signals handled. A cancelled run reports what it has done.
+
+    Returns None if a signal came before the run began.
+    """
     display = ProgressDisplay(as_json=as_json)
-    signals = Signals(display)
+    running: Running | None = None
 
-    found: list[Capabilities] = []
-
-    def on_runner(runner: Runner | Workers) -> None:
-        signals.runner = runner
+    def began(runner: Running) -> None:
+        nonlocal running
+        running = runner
         display.start(runner)
 
-    def on_servers(servers: Sequence[Capabilities]) -> None:
-        found.extend(servers)
-        tell_servers(servers, pipeline.needs(), as_json=as_json)
+    def drain(name: str) -> None:
+        if running is None:
+            cancel(name)
+            return
+        display.clear()
+        at_servers = running.at_servers()
+        running.drain(name)
+        waiting = "requests" if at_servers is None else counted(at_servers, "request")
+        complain(
+            f"{name}: sending nothing more; waiting for {waiting} at the servers. "
+            "Again: cancel them. Finished work is kept."
+        )
 
+    def cancel(name: str) -> None:
+        display.clear()
+        if running is not None:
+            running.drain(name)
+        signals.cancel()
+        complain(f"{name}: cancelling. Again: exit at once.")
+
+    signals = StopSignals(drain, cancel)
     with signals.installed():
         try:
-            return await run(on_runner=on_runner, on_servers=on_servers, on_download=Download())
+            if workers:
+                return await execute_shared(run, workers, program, on_runner=began)
+            return await execute(run, on_runner=began)
         except asyncio.CancelledError:
-            if not signals.count:
+            if not signals.caused_cancel():
                 raise
-            current = asyncio.current_task()
-            if current is not None:
-                current.uncancel()
-            if signals.runner is None:
-                return None
-            return replace(signals.runner.report(), servers=[one.as_json() for one in found])
+            return None if running is None else running.report()
         finally:
             display.stop()
 
 
 class Download:
-    """Tells how far the weights of an embedded model have come, a quarter at a time."""
+    """Reports the download of an embedded model's weights, a quarter at a time."""
 
     def __init__(self) -> None:
         self._told = -1
@@ -125,45 +154,7 @@ class Download:
         quarter = 4 * got // total if total else 0
         if quarter > self._told:
             self._told = quarter
-            complain(f"fetching the embedded model's weights: {got >> 20} of {total >> 20} MiB")
-
-
-class Signals:
-    """SIGINT and SIGTERM: the first sends nothing more and waits for what is at the servers, the second cancels that,
-    the third exits at once."""
-
-    def __init__(self, display: ProgressDisplay) -> None:
-        self._display = display
-        self.count = 0
-        self.runner: Runner | Workers | None = None
-        self._main: asyncio.Task[Any] | None = None
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Takes the signals for as long as the block runs."""
-        self._main = asyncio.current_task()
-        with taken(self._received):
-            yield
-
-    def _received(self, signum: int) -> None:
-        self.count += 1
-        name = signal.Signals(signum).name
-        if self.count >= 3:
-            os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; nothing else is promised
-        self._display.clear()
-        if self.count == 1 and self.runner is not None:
-            left = self.runner.progress().requests_in_flight
-            self.runner.drain(name)
-            complain(
-                f"{name}: sending nothing more; waiting for {counted(left, 'request')} at the servers. "
-                "Again: cancel them. Finished work is kept."
-            )
-            return
-        if self.runner is not None:
-            self.runner.drain(name)
-        if self._main is not None:
-            self._main.cancel()
-        complain(f"{name}: cancelling. Again: exit at once.")
+            complain(f"downloading the embedded model's weights: {got >> 20} of {total >> 20} MiB")
 
 
 def _export_all(report: RunReport) -> dict[str, object]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from asyncsynth.cli.live_line import LiveLine
 from asyncsynth.cli.show import event
-from asyncsynth.cli.signals import Stopped, run_until_signal, taken
-from asyncsynth.cli.text import complain, duration, one_line, safe, say
+from asyncsynth.cli.signals import Stopped, StopSignals, run_until_signal
+from asyncsynth.cli.text import complain, duration, one_line, say
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.engine.pipeline import run_in_loop
 from asyncsynth.errors import EXIT_OK, EXIT_STOPPED, ConfigurationError
@@ -50,7 +47,7 @@ def serve_command(
     if not check or vllm_command:
         vllm = problems.tried(find_vllm, vllm_command)
     else:
-        with contextlib.suppress(ConfigurationError):  # a file can be checked where no vLLM is
+        with contextlib.suppress(ConfigurationError):  # a file can be checked without vLLM
             vllm = find_vllm()
     machine = gpu_count()
     findings = check_servers(servers, vllm=vllm, gpus=machine)
@@ -59,7 +56,7 @@ def serve_command(
         complain(f"warning: {warning}")
     show = ServerDisplay(as_json=as_json)
     for server in running:
-        show.on_event(ServerEvent("already_running", server.name, "it is left as it is"))
+        show.on_event(ServerEvent("already_running", server.name, "it is not changed"))
     if check:
         _show_check(servers, vllm, machine, as_json=as_json)
         return EXIT_OK
@@ -73,9 +70,9 @@ def serve_command(
 
 
 def read_servers(files: Sequence[str], gpus: Sequence[str], problems: Problems) -> list[ServerConfig]:
-    """The servers of the files that can be started here, on the GPUs that the options say.
+    """The servers of the files that can be started here, on the GPUs that the options name.
 
-    What is wrong is kept in `problems`, and raised where nothing is left to look at.
+    Keeps errors in `problems`, and raises them if no server is left to check.
     """
     given = parse_servers(files, origin="serve", problems=problems)
     servers = [server for server in given if server.launch is not None]
@@ -89,7 +86,7 @@ def read_servers(files: Sequence[str], gpus: Sequence[str], problems: Problems) 
 
 
 async def _already_served(servers: Sequence[ServerConfig], problems: Problems) -> list[ServerConfig]:
-    """Those that answer already; a port that something else holds is kept in `problems`."""
+    """Those that answer already. A port that another program holds goes into `problems`."""
 
     async def answers(server: ServerConfig) -> bool:
         try:
@@ -116,8 +113,8 @@ def _show_check(servers: Sequence[ServerConfig], vllm: VLLMCommand | None, machi
         say(f"  {' '.join(line)}")
     if not as_json:
         if not machine and (vllm is None or not vllm.is_cpu):
-            say("GPUs: not checked, none seen here")
-        version = "no vLLM is installed here" if vllm is None else f"vLLM {vllm.version or 'of unknown version'}"
+            say("GPUs: not checked, there are none on this machine")
+        version = "vLLM is not installed here" if vllm is None else f"vLLM {vllm.version or 'of unknown version'}"
         say(f"{len(servers)} servers, nothing wrong found ({version})")
 
 
@@ -129,79 +126,53 @@ async def _serve(
     ready_timeout: float,
     show: ServerDisplay,
 ) -> int:
-    signals = ServeSignals()
+    supervisor: Supervisor | None = None
+
+    def drain(name: str) -> None:
+        complain(f"{name}: waiting for requests in flight. Again: kill the servers.")
+        signals.cancel()
+
+    def kill(name: str) -> None:
+        if supervisor is None:
+            drain(name)
+            return
+        complain(f"{name}: killing the servers")
+        supervisor.kill_soon()
+
+    signals = StopSignals(drain, kill)
     with signals.installed():
         try:
             supervisor = Supervisor(wanted, vllm, logs, ready_s=ready_timeout, on_event=show.on_event)
-            signals.supervisor = supervisor
             with show.watching(supervisor):
                 async with supervisor:
                     show.all_ready(servers)
                     await supervisor.wait()
         except asyncio.CancelledError:
-            if not signals.count:
+            if not signals.caused_cancel():
                 raise
-            _uncancel()
-            if signals.supervisor is None:
+            if supervisor is None:
                 raise Stopped("a signal before anything was started") from None
-    gave_up = signals.supervisor is not None and signals.supervisor.gave_up
-    return EXIT_STOPPED if gave_up else EXIT_OK
-
-
-def _uncancel() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
-        task.uncancel()
-
-
-class ServeSignals:
-    """SIGINT and SIGTERM: the first drains the servers, the second kills them, the third exits at once."""
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self.supervisor: Supervisor | None = None
-        self._main: asyncio.Task[Any] | None = None
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Takes the signals for as long as the block runs."""
-        self._main = asyncio.current_task()
-        with taken(self._received):
-            yield
-
-    def _received(self, number: int) -> None:
-        self.count += 1
-        name = signal.Signals(number).name
-        if self.count >= 3:
-            os._exit(EXIT_STOPPED)  # the guardians see it and kill what is left
-        if self.count == 2 and self.supervisor is not None:
-            complain(f"{name}: killing the servers")
-            self.supervisor.kill_soon()
-            return
-        complain(f"{name}: waiting for requests in flight. Again: kill the servers.")
-        if self._main is not None:
-            self._main.cancel()
+    return EXIT_STOPPED if supervisor.gave_up else EXIT_OK
 
 
 class ServerDisplay:
-    """What becomes of servers: a line for each event, and how loading goes."""
+    """What happens to servers: a line for each event, and the progress of loading."""
 
     def __init__(
         self, *, as_json: bool, every_s: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._as_json = as_json
         self._every_s = every_s
-        self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
+        self._line = LiveLine(as_json=as_json)
         self._clock = clock
-        self._live = False
 
     def on_event(self, happened: ServerEvent) -> None:
-        """Tell one event; never raises for want of somewhere to write."""
+        """Prints one event. Never raises, even if nothing reads the output."""
         with contextlib.suppress(OSError):
             if self._as_json:
                 event({"event": "server", **happened.as_json()})
                 return
-            self._clear(always=True)  # a run's line of progress may stand there
+            self._line.clear()
             complain(_words(happened))
 
     def all_ready(self, servers: Sequence[ServerConfig]) -> None:
@@ -210,23 +181,23 @@ class ServerDisplay:
             if self._as_json:
                 event({"event": "ready", "servers": {s.name: s.base_url for s in servers}})
                 return
-            self._clear()
+            self._line.clear()
             for server in servers:
                 say(f"{server.base_url}  {', '.join(sorted(server.models or ()))}")
             say(f"export ASYNCSYNTH_SERVERS={','.join(server.base_url for server in servers)}")
 
     @contextlib.contextmanager
     def watching(self, supervisor: Supervisor) -> Iterator[None]:
-        """Shows how loading goes for as long as the block runs."""
+        """Shows the progress of loading while the block runs."""
         task = asyncio.create_task(self._show(supervisor))
         try:
             yield
         finally:
             task.cancel()
-            self._clear()
+            self._line.clear()
 
     async def _show(self, supervisor: Supervisor) -> None:
-        every = self._every_s or (_TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S)
+        every = self._every_s or (_TERMINAL_EVERY_S if self._line.is_shown else _PLAIN_EVERY_S)
         while True:
             await asyncio.sleep(every)
             loading = [server for server in supervisor.servers if server.state == "loading"]
@@ -236,25 +207,13 @@ class ServerDisplay:
                     last = one_line(server.last_line(), 160)
                     if self._as_json:
                         event({"event": "loading", "server": server.name, "seconds": round(seconds, 1), "log": last})
-                    elif not self._terminal:
+                    elif not self._line.is_shown:
                         complain(f"{server.name}: loading, {duration(seconds)}: {last}")
-                if self._terminal:
-                    self._draw(", ".join(f"{s.name} {duration(self._clock() - s.since)}" for s in loading), loading)
-
-    def _draw(self, names: str, loading: Sequence[Any]) -> None:
-        self._clear()
-        if not loading:
-            return
-        text = safe(f"loading {names}: {one_line(loading[0].last_line(), 160)}")
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: unknown
-        sys.stderr.write(text[: columns - 1])
-        sys.stderr.flush()
-        self._live = True
-
-    def _clear(self, *, always: bool = False) -> None:
-        if self._live or (always and self._terminal):
-            sys.stderr.write("\r\x1b[K")
-            self._live = False
+                if loading:
+                    names = ", ".join(f"{s.name} {duration(self._clock() - s.since)}" for s in loading)
+                    self._line.draw(f"loading {names}: {one_line(loading[0].last_line(), 160)}")
+                else:
+                    self._line.clear()
 
 
 def _words(happened: ServerEvent) -> str:
@@ -262,11 +221,11 @@ def _words(happened: ServerEvent) -> str:
     said = {
         "starting": f"starting; its log: {happened.log}",
         "ready": f"ready after {seconds}",
-        "crashed": f"ended, starts again in {seconds}",
-        "gave_up": "is not started again",
+        "crashed": f"ended; restarts in {seconds}",
+        "gave_up": "is not restarted",
         "already_running": "runs already",
         "failed": "did not start",
     }.get(happened.kind, happened.kind)
-    # The error of a failed start is told once, whole, at the end.
+    # The error of a failed start is printed once, whole, at the end.
     why = f": {one_line(happened.message, 400)}" if happened.message and happened.kind != "failed" else ""
     return f"{happened.server}: {said}{why}"

@@ -4,63 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from asyncsynth.cli.text import complain, counted, cut, duration, escaped, number, one_line, say, write
+from asyncsynth.cli.live_line import LiveLine
+from asyncsynth.cli.text import complain, counted, duration, escaped, number, one_line, say, write
+from asyncsynth.engine.execution import Running
 from asyncsynth.engine.report import Progress, RunReport
-from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.worker_processes import Workers
 from asyncsynth.storage import layout
 
 _TERMINAL_EVERY_S = 0.5
 _PLAIN_EVERY_S = 5.0
-_SERVERS_SHOWN = 4  #: in a line of progress; --json has all
+_SERVERS_SHOWN = 4  #: servers in a line of progress; --json has all
 
 
 class ProgressDisplay:
-    """Shows a runner's progress until `stop`. Faults of the display never reach the run."""
+    """Shows a runner's progress until `stop`. An error of the display never reaches the run."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._terminal = sys.stderr.isatty() and not as_json and os.environ.get("TERM") != "dumb"
+        self._line = LiveLine(as_json=as_json)
         self._task: asyncio.Task[None] | None = None
-        self._noted = 0  #: notes of this runner's pool that were told
+        self._noted = 0  #: notes of this runner's pool that were printed
 
-    def start(self, runner: Runner | Workers) -> None:
-        """Begins to show this runner, in place of one before; call from the run's event loop."""
+    def start(self, runner: Running) -> None:
+        """Begins to show this runner instead of the one before. Call it in the run's event loop."""
         self.stop()
         self._task = asyncio.get_running_loop().create_task(self._show(runner))
 
     def stop(self) -> None:
-        """Ends, leaving the terminal's line clean."""
+        """Ends, and leaves the terminal's line empty."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
             self.clear()
 
     def clear(self) -> None:
-        """Takes the live line off the terminal, before something else is written there."""
-        if self._terminal:
-            write(sys.stderr, "\r\x1b[K")
+        """Removes the live line, before something else is written there."""
+        self._line.clear()
 
-    async def _show(self, runner: Runner | Workers) -> None:
-        every = _TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S
+    async def _show(self, runner: Running) -> None:
+        every = _TERMINAL_EVERY_S if self._line.is_shown else _PLAIN_EVERY_S
         while True:
             try:
                 self._tell(runner.progress().notes)
                 await asyncio.sleep(every)
                 self._draw(runner.progress())
             except (OSError, ValueError):
-                return  # the reader of our output has gone; the run continues
+                return  # nothing reads the output any more; the run continues
 
     def _tell(self, notes: Sequence[str]) -> None:
-        """What became of servers since the last look, a line each; in JSON every progress has all of them."""
+        """Prints what happened to servers since the last look. In JSON, every progress has all notes."""
         if self._as_json or len(notes) == self._noted:
             return
         self.clear()
@@ -71,9 +68,8 @@ class ProgressDisplay:
     def _draw(self, progress: Progress) -> None:
         if self._as_json:
             event({"event": "progress", **progress.as_json()})
-        elif self._terminal:
-            columns = shutil.get_terminal_size().columns
-            write(sys.stderr, "\r\x1b[K" + cut(progress_line(progress), columns - 1))
+        elif self._line.is_shown:
+            self._line.draw(progress_line(progress))
         else:
             complain(progress_line(progress))
 
@@ -85,7 +81,7 @@ def progress_line(progress: Progress) -> str:
     limit = sum(server["limit"] for server in progress.servers)
     of_total = f"/{number(progress.total)}" if progress.total is not None else ""
     parts = [
-        *([f"segment {one_line(progress.segment, 60)}"] if progress.segment else []),
+        *([f"stage {one_line(progress.stage, 60)}"] if progress.stage else []),
         f"{number(done)}{of_total} records",
         f"{number(progress.tokens_per_s)} tok/s",
         f"{number(progress.requests_in_flight)} of {number(limit)} in flight",
@@ -109,22 +105,31 @@ def progress_line(progress: Progress) -> str:
 
 
 def server_words(server: Mapping[str, Any], limit: int) -> str:
-    """One server: in flight of its limit, what it says of itself, why the limit is so."""
+    """One server: requests in flight of its limit, its own report of its load, and why the limit is what it is."""
     of_itself = []
     if server.get("server_waiting") is not None:
         of_itself.append(f"its queue {number(server['server_waiting'])}")
     if server.get("server_kv") is not None:
         of_itself.append(f"KV {100 * server['server_kv']:.0f} %")
     said = f" ({', '.join(of_itself)})" if of_itself else ""
-    words = f"{server.get('name')} {server.get('in_flight')}/{server.get('limit')}{said}: {server.get('why')}"
+    words = f"{server.get('name')} {server.get('in_flight')}/{server.get('limit')}{said}: {reason_of(server)}"
     return one_line(words, limit)
+
+
+def reason_of(server: Mapping[str, Any]) -> str:
+    """Why a server's limit is what it is, without the number that the line has already: `growing 272` is `growing`."""
+    why = str(server.get("why"))
+    phase, number, rest = why.partition(str(server.get("limit")))
+    if not number or phase.endswith(" at ") or rest[:1] not in ("", ":", ";"):
+        return why
+    return (phase.rstrip() + rest).removeprefix(": ")
 
 
 def event(fields: Mapping[str, object]) -> None:
     """One JSON line on standard output, which may be a terminal: control characters are escaped."""
     try:
         line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # a file name that is no Unicode, an integer over 64 bits
+    except TypeError:  # a file name that is not Unicode, an integer over 64 bits
         line = json.dumps(fields, default=str, allow_nan=False)
     write(sys.stdout, escaped(line) + "\n")
 
@@ -164,7 +169,7 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
     for model, answers in sorted(report.answered_by.items()):
         say(f"  answered  {one_line(model)}: {number(answers)}")
     for server in report.limits[:_SERVERS_SHOWN]:
-        say(f"  limit     {one_line(server['name'], 60)} {server['limit']}: {one_line(server['why'])}")
+        say(f"  limit     {one_line(server['name'], 60)} {server['limit']}: {one_line(reason_of(server))}")
     for note in report.notes:
         say(f"  note      {one_line(note, 400)}")
     for path, rows in exported.items():
@@ -180,14 +185,14 @@ def summary(report: RunReport, exported: Mapping[str, object]) -> None:
 
 
 def _latency(report: RunReport) -> str:
-    """How long requests took; '' where none of them brought an answer of use."""
+    """How long requests took; '' if none of them got a useful answer."""
     if report.latency_p50_s is None or report.latency_p99_s is None:
         return ""
     return f", p50 {report.latency_p50_s:.2f} s, p99 {report.latency_p99_s:.2f} s"
 
 
 def cut_words(cut: Mapping[str, Any]) -> str:
-    """What `RunReport.cut_answers` says of a step, and what to do."""
+    """One item of `RunReport.cut_answers` in words, with what to do."""
     setting, _, value = str(cut["limit"]).partition("=")
     how = f"LLM({setting}=...)" if setting == "max_tokens" else f"{setting}=..."
     advice = f"raise {how}, or ask for shorter answers" if value else "ask for shorter answers"

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while no run is there to drain: start-up, the pipeline file, exports, `status`."""
+"""SIGINT and SIGTERM: in commands that have something to drain, and in all others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncsynth.errors import EXIT_STOPPED
+
+if TYPE_CHECKING:
+    import asyncio  # `--help` imports this module, and needs no event loop
 
 T = TypeVar("T")
 
@@ -17,12 +20,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal told the command to end. Like KeyboardInterrupt, but for both signals, and no library takes it."""
+    """A signal ended the command. Like KeyboardInterrupt, but for both signals, and no library catches it."""
 
 
 def stop_on_signals() -> None:
-    """From now on the first of these signals raises Stopped in the main thread, so that files half written are taken
-    away. The second one changes nothing: it must not end that halfway. The third exits at once."""
+    """Makes the first of these signals raise Stopped in the main thread, so that half-written files are removed.
+
+    The second one changes nothing, because it must not interrupt that. The third exits at once.
+    """
     received = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -38,9 +43,9 @@ def stop_on_signals() -> None:
 
 
 def run_until_signal(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """`run_in_loop` for what has nothing to drain: a signal cancels it, and Stopped is raised when the loop has ended.
+    """`run_in_loop` for commands with nothing to drain: a signal cancels it, and Stopped is raised after the loop.
 
-    A handler must not raise inside an event loop: uvloop prints what comes out of its callbacks, and goes on.
+    A handler must not raise inside an event loop: uvloop prints the exceptions of its callbacks and continues.
     """
     import asyncio
 
@@ -64,15 +69,15 @@ def run_until_signal(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     except asyncio.CancelledError:
         if not received:
             raise
-    if received:  # also where all was done just then: more may be to come in the next loop
+    if received:  # even if all was done just then: the next loop may have more to do
         raise Stopped(signal.Signals(received[0]).name)
     return result
 
 
 @contextlib.contextmanager
 def taken(received: Callable[[int], None], numbers: Sequence[int] = STOPPING) -> Iterator[None]:
-    """Gives these signals to `received`, in the running event loop, for as long as the block runs."""
-    import asyncio  # `--help` imports this module, and needs no event loop
+    """Gives these signals to `received`, in the running event loop, while the block runs."""
+    import asyncio
 
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in numbers}
@@ -81,7 +86,7 @@ def taken(received: Callable[[int], None], numbers: Sequence[int] = STOPPING) ->
     try:
         yield
     finally:
-        # Held back meanwhile: the loop leaves the system's defaults for a moment, and those kill.
+        # Blocked meanwhile: for a moment the loop leaves the system's default handlers, and those kill.
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         for number, handler in before.items():
             loop.remove_signal_handler(number)
@@ -89,12 +94,51 @@ def taken(received: Callable[[int], None], numbers: Sequence[int] = STOPPING) ->
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
+class StopSignals:
+    """The signals of a command that drains: the first and the second have an action each, the third exits at once.
+
+    Args:
+        first, second: called in the event loop with the signal's name.
+    """
+
+    def __init__(self, first: Callable[[str], None], second: Callable[[str], None]) -> None:
+        self.count = 0  #: signals so far
+        self._actions = (first, second)
+        self._main: asyncio.Task[Any] | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes the signals while the block runs."""
+        import asyncio
+
+        self._main = asyncio.current_task()
+        with taken(self._received):
+            yield
+
+    def cancel(self) -> None:
+        """Cancels the task that installed the signals."""
+        if self._main is not None:
+            self._main.cancel()
+
+    def caused_cancel(self) -> bool:
+        """Whether a signal cancelled the task. If so, the task counts as not cancelled any more."""
+        while self.count and self._main is not None and self._main.cancelling():
+            self._main.uncancel()
+        return bool(self.count)
+
+    def _received(self, number: int) -> None:
+        self.count += 1
+        if self.count > len(self._actions):
+            os._exit(EXIT_STOPPED)  # acknowledged records are on the disk; guardians kill the servers that are left
+        self._actions[self.count - 1](signal.Signals(number).name)
+
+
 def past_stopping() -> None:
-    """The exit code is decided: a signal in the interpreter's last moments must not put another in its place."""
+    """Ignores signals from now on: in the interpreter's last moments, none may change the exit code."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _heeded() -> list[signal.Signals]:
-    """Those that nobody told this process to ignore, as nohup or a shell does for a background job."""
+    """Those that this process does not ignore, as nohup or a shell makes it do for a background job."""
     return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]

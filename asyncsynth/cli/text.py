@@ -1,4 +1,4 @@
-"""Printing text that models, servers and files wrote: nothing in it may steer the terminal or deceive its reader."""
+"""Printing text from models, servers and files: none of it may control the terminal or deceive its reader."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 import unicodedata
 from typing import TextIO
 
-#: C0 and C1 controls (ESC among them) but tab and newline; what turns the writing direction, breaks lines or is
-#: not seen at all. The joiners U+200C and U+200D stay: scripts and emoji are written with them.
+#: C0 and C1 controls (ESC among them) except tab and newline, and characters that change the writing direction, break
+#: lines or are invisible. The joiners U+200C and U+200D stay: scripts and emoji need them.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -43,8 +43,8 @@ def complain(text: str) -> None:
 def write(stream: TextIO, text: str) -> None:
     """Writes `text` (checked by the caller); characters that the stream's encoding lacks become escapes.
 
-    Where the reader of a pipe or the terminal has gone, the command continues in silence: a run must not end, nor
-    a signal go unheard, because nobody listens.
+    If the reader of a pipe or the terminal has gone, the command continues without output: that must not end a run, or
+    keep a signal from being handled.
     """
     try:
         try:
@@ -57,12 +57,12 @@ def write(stream: TextIO, text: str) -> None:
         if error.errno not in _GONE:
             raise
         silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, stream.fileno())  # what the stream still holds goes there, too
+        os.dup2(silence, stream.fileno())  # what the stream still holds goes there as well
         os.close(silence)
 
 
 def escaped(text: str) -> str:
-    """JSON `text` with what `safe` would replace as JSON escapes: the same values, nothing that steers."""
+    """JSON `text` with JSON escapes for the characters that `safe` replaces: the same values, no control characters."""
     return _CONTROL.sub(_escape, text)
 
 
@@ -71,12 +71,12 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def width(text: str) -> int:
-    """Columns that `text` takes in a terminal."""
+    """How many columns `text` takes in a terminal."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def cut(text: str, columns: int) -> str:
-    """`text` in at most so many columns of a terminal."""
+    """`text` cut to at most `columns` columns of a terminal."""
     taken = 0
     for index, char in enumerate(text):
         taken += width(char)

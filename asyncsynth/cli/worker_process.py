@@ -8,60 +8,59 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from asyncsynth.cli.pipeline_file import load_pipeline
+from asyncsynth.engine.execution import execute
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.overrides import apply_settings
-from asyncsynth.engine.pipeline import Pipeline, run_in_loop
+from asyncsynth.engine.pipeline import run_in_loop
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.sharded_run import shared_options
+from asyncsynth.engine.sharded_run import shard_of
 from asyncsynth.engine.worker_processes import error_json, latency_json
 from asyncsynth.errors import EXIT_FAULT, EXIT_STOPPED, AsyncsynthError
 from asyncsynth.records import Part
 
-_EVERY_S = 0.5  #: between two words on the progress
+_EVERY_S = 0.5  #: seconds between two reports of progress
 
 
 def main() -> None:
     """Does the job that the first line of standard input describes."""
-    # What the pipeline's own code prints must not come between the lines that the parent reads.
+    # What the pipeline's code prints must not mix with the lines that the parent reads.
     say = Voice(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     words = _lines(0)
     job = orjson.loads(next(words))
     try:
-        pipeline = load_pipeline(job["target"])
-        apply_settings(pipeline, job["settings"])
-        if job["input"] is not None:
-            pipeline.with_input(job["input"])
-        shard, share = Part(job["shard"], job["shards"]), Part(job["place"], job["workers"])
-        options = shared_options(
-            RunOptions(**{**job["options"], "output": Path(job["options"]["output"])}), shard, share
-        )
-        run_in_loop(lambda: _Run(pipeline, options, say, words).run())
+        made = job["pipeline"]
+        pipeline = load_pipeline(made["target"])
+        apply_settings(pipeline, made["settings"])
+        if made["input"] is not None:
+            pipeline.with_input(made["input"])
+        run = pipeline.resolved(RunOptions(**job["options"]))
+        run = shard_of(run, Part(job["shard"], job["shards"]), Part(job["place"], job["workers"]))
+        run_in_loop(lambda: _Shard(run, say, words).run())
     except AsyncsynthError as error:
         say(error_json(error))
         sys.exit(error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        message = f"worker {job['shard']}: unforeseen: {type(error).__name__}: {error}"
+        message = f"worker {job['shard']}: unexpected: {type(error).__name__}: {error}"
         say(error_json(_fault(message)))
         sys.exit(EXIT_FAULT)
 
 
 def _fault(message: str) -> AsyncsynthError:
-    error = AsyncsynthError(message, hint="Its traceback is above. What was acknowledged is safe.")
+    error = AsyncsynthError(message, hint="Its traceback is above. Finished records are safe.")
     error.exit_code = EXIT_FAULT
     return error
 
 
 class Voice:
-    """Writes JSON lines to the parent. Without one there is nothing left to do."""
+    """Writes JSON lines to the parent. Ends the process if the parent is gone."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -74,12 +73,11 @@ class Voice:
             os._exit(EXIT_STOPPED)
 
 
-class _Run:
-    """The run, and what the parent says of it meanwhile."""
+class _Shard:
+    """The run of one shard, and the parent's commands meanwhile."""
 
-    def __init__(self, pipeline: Pipeline, options: RunOptions, say: Voice, words: Iterator[bytes]) -> None:
-        self._pipeline = pipeline
-        self._options = options
+    def __init__(self, run: Run, say: Voice, words: Iterator[bytes]) -> None:
+        self._run = run
         self._say = say
         self._words = words
         self._runner: Runner | None = None
@@ -94,12 +92,11 @@ class _Run:
         def heard(word: str) -> None:
             loop.call_soon_threadsafe(self._heard, main, word)
 
-        # A thread, so that a loop that stands still ends with the parent, too.
+        # A thread, so that the process ends with its parent even while its loop is blocked.
         threading.Thread(target=_listen, args=(self._words, heard), name="asyncsynth parent", daemon=True).start()
         progress = asyncio.create_task(self._tell_progress(), name="asyncsynth progress")
         try:
-            chosen = {one.name: getattr(self._options, one.name) for one in fields(RunOptions)}
-            await self._pipeline.arun(on_runner=self._begun, **chosen)
+            await execute(self._run, on_runner=self._begun)
         except asyncio.CancelledError:
             if not self._told:
                 raise
@@ -120,6 +117,7 @@ class _Run:
         self._told = verb
         if self._runner is not None:
             self._runner.drain(why)
+            self._say({"event": "progress", **self._runner.progress().as_json()})  # the parent shows what is left
         if verb == "cancel" or self._runner is None:
             main.cancel()
 
@@ -134,7 +132,7 @@ def _listen(words: Iterator[bytes], heard: Callable[[str], object]) -> None:
     for word in words:
         try:
             heard(word.decode())
-        except RuntimeError:  # the loop has ended; so will the process
+        except RuntimeError:  # the loop has ended, and the process ends next
             return
     os._exit(EXIT_STOPPED)
 

@@ -1,7 +1,7 @@
-"""A step over all rows, done: from the rows of a finished run directory to a file that the next one reads.
+"""Runs a step over all rows: it reads the rows of a finished stage and writes the file that the next stage reads.
 
-The file holds a line a kept row, `{"k": key, "row": {...}}`. Beside it stands what it was made from and what
-it came to; it is written last and taken away first, so where it is, the file is whole and belongs to it.
+The file has one line for each kept row, `{"k": key, "row": {...}}`. A second file says what the first was made from,
+and its counts. It is written last and removed first: where it exists, the first file is whole and belongs to it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from asyncsynth.storage.result_rows import RunRows
 
 OUTPUT_NAME = layout.BARRIER_ROWS
 FACTS_NAME = layout.BARRIER_FACTS
-_END: Any = object()  #: no more decisions; a step may give None by mistake
+_END: Any = object()  #: no more decisions. Not None, which a step may give by mistake
 
 
 class BarrierStopped(Exception):
-    """The barrier was told to stop; it left nothing."""
+    """The run stops, so that the barrier stopped, too. It left no file."""
 
 
 @dataclass(slots=True)
 class BarrierCounts:
-    """What became of the rows. `read == kept + sum of dropped`."""
+    """How many rows were kept and dropped. `read == kept + sum of dropped`."""
 
     read: int = 0
     kept: int = 0
@@ -49,10 +49,10 @@ class BarrierCounts:
 
 
 class BarrierReader(JsonlReader):
-    """The rows that a barrier let through, by key. There may be none.
+    """The rows that a barrier kept, by key. There may be none.
 
-    It is always "the same input": rows that came, went or changed are found by their keys and hashes, and the
-    user is not asked about what the steps before made of an input that was accepted.
+    It counts as the same input in every run: rows that came, went or changed are found by their keys and hashes. The
+    user accepted the input already, and is not asked again about what the steps before made of it.
     """
 
     may_be_empty = True
@@ -68,7 +68,7 @@ class BarrierReader(JsonlReader):
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptJournal(
                 f"{self.path}:{number}: is damaged ({error})",
-                hint=f"Remove {self.path.with_name(FACTS_NAME)}: the file is then made again.",
+                hint=f"Remove {self.path.with_name(FACTS_NAME)}, and the next run makes the file again.",
             ) from error
 
     def identity(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class BarrierReader(JsonlReader):
         return {"kind": self.kind, "name": self.name, self.kind: folder, "head_bytes": 0, "head_sha256": ""}
 
     def extends(self, old: Mapping[str, Any]) -> bool:
-        """True for every stage."""
+        """True for the rows of any stage."""
         return bool(old["kind"] == self.kind)
 
 
@@ -104,7 +104,7 @@ def earlier_output(
 def pass_barrier(
     step: GlobalStep, directory: Path, state: Mapping[str, Any], stopped: Callable[[], bool]
 ) -> BarrierCounts:
-    """Decides on every row of the run in `directory` and writes those that are kept. Blocking: call in a thread.
+    """Decides on every row of the run in `directory` and writes the kept ones. It blocks: call it in a thread.
 
     Raises BarrierStopped soon after `stopped` turns true, PipelineError for a fault of the step, StorageError.
     """
@@ -127,7 +127,7 @@ def pass_barrier(
 def _kept(
     step: GlobalStep, rows: RunRows, counts: BarrierCounts, stopped: Callable[[], bool]
 ) -> Iterator[tuple[str, Row]]:
-    """The rows that the step keeps, with what it adds."""
+    """The rows that the step keeps, with its outputs added."""
     decisions = _decisions(step, _Watched(rows, stopped, is_foreign=runs_foreign_code(step)))
     for key, row in rows.keyed():
         if stopped():
@@ -148,7 +148,7 @@ def _kept(
 
 
 def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
-    """The step's decisions; a bug of the step comes out under its name."""
+    """The step's decisions. An error in the step's code becomes a PipelineError that names the step."""
     try:
         decisions: Any = step.decide(rows)
         if not isinstance(decisions, Iterable):
@@ -191,7 +191,7 @@ def _wrong_number(step: GlobalStep, decided: str, rows: int) -> PipelineError:
 
 
 class _Watched:
-    """Rows that may be read several times, until the run is told to stop."""
+    """Rows that may be read several times, until the run stops."""
 
     def __init__(self, rows: RunRows, stopped: Callable[[], bool], *, is_foreign: bool) -> None:
         self._rows = rows

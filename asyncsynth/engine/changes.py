@@ -1,4 +1,4 @@
-"""What has changed since a run directory was made, and what an update costs: the plan before ``--update``."""
+"""What has changed since a run directory was made, and what ``--update`` would cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SAMPLED = 200  #: records whose earlier results say how many requests one costs
 
 @dataclass(slots=True)
 class Journals:
-    """The journals of a run: of its directory, or of its shards. Each with how an entry of it is read."""
+    """The journals of a run: that of its directory, or those of its shards. Each has a function that reads an entry."""
 
     parts: Sequence[tuple[RunIndex, Callable[[int], RecordEntry]]] = ()
 
@@ -46,18 +46,18 @@ class Journals:
 
 @dataclass(slots=True)
 class StepState:
-    """One step, and what the run directory has of it."""
+    """One step, and its results in the run directory."""
 
     name: str
-    asks: bool  #: whether it asks a model
-    changed: bool  #: against the run's last epoch
+    asks: bool  #: it asks a model
+    changed: bool  #: since the run's last epoch
     depends: frozenset[str]  #: steps whose change may change its input
-    lost: list[str] = field(default_factory=list)  #: steps that were before it, and are gone or in another place
+    lost: list[str] = field(default_factory=list)  #: steps that came before it, and do not now or in another order
     there: int = 0  #: records that have results of the step as it is now
     before: int = 0  #: records that have results of the step as it was
     records: int = 0  #: records that go through it, as far as is known
-    each: float = 1.0  #: requests for one record, about
-    measured: bool = False  #: earlier results say so
+    each: float = 1.0  #: requests for one record, estimated
+    measured: bool = False  #: `each` comes from earlier results
 
     def requests(self, records: int) -> int:
         return math.ceil(records * self.each)
@@ -65,7 +65,7 @@ class StepState:
 
 @dataclass(slots=True)
 class Survey:
-    """A run directory beside a plan."""
+    """A run directory compared with a plan."""
 
     changes: list[str]
     steps: list[StepState] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Survey:
 
 
 def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> list[str]:
-    """What differs from what the directory was made by, a line each."""
+    """The differences from the plan and input that the directory was made with, a line each."""
     current = manifest.epochs[-1]
     changes = [] if current.fingerprint == plan.fingerprint else diff(current.fields, plan.fields)
     if manifest.keys != keys:
@@ -89,9 +89,9 @@ def changes_since(manifest: Manifest, plan: Plan, reader: Reader, keys: str) -> 
 def survey(
     manifest: Manifest | None, plan: Plan, changes: list[str], journals: Journals, *, total: int | None = None
 ) -> Survey:
-    """Which steps changed, and what there is of each. Without a manifest nothing has run yet.
+    """Which steps changed, and which results each has. Without a manifest nothing has run yet.
 
-    `total`: records of the input, where that is known.
+    `total`: records of the input, if that is known.
     """
     epoch = Epoch("", {}, {}) if manifest is None else manifest.epochs[-1]
     old: dict[str, dict[str, Any]] = epoch.fields.get("steps", {})
@@ -113,7 +113,7 @@ def survey(
 
 
 def _lost_before(name: str, old: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The steps that rows went through before this one, and do not any more, or in another order."""
+    """Steps that rows went through before this one, and now do not, or do in another order."""
     if name not in old:
         return []
     earlier, now = _before(name, old), _before(name, new)
@@ -137,7 +137,7 @@ def _before(name: str, steps: Mapping[str, dict[str, Any]]) -> list[str]:
 
 
 def _rows_into(name: str, steps: Mapping[str, dict[str, Any]]) -> int:
-    """Rows that reach a step for one record, as far as `num_generations` of the steps before it says."""
+    """Rows that reach a step for one record, by `num_generations` of the steps before it."""
     counts: dict[str, int] = {}
     for each in [*_before(name, steps), name]:
         lefts = steps.get(each, {}).get("after", ())
@@ -186,15 +186,15 @@ def _settings_key(settings: Mapping[str, Any]) -> bytes:
 def refusal(
     path: Path, surveys: Sequence[Survey], notes: Sequence[str] = (), *, kept: Mapping[str, int] | None = None
 ) -> RunChangedError:
-    """The error with the changes and the plan: of the one directory, or of all segments of a pipeline.
+    """The error with the changes and the plan, for one directory or for all stages of a pipeline.
 
-    `kept`: answers that are kept, by step (see `engine.paid_answers`).
+    `kept`: kept answers by step (see `engine.paid_answers`).
     """
     lines: list[str] = []
     for number, one in enumerate(surveys, 1):
         if one.changes:
             told = ["changed:", *(f"  {change}" for change in one.changes)]
-            lines += [f"segment {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
+            lines += [f"stage {number}:", *(f"  {line}" for line in told)] if len(surveys) > 1 else told
     lines += ["plan:", *(f"  {line}" for line in _plan(surveys, kept or {})), *notes]
     return RunChangedError(
         f"the pipeline or its input has changed since {path} was made",
@@ -205,12 +205,12 @@ def refusal(
 
 
 def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
-    """A line for each step: reused, redone because it changed, redone where its input changes; then what to pay."""
+    """A line for each step (reused, redone because it changed, redone where its input changes), then the cost."""
     changed: set[str] = set()  # steps whose rows are not what they were
     lines: list[str] = []
     to_pay: list[str] = []
     reread: list[str] = []  # steps to pay for whose answers are kept
-    sieves: list[str] = []  # changed steps that ask no model: other rows than before may come through them
+    sieves: list[str] = []  # changed steps that ask no model: other rows than before may pass them
     total, measured, most = 0, True, 0
     input_changed = False
     for one in surveys:
@@ -256,7 +256,7 @@ def _plan(surveys: Sequence[Survey], kept: Mapping[str, int]) -> list[str]:
 
 
 def _fate(step: StepState, cause: list[str], sieves: list[str], *, input_changed: bool) -> tuple[str, int]:
-    """What becomes of a step's results, and how many records are redone at most."""
+    """Whether a step's results are reused or redone, and for how many records they are redone at most."""
     cost = f"{_count(step.records, 'record')}, about {_count(step.requests(step.records), 'request')}"
     if step.changed and not step.there:
         return f"{'redone, because it changed' if step.before else 'new'}: {cost}", step.records

@@ -1,4 +1,4 @@
-"""The window of records in flight, as wide as the servers are fast: it follows their limits."""
+"""The window of records in flight. It follows the servers' limits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from asyncsynth.client.server_pool import PoolSnapshot, ServerPool
 from asyncsynth.core.window import Window
 from asyncsynth.records import Part
 
-#: Records that the window grows to of itself. Each costs about 10 KB of tasks and buffers beside its own bytes,
-#: and after a crash at most this many are generated again.
+#: The largest window that is chosen automatically, in records. Each costs about 10 KB of tasks and buffers beside its
+#: own bytes. After a crash, at most this many are generated again.
 MOST_RECORDS = 16_384
 _FOLLOW_EVERY_S = 0.1
 
@@ -17,7 +17,7 @@ _FOLLOW_EVERY_S = 0.1
 class FollowingWindow(Window):
     """Admits twice the servers' total limit plus 256 records, or exactly `records` if given.
 
-    Twice, so that a record between two requests, or on its way to the disk, leaves no slot empty.
+    Twice, so that no slot stays empty while records are between two requests or on their way to the disk.
     """
 
     __slots__ = ("_clock", "_fixed", "_look_at", "_most", "_pool")
@@ -39,7 +39,7 @@ class FollowingWindow(Window):
         self._look_at = 0.0
 
     def try_take(self) -> bool:
-        """Take one record's credit; a full window first looks, now and then, whether the servers take more by now."""
+        """Takes one record's credit. A full window checks now and then whether the servers' limits have grown."""
         if not self.in_flight or (self.in_flight < self.records and self.held < self.bytes):
             self.in_flight += 1
             return True
@@ -53,12 +53,12 @@ class FollowingWindow(Window):
         return min(self._most, 2 * pool.capacity + 256)
 
     def why(self, pool: PoolSnapshot) -> str:
-        """Why the servers are not kept full, where it is the window that binds; else ''."""
+        """Why servers could take more requests, if the window is the reason; else ''."""
         free = any(r.state == "closed" and r.in_flight < r.limit for r in pool.replicas)
         if not free or pool.waiting or self.room > 0:
             return ""
         if self.in_flight < self.records:
-            return f"{self.held >> 20} MiB of records in flight are the most that memory is taken for (window_bytes)"
+            return f"the records in flight take {self.held >> 20} MiB, the most that window_bytes allows"
         if self._fixed:
             return f"all {self.records} records of the window are in flight (--window)"
         return f"all {self.records} records of the window are in flight"

@@ -1,4 +1,4 @@
-"""Python's cycle collector while a run is going on."""
+"""Python's cycle collector during a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-#: New objects that set off a collection. A record in flight is a few hundred of them, none of them in a cycle, so
-#: that Python's own 700 means a search through everything alive every dozen records, which finds nothing: a third
-#: of the engine's CPU. This many are a few MB.
+#: New objects that start a collection. A record in flight has a few hundred, none of them in a cycle. With Python's
+#: own 700, a search through all live objects starts every few records and finds nothing, which takes a third of the
+#: engine's CPU. This many objects take a few MB.
 THRESHOLD = 50_000
 
 _saved: list[tuple[int, int, int]] = []
@@ -17,9 +17,9 @@ _running = 0
 
 @contextlib.contextmanager
 def fewer_collections() -> Iterator[None]:
-    """Collects less often while at least one run is going on; puts the thresholds back after the last.
+    """Collects less often while at least one run is active; restores the thresholds after the last.
 
-    They belong to the process, so a host that has raised them itself, or switched collection off, keeps its own.
+    The thresholds belong to the process: if it has raised them itself, or switched collection off, they stay.
     """
     global _running
     if _running == 0:

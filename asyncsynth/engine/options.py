@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from asyncsynth.calling import checked_class
 from asyncsynth.core.retry import RetryPolicy
@@ -14,16 +13,15 @@ from asyncsynth.engine.failing import FailureLimit
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.records import Part, Row
 from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.serving.embedded import EmbeddedSpec
 from asyncsynth.serving.vllm.starting import StartOptions
 
-#: Rows per record credit of the byte window: 64 KiB each is far above usual rows and bounds the rest.
+#: Default of `window_bytes`. The largest window has 16,384 records, so that rows of up to 16 KiB never wait for it.
 WINDOW_BYTES = 256 << 20
 
 
 class RunSettings(TypedDict, total=False):
-    """The keywords of `Pipeline.run()`, `arun()` and `stream()`: the fields of `RunOptions`, which says what each
-    means. A test holds the two together."""
+    """The keywords of `Pipeline.run()`, `arun()` and `stream()`. They are the fields of `RunOptions`, which explains
+    them. A test keeps the two equal."""
 
     output: Path | str | None
     servers: Sequence[str]
@@ -52,32 +50,32 @@ class RunOptions:
     """Options of one run.
 
     Args:
-        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>``. A pipeline without a name has that
-            of its file; one made in a notebook has ``pipeline-<fingerprint>``, which changes when it is edited.
+        output: the run directory; None takes ``asyncsynth-runs/<pipeline name>``. A pipeline without a name takes the
+            name of its file; one made in a notebook takes ``pipeline-<fingerprint>``, which changes when you edit it.
         servers: URLs, files or directories, as on the command line; empty takes ``ASYNCSYNTH_SERVERS``.
-        start: start the vLLM servers that `servers` describes, that the models need and that do not answer; they
+        start: starts the vLLM servers that `servers` describes, if the models need them and they do not answer; they
             are stopped at the end. None starts nothing.
-        embedded: answer every model with an embedded one (True for the default, or its name or GGUF path), whatever
-            ``ASYNCSYNTH_SERVERS`` says; not together with `servers`.
+        embedded: an embedded model answers for every model (True takes the default one; or a name, or the path of a
+            GGUF file). ``ASYNCSYNTH_SERVERS`` is then ignored. Not together with `servers`.
         limit: stop after this many input records.
-        seed: the run seed; all sampling seeds and random choices come from it.
-        retry_failed: try the records that failed in an earlier run again.
+        seed: the run seed; all sampling seeds and random choices follow from it.
+        retry_failed: try records again that failed in an earlier run.
         update: accept that the pipeline or its input has changed since the directory was made.
-        answers: which answers of models are kept, so that a changed parser reads them again instead of paying again:
-            "own" (None) those of steps with code of your own, in the run directory; "run" (True) all, there; "none"
-            (False) none, and none is read; any other path all, in a directory that several runs may share.
-        use_cache: False starts over in the directory's place, keeping the old one aside.
-        concurrency: requests in flight on each server, fixed; None finds out what each server takes.
-        window: records in flight at most; None follows the servers' limits: twice their sum and some.
-        window_bytes: what the input rows of the records in flight may take together, in bytes.
-        on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
-        on_servers: told what was found out about each server and model, before anything is sent.
+        answers: which answers of models are kept, so that a changed parser can read them again without paying:
+            "own" (None) keeps those of steps with code of your own, in the run directory; "run" (True) keeps all,
+            there; "none" (False) keeps and reads none; any other path keeps all, in a directory that runs may share.
+        use_cache: False starts again in the same place, and keeps the old directory under another name.
+        concurrency: requests in flight on each server, fixed; None adapts to each server.
+        window: maximum number of records in flight; None takes twice the servers' total limit plus 256.
+        window_bytes: maximum size of the input rows of all records in flight, in bytes.
+        on_download: called with (bytes so far, bytes in total) while an embedded model's weights are downloaded.
+        on_servers: called with what the tests of the servers found, before anything else is sent.
         max_failures: stop the run, resumable, when more than this many records have failed in it (``100``), or more
-            than this share of those that have ended (``"5%"``, once 50 have). None stops it only when the first 20
+            than this share of those that have ended (``"5%"``, once 50 have). None stops it only if the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
         retry: waits, stops and budgets (`core.retry.RetryPolicy`).
-        shard: which part of the records is this run's; of several processes that share one (`engine.sharded_run`).
-        share: which part of each server's limits, of memory and of records in flight is this process's.
+        shard: the part of the records that this process does, of several that share a run (`engine.sharded_run`).
+        share: the part of each server's limits, and of the largest automatic window, that this process may use.
     """
 
     output: Path | str | None = None
@@ -114,29 +112,25 @@ class RunOptions:
             FailureLimit(self.max_failures)
         if self.servers and self.embedded:
             raise ConfigurationError(
-                "both servers and an embedded model are given: which of them answers?",
+                "both servers and an embedded model are given; only one of them can answer",
                 hint="Leave out --embedded (and --embedded-model) to use the servers, or --servers to use the small "
                 "model on this CPU.",
             )
 
-    def directory(self, pipeline_name: str) -> Path:
-        """Where the run lives."""
-        if self.output is not None:
-            return Path(self.output)
-        return Path(os.environ.get("ASYNCSYNTH_RUNS", "asyncsynth-runs")) / pipeline_name
 
-    def kept_answers(self) -> bool | Path | None:
-        """`answers` without its words: None for those of steps with user code, True for all."""
-        if isinstance(self.answers, str):
-            words = {"own": None, "run": True, "none": False}
-            return words[self.answers] if self.answers in words else Path(self.answers)
-        return self.answers
+#: Options that each worker process resolves again. The others are the parent's.
+_WORKER_OPTIONS = (
+    "servers", "limit", "seed", "concurrency", "window", "window_bytes", "retry_failed", "max_failures", "answers"
+)  # fmt: skip
 
-    def embedded_spec(self) -> EmbeddedSpec | None:
-        """Which embedded model is to answer, if one is."""
-        if self.embedded is False:
-            return None
-        return EmbeddedSpec() if self.embedded is True else EmbeddedSpec(model=self.embedded)
+
+def worker_options(options: RunOptions, directory: Path) -> dict[str, Any]:
+    """The options of a worker process as JSON: `RunOptions(**...)` reads them. `directory`: the whole run's."""
+    said = {name: getattr(options, name) for name in _WORKER_OPTIONS}
+    answers = said["answers"]
+    # Another process may work in another folder.
+    said["answers"] = str(answers.absolute()) if isinstance(answers, Path) else answers
+    return {**said, "servers": list(options.servers), "output": str(directory)}
 
 
 FinishedRows = dict[str, list[Row]]  #: leaf -> rows of one record

@@ -1,7 +1,7 @@
 """Settings given beside the pipeline file: `STEP.SETTING=VALUE`, for sweeps over prompts and sampling.
 
-A step is made anew with the changed settings, so that its own checks run and its columns follow; the
-fingerprint covers them as if they stood in the file.
+A step is created again with the changed settings, so that its own checks run and its columns follow. The fingerprint
+covers them as if the file had them.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def _step(graph: Graph, path: str) -> Step:
 
 
 def _changed(step: Step, changes: Sequence[tuple[str, list[str], str]]) -> Step:
-    """The step made anew, all its changes at once."""
+    """The step created again, with all its changes at once."""
     arguments, hints = _arguments(step)
     if not _same(step, _make(step, arguments)):
         raise ConfigurationError(
-            f"--set {changes[0][0]}: step {step.name!r} ({type(step).__name__}) cannot be changed from outside",
-            hint="Its settings are not all kept as they were given; write the value in the pipeline file.",
+            f"--set {changes[0][0]}: step {step.name!r} ({type(step).__name__}) cannot be changed by --set",
+            hint="It does not keep all its settings as they were given; write the value in the pipeline file.",
         )
     for text, path, value in changes:
         name = path[0]
@@ -77,7 +77,7 @@ def _changed(step: Step, changes: Sequence[tuple[str, list[str], str]]) -> Step:
         arguments[name] = dataclasses.replace(llm, **{path[1]: new})
     made = _make(step, arguments)
     if made is None:
-        raise AssertionError("it could be made before")
+        raise AssertionError("the same step could be created before")
     return made
 
 
@@ -88,7 +88,7 @@ def _unknown(text: str, what: str, name: str, known: Sequence[str]) -> Configura
 
 
 def _arguments(step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the step was made with, as far as it kept it under the arguments' names; and their types."""
+    """The step's arguments, as far as it keeps them under their names, and their types."""
     arguments: dict[str, Any] = {}
     hints: dict[str, Any] = {}
     for base in type(step).__mro__:
@@ -131,7 +131,7 @@ def _same(step: Step, copy: Step | None) -> bool:
 
 
 def _value(text: str, raw: str, hint: Any) -> Any:
-    """The text as a value of a type: a text as it stands, everything else as JSON."""
+    """The text as a value of a type: for a string the text itself, else its JSON value."""
     options = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     try:
         value = orjson.loads(raw)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, ModelRequest, Usage
-from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.run import Run
 from asyncsynth.pipeline import Node, Plan
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.kept_answers import KEY_BYTES, AnswerStore, check_cache, count_kept, padded
@@ -194,9 +194,12 @@ def _is_foreign(code: object) -> bool:
     return package != "asyncsynth" and (package == "__main__" or package not in sys.stdlib_module_names)
 
 
-def answer_places(directory: Path, options: RunOptions) -> tuple[Path | None, list[Path]]:
-    """Where a run's answers are written (None: nowhere), and where they are read, what wins last."""
-    own, chosen = directory / ANSWERS, options.kept_answers()
+def answer_places(directory: Path, chosen: bool | Path | None) -> tuple[Path | None, list[Path]]:
+    """Where a run's answers are written (None: nowhere), and where they are read, what wins last.
+
+    `chosen`: `Run.answers`.
+    """
+    own = directory / ANSWERS
     if chosen is False:
         return None, []
     if chosen is None or chosen is True or chosen.absolute() == own.absolute():
@@ -205,30 +208,31 @@ def answer_places(directory: Path, options: RunOptions) -> tuple[Path | None, li
 
 
 @contextmanager
-def open_answers(directory: Path, plan: Plan, options: RunOptions) -> Iterator[AnswerStore | None]:
+def open_answers(run: Run) -> Iterator[AnswerStore | None]:
     """The store of a run; None where nothing is kept and nothing can be read, which costs a run nothing.
 
     Raises ConfigurationError for a named path that is something else or a run's own, StorageError.
     """
-    chosen = options.kept_answers()
+    chosen = run.answers
     if isinstance(chosen, Path):
-        refuse_own_answers(chosen, directory)
+        refuse_own_answers(chosen, run.directory)
         check_cache(chosen)
-    write_to, read_from = answer_places(directory, options)
+    write_to, read_from = answer_places(run.directory, chosen)
     store = AnswerStore(write_to, read_from)
     try:
-        keeps = chosen is not None or any(has_own_code(node.step) for node in plan.model_steps)
+        keeps = chosen is not None or any(has_own_code(node.step) for node in run.plan.model_steps)
         yield store if write_to is not None and (keeps or store.count) else None
     finally:
         store.close()
 
 
-def paid_answers(directory: Path, plan: Plan, options: RunOptions, *, shards: int = 0) -> dict[str, int]:
+def paid_answers(run: Run, *, shards: int = 0) -> dict[str, int]:
     """Answers that are kept for each step, by the step's name: for a plan of what would be paid.
 
     A step's request that has not changed since is answered from them without being paid for. Reads no answer: it
     costs about a microsecond an answer. Raises StorageError.
     """
-    places = [path for number in range(shards) for path in answer_places(shard_path(directory, number), options)[1]]
-    counts = count_kept(dict.fromkeys(places or answer_places(directory, options)[1]))
-    return {node.step.name: counts.get(padded(bytes.fromhex(node.seed_id)), 0) for node in plan.model_steps}
+    directories = [shard_path(run.directory, number) for number in range(shards)] or [run.directory]
+    places = [path for directory in directories for path in answer_places(directory, run.answers)[1]]
+    counts = count_kept(dict.fromkeys(places))
+    return {node.step.name: counts.get(padded(bytes.fromhex(node.seed_id)), 0) for node in run.plan.model_steps}

@@ -5,28 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import random
+import os
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import anyio
 
 from asyncsynth.calling import checked
-from asyncsynth.core.retry import RetryPolicy
+from asyncsynth.engine.execution import execute
 from asyncsynth.engine.options import FinishedRows, RunOptions, RunSettings
 from asyncsynth.engine.report import RunReport
 from asyncsynth.engine.result import Result
-from asyncsynth.engine.run_servers import servers_of
+from asyncsynth.engine.run import Run, compiled, default_directory, run_of
 from asyncsynth.engine.runner import OnRows, Runner
-from asyncsynth.engine.stages import open_segments, run_segments
-from asyncsynth.errors import ConfigurationError
+from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
 from asyncsynth.records import Row
-from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.serving.binding import answering_models, open_pool
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest
 
@@ -39,10 +37,10 @@ _STREAM_BUFFER = 64
 class Pipeline(Graph):
     """A graph of steps, joined by ``>>`` inside ``with Pipeline() as pipeline:``, and its runs.
 
-    Running the same pipeline with the same ``output`` again resumes: what is done is not paid again.
+    Run the same pipeline with the same ``output`` again to resume: what is done is not paid for again.
     """
 
-    #: Which of the pipelines that its place made in this process, once it ran: see `naming.number_of`.
+    #: Its number among the pipelines that one line made in this process; 0 before its first run (`naming.number_of`).
     _number = 0
 
     @checked
@@ -61,23 +59,28 @@ class Pipeline(Graph):
                 "pipeline.run() was called inside a running event loop",
                 hint="Write `await pipeline.arun(...)` there (a notebook cell can await).",
             )
-        return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
+        try:
+            return run_in_loop(functools.partial(self.arun, on_runner=on_runner, **options))
+        except AsyncsynthError as error:
+            if os.environ.get("ASYNCSYNTH_TRACEBACK"):
+                raise
+            # Its message names the place and what to do; two dozen lines of the event loop above it would hide that.
+            raise error.with_traceback(None) from error.__cause__
 
     @checked
     async def arun(
         self, *, on_runner: Callable[[Runner], None] | None = None, **options: Unpack[RunSettings]
     ) -> Result:
-        """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one
-        for each segment, where steps over all rows split the pipeline."""
-        chosen = RunOptions(**options)
-        return Result(await self._run(chosen, on_runner=on_runner))
+        """`run()` for a running event loop. `on_runner` gets the Runner, for progress and draining: one for each
+        stage, if steps over all rows split the pipeline."""
+        return Result(await self._run(RunOptions(**options), on_runner=on_runner))
 
     @checked
     def stream(self, *, leaf: str = "default", **options: Unpack[RunSettings]) -> AsyncIterator[Row]:
         """Yields result rows as their records become durable, in the order in which they finish.
 
-        Leaving the loop early stops the run, closes its connections and leaves a directory that resumes.
-        A slow reader is backpressure. Rows that an earlier run finished are yielded too.
+        Leaving the loop early stops the run and closes its connections; the directory can be resumed. The run waits for
+        a slow reader. Rows that an earlier run finished are yielded, too.
         """
         streamed = _Streamed()
         rows = self._stream(streamed, leaf, RunOptions(**options))
@@ -91,11 +94,11 @@ class Pipeline(Graph):
             try:
                 await self._run(chosen, on_rows=finished.put)
             finally:
-                # Said last; when the reader has left, nobody waits for it.
+                # The last word. After the reader has left, nothing reads it.
                 if not _is_cancelling():
                     await finished.put(None)
 
-        # The run is a task of its own: a task group around a `yield` would break when the reader leaves.
+        # The run has its own task: a task group around a `yield` would break when the reader leaves.
         task = streamed.task = asyncio.create_task(run(), name=f"asyncsynth {self.name}")
         _STREAMED.add(streamed)
         try:
@@ -117,69 +120,48 @@ class Pipeline(Graph):
         on_rows: OnRows | None = None,
         on_runner: Callable[[Runner], None] | None = None,
     ) -> RunReport:
-        """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
-        plan = self.checked(options)
-        options = self.with_place(plan, options)
+        run = self.resolved(options)
         await _streams_left()
-        async with open_segments(self.name, plan, options) as segments:
-            found: list[dict[str, Any]] = []
+        return await execute(run, on_rows=on_rows, on_runner=on_runner)
 
-            def on_found(capabilities: Sequence[Capabilities]) -> None:
-                found.extend(one.as_json() for one in capabilities)
-                if options.on_servers is not None:
-                    options.on_servers(capabilities)
+    def resolved(self, options: RunOptions) -> Run:
+        """What `options` mean for this pipeline: the plan, the run directory, the servers.
 
-            async with (
-                servers_of(self.llms(), options, options.directory(self.name)) as (servers, supervisor),
-                open_pool(
-                    self.llms(),
-                    servers=servers,
-                    embedded=options.embedded_spec(),
-                    policy=options.retry or RetryPolicy(),
-                    rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
-                    progress=options.on_download,
-                    concurrency=options.concurrency,
-                    needs=None if options.shard is not None else self.needs(),  # tried before, once for all shards
-                    on_found=on_found,
-                ) as pool,
-            ):
-                if supervisor is not None:
-                    supervisor.watch(pool)
-                report = await run_segments(self.name, segments, pool, on_rows=on_rows, on_runner=on_runner)
-                report.servers = found
-                return report
+        Opens no directory and sends nothing. Raises PipelineError, ConfigurationError, InputError.
+        """
+        plan = self.checked(options)
+        return run_of(self, plan, self._directory(plan, options), options)
 
-    def with_place(self, plan: Plan, options: RunOptions) -> RunOptions:
-        """`options` with the run directory decided."""
-        if self.is_named or options.output is not None:
-            return replace(options, output=options.directory(self.name))
-        by_content = options.directory(f"pipeline-{plan.fingerprint[:8]}")
+    def _directory(self, plan: Plan, options: RunOptions) -> Path:
+        """The run directory. Notes in the plan if another pipeline of this process has the usual one."""
+        if options.output is not None:
+            return Path(options.output)
+        if self.is_named:
+            return default_directory(self.name)
+        by_content = default_directory(f"pipeline-{plan.fingerprint[:8]}")
         if self.origin is None:
-            # No file that names it: pipelines must not meet in one directory, so each has its own by what it does.
-            return replace(options, output=by_content)
+            # No file names it. Its directory follows from what it does, so that two pipelines never share one.
+            return by_content
         number = self._number or number_of(self.origin, plan.fingerprint, update=options.update)
         self._number = number
-        chosen = options.directory(self.name if number == 1 else f"{self.name}-{number}")
+        chosen = default_directory(self.name if number == 1 else f"{self.name}-{number}")
         if number > 1:
             plan.notes.append(
-                f"this is the {number}. pipeline without a name that {self.origin.file}:{self.origin.line} made: "
-                f"its results are in {chosen}; Pipeline(name=...) says which is which"
+                f"{self.origin.file}:{self.origin.line} made {number} pipelines without a name. The results of this "
+                f"one are in {chosen}; name each with Pipeline(name=...)"
             )
-        # Runs of earlier versions of asyncsynth lie where the pipeline's content says.
-        if Manifest.exists(by_content) and not Manifest.exists(chosen):
-            chosen = by_content
-        return replace(options, output=chosen)
+        # Earlier versions of asyncsynth chose the directory by the pipeline's content.
+        return by_content if Manifest.exists(by_content) and not Manifest.exists(chosen) else chosen
 
     def checked(self, options: RunOptions | None = None) -> Plan:
         """The compiled plan. Raises PipelineError; sends nothing."""
-        options = options or RunOptions()
-        return self.plan(run_seed=options.seed, answering=answering_models(self.llms(), options.embedded_spec()))
+        return compiled(self, options or RunOptions())
 
     def with_input(self, path: str) -> None:
         """Reads rows from a JSONL file instead of what the pipeline's source says (``--input``)."""
         old = next((step for step in self.steps if isinstance(step, SourceStep)), None)
         if old is None:
-            raise ConfigurationError("--input: the pipeline has no source whose place the file could take")
+            raise ConfigurationError("--input: the pipeline has no source that the file could replace")
         new = LoadJSONL(
             path,
             id_column=getattr(old, "id_column", None),
@@ -192,7 +174,7 @@ class Pipeline(Graph):
 
 @dataclass(eq=False, slots=True)
 class _Streamed:
-    """A run that somebody reads by `stream()`."""
+    """A run that is read by `stream()`."""
 
     task: asyncio.Task[None] | None = None
     reader: weakref.ref[AsyncGenerator[Row, None]] | None = None  #: dead once its reader has left without closing it
@@ -202,7 +184,7 @@ _STREAMED: set[_Streamed] = set()
 
 
 async def _streams_left() -> None:
-    """Waits for runs whose readers left by `break`: Python closes these a moment later, and they lock a directory."""
+    """Waits for runs whose readers left by `break`: Python closes them later, and until then they hold a lock."""
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     left = [
         one.task

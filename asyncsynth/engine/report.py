@@ -1,15 +1,16 @@
-"""What a run reports: snapshots while it is in progress, a report when it ends."""
+"""What a run reports: snapshots while it is in progress, and a report when it ends."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, EXIT_STOPPED
 from asyncsynth.storage.entries import FailedRow
+from asyncsynth.storage.extent import Completeness
 
 _EXAMPLES = 100  #: reasons that get an example
 _MESSAGE_CHARS = 1_000  #: of an example's message
@@ -20,20 +21,20 @@ CUT_SHARE = 0.01
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of one run. Always ``read == earlier + ok + failed + pending``."""
+    """Counts of one run. ``read == earlier + ok + failed + pending`` is always true."""
 
     read: int = 0  #: records taken from the source
     earlier: int = 0  #: of these, already done in an earlier run of this directory
     earlier_failed: int = 0  #: of those, done with failed rows, or without any row that did not fail
-    ok: int = 0  #: done now
-    failed: int = 0  #: ended now without a row
+    ok: int = 0  #: done in this run
+    failed: int = 0  #: ended in this run without a row
     in_flight: int = 0
-    rows: int = 0  #: result rows made now
-    failed_rows: int = 0  #: rows lost now, rows of records that did bring others included
-    reused_steps: int = 0  #: step results taken from the journal instead of being paid again
+    rows: int = 0  #: result rows made in this run
+    failed_rows: int = 0  #: rows that failed in this run, also those of records that have other rows
+    reused_steps: int = 0  #: step results taken from the journal instead of being paid for again
     failures: Counter[str] = field(default_factory=Counter)  #: reason -> rows
     dropped: Counter[str] = field(default_factory=Counter)  #: "step: reason" -> rows
-    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers that it got now
+    answers: Counter[str] = field(default_factory=Counter)  #: step -> answers that it got in this run
     cut: Counter[str] = field(default_factory=Counter)  #: "step: max_tokens=160" -> those that ended there
     #: reason -> the first row that failed for it: ``key``, ``step``, ``reason``, ``message``
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Counts:
             self.examples[reason] = {"key": failed.key, "step": failed.step, "reason": reason, "message": message}
 
     def add(self, other: Counts) -> None:
-        """Adds another part's counts; of two examples for one reason the first stays."""
+        """Adds another part's counts. If both have an example for a reason, this one's stays."""
         for one in fields(self):
             if one.name == "examples":
                 self.examples = {**other.examples, **self.examples}
@@ -87,7 +88,7 @@ class Progress:
     pipeline: str
     elapsed_s: float
     counts: Counts
-    total: int | None  #: records in all, where that is known
+    total: int | None  #: records in all, if that is known
     requests_in_flight: int
     requests_waiting: int
     completion_tokens: int
@@ -95,13 +96,13 @@ class Progress:
     records_per_s: float
     retries: dict[str, int]
     servers: list[dict[str, Any]]  #: see `engine.server_lines`
-    notes: list[str] = field(default_factory=list)  #: what became of servers since the start
+    notes: list[str] = field(default_factory=list)  #: what happened to servers since the start
     reread_answers: int = 0  #: answers that were paid for earlier and read again
-    segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only
+    stage: str = ""  #: "1/2" is the first of two; "1/2, deduplicate_0" at the step after it; '' if one
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end at the present rate, where the number of records is known."""
+        """Seconds to the end at the present rate, if the number of records is known."""
         if self.total is None or self.records_per_s <= 0:
             return None
         done = self.counts.earlier + self.counts.ok + self.counts.failed
@@ -117,33 +118,32 @@ class RunReport:
     """The result of a run, in numbers.
 
     `complete` is true only when the input was read to its end (or to ``limit``) and every record that was read has
-    ended. Otherwise the run was stopped, and the same command resumes it.
+    ended. Otherwise the run was stopped: run it again to resume.
     """
 
     pipeline: str
     directory: Path
-    complete: bool
+    completeness: Completeness  #: what is missing; `asyncsynth status DIR` says the same
     elapsed_s: float
     counts: Counts
     answered_by: dict[str, int]  #: model that really answered -> completions
-    requests: int  #: answers that servers generated; those of no use (empty, refused, cut in thought) count as well
-    prompt_tokens: int  #: of all `requests`, as the servers counted them
+    requests: int  #: answers that servers generated, useless ones (empty, refused, cut in thought) included
+    prompt_tokens: int  #: of all `requests`, by the servers' counts
     completion_tokens: int
     retries: dict[str, int]
     latency_p50_s: float | None
     latency_p99_s: float | None
     stopped_why: str = ""
-    advice: str = ""  #: what to do about it, where a restart alone does not help
-    total: int | None = None  #: records of the input (of the segment that was stopped), where that is known
-    unfinished: int | None = 0  #: of these, records that have not ended; None: the input was not read to its end
-    segment: str = ""  #: the one that was stopped or was not passed, as `Progress.segment`; '' where there is one only
+    advice: str = ""  #: what to do about it, if a restart alone does not help
     notes: list[str] = field(default_factory=list)
     reread_answers: int = 0  #: answers that were paid for earlier and read again; `requests` does not count them
-    limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers as they stood last, as `Progress.servers`
-    servers: list[dict[str, Any]] = field(default_factory=list)  #: what the start-up probes found, see `Capabilities`
+    limits: list[dict[str, Any]] = field(default_factory=list)  #: the servers' last state, as `Progress.servers`
+    servers: list[dict[str, Any]] = field(
+        default_factory=list
+    )  #: what the tests at the start found, see `Capabilities`
 
     def cut_answers(self) -> list[dict[str, Any]]:
-        """The steps of whose answers 1 % or more ended at their limit: "step", "limit", "cut", "answers", "share"."""
+        """Steps with 1 % or more of their answers cut at a limit: "step", "limit", "cut", "answers", "share"."""
         found = []
         for place, cut in sorted(self.counts.cut.items()):
             step, _, limit = place.rpartition(": ")
@@ -155,16 +155,24 @@ class RunReport:
         return found
 
     @property
+    def complete(self) -> bool:
+        """Whether every record of the input has ended."""
+        return bool(self.completeness.complete)
+
+    @property
+    def total(self) -> int | None:
+        """Records of the input (of the stage that was stopped), if that is known."""
+        return self.completeness.records
+
+    @property
+    def unfinished(self) -> int | None:
+        """Records of `total` that have not ended; None if that is not known."""
+        return self.completeness.unfinished
+
+    @property
     def missing(self) -> str:
-        """What a run that was stopped has not done, in words; '' of a complete one."""
-        if self.complete:
-            return ""
-        if self.unfinished is not None and self.total is not None:
-            place = f" (segment {self.segment})" if self.segment else ""
-            return f"{self.unfinished:,} of {self.total:,} records have not ended{place}"
-        if self.segment and self.total is not None and not self.counts.pending:
-            return f"the steps after segment {self.segment} have not been done"
-        return "the input was not read to its end"
+        """What a run that was stopped has not done, in words; '' for a complete one."""
+        return self.completeness.missing
 
     @property
     def exit_code(self) -> int:
@@ -177,10 +185,20 @@ class RunReport:
         """For ``--json``: the same facts as plain values."""
         return {
             **_plain(self),
+            **self.completeness.as_json(),
+            "total": self.total,
             "cut": self.cut_answers(),
             "directory": str(self.directory),
             "exit_code": self.exit_code,
         }
+
+
+def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of named counts."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def _plain(report: Progress | RunReport) -> dict[str, Any]:

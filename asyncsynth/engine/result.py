@@ -1,4 +1,4 @@
-"""What `run()` returns: the rows, read lazily from the run directory, and the report."""
+"""The result of `run()`: the rows, read lazily from the run directory, and the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLIT = "train"
 
 
 class Leaf(Mapping[str, RunRows]):
-    """The rows that one end of the graph made, by split: ``result["default"]["train"]``."""
+    """The rows of one end of the graph, by split: ``result["default"]["train"]``."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -37,7 +37,7 @@ class Leaf(Mapping[str, RunRows]):
 class Result(Mapping[str, Leaf]):
     """The result of a run, by end of the graph and split, as in ``result["default"]["train"][0]``.
 
-    Nothing is loaded until it is asked for; rows come from the journal in input order.
+    Rows are read from the journal when you access them, in input order.
     """
 
     def __init__(self, report: RunReport) -> None:
@@ -52,11 +52,11 @@ class Result(Mapping[str, Leaf]):
 
     @property
     def complete(self) -> bool:
-        """Whether every record of the input has ended; else the rows are a part of the result."""
+        """Whether every record of the input has ended. If not, the rows are a part of the result."""
         return self.report.complete
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the graph's ends: "default" where there is one."""
+        """Names of the graph's ends; "default" if there is one only."""
         return iter(leaves(self.directory))
 
     def __len__(self) -> int:

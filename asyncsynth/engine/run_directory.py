@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.engine.changes import Journals, Survey, changes_since, refusal, survey
-from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.options import FinishedRows
 from asyncsynth.engine.paid_answers import paid_answers
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.walk import Recall, Walked
 from asyncsynth.errors import ConfigurationError, InputError, StorageError
 from asyncsynth.inputs.reader import BadRow, Reader
@@ -23,7 +24,7 @@ from asyncsynth.pipeline import Plan
 from asyncsynth.records import Record, content_hash
 from asyncsynth.storage import layout
 from asyncsynth.storage.entries import DroppedEntry, FailedRow, MovedEntry, NotJson, RecordEntry, StepResult
-from asyncsynth.storage.extent import Extent
+from asyncsynth.storage.extent import Completeness, Extent, judged
 from asyncsynth.storage.index import Claim, RunIndex
 from asyncsynth.storage.lock import RunLock
 from asyncsynth.storage.manifest import Epoch, Manifest
@@ -42,8 +43,8 @@ class RunDirectory:
         self._index = index
         self._manifest = manifest
         self._epoch = epoch
-        self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results
-        extent = Extent.load(path)
+        self._claims: dict[str, Claim] = {}  #: records in flight that have earlier results, or ended earlier
+        self._extent = extent = Extent.load(path)
         is_whole = extent is not None and extent.limit is None and not manifest.rows_of
         self._extent_before = extent.records if extent is not None and is_whole else None
         #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
@@ -52,15 +53,15 @@ class RunDirectory:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, name: str, plan: Plan, reader: Reader, options: RunOptions) -> AsyncIterator[RunDirectory]:
+    async def opened(cls, run: Run, reader: Reader) -> AsyncIterator[RunDirectory]:
         """Creates or recovers the directory, takes its lock, and checks that it belongs to this plan.
 
         Raises RunChangedError with the plan of what would be reused and redone, RunLockedError, StorageError.
         """
-        path = options.directory(name)
+        path, plan = run.directory, run.plan
         check_place(path)
-        if not options.use_cache:
-            _set_aside(path)
+        if not run.use_cache:
+            set_aside(path)
         keys = "id" if reader.id_column else "position"
         manifest = Manifest.load(path)
         if manifest is not None and manifest.shards:
@@ -76,16 +77,16 @@ class RunDirectory:
             journal = RunJournal.open(path, keys=keys, run_id=run_id, visitor=index)
         try:
             if manifest is None:
-                manifest = new_manifest(name, run_id, keys, plan, reader, options)
+                manifest = new_manifest(run, run_id, keys, reader)
                 # First: a directory with a manifest and no extent is taken for one of an earlier version.
                 Extent(0, None).save(path)
                 manifest.save(path)
             elif changes := changes_since(manifest, plan, reader, keys):
                 there = Journals([(index, journal.read)])
                 # A run that has no entry yet has nothing to redo; a later stage is looked at with those before it.
-                if not options.update and (there.records() or manifest.rows_of):
+                if not run.update and (there.records() or manifest.rows_of):
                     found = survey(manifest, plan, changes, there, total=reader.size_hint())
-                    raise refusal(path, [found], plan.notes, kept=paid_answers(path, plan, options))
+                    raise refusal(path, [found], plan.notes, kept=paid_answers(run))
                 add_epoch(manifest, keys, plan, reader)
                 manifest.save(path)
             directory = cls(path, journal, index, manifest, len(manifest.epochs) - 1)
@@ -115,7 +116,7 @@ class RunDirectory:
             if claim.moved:
                 self._journal.append(MovedEntry(record.key, record.position))
             return claim
-        if claim.steps:
+        if claim.steps or claim.ended:
             self._claims[record.key] = claim
         if retry_failed and (claim.failed or claim.lost_rows) and (refused := self._refused_answers(record)):
             self.refused[record.key] = refused
@@ -188,6 +189,16 @@ class RunDirectory:
         """Records that ended in an earlier run of the same pipeline, and that the input has not brought this time."""
         return self._index.unclaimed_ended(self._epoch)
 
+    def completeness(self, ended: int, *, rows_of: str = "") -> Completeness:
+        """Whether all records have ended, as `storage.extent.completeness` finds it once everything is on the disk.
+
+        Args:
+            ended: records of the input that ended, in this run or in an earlier one.
+            rows_of: see `Completeness`.
+        """
+        again = sum(claim.ended for claim in self._claims.values())  # tried again and pending: the journal has an end
+        return judged(self._extent, self._epoch, lambda: ended + again, rows_of=rows_of)
+
     def finished_rows(self, record: Record) -> FinishedRows:
         """The rows of a record that is done."""
         where = self._index.final_of(record.key)
@@ -210,7 +221,8 @@ class RunDirectory:
                 f"the input has {records:,} records now and had {before:,} in an earlier run: those that are gone"
                 " leave the result. If it was cut by mistake, restore it and run the same command again."
             )
-        Extent(self._epoch, records, limit, complete).save(self.path)
+        self._extent = Extent(self._epoch, records, limit, complete)
+        self._extent.save(self.path)
 
     @property
     def state(self) -> tuple[int, int]:
@@ -246,7 +258,7 @@ def check_place(path: Path) -> None:
         )
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """`use_cache=False`: the old run stays, under another name. Raises RunLockedError while a process is writing it."""
     if not Manifest.exists(path):
         return
@@ -271,15 +283,15 @@ def _epoch(plan: Plan) -> Epoch:
     )
 
 
-def new_manifest(name: str, run_id: str, keys: str, plan: Plan, reader: Reader, options: RunOptions) -> Manifest:
+def new_manifest(run: Run, run_id: str, keys: str, reader: Reader) -> Manifest:
     """The manifest of a run that begins."""
     return Manifest(
         run_id=run_id,
-        pipeline=name,
-        run_seed=options.seed,
+        pipeline=run.name,
+        run_seed=run.seed,
         keys=keys,
         source=reader.identity(),
-        epochs=[_epoch(plan)],
+        epochs=[_epoch(run.plan)],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -1,9 +1,9 @@
-"""Doing it: feed records into the window, walk each, journal its end, give its credit back.
+"""One stage of a run: feed records into the window, walk each, journal its end, give its credit back.
 
-The run ends when the source does, when `limit` is reached, when it drains, or when something stops it (a server
+The stage ends when the source does, when `limit` is reached, when it drains, or when something stops it (a server
 that refuses, a disk that fails, an input that cannot be read, too many failures). In every case each record that
-was read has ended or is pending, and the same command resumes from there. Pending records hold nothing back: what
-their steps have made is journaled, and the run is complete only when there is none.
+was read has ended or is pending, and the next run resumes there. What the steps of a pending record have made is
+journaled. The run is complete only when no record is pending. `engine.run_states` has the states.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Iterator
+from typing import final
 
 from asyncsynth.client.concurrency import first_error
 from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine.failing import ADVICE, AllAlike, FailureLimit
+from asyncsynth.engine import run_states
+from asyncsynth.engine.failing import ADVICE, FailureRules
 from asyncsynth.engine.following_window import FollowingWindow
-from asyncsynth.engine.options import FinishedRows, RunOptions
+from asyncsynth.engine.options import FinishedRows
 from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts, Progress, RunReport
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.run_directory import RunDirectory
+from asyncsynth.engine.run_states import BROKEN, CLOSED, READING, WHOLE_INPUT, RunState
 from asyncsynth.engine.server_lines import KEEP_EVERY_S, keep_lines, server_lines
+from asyncsynth.engine.totals import RunTotals, Stop, say_missing
 from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
 from asyncsynth.inputs.reader import BadRow, Reader
-from asyncsynth.pipeline import Plan, SourceStep
+from asyncsynth.pipeline import SourceStep
 from asyncsynth.pipeline.seen import plain_input, runs_foreign_code
 from asyncsynth.records import Record, Row
 from asyncsynth.storage.entries import FailedRow
@@ -38,75 +43,76 @@ _RATE_WINDOW_S = 10.0
 OnRows = Callable[[FinishedRows], Awaitable[None]]
 
 
+@final
 class Runner:
-    """One run of one plan over one pool into one directory.
+    """One stage of a run, over one pool, into one directory. Its progress and its report speak for the whole run.
 
     Args:
+        run: the stage, or the run if it has one only.
+        totals: what the stages before this one add up to.
         on_rows: awaited with each record's result rows once they are durable, before its credit is given
             back, so that a slow reader is backpressure.
+        answers: those that were paid for earlier, and where new ones are kept; None for neither.
     """
 
     def __init__(
         self,
-        name: str,
-        plan: Plan,
+        run: Run,
         reader: Reader,
         pool: ServerPool,
         directory: RunDirectory,
-        options: RunOptions,
+        totals: RunTotals,
         *,
         on_rows: OnRows | None = None,
         answers: KeptAnswers | None = None,
     ) -> None:
-        self._name = name
-        self._plan = plan
+        self._run = run
         self._reader = reader
         self._pool = pool
         self._directory = directory
-        self._options = options
+        self._totals = totals
+        self._stage = totals.stage
         self._on_rows = on_rows
         self._answers = answers
-        source = plan.nodes[0].step
+        source = run.plan.nodes[0].step
         self._foreign_source = isinstance(source, SourceStep) and runs_foreign_code(source)
-        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, answers=answers)
+        self._walker = Walker(run.plan, pool, run_seed=run.seed, save=directory.save_step, answers=answers)
         self._loop = asyncio.get_running_loop()
-        self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
+        self._window = FollowingWindow(run.window, run.window_bytes, pool, self._loop.time, share=run.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
-        self._over = False  #: no task gets another record
-        self._broken = False  #: the journal can write no more
+        self._state: RunState = READING
         directory.watch(self._settled, self._journal_failed)
-        self._draining = False
-        self._exhausted = False
-        self._complete = False  #: the input was read to its end, every record has ended, and the directory says so
-        self._stopped_why = ""
-        self._advice = ""
-        limit = options.max_failures
-        self._failure_limit = None if limit is None else FailureLimit(limit)
-        self._all_alike = AllAlike() if limit is None else None
+        self._failure_rules = FailureRules(run.max_failures, directory.any_ended_well)
         self.counts: Counts = Counts()
         self._started = self._loop.time()
-        self._rate_marks: list[tuple[float, int, int]] = []
+        # Rates are this stage's; the pool has counted since the start of the first one.
+        self._rate_marks = [(self._started, 0, pool.snapshot().completion_tokens)]
         self._keeping: asyncio.TimerHandle | None = None
 
     # --- running -------------------------------------------------------------------------------
 
-    async def run(self) -> RunReport:
-        """Runs to the end. Raises AsyncsynthError for what stopped it, after all that was done is safe."""
+    async def run(self) -> bool:
+        """Runs the stage to its end. True if every record of its input has ended.
+
+        Raises AsyncsynthError for what stopped it, after everything that was done is safe.
+        """
         self._keep()
         try:
-            self._directory.note_extent(self._counted_before(), self._options.limit)
-            return await self._run()
+            self._directory.note_extent(self._counted_before(), self._run.limit)
+            return await self._all_ended()
         finally:
             self._keep(again=False)
 
-    async def _run(self) -> RunReport:
+    async def _all_ended(self) -> bool:
         problem: AsyncsynthError | None = None
+        all_read = False
         try:
             async with asyncio.TaskGroup() as records:
                 try:
                     problem = await self._feed(records)
                     await self._all_settled()
+                    all_read = self._state in WHOLE_INPUT
                 finally:
                     self._end_tasks()
         except BaseExceptionGroup as errors:
@@ -117,23 +123,26 @@ class Runner:
         if problem is not None and not isinstance(problem, StorageError):
             await self._directory.flush()
         if problem is not None:
+            if self._run.shard is None:  # the parent of several knows how many records the others have
+                say_missing(problem, self.report)
             raise problem
-        if self._exhausted and self._options.limit is None:
+        if all_read and self._run.limit is None:
             self._directory.forget_unseen()
         await self._directory.flush()
-        if self._exhausted and not self.counts.pending:
-            self._directory.note_extent(self.counts.read, self._options.limit, complete=True)
-            self._complete = True
-        return self.report()
+        if not all_read or self.counts.pending:
+            return False
+        self._directory.note_extent(self.counts.read, self._run.limit, complete=True)
+        self._state = run_states.completed[self._state]
+        return True
 
-    def drain(self, why: str) -> None:
+    def drain(self, why: str, *, advice: str = "") -> None:
         """Sends and admits nothing more. Requests at the servers end; `run` returns when the slowest of them has.
 
         A record that needs no further request ends. The others are given back: they stay pending, and what their
         steps have made is journaled.
         """
-        self._draining = True
-        self._stopped_why = self._stopped_why or why
+        self._totals.stop_for(Stop(why, advice))
+        self._state = run_states.stopped[self._state]
         self._pool.withdraw()
         self._room.set()
 
@@ -144,7 +153,7 @@ class Runner:
         """
         rows = self._rows()
         since_turn = 0
-        while not self._draining:
+        while self._state is READING:
             if not self._window.try_take():
                 await self._credit()
                 continue
@@ -155,9 +164,9 @@ class Runner:
                 return error
             if record is None:
                 self._window.release(0)
-                self._exhausted = True
+                self._state = run_states.ended[self._state]
                 if self._window.in_flight and self.counts.read != self._counted_before():
-                    self._directory.note_extent(self.counts.read, self._options.limit)
+                    self._directory.note_extent(self.counts.read, self._run.limit)
                 return None
             self.counts.read += 1
             if self._is_done(record):
@@ -182,10 +191,10 @@ class Runner:
 
     async def _credit(self) -> None:
         """Waits until a credit may have come back. Raises StorageError when the journal has failed."""
-        if not self._broken:
+        if self._state is not BROKEN:
             self._room.clear()
             await self._room.wait()
-        if self._broken:
+        if self._state is BROKEN:
             await self._directory.flush()
 
     async def _all_settled(self) -> None:
@@ -195,7 +204,7 @@ class Runner:
 
     def _rows(self) -> Iterator[Record]:
         """Records of the source, up to the limit; a row that is bad on its own ends as failed at once."""
-        for position, item in self._reader.placed(self._options.limit, self._options.shard):
+        for position, item in self._reader.placed(self._run.limit, self._run.shard):
             if isinstance(item, BadRow):
                 record = Record(str(position), position, {})
                 self.counts.read += 1
@@ -208,7 +217,7 @@ class Runner:
             yield Record(key, position, plain_input(key, item.row) if self._foreign_source else item.row)
 
     def _is_done(self, record: Record) -> bool:
-        done = self._directory.claim(record, retry_failed=self._options.retry_failed)
+        done = self._directory.claim(record, retry_failed=self._run.retry_failed)
         if done is None:
             return False
         self.counts.earlier += 1
@@ -216,10 +225,10 @@ class Runner:
         return True
 
     async def _work(self, record: Record, size: int) -> None:
-        """One record after another, each from credit to acknowledgement; to wake a task costs a third of making one.
+        """One record after another, each from credit to acknowledgement: waking a task costs a third of making one.
 
-        Where nobody takes the rows (`on_rows`), `_settled` hears of a record when it is durable. A resting task that
-        is given `None` ends, and so does one in which a step has set context variables: they are that record's.
+        Without `on_rows`, `_settled` hears of a record when it is durable. A resting task that gets `None` ends. So
+        does a task in which a step has set context variables: they belong to that record.
         """
         context = contextvars.copy_context()
         while True:
@@ -241,7 +250,7 @@ class Runner:
                 self._give_back(size)
                 raise
             del record, walked  # not kept while there is nothing to do
-            if self._over or contextvars.copy_context() != context:
+            if self._state is CLOSED or contextvars.copy_context() != context:
                 return
             rest = self._loop.create_future()
             self._resting.append(rest)
@@ -252,8 +261,8 @@ class Runner:
             del given
 
     def _end_tasks(self) -> None:
-        """No record will come, whatever the reason. A step may have kept its task from being cancelled."""
-        self._over = True
+        """No record will come, for any reason. A step may have kept its task from being cancelled."""
+        self._state = run_states.closed[self._state]
         for rest in self._resting:
             if not rest.done():
                 rest.set_result(None)
@@ -272,7 +281,7 @@ class Runner:
         self._room.set()
 
     def _journal_failed(self, _: StorageError) -> None:
-        self._broken = True
+        self._state = run_states.broken[self._state]
         self._room.set()
 
     # --- counting ------------------------------------------------------------------------------
@@ -293,29 +302,9 @@ class Runner:
                 counts.dropped[f"{step}: {reason}"] += number
 
     def _weigh_failures(self, failed: FailedRow | None = None) -> None:
-        """Stops the run where a record's failure says that more would be paid in vain, or that it is one too many."""
-        if self._draining:
-            return
-        before, counts = self._before(), self.counts
-        if self._failure_limit is not None:
-            failures = before.failed + counts.failed
-            why = self._failure_limit.exceeded(failures, failures + before.ok + counts.ok)
-        elif self._all_alike is None or failed is None:
-            return
-        elif before.ok or counts.ok or before.earlier + counts.earlier > before.earlier_failed + counts.earlier_failed:
-            self._all_alike = None  # the pipeline can do it
-            return
-        else:
-            why = self._all_alike.failed(failed)
-            if why and self._directory.any_ended_well():  # of records that the input has not brought yet
-                self._all_alike, why = None, ""
-        if why:
-            self._advice = ADVICE
-            self.drain(why)
-
-    def _before(self) -> Counts:
-        """What the segments before this one have counted."""
-        return Counts()
+        """Stops the run if a record's failure shows that more would be paid for nothing, or is one too many."""
+        if self._totals.stop is None and (why := self._failure_rules.broken(self._totals.before, self.counts, failed)):
+            self.drain(why, advice=ADVICE)
 
     def progress(self) -> Progress:
         """A snapshot; cheap enough to take several times a second."""
@@ -327,10 +316,10 @@ class Runner:
         marks.append((now, done, pool.completion_tokens))
         while len(marks) > 2 and now - marks[0][0] > _RATE_WINDOW_S:
             marks.pop(0)
-        since, done_then, tokens_then = marks[0] if len(marks) > 1 else (self._started, 0, 0)
+        since, done_then, tokens_then = marks[0]
         span = max(now - since, 1e-9)
         return Progress(
-            pipeline=self._name,
+            pipeline=self._run.name,
             elapsed_s=now - self._started,
             counts=self.counts,
             total=self._total(),
@@ -341,12 +330,13 @@ class Runner:
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
-            notes=[*self._plan.notes, *self._pool.notes],
+            notes=[*self._run.plan.notes, *self._pool.notes],
             reread_answers=self._answers.reread if self._answers else 0,
+            stage=self._totals.name_of(self._stage),
         )
 
     def _keep(self, *, again: bool = True) -> None:
-        """Keeps the servers' lines for `asyncsynth status`; again every few seconds until told to end."""
+        """Keeps the servers' lines for `asyncsynth status`, every few seconds until the last time."""
         if self._keeping is not None:
             self._keeping.cancel()
         pool = self._pool.snapshot()
@@ -355,31 +345,36 @@ class Runner:
 
     def _total(self) -> int | None:
         known = self._reader.size_hint()
-        limit = self._options.limit
+        limit = self._run.limit
         total = limit if known is None else known if limit is None else min(known, limit)
-        shard = self._options.shard
+        shard = self._run.shard
         return total if total is None or shard is None else shard.of(total)
 
     def _counted_before(self) -> int | None:
-        """Records of the input, before it is read; None also for a shard by ids, whose number is an estimate."""
-        return None if self._options.shard is not None and self._reader.id_column else self._total()
+        """Records of the input, before it is read; None for a shard by ids, too: its number is an estimate."""
+        return None if self._run.shard is not None and self._reader.id_column else self._total()
+
+    def at_servers(self) -> int | None:
+        """Requests that servers have now."""
+        return sum(replica.in_flight for replica in self._pool.snapshot().replicas)
 
     def latency(self) -> Histogram:
-        """How long requests took, in seconds: so far."""
+        """How long requests took so far, in seconds."""
         return self._pool.snapshot().latency
 
     def report(self) -> RunReport:
-        """The run as it stands; final once `run` has returned."""
+        """The whole run up to now; final once the last stage's `run` has returned."""
+        return self._totals.whole(self.stage_report(), self._loop.time())
+
+    def stage_report(self) -> RunReport:
+        """This stage alone."""
         pool = self._pool.snapshot()
         self._walker.count_answers(self.counts)
-        complete, counts, total = self._complete, self.counts, self._total()
-        left = counts.pending if self._exhausted else None
-        if left is None and total is not None:
-            left = max(0, total - counts.read - self._directory.ended_unread()) + counts.pending
+        over = self.counts.read - self.counts.pending + self._directory.ended_unread()
         return RunReport(
-            pipeline=self._name,
+            pipeline=self._run.name,
             directory=self._directory.path,
-            complete=complete,
+            completeness=self._directory.completeness(over, rows_of=self._totals.rows_of),
             elapsed_s=self._loop.time() - self._started,
             counts=self.counts,
             answered_by=dict(pool.answered_by),
@@ -389,10 +384,6 @@ class Runner:
             retries=dict(pool.retries),
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
-            stopped_why="" if complete else self._stopped_why,
-            advice="" if complete else self._advice,
-            total=counts.read if self._exhausted else total,
-            unfinished=0 if complete else left or None,
             notes=[*self._directory.notes, *self._pool.notes, *(self._answers.notes if self._answers else ())],
             reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),
@@ -400,7 +391,7 @@ class Runner:
 
 
 def _weight(row: Row) -> int:
-    """About how many bytes a row holds: cheap, since it runs for every record."""
+    """About how many bytes a row takes. Cheap, since it runs for every record."""
     size = 256
     for value in row.values():
         size += len(value) if isinstance(value, (str, list, dict)) else 16

@@ -1,6 +1,6 @@
-"""What a run says of its servers: how many requests each may have in flight, why, and what binds instead.
+"""A run's servers as plain values: the limit of each, why it is so, and what keeps the server from reaching it.
 
-The last word is kept beside the journal (``servers.json``), so that `asyncsynth status` can tell it, too.
+The last values are kept beside the journal (``servers.json``), for `asyncsynth status`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ KEEP_EVERY_S = 5.0
 
 
 def server_lines(pool: PoolSnapshot, window_why: str) -> list[dict[str, Any]]:
-    """The servers of a snapshot as plain values. `window_why` joins the reasons of those that could take more."""
+    """The servers of a snapshot. `window_why` is added to the reasons of those that could take more requests."""
     return [_line(replica, window_why) for replica in pool.replicas]
 
 
 def merged_lines(groups: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One line a server, of the lines of several processes that share it: what each has in flight and may have is
-    added; a server that one of them has paused shows that; the reason is the last one's."""
+    """One line for each server, from the lines of several processes that share it.
+
+    Requests in flight, limits and waiting requests are added. If one process has paused a server, the line says so. The
+    reason is the last process's.
+    """
     merged: dict[str, dict[str, Any]] = {}
     for line in chain.from_iterable(groups):
         known = merged.setdefault(line["name"], line)
@@ -38,7 +41,7 @@ def merged_lines(groups: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]
         known["why"] = f"in each process: {line['why']}"
         for field in ("in_flight", "limit", "waiting"):
             known[field] += line[field]
-        for field in ("server_waiting", "server_running", "server_kv"):  # each process sees the whole server's
+        for field in ("server_waiting", "server_running", "server_kv"):  # each process reads the whole server's
             known[field] = max((value for value in (known[field], line[field]) if value is not None), default=None)
         if known["state"] == "closed":
             known["state"] = line["state"]
@@ -64,21 +67,21 @@ def _line(replica: ReplicaSnapshot, window_why: str) -> dict[str, Any]:
 
 
 def keep_lines(directory: Path, lines: list[dict[str, Any]]) -> None:
-    """Write them into the run directory, in place of those before; complete or not at all.
+    """Writes the lines into the run directory, atomically, in place of the earlier ones.
 
-    Not synced to the disk: they are for looking at. A disk that takes no more is the journal's to report.
+    Does not sync: they are only for display. The journal reports a full or failing disk.
     """
     path = directory / FILE
     new = path.with_name(f"{FILE}.new")
     with contextlib.suppress(OSError):
-        # Readable by the owner alone, as all of a run directory, whatever the umask.
+        # Only the owner may read it, as everything in a run directory, whatever the umask.
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
             file.write(orjson.dumps(lines, option=orjson.OPT_INDENT_2))
         new.replace(path)
 
 
 def kept_lines(directory: Path) -> list[dict[str, Any]]:
-    """What was kept last; empty where there is nothing that can be read."""
+    """The lines that were kept last; empty if there are none, or none that can be read."""
     try:
         lines = orjson.loads((directory / FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):

@@ -1,8 +1,8 @@
-"""Several processes that share one run: started, told, listened to and added up by their parent.
+"""Several processes that share one run: their parent starts them, stops them, and adds up their reports.
 
-Each worker does one shard after another (`engine.sharded_run`), and tells what it does in JSON lines on its standard
-output. On its standard input it gets its job, then words: ``drain WHY``, ``cancel``. The input's end means that
-the parent is gone, and the worker ends at once: what it has acknowledged is on the disk.
+Each process does one shard (`engine.sharded_run`), and reports in JSON lines on its standard output. On its standard
+input it gets its job, then commands: ``drain WHY``, ``cancel``. The end of the input means that the parent is gone. The
+worker then ends at once: what it has acknowledged is on the disk.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -21,12 +20,29 @@ import orjson
 from asyncsynth import errors
 from asyncsynth.core.stats import Histogram
 from asyncsynth.engine.failing import ADVICE, FailureLimit
-from asyncsynth.engine.report import Counts, Progress, RunReport
+from asyncsynth.engine.options import worker_options
+from asyncsynth.engine.report import Counts, Progress, RunReport, added
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.server_lines import merged_lines
+from asyncsynth.engine.totals import Stop, say_missing
 from asyncsynth.errors import AsyncsynthError
-from asyncsynth.storage.extent import Extent, completeness
+from asyncsynth.storage.extent import Completeness, Extent, completeness
+from asyncsynth.storage.manifest import Manifest
 
-_LINE_BYTES = 16 << 20  #: of what a worker says at once: notes and servers, far less
+_LINE_BYTES = 16 << 20  #: bytes of one line of a worker, at most: notes and servers are far less
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgram:
+    """How a worker process is called, and how it makes the pipeline.
+
+    Args:
+        command: the program and its arguments.
+        pipeline: what the program needs to make the same pipeline; JSON. This module only passes it on.
+    """
+
+    command: Sequence[str]
+    pipeline: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -37,65 +53,54 @@ class Worker:
     place: int  #: which of the processes that run side by side, from 0
     process: asyncio.subprocess.Process | None = None
     said: dict[str, Any] = field(default_factory=dict)  #: its last progress or its report
-    done: bool = False  #: that was its report
+    done: bool = False  #: `said` is its report
     running: bool = True
-    stopped: bool = False  #: it ended before it began, as it was told
+    stopped: bool = False  #: it ended before it began, because it was told to
 
     @property
     def counts(self) -> Counts:
         return Counts.from_json(self.said["counts"]) if self.said else Counts()
 
     def tell(self, word: str) -> None:
-        """Says a word to the process; one that has ended does not hear it."""
+        """Sends a line to the process, unless it has ended."""
         if self.process is not None and self.process.stdin is not None and self.running:
-            with contextlib.suppress(RuntimeError, ConnectionError):  # its end was closed, and we have not seen it yet
+            with contextlib.suppress(RuntimeError, ConnectionError):  # its end is closed, which we have not seen yet
                 self.process.stdin.write(word.encode() + b"\n")
 
 
 class Workers:
-    """All processes of one run; shows itself as a `Runner` does.
+    """All processes of one run. Has the `progress`, `drain` and `report` of a `Runner`.
 
     Args:
-        command: how a worker process is called.
-        job: what each is told, beside ``shard``, ``shards``, ``place`` and ``workers``; JSON.
-        shards, workers: parts that the records are dealt out to, and processes at a time.
-        extent: of the run's directory: records in all, where that is known, and the state of the pipeline.
-        max_failures: as in `RunOptions`, over all processes. Half a second passes until the parent hears of a failure.
+        run: the whole run. Its `max_failures` counts the failures of all processes; the parent hears of them within
+            half a second.
+        shards, workers: parts of the records, and processes at a time.
+        found: what the tests of the servers found, for the report.
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        job: Mapping[str, Any],
-        *,
-        shards: int,
-        workers: int,
-        name: str,
-        directory: Path,
-        extent: Extent,
-        max_failures: int | str | None = None,
+        self, run: Run, shards: int, workers: int, program: WorkerProgram, *, found: list[dict[str, Any]]
     ) -> None:
-        self._command = command
-        self._job = job
+        self._run = run
+        self._program = program
+        self._found = found
+        self._job = {"pipeline": program.pipeline, "options": worker_options(run.options, run.directory)}
         self._shards = shards
         self._count = min(workers, shards)
-        self._name = name
-        self._directory = directory
-        self._extent = extent
-        self._complete = False  #: all shards are, and the directory says so
-        self._failure_limit = None if max_failures is None else FailureLimit(max_failures)
-        self._advice = ""
+        self._epoch = len(Manifest.of_run(run.directory).epochs) - 1
+        self._records = _records(run)
+        self._complete: Completeness | None = None  #: set once all shards are complete, and the directory says so
+        self._failure_limit = None if run.max_failures is None else FailureLimit(run.max_failures)
         self._waiting = deque(range(shards))
         self._workers: list[Worker] = []
-        self._stopped_why = ""
-        self._draining = False
+        self._stop: Stop | None = None  #: the first reason why the run ends early
         self._error: AsyncsynthError | None = None
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
 
     async def run(self) -> RunReport:
-        """Runs all shards to their ends. Raises what the first worker that failed raised, when all have ended."""
-        self._extent.save(self._directory)
+        """Runs all shards to their ends. When all have ended, raises the first error of a worker."""
+        Extent(self._epoch, self._records, self._run.limit).save(self._run.directory)
         lanes = [
             asyncio.create_task(self._lane(place), name=f"asyncsynth worker {place}") for place in range(self._count)
         ]
@@ -109,18 +114,18 @@ class Workers:
         for lane in lanes:
             lane.result()
         if self._error is not None:
+            say_missing(self._error, self.report)
             raise self._error
         said = [worker.said for worker in self._workers if worker.done]
         if len(said) == self._shards and all(one["complete"] for one in said):
-            self._extent = replace(self._extent, records=self.counts().read, complete=True)
-            self._extent.save(self._directory)
-            self._complete = True
+            self._records = self.counts().read
+            Extent(self._epoch, self._records, self._run.limit, complete=True).save(self._run.directory)
+            self._complete = Completeness(True, self._records, 0, self._run.limit)
         return self.report()
 
-    def drain(self, why: str) -> None:
-        """Begins nothing more, and has all workers drain: see `Runner.drain`."""
-        self._draining = True
-        self._stopped_why = self._stopped_why or why
+    def drain(self, why: str, *, advice: str = "") -> None:
+        """Begins nothing more, and makes all workers drain: see `Runner.drain`."""
+        self._stop = self._stop or Stop(why, advice)
         self._tell(f"drain {why}")
 
     def _tell(self, word: str) -> None:
@@ -130,18 +135,18 @@ class Workers:
     # --- one process ---------------------------------------------------------------------------
 
     async def _lane(self, place: int) -> None:
-        while self._waiting and not self._draining:
+        while self._waiting and self._stop is None:
             worker = Worker(self._waiting.popleft(), place)
             self._workers.append(worker)
             await self._run_one(worker)
 
     async def _run_one(self, worker: Worker) -> None:
         process = worker.process = await asyncio.create_subprocess_exec(
-            *self._command,
+            *self._program.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C goes to a terminal's whole group: the parent says what is to be done
+            start_new_session=True,  # Ctrl-C goes to a terminal's whole group; only the parent decides what it means
         )
         assert process.stdout is not None
         assert process.stdin is not None
@@ -154,8 +159,8 @@ class Workers:
                 "workers": self._count,
             }
             worker.tell(orjson.dumps(job).decode())
-            if self._draining:  # told while it was being started
-                worker.tell(f"drain {self._stopped_why}")
+            if self._stop is not None:  # while the process was being started
+                worker.tell(f"drain {self._stop.why}")
             async for line in process.stdout:
                 self._heard(worker, line)
             code = await process.wait()
@@ -180,9 +185,8 @@ class Workers:
             case "done":
                 worker.said, worker.done = said, True
                 self._weigh_failures()
-                if not said["complete"] and not self._draining:  # it stopped by itself: so do the others
-                    self._advice = said["advice"]
-                    self.drain(f"worker {worker.shard}: {said['stopped_why']}")
+                if not said["complete"] and self._stop is None:  # it stopped by itself: so do the others
+                    self.drain(f"worker {worker.shard}: {said['stopped_why']}", advice=said["advice"])
             case "stopped":
                 worker.stopped = True
             case "error":
@@ -192,11 +196,10 @@ class Workers:
                     self.drain(f"worker {worker.shard}: {said['message']}")
 
     def _weigh_failures(self) -> None:
-        if self._failure_limit is not None and not self._draining:
+        if self._failure_limit is not None and self._stop is None:
             counts = self.counts()
             if why := self._failure_limit.exceeded(counts.failed, counts.failed + counts.ok):
-                self._advice = ADVICE
-                self.drain(why)
+                self.drain(why, advice=ADVICE)
 
     # --- all together --------------------------------------------------------------------------
 
@@ -208,14 +211,14 @@ class Workers:
         return total
 
     def progress(self) -> Progress:
-        """What all of them do, as they last said."""
+        """The progress of all workers, from the last report of each."""
         now = [worker.said for worker in self._workers if worker.running and worker.said and not worker.done]
         every = [worker.said for worker in self._workers if worker.said]
         return Progress(
-            pipeline=self._name,
+            pipeline=self._run.name,
             elapsed_s=self._loop.time() - self._started,
             counts=self.counts(),
-            total=self._extent.records,
+            total=self._records,
             requests_in_flight=sum(said["requests_in_flight"] for said in now),
             requests_waiting=sum(said["requests_waiting"] for said in now),
             completion_tokens=sum(said["completion_tokens"] for said in every),
@@ -227,20 +230,24 @@ class Workers:
             reread_answers=sum(said["reread_answers"] for said in every),
         )
 
+    def at_servers(self) -> int | None:
+        """None: the workers know, and their last word may be half a second old."""
+        return None
+
     def report(self) -> RunReport:
-        """The whole run; final once `run` has returned. A worker that was killed is counted as it last said."""
+        """The whole run; final once `run` has returned. For a worker that was killed, its last progress counts."""
         said = [worker.said for worker in self._workers if worker.done]
-        complete, counts, total = self._complete, self.counts(), self._extent.records
-        # Asked of the journals: what a worker that was killed or never began has of an earlier run, it does not say.
-        left = 0 if complete else completeness(self._directory).unfinished
+        # From the journals: a worker that was killed or never began does not say what it has of an earlier run.
+        found = self._complete or completeness(self._run.directory)
+        stop = Stop("") if self._stop is None or found.complete else self._stop
         latency = merged_latency(one["latency"] for one in said)
         last = {worker.place: worker.said for worker in self._workers if worker.done}
         return RunReport(
-            pipeline=self._name,
-            directory=self._directory,
-            complete=complete,
+            pipeline=self._run.name,
+            directory=self._run.directory,
+            completeness=found,
             elapsed_s=self._loop.time() - self._started,
-            counts=counts,
+            counts=self.counts(),
             answered_by=added(one["answered_by"] for one in said),
             requests=sum(one["requests"] for one in said),
             prompt_tokens=sum(one["prompt_tokens"] for one in said),
@@ -248,17 +255,16 @@ class Workers:
             retries=added(one["retries"] for one in said),
             latency_p50_s=latency.quantile(0.5) if latency.count else None,
             latency_p99_s=latency.quantile(0.99) if latency.count else None,
-            stopped_why="" if complete else self._stopped_why,
-            advice="" if complete else self._advice,
-            total=total,
-            unfinished=left,
+            stopped_why=stop.why,
+            advice=stop.advice,
             notes=self._notes(),
             reread_answers=sum(one["reread_answers"] for one in said),
             limits=merged_lines(one["limits"] for one in last.values()),
+            servers=self._found,
         )
 
     def _notes(self) -> list[str]:
-        """Each note once; with the worker, where only one has it."""
+        """Each note once; with the worker's number if only one has it."""
         by_note: dict[str, list[int]] = {}
         for worker in self._workers:
             for note in worker.said.get("notes", ()):
@@ -267,12 +273,10 @@ class Workers:
         return [note if alone or len(of) > 1 else f"worker {of[0]}: {note}" for note, of in by_note.items()]
 
 
-def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sum of named counts."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(total)
+def _records(run: Run) -> int | None:
+    """Records of the input, or of its first `limit`, if that is known."""
+    known, limit = run.plan.source.open().size_hint(), run.limit
+    return limit if known is None else known if limit is None else min(known, limit)
 
 
 def latency_json(latency: Histogram) -> dict[str, Any]:
@@ -310,7 +314,7 @@ def error_json(error: AsyncsynthError) -> dict[str, Any]:
 
 
 def error_of(said: Mapping[str, Any]) -> AsyncsynthError:
-    """The error that a worker met: of its kind, with its words and its exit code."""
+    """The error of a worker, with its type, its message and its exit code."""
     kind = getattr(errors, said["error"], AsyncsynthError)
     error: AsyncsynthError = kind.__new__(kind)
     AsyncsynthError.__init__(error, said["message"], hint=said["hint"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -88,21 +89,33 @@ class Completeness:
     part: str = ""
     rows_of: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """The keys that `status --json`, `export --json` and a run's last event share."""
+        state = {"complete": self.complete, "unfinished": self.unfinished, "records": self.records}
+        return {**state, "completeness": self.words}
+
     @property
     def words(self) -> str:
         """For a person: one line."""
-        place = f" ({self.part})" if self.part else ""
         if self.complete:
             return f"complete (--limit {self.limit:,})" if self.limit is not None else "complete"
         if self.complete is None:
             return "not known to be complete: resume it with this version of asyncsynth to find out"
+        return f"unfinished: {self.missing}"
+
+    @property
+    def missing(self) -> str:
+        """What an unfinished run has not done, for a person; '' for a complete one."""
+        if self.complete:
+            return ""
+        place = f" ({self.part})" if self.part else ""
         if self.records is not None and self.unfinished:
-            return f"unfinished: {self.unfinished:,} of {self.records:,} records have not ended{place}"
+            return f"{self.unfinished:,} of {self.records:,} records have not ended{place}"
         if self.rows_of:
-            return f"unfinished: the rows of {self.rows_of} have not passed the step over all rows after it{place}"
+            return f"the rows of {self.rows_of} have not passed the step over all rows after it{place}"
         if self.records is not None:  # all of them ended in an earlier run: this one tries some again
-            return f"unfinished: the last run was stopped before its end{place}"
-        return f"unfinished: the input was not read to its end{place}"
+            return f"the last run was stopped before its end{place}"
+        return f"the input was not read to its end{place}"
 
 
 def judged(extent: Extent | None, epoch: int, ended: Callable[[], int], *, rows_of: str = "") -> Completeness:

@@ -51,6 +51,7 @@ class Claim:
     failed: bool = False
     lost_rows: bool = False  #: it, or some of the rows that were made of it, failed
     moved: bool = False  #: it stood elsewhere in the input, or had left it: journal its position
+    ended: bool = False  #: it ended in this epoch, also if from another row: the journal counts it
     steps: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -300,7 +301,8 @@ class RunIndex:
         self._position[slot] = position
         steps = {name: where for name, column in self._steps.items() if slot < len(column) and (where := column[slot])}
         lost_rows = bool(self._endings[self._ending[slot]].failed)
-        return Claim(bool(status) and same, status == FAILED, lost_rows, moved, steps or _NO_STEPS)
+        ended = bool(status) and not flags & DROPPED and self._final_epoch[slot] == epoch
+        return Claim(bool(status) and same, status == FAILED, lost_rows, moved, ended, steps or _NO_STEPS)
 
     def final_of(self, key: str) -> int | None:
         """The location of a record's last final entry, None when it has none."""

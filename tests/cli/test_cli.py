@@ -368,9 +368,9 @@ def test_draw(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
-    code = "import sys, asyncsynth.cli.main; print([m for m in ('httpx','jinja2','uvloop','yaml') if m in sys.modules])"
+    code = "import sys, asyncsynth.cli.commands; print({'httpx', 'jinja2', 'uvloop', 'yaml'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
-    assert ran.stdout.strip() == "[]"
+    assert ran.stdout.strip() == "set()"
 
 
 @pytest.mark.row(21)
@@ -507,7 +507,7 @@ def test_pipeline_files_that_end_the_process_or_import_what_is_broken(tmp_path: 
     assert "broken_neighbour.py, line 8" in broken.stderr
 
 
-def test_an_unforeseen_fault_is_1_and_shows_its_traceback_when_asked(tmp_path: Path) -> None:
+def test_an_unexpected_fault_is_1_and_shows_its_traceback_when_asked(tmp_path: Path) -> None:
     job = tmp_path / "job.py"
     job.write_text(
         "from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration\n"

@@ -33,6 +33,16 @@ def progress(*servers: dict[str, Any], notes: tuple[str, ...] = ()) -> Progress:
         (line(), "gpu-1:8000 12/16: growing"),
         (line(server_waiting=3), "gpu-1:8000 12/16 (its queue 3): growing"),
         (line(server_waiting=3, server_kv=0.412), "gpu-1:8000 12/16 (its queue 3, KV 41 %): growing"),
+        (line(limit=272, why="growing 272"), "gpu-1:8000 12/272: growing"),
+        (line(limit=64, why="growing 64: +5% tokens/s since 60"), "gpu-1:8000 12/64: growing: +5% tokens/s since 60"),
+        (line(limit=64, why="64: the server queues 64 requests"), "gpu-1:8000 12/64: the server queues 64 requests"),
+        (
+            line(limit=8, why="growing 8; not reached: all 8 records"),
+            "gpu-1:8000 12/8: growing; not reached: all 8 records",
+        ),
+        (line(limit=2, why="fixed at 2"), "gpu-1:8000 12/2: fixed at 2"),
+        (line(limit=40, why="cut to 40 after refusals"), "gpu-1:8000 12/40: cut to 40 after refusals"),
+        (line(limit=6, why="in each process: growing 3"), "gpu-1:8000 12/6: in each process: growing 3"),
         (line(name="a\x1b[2Jb", why="x\ny"), "a\ufffd[2Jb 12/16: x y"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from asyncsynth.testing import Fault, RequestInfo
 from tests.cli.test_check_command import write
 from tests.kit.commands import Gate, Serve, start
+from tests.kit.processes import environment
 
 HELD_S = 600.0  #: longer than a test waits: what ends in time was stopped
 
@@ -82,6 +84,34 @@ def test_a_check_of_a_pipeline_is_stopped_on_all_servers(tmp_path: Path, fault_s
     out, err = ended(process)
     assert process.returncode == 4, err
     assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.row(21)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_loads_ends_it_with_its_exit_code(number: signal.Signals) -> None:
+    """The process sends itself a signal at the moment when it imports the module with all commands."""
+    code = (
+        "import os, sys\n"
+        "class Loading:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'asyncsynth.cli.commands':\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Loading())\n"
+        "from asyncsynth.cli.main import main\n"
+        "sys.argv = ['asyncsynth', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "status", "nowhere", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=False,
+    )
+    message = f"{number.name}: stopped. Run the same command again to resume."
+    assert (ran.returncode, ran.stderr) == (4, message + "\n")
+    assert json.loads(ran.stdout) == {"event": "error", "error": "Stopped", "message": message, "exit_code": 4}
 
 
 @pytest.mark.row(21)

@@ -56,6 +56,22 @@ def test_one_line_of_a_step_fails_alike_whatever_it_says_of_the_row() -> None:
         assert not any(alike.failed(failed(n, message if n else "ValueError: x (job.py:50)")) for n in range(ALIKE + 5))
 
 
+def test_one_line_that_asks_for_columns_that_its_rows_lack_fails_alike_whichever_they_are() -> None:
+    """`row[row["kind"]]`: another column is missing each time, the row has others, one has a name nearly like it."""
+
+    def missing(number: int, line: str = " (job.py:50)") -> FailedRow:
+        near = f"; did you mean 'kind{number}'?" if number % 3 else ""
+        said = f"the row has no column 'k{chr(97 + number % 26)}'{near}; this step sees kind, c{number % 7}{line}"
+        return failed(number, said, reason="missing_column")
+
+    for line in (" (job.py:50)", ""):
+        alike = AllAlike()
+        told = [alike.failed(missing(n, line)) for n in range(ALIKE)]
+        assert told[-1].startswith("the first 20 records all failed")
+    alike = AllAlike()
+    assert not any(alike.failed(missing(n, f" ({'job' if n else 'other'}.py:50)")) for n in range(100)), "two places"
+
+
 @pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
 def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
     alike = AllAlike()

@@ -33,6 +33,7 @@ from asyncsynth.engine.result import Result
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.step import Step
 from asyncsynth.storage.exports import export
+from asyncsynth.storage.extent import Completeness
 from asyncsynth.testing import FaultServer
 from tests.kit.loops import run_async
 from tests.kit.pipelines import rows, server
@@ -219,7 +220,7 @@ def run_report() -> RunReport:
     return RunReport(
         pipeline="p",
         directory=Path("runs"),
-        complete=True,
+        completeness=Completeness(True, 0, 0),
         elapsed_s=1.0,
         counts=Counts(),
         answered_by={},

@@ -75,7 +75,7 @@ def test_edges_of_fan_outs_stay() -> None:
         ("judge.rationales=1", "bool was expected"),
         ("judge.aspect.x=1", "no single LLM"),
         ("judge.num_generations=0", "1 or more"),
-        ("load_data_from_dicts_0.data=[]", "cannot be changed from outside"),
+        ("load_data_from_dicts_0.data=[]", "cannot be changed by --set"),
     ],
 )
 def test_what_is_wrong_is_named(setting: str, words: str) -> None:
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named(setting: str, words: str) -> None:
 def test_a_step_that_does_not_keep_its_settings_as_given_is_refused() -> None:
     with Pipeline(name="p") as made:
         LoadDataFromDicts(data=[{}]) >> Magpie(llm=LLM(model="Qwen/x"), system_prompt="About the sea.", name="m")
-    with pytest.raises(AsyncsynthError, match="cannot be changed from outside"):
+    with pytest.raises(AsyncsynthError, match="cannot be changed by --set"):
         apply_settings(made, ["m.n_turns=2"])
 
 

@@ -116,8 +116,8 @@ def test_an_edited_reader_pays_nothing(tmp_path: Path, kind: str, generations: i
             first = read(await made(upper).arun(**options))
             paid = completions(fake)
             assert paid == 8 * generations
-            plan = made(first_word).checked()
-            assert list(paid_answers(tmp_path / "run", plan, RunOptions()).values()) == [paid]
+            edited_run = made(first_word).resolved(RunOptions(output=tmp_path / "run"))
+            assert list(paid_answers(edited_run).values()) == [paid]
 
             with pytest.raises(RunChangedError, match=rf"\(kept answers: \w+ {paid}; an unchanged request"):
                 await made(first_word).arun(**options)
@@ -431,7 +431,7 @@ def test_a_run_stopped_in_the_middle_reads_what_it_had_paid_for(tmp_path: Path) 
     run_async(main())
 
 
-def test_steps_in_segments_share_one_store(tmp_path: Path) -> None:
+def test_steps_in_stages_share_one_store(tmp_path: Path) -> None:
     def made(reader: Reader) -> Pipeline:
         with Pipeline(name="answers") as pipeline:
             last = LoadDataFromDicts(data=rows(6)) >> function_task(upper, name="before")

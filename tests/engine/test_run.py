@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from asyncsynth import (
     LLM,
+    Deduplicate,
     ExpandColumns,
     Filter,
     FormPreference,
@@ -34,11 +37,13 @@ from asyncsynth.errors import (
     PipelineError,
     RunChangedError,
     RunLockedError,
+    RunStopped,
     ServerRefused,
 )
 from asyncsynth.pipeline import ModelStep
 from asyncsynth.records import content_hash
 from asyncsynth.storage.entry_reader import JournalView
+from asyncsynth.storage.extent import completeness
 from asyncsynth.storage.files import REAL
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.verify import verify
@@ -401,6 +406,45 @@ def test_unknown_model_and_wrong_key_and_no_server_end_before_anything_is_sent(
             assert fake.answered == 0
 
     run_async(main())
+
+
+@pytest.mark.parametrize("make", [lambda: single(rows(40)), lambda: two_stages(40)])
+def test_a_server_that_begins_to_refuse_ends_the_run_with_what_is_left(
+    tmp_path: Path, make: Callable[[], Pipeline]
+) -> None:
+    async def main() -> None:
+        async with server() as fake:
+            refusing = fake.requests + 25
+            fake.script = lambda info: Fault("status", status=401) if info.index > refusing else None
+            with pytest.raises(RunStopped, match="401") as caught:
+                await make().arun(servers=[fake.base_url], output=tmp_path / "run", concurrency=2)
+        left = completeness(tmp_path / "run")
+        assert 0 < (left.unfinished or 0) < 40
+        assert caught.value.message.endswith(f"; {left.missing}")
+        assert f"{left.unfinished} of 40 records have not ended" in left.missing
+
+    run_async(main())
+
+
+def two_stages(count: int) -> Pipeline:
+    with Pipeline(name="stages") as pipeline:
+        generate = TextGeneration(llm=LLM(model="model-a"))
+        LoadDataFromDicts(data=rows(count)) >> generate >> Deduplicate(columns=["instruction"])
+    return pipeline
+
+
+def test_an_error_of_a_run_is_not_buried_under_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASYNCSYNTH_TRACEBACK", raising=False)
+    monkeypatch.delenv("ASYNCSYNTH_SERVERS", raising=False)
+
+    def frames() -> int:
+        with pytest.raises(ModelNotServed) as caught:
+            single(rows(1)).run(servers=[], output=tmp_path / "run")
+        return len(traceback.extract_tb(caught.value.__traceback__))
+
+    assert frames() == 3, "the caller's line, the check of the arguments, run()"
+    monkeypatch.setenv("ASYNCSYNTH_TRACEBACK", "1")
+    assert frames() > 10
 
 
 def test_run_inside_a_loop_says_what_to_do() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from asyncsynth import LLM, LoadJSONL, Pipeline, TextGeneration
-from tests.engine.helpers import run_async, server
+from tests.kit.loops import run_async
+from tests.kit.pipelines import server
 
 
 def pipeline(path: Path) -> Pipeline:

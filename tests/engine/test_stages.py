@@ -1,4 +1,4 @@
-"""Pipelines with a step over all rows: segments, their barrier, resume, changes, counts."""
+"""Pipelines with a step over all rows: stages, their barrier, resume, changes, counts."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_a_pipeline_runs_through_its_barrier(tmp_path: Path) -> None:
         assert report.counts.ok == 18
         assert report.counts.dropped == {"once_0: repeated": 2}
         assert report.notes[0] == (
-            "segment 1: 10 ok, 0 failed, 0 done earlier; once_0: 8 of 10 rows kept, dropped: repeated 2"
+            "stage 1: 10 ok, 0 failed, 0 done earlier; once_0: 8 of 10 rows kept, dropped: repeated 2"
         )
         assert "Once.decided" in report.notes[1], "what the step itself changes is named"
         train = result["default"]["train"]
         assert [row["instruction"] for row in train] == [row["instruction"] for row in rows(8)]
         assert {row["seen"] for row in train} == {10}
         assert train[0]["second_model"] == "model-b"
-        assert [runner.progress().segment.split(",")[0] for runner in runners] == ["1/2", "2/2"]
+        assert [runner.progress().stage.split(",")[0] for runner in runners] == ["1/2", "2/2"]
         facts = json.loads((tmp_path / "run/stage-1/barrier.json").read_text())
         assert facts["dropped"] == {"repeated": 2}
 
@@ -84,7 +84,7 @@ def test_a_second_run_pays_nothing_and_does_not_decide_again(tmp_path: Path) -> 
     run_async(main())
 
 
-def test_more_input_goes_through_both_segments_and_pays_only_for_what_is_new(tmp_path: Path) -> None:
+def test_more_input_goes_through_both_stages_and_pays_only_for_what_is_new(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(keep_requests=True) as fake:
             await two_models(rows(5), Even).arun(servers=[fake.base_url], output=tmp_path / "run")
@@ -115,7 +115,7 @@ def test_rows_that_the_barrier_no_longer_lets_through_leave_the_result(tmp_path:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await over("abcd").arun(**options)
             assert completions(fake) == 2
-            with pytest.raises(RunChangedError, match=r"segment 1:.*\n.*changed"):
+            with pytest.raises(RunChangedError, match=r"stage 1:.*\n.*changed"):
                 await over("zyabcd").arun(**options)
             result = await over("zyabcd").arun(**options, update=True)
             assert completions(fake) == 3
@@ -137,8 +137,8 @@ def test_what_changed_after_the_barrier_is_told_before_anything_is_sent(tmp_path
             with pytest.raises(RunChangedError) as refused:
                 await changed.arun(**options)
             told = str(refused.value)
-            assert "segment 2:" in told
-            assert "segment 1:" not in told
+            assert "stage 2:" in told
+            assert "stage 1:" not in told
             assert "text_generation_1: redone" in told
             assert completions(fake) == 6
             updated = await changed.arun(**options, update=True)
@@ -153,7 +153,7 @@ def test_another_barrier_is_a_change_that_costs_only_what_it_newly_lets_through(
         async with server(keep_requests=True) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
             await two_models(rows(6), Even).arun(**options)
-            with pytest.raises(RunChangedError, match="segment 2"):
+            with pytest.raises(RunChangedError, match="stage 2"):
                 await two_models(rows(6), Odd).arun(**options)
             result = await two_models(rows(6), Odd).arun(**options, update=True)
             assert completions(fake) == 6 + 3 + 3
@@ -162,7 +162,7 @@ def test_another_barrier_is_a_change_that_costs_only_what_it_newly_lets_through(
     run_async(main())
 
 
-def test_a_run_cancelled_in_either_segment_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_run_cancelled_in_either_stage_goes_on_where_it_was(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(keep_requests=True, delay_s=0.002) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
@@ -204,7 +204,7 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
             pipeline = two_models(rows(4), Slow)
             task = asyncio.create_task(pipeline.arun(**options, on_runner=runners.append))
             await until(lambda: Slow.waiting)
-            assert runners[-1].progress().segment == "1/2, slow_0"
+            assert runners[-1].progress().stage == "1/2, slow_0"
             if end == "drain":
                 runners[-1].drain("SIGINT")
                 report = (await task).report
@@ -226,7 +226,7 @@ def test_a_barrier_stops_when_the_run_does_and_leaves_nothing_half_done(tmp_path
     run_async(main())
 
 
-def test_a_run_drained_in_its_first_segment_stops_there(tmp_path: Path) -> None:
+def test_a_run_drained_in_its_first_stage_stops_there(tmp_path: Path) -> None:
     async def main() -> None:
         runners: list[Runner] = []
         async with server(delay_s=0.002) as fake:
@@ -291,7 +291,7 @@ def test_the_limit_is_one_of_the_input(tmp_path: Path) -> None:
     run_async(main())
 
 
-def test_streaming_yields_the_rows_of_the_last_segment(tmp_path: Path) -> None:
+def test_streaming_yields_the_rows_of_the_last_stage(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
             stream = two_models(rows(12), Even).stream(servers=[fake.base_url], output=tmp_path / "run")
@@ -351,7 +351,7 @@ def test_a_barrier_that_keeps_nothing(tmp_path: Path) -> None:
     run_async(main(server()))
 
 
-def test_no_second_process_while_the_first_segment_runs(tmp_path: Path) -> None:
+def test_no_second_process_while_the_first_stage_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(delay_s=0.05) as fake:
             options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
@@ -364,7 +364,7 @@ def test_no_second_process_while_the_first_segment_runs(tmp_path: Path) -> None:
     run_async(main())
 
 
-def test_use_cache_false_sets_all_segments_aside(tmp_path: Path) -> None:
+def test_use_cache_false_sets_all_stages_aside(tmp_path: Path) -> None:
     async def main() -> None:
         async with server(keep_requests=True) as fake:
             for _ in range(2):

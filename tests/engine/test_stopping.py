@@ -18,11 +18,12 @@ from asyncsynth import LLM, ExpandColumns, GroupColumns, LoadDataFromDicts, Pipe
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.report import Counts, RunReport
 from asyncsynth.engine.runner import Runner
-from asyncsynth.engine.sharded_run import opened
+from asyncsynth.engine.sharded_run import open_shards
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import AsyncsynthError, RunUnfinished, ServerError
 from asyncsynth.storage.entry_reader import JournalView
 from asyncsynth.storage.exports import export
+from asyncsynth.storage.extent import completeness
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.kit.loops import run_async, until
 from tests.kit.pipelines import Even, rows, server, single, two_models
@@ -34,7 +35,7 @@ SHAPES: dict[str, Callable[[int], Pipeline]] = {
     "one step": lambda count: single(rows(count)),
     "three steps": lambda count: three(count),
     "branches": lambda count: branches(count),
-    "segments": lambda count: two_models(rows(count), Even),
+    "stages": lambda count: two_models(rows(count), Even),
 }
 
 
@@ -150,7 +151,7 @@ def test_done_means_ended_whatever_stops_the_run(tmp_path: Path, tried: Tried, r
             report = await stopped(lambda: SHAPES[shape](count), stop, fake, options)
             if report is not None:
                 assert adds_up(report.counts), why
-                if shape != "segments":
+                if shape != "stages":
                     assert report.counts.ok + report.counts.failed <= len(finals(run)), why
                     # A stop that cancels may come between a last entry and its count, none other may.
                     if way in ("drain", "max_failures"):
@@ -166,7 +167,7 @@ def test_done_means_ended_whatever_stops_the_run(tmp_path: Path, tried: Tried, r
                 ended = all(part.records is not None and part.ok + part.failed >= part.records for part in parts)
                 assert not status.complete or ended, why
                 if report is not None:
-                    assert status.complete == report.complete, why
+                    assert report.completeness == completeness(run) == status.missing, why
                 assert export(run, tmp_path / "rows.jsonl").completeness.complete == status.complete, why
                 if not status.complete:
                     with pytest.raises(RunUnfinished, match=r"unfinished|not known"):
@@ -222,9 +223,10 @@ def test_a_run_that_is_stopped_before_it_reads_is_unfinished(tmp_path: Path) -> 
                 assert status.complete is False
                 assert status.completeness.startswith("unfinished: ")
 
+        async with open_shards(single(rows(3)).resolved(RunOptions(output=tmp_path / "shared")), 2):
+            assert RunStatus.read(tmp_path / "shared").complete is False
+
     run_async(main())
-    with opened("shared", single(rows(3)).checked(), RunOptions(output=tmp_path / "shared"), 2):
-        assert RunStatus.read(tmp_path / "shared").complete is False
 
 
 @pytest.mark.row(27)
@@ -248,6 +250,35 @@ def test_the_report_of_a_resumed_run_counts_what_ended_earlier_as_status_does(tm
 
 
 @pytest.mark.row(27)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("way", ["drain", "drain, then cancel", "cancel", "refused"])
+def test_the_summary_of_a_second_try_and_status_say_the_same(tmp_path: Path, shape: str, way: str) -> None:
+    """Some records failed earlier, some have another row now, some are new, and some of all of these are pending."""
+    rng = random.Random(f"{SEED}.{shape}.{way}")
+    why = f"seed {SEED}, {shape}, {way}"
+    run = tmp_path / "run"
+    some = {n for n in range(30) if rng.random() < 0.4}
+
+    def fails(info: RequestInfo) -> Fault | None:
+        return Fault("status", status=400) if any(b"number %d." % n in info.body for n in some) else None
+
+    async def main() -> None:
+        async with server() as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": run, "concurrency": 2, "max_failures": 99}
+            for count, limit in ((20, None), (24, 15), (30, None)):
+                fake.script = fails
+                await SHAPES[shape](count).arun(**options)
+                stop = Stop(way, rng.randrange(1, 8), rng)
+                again = {**options, "retry_failed": True, "limit": limit, "window": rng.choice([1, 4, 64])}
+                report = await stopped(lambda count=count: SHAPES[shape](count), stop, fake, again)
+                assert report is not None
+                assert report.completeness == completeness(run) == RunStatus.read(run).missing, why
+                assert RunStatus.read(run).completeness.endswith(report.missing), why
+
+    run_async(main())
+
+
+@pytest.mark.row(27)
 def test_a_second_try_that_is_stopped_does_not_say_that_the_input_was_not_read(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
@@ -257,8 +288,10 @@ def test_a_second_try_that_is_stopped_does_not_say_that_the_input_was_not_read(t
             fake.script = lambda info: Fault("status", status=400) if b"number 1." in info.body else None
             await single(rows(4)).arun(**options)
             stop = Stop("cancel", 1, random.Random(1))
-            await stopped(lambda: single(rows(4)), stop, fake, {**options, "retry_failed": True})
+            report = await stopped(lambda: single(rows(4)), stop, fake, {**options, "retry_failed": True})
             status = RunStatus.read(run)
+            assert report is not None
+            assert report.missing == "the last run was stopped before its end"
             assert status.complete is False
             assert status.completeness == "unfinished: the last run was stopped before its end"
 
@@ -272,12 +305,10 @@ def test_a_stop_at_a_step_over_all_rows_says_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
             stop = Stop("drain", 5, random.Random(1))  # at the last request before the step
-            report = await stopped(
-                lambda: SHAPES["segments"](5), stop, fake, {"servers": [fake.base_url], "output": run}
-            )
+            report = await stopped(lambda: SHAPES["stages"](5), stop, fake, {"servers": [fake.base_url], "output": run})
             assert report is not None
-            assert report.missing == "the steps after segment 1/2 have not been done"
             said = "unfinished: the rows of stage-1 have not passed the step over all rows after it"
+            assert f"unfinished: {report.missing}" == said
             assert RunStatus.read(run).completeness == said
             assert export(run, tmp_path / "rows.jsonl").completeness.words == said
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from asyncsynth import LLM, Deduplicate, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.core.stats import Histogram
-from asyncsynth.engine.options import RunOptions
+from asyncsynth.engine.execution import execute, processes
+from asyncsynth.engine.options import RunOptions, worker_options
 from asyncsynth.engine.report import Counts
-from asyncsynth.engine.run_servers import shared
+from asyncsynth.engine.run import Run
 from asyncsynth.engine.server_lines import merged_lines
-from asyncsynth.engine.sharded_run import opened, refuse_barriers, refuse_small_limits, shared_options
+from asyncsynth.engine.sharded_run import open_shards, refuse_unshareable, shard_of
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.engine.worker_processes import error_json, error_of, latency_json, merged_latency
 from asyncsynth.errors import (
@@ -139,84 +141,140 @@ def test_lines_of_one_server_are_added() -> None:
     assert groups[0][0]["limit"] == 8  # the lines given stay as they are
 
 
+def run_in(directory: Path, pipeline: Pipeline | None = None, **options: Any) -> Run:
+    return (pipeline or single(rows(5))).resolved(RunOptions(output=directory, **options))
+
+
 def test_options_and_limits_are_shared() -> None:
-    options = RunOptions(output="run", concurrency=5, window=64, window_bytes=1000, update=True)
-    share = [shared_options(options, Part(k, 2), Part(k, 2)) for k in range(2)]
-    assert [one.concurrency for one in share] == [3, 2]
+    run = run_in(Path("run"), concurrency=5, window=64, window_bytes=1000, update=True)
+    share = [shard_of(run, Part(k, 2), Part(k, 2)) for k in range(2)]
+    assert [one.servers.concurrency for one in share] == [3, 2]
     assert [one.window for one in share] == [32, 32]
     assert sum(one.window_bytes for one in share) == 1000
-    assert [one.output for one in share] == [Path("run/shard-0"), Path("run/shard-1")]
+    assert [one.directory for one in share] == [Path("run/shard-0"), Path("run/shard-1")]
     assert not any(one.update for one in share)
+    assert [one.servers.needs for one in share] == [None, None], "the parent tests the servers, once"
     # A share of all records is no share of one process's: the parent judges it alone.
     for given, told in ((None, None), (5, 5), ("5", "5"), (" 5 % ", "100%")):
-        assert shared_options(replace(options, max_failures=given), Part(0, 2), Part(0, 2)).max_failures == told
-    policies = [one.retry for one in share if one.retry is not None]
-    assert sum(policy.budget_per_s for policy in policies) == RetryPolicy().budget_per_s
+        one = shard_of(run_in(Path("run"), max_failures=given), Part(0, 2), Part(0, 2))
+        assert one.max_failures == told
+    assert sum(one.servers.retry.budget_per_s for one in share) == RetryPolicy().budget_per_s
     config = ServerConfig(base_url="http://h/v1", limit=7, requests_per_minute=100, slots=64)
-    halves = [shared(config, Part(k, 2)) for k in range(2)]
-    assert [half.limit for half in halves] == [4, 3]
-    assert [half.requests_per_minute for half in halves] == [50, 50]
-    assert [half.slots for half in halves] == [32, 32]
-    assert halves[0].max_concurrency is None
+    with_server = replace(run, servers=replace(run.servers, configs=[config]))
+    [one, other] = [shard_of(with_server, Part(k, 2), Part(k, 2)).servers.configs[0] for k in range(2)]
+    assert [one.limit, other.limit] == [4, 3]
+    assert [one.requests_per_minute, other.requests_per_minute] == [50, 50]
+    assert [one.slots, other.slots] == [32, 32]
+    assert one.max_concurrency is None
+
+
+def test_a_worker_resolves_what_its_parent_was_told(tmp_path: Path) -> None:
+    """Through JSON, as its job comes to it."""
+    said: dict[str, Any] = {
+        "servers": ["http://127.0.0.1:1/v1"], "limit": 7, "seed": 3, "concurrency": 4, "window": 5,
+        "window_bytes": 6_000, "retry_failed": True, "max_failures": "5%", "answers": "run",
+    }  # fmt: skip
+    run = run_in(tmp_path / "run", **said)
+    job = orjson.loads(orjson.dumps(worker_options(run.options, run.directory)))
+    again = single(rows(5)).resolved(RunOptions(**job))
+    differ = [name for name in type(run).__slots__ if getattr(again, name) != getattr(run, name)]
+    assert set(differ) <= {"plan", "servers", "options"}
+    assert again.plan.fingerprint == run.plan.fingerprint
+    assert (again.servers.configs, again.servers.concurrency) == (run.servers.configs, run.servers.concurrency)
+    refused = {"start", "retry", "embedded"}
+    own = {"update", "use_cache", "shard", "share", "on_download", "on_servers"}
+    passed_on = {field.name for field in fields(RunOptions)} - refused - own
+    assert set(job) == passed_on, "what is neither refused nor the parent's own"
+    assert worker_options(RunOptions(answers=Path("kept")), Path("run"))["answers"] == str(Path("kept").absolute())
 
 
 def test_limits_too_small_to_share_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="--concurrency is 3: 4 processes"):
-        refuse_small_limits(4, RunOptions(concurrency=3), [])
+        refuse_unshareable(run_in(Path("run"), concurrency=3), 4)
+    run = run_in(Path("run"), concurrency=2)
     config = ServerConfig(base_url="http://h/v1", limit=2, origin="fleet.yaml:3")
+    run = replace(run, servers=replace(run.servers, configs=[config]))
     with pytest.raises(ConfigurationError, match=r"limit of h \(fleet\.yaml:3\) is 2"):
-        refuse_small_limits(4, RunOptions(), [config])
-    refuse_small_limits(2, RunOptions(concurrency=2), [config])
+        refuse_unshareable(replace(run, servers=replace(run.servers, concurrency=None)), 4)
+    refuse_unshareable(run, 2)
+
+
+def test_what_other_processes_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="retry policy"):
+        refuse_unshareable(run_in(Path("run"), retry=RetryPolicy()), 2)
+    with pytest.raises(ConfigurationError, match="embedded model"):
+        refuse_unshareable(run_in(Path("run"), embedded=True), 2)
 
 
 def test_a_step_over_all_rows_is_refused() -> None:
     with Pipeline(name="deduplicated") as pipeline:
         load = LoadDataFromDicts(data=rows(3))
         load >> Deduplicate(columns=["instruction"]) >> TextGeneration(llm=LLM(model="model-a"))
-    with pytest.raises(PipelineError, match=r"deduplicate_0.*waits for all rows"):
-        refuse_barriers(pipeline.checked())
+    with pytest.raises(PipelineError, match=r"deduplicate_0.*needs all rows"):
+        refuse_unshareable(run_in(Path("run"), pipeline), 2)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "count"), [(0, None, 0), (0, 1, 0), (0, 2, 2), (3, None, 3), (3, 1, 1), (3, 2, 2), (3, 5, 5)]
+)
+def test_a_run_keeps_its_shards_and_takes_any_number_of_processes(
+    tmp_path: Path, there: int, asked: int | None, count: int
+) -> None:
+    run = run_in(tmp_path / "run")
+
+    async def make() -> None:
+        async with open_shards(run, there):
+            pass
+
+    if there:
+        run_async(make())
+    assert processes(run, asked) == count
 
 
 def test_the_directory_is_checked_locked_and_keeps_its_shards(tmp_path: Path) -> None:
-    pipeline, options = single(rows(5)), RunOptions(output=tmp_path / "run")
-    with opened("single", pipeline.checked(), options, 3) as shards:
-        assert shards == 3
-        with pytest.raises(RunLockedError), opened("single", pipeline.checked(), options, 3):
+    run = run_in(tmp_path / "run")
+
+    async def main() -> None:
+        async with open_shards(run, 3) as shards:
+            assert shards == 3
+            with pytest.raises(RunLockedError):
+                async with open_shards(run, 3):
+                    pass
+        async with open_shards(run, 2) as shards:
+            assert shards == 3
+        root = Manifest.load(tmp_path / "run")
+        assert root is not None
+        for number in range(3):
+            part = Manifest.load(shard_path(tmp_path / "run", number))
+            assert part is not None
+            assert (part.run_id, part.shards, part.stride, part.epochs) == (root.run_id, 0, 3, root.epochs)
+        async with open_shards(run_in(tmp_path / "run", single(rows(5), system_prompt="Be brief."), update=True), 3):
             pass
-    with opened("single", pipeline.checked(), options, 2) as shards:
-        assert shards == 3
-    root = Manifest.load(tmp_path / "run")
-    assert root is not None
-    for number in range(3):
-        part = Manifest.load(shard_path(tmp_path / "run", number))
-        assert part is not None
-        assert (part.run_id, part.shards, part.stride, part.epochs) == (root.run_id, 0, 3, root.epochs)
-    changed = single(rows(5), system_prompt="Be brief.").checked()
-    agreed = RunOptions(output=tmp_path / "run", update=True)
-    with opened("single", changed, agreed, 3):
-        pass
-    for place in (tmp_path / "run", shard_path(tmp_path / "run", 2)):
-        manifest = Manifest.load(place)
-        assert manifest is not None
-        assert len(manifest.epochs) == 2
-    assert RunStatus.read(tmp_path / "run").shards == 3
+        for place in (tmp_path / "run", shard_path(tmp_path / "run", 2)):
+            manifest = Manifest.load(place)
+            assert manifest is not None
+            assert len(manifest.epochs) == 2
+        assert RunStatus.read(tmp_path / "run").shards == 3
+        async with open_shards(replace(run, use_cache=False), 2) as shards:
+            assert shards == 2, "the old run is set aside"
+        assert len(list(tmp_path.glob("run.*"))) == 1
+
+    run_async(main())
 
 
 def test_one_process_and_several_do_not_take_each_others_directories(tmp_path: Path) -> None:
     async def main() -> None:
         async with server() as fake:
             await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "one")
-            with opened("single", single(rows(3)).checked(), RunOptions(output=tmp_path / "two"), 2):
+            async with open_shards(run_in(tmp_path / "two"), 2):
                 pass
             with pytest.raises(ConfigurationError, match="2 processes share"):
                 await single(rows(3)).arun(servers=[fake.base_url], output=tmp_path / "two")
+            with pytest.raises(ConfigurationError, match="run of one process"):
+                async with open_shards(run_in(tmp_path / "one", single(rows(3))), 2):
+                    pass
 
     run_async(main())
-    with (
-        pytest.raises(ConfigurationError, match="run of one process"),
-        opened("single", single(rows(3)).checked(), RunOptions(output=tmp_path / "one"), 2),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -227,33 +285,22 @@ def test_shards_in_one_process_make_the_rows_of_one_run(tmp_path: Path, count: i
         async with server() as fake:
             data = [{"id": f"k{n % 13}-{n}", "instruction": f"number {n}"} for n in range(40)]
             one = await single(data).arun(servers=[fake.base_url], output=tmp_path / "one")
-            pipeline, options = single(data), RunOptions(output=tmp_path / "many", servers=[fake.base_url])
-            with opened("single", pipeline.checked(), options, count):
+            run = run_in(tmp_path / "many", single(data), servers=[fake.base_url])
+            async with open_shards(run, count):
                 for number in range(count):
-                    part = shared_options(options, Part(number, count), Part(0, 1))
-                    made = {name: getattr(part, name) for name in ("output", "servers", "shard", "share")}
-                    report = (await pipeline.arun(**made)).report
+                    report = await execute(shard_of(run, Part(number, count), Part(0, 1)))
                     assert report.counts.ok == Part(number, count).of(40)
-            many = type(one)(type(one.report)(**{**vars_of(one.report), "directory": tmp_path / "many"}))
+            many = type(one)(replace(one.report, directory=tmp_path / "many"))
             single_rows, shard_rows = one["default"]["train"], many["default"]["train"]
             assert list(shard_rows) == list(single_rows)
             assert list(shard_rows.keyed()) == list(single_rows.keyed())
             assert [shard_rows[at] for at in (0, 39, -3)] == [single_rows[at] for at in (0, 39, -3)]
             assert RunStatus.read(tmp_path / "many").ok == 40
 
-            fewer, agreed = (
-                single(data[:25]),
-                RunOptions(output=tmp_path / "many", servers=[fake.base_url], update=True),
-            )
-            with opened("single", fewer.checked(), agreed, count):
+            fewer = run_in(tmp_path / "many", single(data[:25]), servers=[fake.base_url], update=True)
+            async with open_shards(fewer, count):
                 for number in range(count):
-                    part = shared_options(agreed, Part(number, count), Part(0, 1))
-                    made = {name: getattr(part, name) for name in ("output", "servers", "shard", "share")}
-                    await fewer.arun(**made)
+                    await execute(shard_of(fewer, Part(number, count), Part(0, 1)))
             assert list(many["default"]["train"]) == list(single_rows)[:25]
 
     run_async(main())
-
-
-def vars_of(report: Any) -> dict[str, Any]:
-    return {name: getattr(report, name) for name in type(report).__dataclass_fields__}

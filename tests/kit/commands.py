@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from asyncsynth.cli.main import app
+from asyncsynth.cli.commands import app
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.testing import Fault, FaultServer
 from tests.kit.files import read_rows, write_rows

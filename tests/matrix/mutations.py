@@ -203,7 +203,7 @@ MUTATIONS = (
     ),
     Mutation(
         "results of a step are thrown away", "engine/run_directory.py",
-        "        if claim.steps:\n", "        if False:\n",
+        "        if claim.steps or claim.ended:\n", "        if claim.ended:\n",
         10, ("tests/matrix/test_changes.py",),
     ),
     Mutation(
@@ -291,9 +291,24 @@ MUTATIONS = (
         32, ("tests/tasks/test_last_value.py",),
     ),
     Mutation(
-        "done as soon as the input was read", "engine/runner.py",
-        "if self._exhausted and not self.counts.pending:", "if self._exhausted:",
+        "a record that was read counts as one that has ended", "engine/runner.py",
+        "over = self.counts.read - self.counts.pending + ", "over = self.counts.read + ",
         27, (f"{STOPPING}::test_done_means_ended_whatever_stops_the_run",),
+    ),
+    Mutation(
+        "a record that is tried again counts as one that never ended", "engine/run_directory.py",
+        "        again = sum(claim.ended for claim in self._claims.values())", "        again = 0",
+        27, (f"{STOPPING}::test_the_summary_of_a_second_try_and_status_say_the_same",),
+    ),
+    Mutation(
+        "a stop forgets that the input was read to its end", "engine/run_states.py",
+        "(ALL_READ, STOP): STOPPING_ALL_READ,", "(ALL_READ, STOP): STOPPING,",
+        27, ("tests/engine/test_run_states.py",),
+    ),
+    Mutation(
+        "a signal while the command loads is a traceback", "cli/main.py",
+        "            signal.signal(number, _end)\n", "            pass\n",
+        21, ("tests/cli/test_signals.py::test_a_signal_while_the_command_loads_ends_it_with_its_exit_code",),
     ),
     Mutation(
         "a stop withdraws nothing", "engine/runner.py",

@@ -18,8 +18,7 @@ ONE = f"{HEAD}PROMPT = None\nwith Pipeline() as pipeline:\n{BODY}"
 
 
 def place(pipeline: Pipeline, **options: object) -> str:
-    chosen = pipeline.with_place(pipeline.plan(), RunOptions(**options)).output  # type: ignore[arg-type]
-    return Path(str(chosen)).name
+    return pipeline.resolved(RunOptions(**options)).directory.name  # type: ignore[arg-type]
 
 
 def test_the_name_is_that_of_the_file_however_it_is_edited(tmp_path: Path) -> None:
@@ -74,9 +73,8 @@ def test_a_loop_that_makes_several_keeps_them_apart_and_says_so(tmp_path: Path) 
 
     made = [build(temperature) for temperature in (0.1, 0.2, 0.1)]
     assert [place(pipeline) for pipeline in made] == ["test_naming", "test_naming-2", "test_naming"]
-    plan = made[1].plan()
-    made[1].with_place(plan, RunOptions())
-    assert "2. pipeline without a name" in plan.notes[0]
+    [note] = made[1].resolved(RunOptions()).plan.notes
+    assert "made 2 pipelines without a name" in note
     assert place(build(0.3), update=True) == "test_naming", "it is the first one, changed"
 
 
@@ -96,7 +94,7 @@ def test_what_has_no_file_is_known_by_what_it_does() -> None:
 def test_a_run_that_lies_where_its_content_says_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNCSYNTH_RUNS", str(tmp_path / "runs"))
     with loaded(tmp_path, {"p.py": ONE}) as pipeline:
-        old = f"pipeline-{pipeline.plan().fingerprint[:8]}"
+        old = f"pipeline-{pipeline.checked().fingerprint[:8]}"
     (tmp_path / "runs" / old).mkdir(parents=True)
     Manifest("id", "pipeline", 0, "position", {}, [], "").save(tmp_path / "runs" / old)
     with loaded(tmp_path, {"p.py": ONE}) as pipeline:

@@ -217,10 +217,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     quality_command(run, as_json=True)
     assert json.loads(capsys.readouterr().out)["steps"][0]["results"] == 1
     quality_command(other, as_json=False)
-    assert "nothing is journaled yet" in capsys.readouterr().out
+    assert "the journal is empty" in capsys.readouterr().out
     compare_command(run, other, as_json=False)
     compared = capsys.readouterr().out
-    assert "the settings are equal" in compared
+    assert "the settings are the same" in compared
     assert "B - A" in compared
     compare_command(run, other, as_json=True)
     assert json.loads(capsys.readouterr().out)["steps"]["gen"]["results"] == [1, None, None]

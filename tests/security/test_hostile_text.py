@@ -22,6 +22,7 @@ from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.pipeline.draw import mermaid, plain_text
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.exports import _cell
+from asyncsynth.storage.extent import Completeness
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
 from tests.kit.commands import asyncsynth_bytes, here, message_of
 from tests.kit.files import write_rows
@@ -173,7 +174,7 @@ def test_a_directory_whose_name_is_no_text_is_shown_in_words_and_in_json(capsys:
     report = RunReport(
         pipeline=HOSTILE_NAME,
         directory=Path(name),
-        complete=True,
+        completeness=Completeness(True, 0, 0),
         elapsed_s=1.0,
         counts=Counts(failed_rows=1),
         answered_by={HOSTILE_NAME: 1 << 70},

@@ -17,8 +17,8 @@ from asyncsynth.cli.inspect_command import draw_command
 from asyncsynth.engine.options import RunOptions
 from asyncsynth.engine.paid_answers import open_answers
 from asyncsynth.engine.run_directory import check_place
-from asyncsynth.engine.sharded_run import opened
-from asyncsynth.engine.stages import open_segments
+from asyncsynth.engine.sharded_run import open_shards
+from asyncsynth.engine.stages import open_stages
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.serving.vllm.starting import StartOptions, started
 from asyncsynth.storage import layout
@@ -67,20 +67,17 @@ async def start_servers(logs: Path) -> None:
 
 
 async def run_into(output: Path) -> None:
-    made = pipeline()
-    async with open_segments("p", made.checked(), RunOptions(output=output)):
+    async with open_stages(pipeline().resolved(RunOptions(output=output))):
         pass
 
 
-def share_into(run: Path, output: Path) -> None:
-    made = pipeline()
-    with opened("p", made.checked(), RunOptions(output=output), 2):
+async def share_into(output: Path) -> None:
+    async with open_shards(pipeline().resolved(RunOptions(output=output)), 2):
         pass
 
 
 def keep_answers(run: Path, to: Path) -> None:
-    made = pipeline()
-    with open_answers(run, made.checked(), RunOptions(output=run, answers=to)):
+    with open_answers(pipeline().resolved(RunOptions(output=run, answers=to))):
         pass
 
 
@@ -94,7 +91,7 @@ FILES: dict[str, Callable[[Path, Path], object]] = {
 FOLDERS: dict[str, Callable[[Path, Path], object]] = {
     "serve --logs": lambda run, to: asyncio.run(start_servers(to)),
     "run --output": lambda run, to: asyncio.run(run_into(to)),
-    "run --output --workers": share_into,
+    "run --output --workers": lambda run, to: asyncio.run(share_into(to)),
     "run --answers": keep_answers,
 }
 SUFFIX = {"export": ".jsonl", "export --failed": ".jsonl", "draw --to": "", "Pipeline.draw": ".txt"}
