@@ -24,7 +24,7 @@ from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys
 from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.inspection import Inspection, inspect
 from asyncsynth.servers.load_test import BenchPlan, Finding, Level, bench, limited_by
-from asyncsynth.servers.readiness import not_served
+from asyncsynth.servers.model_lists import Listing
 
 _SUBJECTS = ("a river", "an old bridge", "bread", "the night train", "a garden in winter", "a lost letter", "maps")
 
@@ -65,7 +65,7 @@ async def _one(
     as_json: bool,
 ) -> bool:
     """One server; False where it could not be measured."""
-    chosen = await _model(config, model)
+    chosen = await _model(config, model, max_tokens)
     if isinstance(chosen, Inspection):
         for error in chosen.errors:
             complain(f"error: {error}")
@@ -97,24 +97,23 @@ async def _one(
     return finding.best is not None
 
 
-async def _model(config: ServerConfig, wanted: str | None) -> str | Inspection:
+async def _model(config: ServerConfig, wanted: str | None, max_tokens: int) -> str | Inspection:
     """The model to ask for, after it has answered once; or what was wrong."""
 
-    def choose(listed: frozenset[str]) -> frozenset[str]:
-        offered = listed if config.models is None else listed & config.models
-        return offered & {wanted} if wanted is not None else offered if len(offered) == 1 else frozenset()
+    def choose(listing: Listing) -> frozenset[str]:
+        if wanted is not None:
+            return frozenset([wanted])
+        offered = config.models if config.models is not None else listing.names or frozenset()
+        return offered if len(offered) == 1 else frozenset()
 
-    inspection = await inspect(config, choose, lambda _: ())
+    llms = [] if wanted is None else [LLM(model=wanted, max_tokens=max_tokens, seed=None)]
+    inspection = await inspect(config, choose, lambda _: (), llms=llms, hint=wanted, on_wait=complain)
     if inspection.errors:
         return inspection
-    chosen = choose(inspection.listed)
-    if chosen:
-        return min(chosen)
-    if wanted is not None:
-        inspection.errors.append(str(not_served([wanted], inspection.listed, searched=config.base_url)))
-    else:
-        names = ", ".join(sorted(inspection.listed)) or "none"
-        inspection.errors.append(f"{config.base_url} has several models or none ({names}); name one with --model")
+    if inspection.chosen:
+        return min(inspection.chosen)
+    names = ", ".join(sorted(inspection.listed)) or inspection.listing.said()
+    inspection.errors.append(f"{config.base_url} has several models or none ({names}); name one with --model")
     return inspection
 
 

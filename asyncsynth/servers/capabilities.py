@@ -8,7 +8,7 @@ which is told and not refused.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ import orjson
 
 from asyncsynth.client.codec import Dialect
 from asyncsynth.client.concurrency import all_or_error
+from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.capability_probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
+from asyncsynth.servers.capability_probes import ORCA_HEADER, Finding, Prober
+from asyncsynth.servers.sample_requests import own_fields, plain_sample, samples_of, shape, small
 
 _GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
 #: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
@@ -27,6 +29,7 @@ _CONTEXT_KEYS = ("max_model_len", "context_length", "context_window")
 #: Sampling fields that are not OpenAI's, so that requests do not hold them unless the user says so, and that
 #: vLLM takes from the model's generation_config.json; with llama.cpp's name for each.
 _FILLED = {"min_p": "min_p", "repetition_penalty": "repeat_penalty", "top_k": "top_k"}
+_NO_LESS = 2**31  #: no smaller limit of tokens than the run's own
 _LONGEST = 60  #: characters of a version
 _LLAMACPP = "llama.cpp"
 _OWNERS = {"vllm": "vLLM", "llamacpp": _LLAMACPP, "sglang": "SGLang"}
@@ -131,6 +134,7 @@ async def survey(
     server: str,
     dialect: Dialect = "openai",
     chats: frozenset[str] = frozenset(),
+    answered: Collection[str] = (),
     thinking: Mapping[str, str] | None = None,
     let_think: bool = False,
 ) -> list[Capabilities]:
@@ -139,81 +143,102 @@ async def survey(
     Args:
         models: those it is to answer; needs of others are not tried.
         server: its name in reports.
-        chats: models that have answered a chat request just now, which need not be asked again.
+        chats: models that are known to answer chats with OpenAI's own fields.
+        answered: shapes of sample requests that were answered just now, which need not be sent again.
         thinking: by model, where such an answer held a thought.
         let_think: ask models of which this is not known something that lets them think: a request more.
     """
     facts = await _facts(exchange)
     prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
-    chat_needs = [need for need in needs if need.feature is Feature.CHAT]
-    prober.with_fields = frozenset(need.model for need in chat_needs if own_fields(need.fields))
-    known = thinking or {}
-    prober.thinking.update({model: where for model, where in known.items() if model not in prober.with_fields})
+    prober.with_fields = frozenset(need.model for need in needs if own_fields(need.fields))
+    prober.thinking.update(thinking or {})
+    asked = [
+        _Asked(model, [n for n in needs if n.model == model], model in chats, answered) for model in sorted(models)
+    ]
     if let_think:
-        unknown = sorted(chats - prober.thinking.keys())
-        fields = {need.model: need.fields for need in chat_needs}
-        await all_or_error([prober.think(model, fields.get(model, {})) for model in unknown])
-    return await all_or_error(
-        [
-            _survey_model(prober, facts, server, model, [need for need in needs if need.model == model], model in chats)
-            for model in sorted(models)
-        ]
-    )
+        unknown = [one for one in asked if one.chats and one.model not in prober.thinking]
+        await all_or_error([prober.think(one.sample(chat=True)) for one in unknown])
+    return await all_or_error([_survey_model(prober, facts, server, one) for one in asked])
 
 
-async def _survey_model(
-    prober: Prober, facts: _Facts, server: str, model: str, needs: list[Need], chats: bool
-) -> Capabilities:
-    asked: dict[Feature, int] = {}
-    for need in needs:
-        asked[need.feature] = max(need.amount, asked.get(need.feature, 0))
-    wanted: list[Feature] = [feature for feature in Feature if feature in asked and feature is not Feature.CONTEXT]
-    probes = [_probe(prober, feature, model, asked[feature], needs, chats) for feature in wanted]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be found out about one model."""
+
+    model: str
+    needs: list[Need]
+    chats: bool
+    answered: Collection[str]
+
+    def amounts(self) -> dict[Feature, int]:
+        found: dict[Feature, int] = {}
+        for need in self.needs:
+            found[need.feature] = max(need.amount, found.get(need.feature, 0))
+        return found
+
+    def samples(self, feature: Feature) -> list[ModelRequest]:
+        """The distinct requests of this kind that the run will send, made small."""
+        return samples_of(self.needs, self.model, feature) or [plain_sample(self.model, chat=feature is Feature.CHAT)]
+
+    def sample(self, *, chat: bool) -> ModelRequest:
+        return self.samples(Feature.CHAT if chat else Feature.COMPLETIONS)[0]
+
+    def is_known(self, sample: ModelRequest) -> bool:
+        if shape(sample) in self.answered:
+            return True
+        return self.chats and isinstance(sample, ChatRequest) and not own_fields(sample.params)
+
+    def wholes(self, feature: Feature) -> dict[str, ModelRequest]:
+        """By shape: a request with the limit of tokens that the run sends."""
+        samples = [s for need in self.needs if need.feature is feature for s in need.samples]
+        return {shape(small(s)): small(s, tokens=_NO_LESS) for s in samples}
+
+
+async def _survey_model(prober: Prober, facts: _Facts, server: str, asked: _Asked) -> Capabilities:
+    amounts = asked.amounts()
+    wanted: list[Feature] = [feature for feature in Feature if feature in amounts and feature is not Feature.CONTEXT]
+    probes = [_probe(prober, feature, amounts[feature], asked) for feature in wanted]
     findings: dict[Feature, Finding] = dict(zip(wanted, await all_or_error(probes), strict=True))
-    context = facts.context(model)
-    if Feature.CONTEXT in asked:
-        findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in needs)
-    requests = [need.fields for need in needs if need.fields]
+    context = facts.context(asked.model)
+    if Feature.CONTEXT in amounts:
+        findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in asked.needs)
+    requests = [need.fields for need in asked.needs if need.fields]
     return Capabilities(
         server=server,
         base_url=prober.exchange.base_url,
-        model=model,
+        model=asked.model,
         software=facts.software,
         context=context,
         findings=findings,
         unset=tuple(name for name in _FILLED if any(name not in fields for fields in requests)),
         defaults=facts.defaults,
         load=(*facts.load, *(["ORCA headers"] if ORCA_HEADER in prober.seen else [])),
-        thinks=prober.thinking.get(model, ""),
+        thinks=prober.thinking.get(asked.model, ""),
     )
 
 
-def _probe(
-    prober: Prober, feature: Feature, model: str, amount: int, needs: list[Need], chats: bool
-) -> Coroutine[Any, Any, Finding]:
-    fields = {name: value for need in needs if need.feature is feature for name, value in need.fields.items()}
+def _probe(prober: Prober, feature: Feature, amount: int, asked: _Asked) -> Coroutine[Any, Any, Finding]:
     match feature:
-        case Feature.CHAT:
-            if chats and not set(fields) - STANDARD_FIELDS:
-                return _known(Finding("yes"))
-            return prober.chat(model, fields)
-        case Feature.COMPLETIONS:
-            return prober.completions(model, fields)
+        case Feature.CHAT | Feature.COMPLETIONS:
+            return _accepts(prober, feature, asked)
         case Feature.STOP:
-            return prober.stop(model)
+            return prober.stop(asked.sample(chat=False))
         case Feature.SCHEMA:
-            return prober.schema(model)
+            return prober.schema(asked.sample(chat=True))
         case Feature.LOGPROBS:
-            return prober.logprobs(model, amount)
+            return prober.logprobs(asked.sample(chat=True), amount)
         case Feature.CHOICES:
-            return prober.choices(model, amount)
+            return prober.choices(asked.sample(chat=True), amount)
         case Feature.PREFILL:
-            return prober.prefill(model)
+            return prober.prefill(asked.sample(chat=True))
     raise AssertionError(feature)
 
 
-async def _known(finding: Finding) -> Finding:
-    return finding
+async def _accepts(prober: Prober, feature: Feature, asked: _Asked) -> Finding:
+    """Whether the server takes all the requests of this kind that the run will send."""
+    wholes = asked.wholes(feature)
+    tried = [prober.accepts(s, wholes.get(shape(s))) for s in asked.samples(feature) if not asked.is_known(s)]
+    return _worst([Finding("yes"), *await all_or_error(tried)])
 
 
 # --- the context ---------------------------------------------------------------------------------
@@ -236,7 +261,8 @@ def _fits(need: Need, context: int | None, software: str) -> Finding:
 
 
 def _worst(findings: Iterable[Finding]) -> Finding:
-    return max(findings, key=lambda finding: ("yes", "unknown", "limited", "no").index(finding.state))
+    """The one with the worst state; of those, the one that says something."""
+    return max(findings, key=lambda found: (("yes", "unknown", "limited", "no").index(found.state), found.said != ""))
 
 
 # --- what a server says of itself ----------------------------------------------------------------
@@ -344,7 +370,7 @@ class Lack:
             f"step {self.need.step!r} needs of {at.model} at {at.server} ({at.base_url}): {_WHAT[self.need.feature]}",
             f"  seen: {self.finding.said or self.finding.state}",
         ]
-        if (todo := _TO_DO.get(self.need.feature)) and self.finding.state != "unknown":
+        if (todo := self.finding.todo or _TO_DO.get(self.need.feature)) and self.finding.state != "unknown":
             lines.append(f"  {todo}")
         return "\n".join(lines)
 

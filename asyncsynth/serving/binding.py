@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -25,13 +25,16 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.errors import ConfigurationError, ServerError, ServerUnreachable
+from asyncsynth.errors import ConfigurationError, ModelNotServed, ServerRefused, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.exchange import exchange_for
-from asyncsynth.servers.readiness import Probe, ReadyPolicy, not_served
+from asyncsynth.servers.model_lists import Listing, not_served
+from asyncsynth.servers.readiness import FirstContact, ReadyPolicy
+from asyncsynth.servers.sample_requests import first_samples
+from asyncsynth.servers.trial import Trial, contact_with, guess_models, try_models
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec
-from asyncsynth.serving.joining import Connected, cancelled, connect_all, joining
+from asyncsynth.serving.joining import Connected, Latecomer, cancelled, connect_all, joining
 from asyncsynth.serving.keeping import keep, kept
 from asyncsynth.serving.weights import Progress
 
@@ -170,6 +173,7 @@ async def open_pool(
     progress: Progress | None = None,
     needs: Sequence[Need] | None = None,
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
     concurrency: int | None = None,
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
@@ -184,6 +188,7 @@ async def open_pool(
         needs: what the pipeline's steps need of the servers; tried on each, and refused where it cannot work.
             None tries nothing.
         on_found: called once with what was found, before anything is refused.
+        on_wait: gets a line when a server keeps the start waiting for more than some seconds.
         concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
             configurations name; embedded servers keep their own.
 
@@ -196,54 +201,181 @@ async def open_pool(
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
     require_named(plan.shared, given)
-    patience = ready or ReadyPolicy()
+    binder = _Binder(plan, llms, needs, ready or ReadyPolicy(), environ, concurrency, on_wait)
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []
         started = await all_or_error(
             [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
         )
-        local = [server for server, _ in started]
-        wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
-        exchanges = {t.config.base_url: _exchange(stack, t, environ) for t in wanted}
-        begun = False
-
-        async def connect(target: Target) -> Connected:
-            exchange = exchanges[target.config.base_url]
-            server = Server(
-                name=target.name(wanted),
-                base_url=target.config.base_url,
-                models=frozenset(),
-                exchange=exchange,
-                limiter=_limiter(target.config, concurrency),
-                rates=_rates(target.config),
-            )
-            connected = await _connect(target, server, _probe(target, exchange, patience, environ), plan.shared, needs)
-            if begun:  # all others have what is needed: only this one is left out where it has not
-                require(connected.found, needs or ())
-            return connected
-
-        def enough(connected: Mapping[int, Connected]) -> bool:
-            answered = frozenset[str]().union(*(c.server.models for c in connected.values() if c.server is not None))
-            own = all(place in connected for place, target in enumerate(wanted) if target.own)
-            return own and plan.shared <= answered
-
-        by_place, late = await connect_all(wanted, connect, enough, grace_s=patience.grace_s)
+        binder.open_exchanges(stack)
+        remote, late = await binder.connect_all()
         stack.push_async_callback(cancelled, late)
-        remote = [by_place[place] for place in sorted(by_place)]
-        used = [*local, *(one.server for one in remote if one.server is not None)]
-        _require_all(plan.shared, used, remote, wanted)
+        used = [*(server for server, _ in started), *(one.server for one in remote if one.server is not None)]
         found += [one for connected in remote for one in connected.found]
         if on_found is not None and found:
             on_found(found)
         require(found, needs or ())
-        begun = True
+        binder.is_running = True
         pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
+        pool.notes.extend(binder.notes)
+        binder.notes = pool.notes
         await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
-        names = {target.config.base_url: target.name(wanted) for target in wanted}
-        join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)
+        join = joining(pool, late, binder.connect, binder.name, retry_s=binder.patience.retry_s)
         await stack.enter_async_context(join)
         yield pool
+
+
+class _Binder:
+    """Connects to the servers of a plan and decides which models each answers for.
+
+    The user's word comes first: models that a fleet file or an LLM names for a server are asked for, whatever it
+    lists. Other models go to the servers that list them. One that no server lists is asked for with a real request: a
+    name may be an alias or a deployment.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        llms: Sequence[LLM],
+        needs: Sequence[Need] | None,
+        patience: ReadyPolicy,
+        environ: Mapping[str, str] | None,
+        concurrency: int | None,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
+        self.patience = patience
+        self.is_running = (
+            False  #: the run has what it needs: a server that joins now is left out where it lacks something
+        )
+        self._plan = plan
+        self._needs = needs
+        self._environ = environ
+        self._concurrency = concurrency
+        self._on_wait = on_wait
+        self._samples = first_samples(llms, needs or ())
+        self._wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
+        self._exchanges: dict[str, Exchange] = {}
+        self._contacts: dict[str, FirstContact] = {}
+        self._unlisted: set[str] = set()  #: models that servers answer for without listing them
+        self.notes: list[str] = []  #: the pool's, once there is one
+
+    def open_exchanges(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the connections of each server, which `stack` closes."""
+        for target in self._wanted:
+            exchange = exchange_for(target.config, client=target.client, environ=self._environ)
+            stack.push_async_callback(exchange.aclose)
+            self._exchanges[target.config.base_url] = exchange
+
+    def name(self, target: Target) -> str:
+        """How reports call this server."""
+        return target.name(self._wanted)
+
+    async def connect_all(self) -> tuple[list[Connected], list[Latecomer[Target]]]:
+        """The servers that answer, in the order given, and those that do not yet. Raises what keeps a run from it."""
+        by_place, late = await connect_all(self._wanted, self.connect, self._is_enough, grace_s=self.patience.grace_s)
+        missing = self._plan.shared - _models(by_place.values())
+        if missing:
+            await self._ask_unlisted(missing, by_place)
+        return [by_place[place] for place in sorted(by_place)], late
+
+    def _is_enough(self, connected: Mapping[int, Connected]) -> bool:
+        own = all(place in connected for place, target in enumerate(self._wanted) if target.own)
+        return own and self._plan.shared <= _models(connected.values())
+
+    async def connect(self, target: Target) -> Connected:
+        """One server, with the models that it answers for and what it can do."""
+        config, url = target.config, target.config.base_url
+        contact = contact_with(
+            config, self._exchanges[url], environ=self._environ, policy=self.patience, on_wait=self._on_wait
+        )
+        self._contacts[url] = contact
+        models = target.own or (self._plan.shared & (config.models or self._plan.shared)) or self._plan.shared
+        try:
+            listing = await contact.wait_ready(self._samples[min(models)])
+        except ServerUnreachable as error:
+            if config.launch is not None:  # not only an address: what is to run there is known
+                error.hint = f"Start it: `asyncsynth serve {config.origin.partition(':')[0]}`, or run with --start."
+            raise
+        sure = target.own | {model for model in self._plan.shared if offers(config, listing, model)}
+        trial = await self._try(target, contact, sure)
+        if unlisted := {model for model in sure if listing.names is not None and not listing.has(model)} & set(
+            trial.errors
+        ):
+            tried = [str(trial.errors[model].message) for model in sorted(unlisted)]
+            if all(isinstance(trial.errors[model], ModelNotServed) for model in unlisted):
+                raise not_served(unlisted, listing.names or (), searched=url, tried=tried)
+        trial.require_all()
+        connected = self._connected(target, contact, trial)
+        guesses = self._plan.shared if listing.names is None else self._unlisted
+        if config.models is None and (guesses := guesses - sure):
+            connected = await self._guess(target, connected, guesses)
+        if listing.problem and connected.server is not None:
+            self.notes.append(f"{self.name(target)} has no usable list of models ({listing.problem}), but answers")
+        if self.is_running:  # all others have what is needed: only this one is left out where it has not
+            require(connected.found, self._needs or ())
+        return connected
+
+    async def _ask_unlisted(self, missing: set[str], by_place: dict[int, Connected]) -> None:
+        """Asks the servers for models that none of them lists. Raises ModelNotServed where none answers."""
+        asked = [place for place in by_place if self._wanted[place].config.models is None]
+        made = [self._guess(self._wanted[place], by_place[place], missing) for place in asked]
+        by_place.update(zip(asked, await all_or_error(made), strict=True))
+        if unserved := missing - _models(by_place.values()):
+            served = [name for one in by_place.values() for name in one.served]
+            tried = [line for place in sorted(by_place) for line in by_place[place].refusals]
+            searched = ", ".join(target.config.base_url for target in self._wanted)
+            raise not_served(unserved, served, searched=searched, tried=tried)
+
+    async def _guess(self, target: Target, connected: Connected, models: set[str]) -> Connected:
+        """`connected` with those of `models`, which it does not list, that it answers for."""
+        contact = self._contacts[target.config.base_url]
+        samples = {model: self._samples[model] for model in models}
+        trial = await guess_models(contact, samples, self._needs, server=self.name(target))
+        for error in trial.errors.values():
+            if isinstance(error, ServerRefused | ServerUnreachable):
+                raise error
+        refusals = [error.message for _, error in sorted(trial.errors.items())]
+        if trial.answered and (listed := contact.listing.names) is not None:
+            names, shown = ", ".join(sorted(trial.answered)), ", ".join(sorted(listed)[:5]) or "nothing"
+            self.notes.append(f"{self.name(target)} does not list {names} (it lists {shown}), but answers for it")
+            self._unlisted |= trial.answered
+        made = self._connected(target, contact, trial)
+        server = made.server or connected.server
+        models_of = _models([connected, made])
+        return Connected(
+            None if server is None else replace(server, models=models_of),
+            connected.served | made.served,
+            [*connected.found, *made.found],
+            refusals,
+        )
+
+    async def _try(self, target: Target, contact: FirstContact, models: set[str]) -> Trial:
+        samples = {model: self._samples[model] for model in models}
+        return await try_models(contact, samples, self._needs, server=self.name(target))
+
+    def _connected(self, target: Target, contact: FirstContact, trial: Trial) -> Connected:
+        served = (contact.listing.names or frozenset()) | trial.answered
+        if not trial.answered:
+            return Connected(None, served)
+        server = Server(
+            name=self.name(target),
+            base_url=target.config.base_url,
+            models=frozenset(trial.answered),
+            exchange=contact.exchange,
+            limiter=_limiter(target.config, self._concurrency),
+            rates=_rates(target.config),
+        )
+        return Connected(server, served, trial.found)
+
+
+def _models(connected: Iterable[Connected]) -> frozenset[str]:
+    return frozenset[str]().union(*(one.server.models for one in connected if one.server is not None))
+
+
+def offers(config: ServerConfig, listing: Listing, model: str) -> bool:
+    """Whether a server given for all models is to be asked for this one: by the user's word, else by its list."""
+    return model in config.models if config.models is not None else listing.has(model)
 
 
 async def _start_child(
@@ -275,18 +407,6 @@ async def _start_child(
     return server, child
 
 
-def _exchange(stack: contextlib.AsyncExitStack, target: Target, environ: Mapping[str, str] | None) -> Exchange:
-    exchange = exchange_for(target.config, client=target.client, environ=environ)
-    stack.push_async_callback(exchange.aclose)
-    return exchange
-
-
-def _probe(target: Target, exchange: Exchange, ready: ReadyPolicy, environ: Mapping[str, str] | None) -> Probe:
-    config = target.config
-    key_env = "" if config.api_key is not None else config.key_variable(environ)
-    return Probe(exchange, key_env=key_env, has_key=config.key(environ) is not None, policy=ready)
-
-
 def _limiter(config: ServerConfig, concurrency: int | None) -> Limiter:
     """Fixed where the user said a number, the command line before the file; else one that adapts."""
     fixed = concurrency or config.limit
@@ -301,49 +421,3 @@ def _rates(config: ServerConfig) -> RateLimits | None:
     if config.requests_per_minute is None and config.tokens_per_minute is None:
         return None
     return RateLimits(config.requests_per_minute, config.tokens_per_minute)
-
-
-async def _connect(
-    target: Target, server: Server, probe: Probe, shared: set[str], needs: Sequence[Need] | None
-) -> Connected:
-    """`server` with the models that it is asked for, or None when it has none of them; all that it serves; and what
-    came of trying the needs."""
-    config = target.config
-    try:
-        await probe.wait_ready()
-    except ServerUnreachable as error:
-        if config.launch is not None:  # not only an address: what is to run there is known
-            error.hint = f"Start it: `asyncsynth serve {config.origin.partition(':')[0]}`, or run with --start."
-        raise
-    listed = await probe.models()
-    served = frozenset(listed) if listed is not None else config.models
-    if served is None:
-        raise ServerError(
-            f"{config.base_url} does not list its models ({config.origin})",
-            hint="Name them in a fleet file: servers: [{url: ..., models: [...]}]",
-        )
-    if missing := target.own - served if listed is not None else ():
-        raise not_served(missing, served, searched=config.base_url)
-    offered = served if config.models is None else served & config.models
-    needed = target.own | (shared & offered)
-    if not needed:
-        return Connected(None, served)
-    answered = await all_or_error([probe.canary(model) for model in sorted(needed)])
-    found: Sequence[Capabilities] = ()
-    if needs is not None:
-        chats = frozenset(model for model, as_chat in zip(sorted(needed), answered, strict=True) if as_chat)
-        thinking = probe.thinking
-        found = await survey(server.exchange, needed, needs, server=server.name, chats=chats, thinking=thinking)
-    return Connected(replace(server, models=frozenset(needed)), served, found)
-
-
-def _require_all(
-    shared: set[str],
-    used: list[Server],
-    remote: list[Connected],
-    asked: list[Target],
-) -> None:
-    answered = frozenset[str]().union(*(server.models for server in used))
-    if missing := shared - answered:
-        served = [name for one in remote for name in one.served]
-        raise not_served(missing, served, searched=", ".join(t.config.base_url for t in asked))

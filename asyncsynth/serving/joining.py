@@ -24,6 +24,7 @@ class Connected:
     server: Server | None
     served: frozenset[str]
     found: Sequence[Capabilities] = ()
+    refusals: Sequence[str] = ()  #: what it answered to requests for models that it does not list
 
 
 @dataclass(slots=True)

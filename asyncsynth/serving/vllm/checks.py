@@ -15,7 +15,9 @@ from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
 from asyncsynth.servers.problems import Problems
-from asyncsynth.servers.readiness import Probe, ReadyPolicy
+from asyncsynth.servers.readiness import ReadyPolicy
+from asyncsynth.servers.sample_requests import plain_sample
+from asyncsynth.servers.trial import contact_with
 from asyncsynth.serving.vllm.flags import Finding, FlagTable, check_flags, load_table
 from asyncsynth.serving.vllm.launch import VLLMCommand
 
@@ -215,11 +217,12 @@ async def already_served(server: ServerConfig, environ: Mapping[str, str] | None
         return False
     exchange = exchange_for(server, environ=environ)
     try:
-        probe = Probe(exchange, policy=ReadyPolicy(connect_s=0.0, load_s=900.0))
-        await probe.wait_ready()
-        listed = await probe.models()
-        said = f"it serves {', '.join(listed)}" if listed else "it lists no models"
-        if listed is not None and (server.models or frozenset()) <= frozenset(listed):
+        policy = ReadyPolicy(connect_s=0.0, load_s=900.0)
+        contact = contact_with(server, exchange, environ=environ, policy=policy)
+        samples = {model: plain_sample(model) for model in server.models or ()}
+        listing = await contact.wait_ready(next(iter(samples.values()), None))
+        said = f"it serves {', '.join(sorted(listing.names))}" if listing.names else "it lists no models"
+        if listing.names is not None and all(listing.has(model) for model in samples):
             return True
     except AsyncsynthError as error:
         said = error.message

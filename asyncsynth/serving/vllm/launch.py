@@ -19,7 +19,9 @@ from asyncsynth.errors import AsyncsynthError, ConfigurationError, ServerUnreach
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
-from asyncsynth.servers.readiness import Probe, ReadyPolicy
+from asyncsynth.servers.readiness import ReadyPolicy
+from asyncsynth.servers.sample_requests import plain_sample
+from asyncsynth.servers.trial import contact_with, try_models
 from asyncsynth.serving.guarded import GuardedProcess
 from asyncsynth.serving.process_ends import Diagnosis
 from asyncsynth.serving.vllm.diagnosis import diagnose, last_lines, read_tail, without_prefix
@@ -192,16 +194,11 @@ class VLLMServer:
         exchange = exchange_for(config, environ=self._environ)
         policy = ReadyPolicy(connect_s=self._ready_s, load_s=self._ready_s, canary_s=_CANARY_S)
         try:
-            probe = Probe(
-                exchange,
-                key_env=config.key_variable(self._environ),
-                has_key=config.key(self._environ) is not None,
-                policy=policy,
-            )
-            await probe.wait_ready()
-            listed = await probe.models()
-            for model in sorted(config.models or listed or ()):
-                await probe.canary(model)
+            contact = contact_with(config, exchange, environ=self._environ, policy=policy)
+            samples = {model: plain_sample(model) for model in config.models or ()}
+            listing = await contact.wait_ready(next(iter(samples.values()), None))
+            samples = samples or {model: plain_sample(model) for model in listing.names or ()}
+            (await try_models(contact, samples, None, server=self.name)).require_all()
         finally:
             await exchange.aclose()
 
