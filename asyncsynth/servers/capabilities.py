@@ -150,13 +150,14 @@ async def survey(
     """
     facts = await _facts(exchange)
     prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
-    prober.with_fields = frozenset(need.model for need in needs if own_fields(need.fields))
+    chats_with = [need for need in needs if need.feature is Feature.CHAT and own_fields(need.fields)]
+    prober.with_fields = frozenset(need.model for need in chats_with)
     prober.thinking.update(thinking or {})
     asked = [
         _Asked(model, [n for n in needs if n.model == model], model in chats, answered) for model in sorted(models)
     ]
     if let_think:
-        unknown = [one for one in asked if one.chats and one.model not in prober.thinking]
+        unknown = [a for a in asked if a.model not in prober.thinking and a.is_known(a.sample(chat=True))]
         await all_or_error([prober.think(one.sample(chat=True)) for one in unknown])
     return await all_or_error([_survey_model(prober, facts, server, one) for one in asked])
 
@@ -394,5 +395,6 @@ def require(found: Iterable[Capabilities], needs: Sequence[Need]) -> None:
     if fatal:
         raise ServerError(
             "this cannot work, and no record was sent:\n" + "\n".join(lack.text() for lack in fatal),
-            hint="`asyncsynth check PIPELINE.py --servers ...` shows all servers; leave out those that cannot do it.",
+            hint="`asyncsynth check PIPELINE.py --servers ...` tries it without a run. Change what is named above, or "
+            "leave out the servers that cannot do it.",
         )

@@ -116,6 +116,7 @@ async def inspect(
             on_plan(chosen, most_requests(wanted, len(chosen)))
         samples = _samples(sorted(chosen), needs, llms)
         trial = await try_models(contact, samples, wanted, server=config.name, let_think=bool(wanted))
+        trial.name_what_is_served(inspection.listing, searched=config.base_url)
         inspection.errors += [str(error) for _, error in sorted(trial.errors.items())]
         guessed = frozenset() if guess is None else guess(inspection.listing) - chosen
         if guessed:

@@ -17,6 +17,7 @@ from asyncsynth.errors import AsyncsynthError, ModelNotServed, ServerError
 from asyncsynth.servers.capabilities import Capabilities, survey
 from asyncsynth.servers.capability_probes import Prober
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.model_lists import Listing, not_served
 from asyncsynth.servers.readiness import FirstContact, ReadyPolicy
 from asyncsynth.servers.sample_requests import plain_sample, shape
 
@@ -28,6 +29,12 @@ class Trial:
     answered: set[str] = field(default_factory=set)
     found: list[Capabilities] = field(default_factory=list)
     errors: dict[str, AsyncsynthError] = field(default_factory=dict)  #: by model
+
+    def name_what_is_served(self, listing: Listing, *, searched: str) -> None:
+        """Errors of models that the server neither lists nor has say what it lists, and what to do."""
+        for model, error in self.errors.items():
+            if isinstance(error, ModelNotServed) and listing.names is not None:
+                self.errors[model] = not_served([model], listing.names, searched=searched, tried=[error.message])
 
     def require_all(self) -> None:
         """Raises the first error, in the order of the models' names."""
@@ -71,7 +78,7 @@ async def try_models(
 
     async def one(model: str) -> None:
         try:
-            if not await contact.canary(samples[model]) and not _is_tried_later(contact, model, needs):
+            if not await contact.canary(samples[model]) and not _is_tried_later(model, needs):
                 await _refuse(contact, samples[model], dialect)
             trial.answered.add(model)
         except AsyncsynthError as error:
@@ -114,19 +121,21 @@ async def guess_models(
     return trial
 
 
-def _is_tried_later(contact: FirstContact, model: str, needs: Sequence[Need] | None) -> bool:
-    """Whether a refused sample is no verdict: the survey finds out what is refused, and tells it with all else; or the
-    model completes raw prompts, and it is not known that the run does anything else."""
+def _is_tried_later(model: str, needs: Sequence[Need] | None) -> bool:
+    """Whether the survey finds out what the server refuses in requests to this model, and tells it with all else."""
     kinds = {need.feature for need in needs or () if need.model == model}
-    if kinds & {Feature.CHAT, Feature.COMPLETIONS}:
-        return True
-    return shape(plain_sample(model, chat=False)) in contact.answered
+    return bool(kinds & {Feature.CHAT, Feature.COMPLETIONS})
 
 
 async def _refuse(contact: FirstContact, sample: ModelRequest, dialect: Dialect) -> None:
-    """Raises ServerError with what the server refuses in this request."""
+    """Raises ServerError with what the server refuses in this request.
+
+    Nothing is raised where no change to a chat helps and the model completes raw prompts: a base model without a chat
+    template is fine for a function that sends no chats.
+    """
     finding = await Prober(contact.exchange, dialect).accepts(sample)
-    if finding.state == "no":
+    completes = shape(plain_sample(sample.model, chat=False)) in contact.answered
+    if finding.state == "no" and (finding.todo or not completes):
         raise ServerError(
             f"{sample.model} at {contact.exchange.base_url} refuses a sample request: {finding.said}",
             hint=f"{finding.todo}." if finding.todo else "If the server is yours, its own log says more.",

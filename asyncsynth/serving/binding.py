@@ -25,7 +25,7 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.errors import ConfigurationError, ModelNotServed, ServerRefused, ServerUnreachable
+from asyncsynth.errors import ConfigurationError, ServerRefused, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.exchange import exchange_for
@@ -299,12 +299,7 @@ class _Binder:
             raise
         sure = target.own | {model for model in self._plan.shared if offers(config, listing, model)}
         trial = await self._try(target, contact, sure)
-        if unlisted := {model for model in sure if listing.names is not None and not listing.has(model)} & set(
-            trial.errors
-        ):
-            tried = [str(trial.errors[model].message) for model in sorted(unlisted)]
-            if all(isinstance(trial.errors[model], ModelNotServed) for model in unlisted):
-                raise not_served(unlisted, listing.names or (), searched=url, tried=tried)
+        trial.name_what_is_served(listing, searched=url)
         trial.require_all()
         connected = self._connected(target, contact, trial)
         guesses = self._plan.shared if listing.names is None else self._unlisted
