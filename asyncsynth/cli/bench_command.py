@@ -73,7 +73,7 @@ async def _one(
             event({"event": "server", "server": config.name, "url": config.base_url, "errors": chosen.errors})
         return False
     _announce(config, chosen, max_tokens, plan, as_json=as_json)
-    llm = LLM(model=chosen, max_tokens=max_tokens)
+    llm = _llm(max_tokens, chosen)
 
     def server(limiter: Limiter) -> Server:
         return Server(config.name, config.base_url, frozenset([chosen]), exchange_for(config), limiter=limiter)
@@ -97,6 +97,11 @@ async def _one(
     return finding.best is not None
 
 
+def _llm(max_tokens: int, model: str) -> LLM:
+    """How the model is asked: without the fields that some servers refuse and that change nothing here."""
+    return LLM(model=model, max_tokens=max_tokens, top_p=None, seed=None)
+
+
 async def _model(config: ServerConfig, wanted: str | None, max_tokens: int) -> str | Inspection:
     """The model to ask for, after it has answered once; or what was wrong."""
 
@@ -106,8 +111,8 @@ async def _model(config: ServerConfig, wanted: str | None, max_tokens: int) -> s
         offered = config.models if config.models is not None else listing.names or frozenset()
         return offered if len(offered) == 1 else frozenset()
 
-    llms = [] if wanted is None else [LLM(model=wanted, max_tokens=max_tokens, seed=None)]
-    inspection = await inspect(config, choose, lambda _: (), llms=llms, hint=wanted, on_wait=complain)
+    asked = functools.partial(_llm, max_tokens)
+    inspection = await inspect(config, choose, lambda _: (), llm_of=asked, hint=wanted, on_wait=complain)
     if inspection.errors:
         return inspection
     if inspection.chosen:
@@ -206,7 +211,7 @@ def _conclude(config: ServerConfig, model: str, finding: Finding, *, as_json: bo
         say(f"  best       {number(best.tokens_per_s)} tokens/s at {best.concurrency} in flight")
         say(f"  knee       {knee.concurrency} in flight: {knee.tokens_per_s / best.tokens_per_s:.0%} of that, "
             f"p50 {knee.p50_s:.2f} s")  # fmt: skip
-    say(f"  limited by {limits}")
+    say(f"  limited by {one_line(limits, 400)}")
     if finding.ended:
         say(f"  ended      {finding.ended}")
     if finding.adaptive is not None and share is not None:

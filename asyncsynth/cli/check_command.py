@@ -196,7 +196,7 @@ def _print_words(
             say("  not needed" if pipeline is not None else "  nothing tried")
             say(f"    {'lists':<12} {one_line(', '.join(sorted(inspection.listed)) or 'nothing', 400)}")
         for note in inspection.notes:
-            say(one_line(f"  note: {note}", 400))
+            say(f"  note: {one_line(note, 400)}")
         for warning in _warnings(lacks(inspection.found, needs)):
             say(warning)
     for spec, models in plan.embedded.items():

@@ -80,6 +80,7 @@ async def inspect(
     *,
     guess: Choice | None = None,
     llms: Sequence[LLM] = (),
+    llm_of: Callable[[str], LLM] = lambda model: LLM(model=model),
     hint: str | None = None,
     client: httpx.AsyncClient | None = None,
     environ: Mapping[str, str] | None = None,
@@ -94,6 +95,7 @@ async def inspect(
         needs: what to try on a model.
         guess: models that the server may have without listing them; what it answers in place is a note.
         llms: how a pipeline asks its models, for those of which `needs` tells no request.
+        llm_of: how other models are asked.
         hint: a model to ask for where the server has no usable list and it is not known whether it is ready.
         client: the user's own, for its URL.
         on_plan: gets the models and the most requests that follow, before they are sent.
@@ -104,7 +106,7 @@ async def inspect(
     contact = contact_with(config, exchange, environ=environ, policy=ready, on_wait=on_wait)
     try:
         named = hint or (min(config.models) if config.models else None)
-        asked = None if named is None else _samples([named], needs, llms)[named]
+        asked = None if named is None else _samples([named], needs, llms, llm_of)[named]
         inspection.listing = await contact.wait_ready(asked)
         if inspection.listing.problem:
             inspection.notes.append(f"no usable list of models: {inspection.listing.problem}")
@@ -114,7 +116,7 @@ async def inspect(
         wanted = [need for model in sorted(chosen) for need in needs(model)]
         if chosen:
             on_plan(chosen, most_requests(wanted, len(chosen)))
-        samples = _samples(sorted(chosen), needs, llms)
+        samples = _samples(sorted(chosen), needs, llms, llm_of)
         trial = await try_models(contact, samples, wanted, server=config.name, let_think=bool(wanted))
         trial.name_what_is_served(inspection.listing, searched=config.base_url)
         inspection.errors += [str(error) for _, error in sorted(trial.errors.items())]
@@ -122,7 +124,9 @@ async def inspect(
         if guessed:
             wanted = [need for model in sorted(guessed) for need in needs(model)]
             on_plan(guessed, most_requests(wanted, len(guessed)))
-            guesses = await guess_models(contact, _samples(sorted(guessed), needs, llms), wanted, server=config.name)
+            guesses = await guess_models(
+                contact, _samples(sorted(guessed), needs, llms, llm_of), wanted, server=config.name
+            )
             trial.found += guesses.found
             inspection.notes += [error.message for _, error in sorted(guesses.errors.items())]
         inspection.found = sorted(trial.found, key=lambda found: found.model)
@@ -134,10 +138,13 @@ async def inspect(
 
 
 def _samples(
-    models: Sequence[str], needs: Callable[[str], Sequence[Need]], llms: Sequence[LLM]
+    models: Sequence[str],
+    needs: Callable[[str], Sequence[Need]],
+    llms: Sequence[LLM],
+    llm_of: Callable[[str], LLM],
 ) -> dict[str, ModelRequest]:
     known = {llm.model for llm in llms}
-    asked = [*llms, *(LLM(model=model) for model in models if model not in known)]
+    asked = [*llms, *(llm_of(model) for model in models if model not in known)]
     wanted = [need for model in models for need in needs(model)]
     made = first_samples([llm for llm in asked if llm.model in models], wanted)
     return {model: small(made[model]) for model in models}

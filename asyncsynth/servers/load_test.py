@@ -31,6 +31,7 @@ _FULL_KV = 0.9
 _ELSEWHERE = 0.85  #: share of the requests in flight that the server has, where the others are on their way
 _ADAPTIVE_PARTS = 3  #: levels' worth of time that the adaptive limit gets at least
 _SAMPLE_S = 0.1
+_NONE_OF = 20  #: failed requests without an answer that end a level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Level:
     adaptive: bool = False
     cut_short: bool = False  #: there were no more requests before its time was over
     why: str = ""  #: why the limit is what it is
+    failure: str = ""  #: the server's words for the last request that failed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class Finding:
     levels: list[Level] = field(default_factory=list)
     adaptive: Level | None = None
     ended: str = ""  #: why no higher level was tried
+    refusal: str = ""  #: what it said, where it answered nothing
     used_up: str = ""  #: that there were no more requests, where that left something unmeasured
 
     @property
@@ -147,6 +150,10 @@ async def bench(
                 break
         finding.levels.append(level)
         on_level(level)
+        if level.failed and not level.answers:
+            finding.refusal = f"the server answered none of {level.failed} requests: {level.failure}"
+            finding.ended = "no request is answered"
+            break
         if not level.settled:
             finding.ended = f"{size} requests in flight gave {level.answers} answers in {span:.0f} s: too few to go by"
             break
@@ -192,7 +199,7 @@ async def measure(
     began, cpu_before = clock(), cpu()
     tasks = [asyncio.create_task(load.work(clock), name="asyncsynth bench") for _ in range(workers)]
     try:
-        while clock() - began < seconds and not load.used_up and not all(task.done() for task in tasks):
+        while clock() - began < seconds and not load.is_over() and not all(task.done() for task in tasks):
             await asyncio.sleep(min(_SAMPLE_S, seconds / 20))
             load.look()
         if load.pool.halted is not None:
@@ -214,23 +221,31 @@ class _Load:
         self._requests = requests
         self._answers: list[tuple[float, float, int]] = []  #: when, latency, tokens; in the order of time
         self._failed = 0
+        self._failure = ""
         self._reports: list[ServerLoad] = []
 
     async def work(self, clock: Callable[[], float]) -> None:
         """One request after the other."""
         for request in self._requests:
+            if self.is_over():
+                return
             began = clock()
             try:
                 answer = await self.pool.send(request)
             except RequestFailed as failed:
                 if failed.reason != "reasoning_cut":
                     self._failed += 1
+                    self._failure = f"{failed.reason}: {failed.message}"
                 elif not self.used_up:  # a thought is as much work as an answer
                     self._answers.append((clock(), clock() - began, failed.tokens))
             else:
                 if not self.used_up:
                     self._answers.append((clock(), answer.latency_s, answer.usage.completion_tokens))
         self.used_up = True
+
+    def is_over(self) -> bool:
+        """Whether there is nothing more to learn: no more requests, or the server answers none."""
+        return self.used_up or (not self._answers and self._failed >= _NONE_OF)
 
     def look(self) -> None:
         """Keeps the server's own report, if there is a new one."""
@@ -264,6 +279,7 @@ class _Load:
             p50_s=_quantile(latencies, 0.5),
             p99_s=_quantile(latencies, 0.99),
             failed=self._failed,
+            failure=self._failure,
             refused=snapshot.overloads,
             client_cpu=cpu_s / max(ended - began, 1e-9),
             running=fmean(running) if running else None,
@@ -281,6 +297,8 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 def limited_by(finding: Finding) -> str:
     """What keeps the server from more tokens/s, in a line for a person, as far as it can be told from here."""
+    if finding.refusal:
+        return finding.refusal
     best, last = finding.best, finding.levels[-1] if finding.levels else None
     if best is None or last is None:
         if finding.used_up:
