@@ -101,7 +101,7 @@ async def _supervised(pipeline: Pipeline, run: Run, *, as_json: bool) -> RunRepo
 
     with signals.installed():
         try:
-            return await run(on_runner=on_runner, on_servers=on_servers, on_download=Download())
+            return await run(on_runner=on_runner, on_servers=on_servers, on_wait=complain, on_download=Download())
         except asyncio.CancelledError:
             if not signals.count:
                 raise

@@ -127,6 +127,7 @@ async def _run(
             rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
             needs=pipeline.needs(),
             on_found=on_found,
+            on_wait=options.on_wait,
         ):
             pass
         on_runner(workers)

@@ -70,12 +70,14 @@ class LLMSettings(TypedDict, total=False):
 class LLM:
     """A model and its generation settings.
 
+    None leaves a field out of the requests, for servers that refuse it; the server's own default then applies.
+    `temperature`, `top_p` and `max_tokens` are sent unless they are None, because vLLM would take them from the model's
+    generation_config.json otherwise.
+
     Args:
         model: the name servers list it under, e.g. ``Qwen/Qwen2.5-1.5B-Instruct``.
-        temperature, top_p, max_tokens, stop, presence_penalty, frequency_penalty: OpenAI's fields. None leaves a field
-            out of the requests, for servers that refuse it; the server's own default then applies. The first three are
-            sent by default, because vLLM would take them from the model's generation_config.json otherwise. Without
-            max_tokens an answer may be as long as the server allows.
+        temperature, top_p, stop, presence_penalty, frequency_penalty: OpenAI's fields.
+        max_tokens: the most tokens of an answer, a thought included. None: as many as the server allows.
         extra_body: further fields by the server's own names (vLLM: ``top_k``, ``min_p``, ...). They win over the
             settings above; None leaves a field out. ``max_completion_tokens`` here replaces max_tokens.
         seed: "derived" (default) gives each request a seed that derives from the run's seed and the record, so that a

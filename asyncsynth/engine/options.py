@@ -44,6 +44,7 @@ class RunSettings(TypedDict, total=False):
     share: Part | None
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
+    on_wait: Callable[[str], None] | None
 
 
 @checked_class
@@ -72,6 +73,7 @@ class RunOptions:
         window_bytes: what the input rows of the records in flight may take together, in bytes.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
         on_servers: told what was found out about each server and model, before anything is sent.
+        on_wait: gets a line when a server keeps the start waiting for more than 5 s.
         max_failures: stop the run, resumable, when more than this many records have failed in it (``100``), or more
             than this share of those that have ended (``"5%"``, once 50 have). None stops it only when the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
@@ -99,6 +101,7 @@ class RunOptions:
     share: Part | None = None
     on_download: Callable[[int, int], None] | None = None
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
+    on_wait: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 0), ("concurrency", 1), ("window", 1)):

@@ -138,6 +138,7 @@ class Pipeline(Graph):
                     policy=options.retry or RetryPolicy(),
                     rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                     progress=options.on_download,
+                    on_wait=options.on_wait,
                     concurrency=options.concurrency,
                     needs=None if options.shard is not None else self.needs(),  # tried before, once for all shards
                     on_found=on_found,

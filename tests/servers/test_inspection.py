@@ -1,4 +1,4 @@
-"""`check` is bounded, says what it will send before it sends it, and never calls a server fine that it has not tried."""
+"""`check` is bounded, says what it will send before it sends it, and calls no server fine that it has not tried."""
 
 from __future__ import annotations
 
