@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 
@@ -35,7 +36,7 @@ from asyncsynth.servers.sample_requests import first_samples
 from asyncsynth.servers.trial import Trial, contact_with, guess_models, try_models
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec
 from asyncsynth.serving.joining import Connected, Latecomer, cancelled, connect_all, joining
-from asyncsynth.serving.keeping import keep, kept
+from asyncsynth.serving.keeping import End, keep, kept
 from asyncsynth.serving.weights import Progress
 
 
@@ -220,10 +221,17 @@ async def open_pool(
         stack.push_async_callback(pool.aclose)
         pool.notes.extend(binder.notes)
         binder.notes = pool.notes
-        await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
+        await stack.enter_async_context(kept(*(_keep(child, pool) for _, child in started)))
         join = joining(pool, late, binder.connect, binder.name, retry_s=binder.patience.retry_s)
         await stack.enter_async_context(join)
         yield pool
+
+
+def _keep(child: EmbeddedServer, pool: ServerPool) -> Coroutine[Any, Any, None]:
+    def note(end: End, pause: float) -> None:
+        pool.notes.append(f"{child.name} ended ({end.why}) and is started again")
+
+    return keep(child, pool, on_crash=note)
 
 
 class _Binder:

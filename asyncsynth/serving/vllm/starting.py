@@ -15,7 +15,7 @@ from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.launch_settings import place_on_gpus
 from asyncsynth.serving.binding import make_plan, require_named
 from asyncsynth.serving.embedded import EmbeddedSpec
-from asyncsynth.serving.keeping import HangPolicy
+from asyncsynth.serving.keeping import HangPolicy, Keeping
 from asyncsynth.serving.restarts import RestartPolicy
 from asyncsynth.serving.vllm.checks import already_served, check_servers, require_sound
 from asyncsynth.serving.vllm.flags import Finding
@@ -104,8 +104,7 @@ async def started(
         missing,
         vllm,
         options.logs or logs,
-        restart=options.restart,
-        hang=options.hang,
+        keeping=Keeping(restart=options.restart or RestartPolicy(), hang=options.hang or HangPolicy()),
         ready_s=options.ready_s,
         on_event=options.on_event,
         environ=environ,
