@@ -1,9 +1,9 @@
 """What each server can do of what a run needs, tried before anything is paid; and refusal of what cannot work.
 
 `survey` asks one server: which software it is, how much context it has, and by one small request for each
-feature that somebody needs (`servers.capability_probes`) whether it really does it. Nothing is kept from run to run: a
+feature that a step needs (`servers.capability_probes`) whether it really does it. Nothing is kept between runs: a
 server may be another one tomorrow. A probe that a busy server does not answer leaves the feature "unknown",
-which is told and not refused.
+which is reported and not refused.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _WHAT = {
     Feature.SCHEMA: "answers held to a JSON schema (response_format)",
     Feature.LOGPROBS: "token probabilities (logprobs, top_logprobs)",
     Feature.CHOICES: "several choices an answer (n)",
-    Feature.PREFILL: "answers that go on from an assistant message (continue_final_message)",
+    Feature.PREFILL: "answers that continue an assistant message (continue_final_message)",
     Feature.CONTEXT: "room for max_tokens in the context",
 }
 _TO_DO = {
-    Feature.CHAT: "Serve the model with a chat template, or take the fields out that the server does not know.",
-    Feature.COMPLETIONS: "Take a server that has raw completions (vLLM, llama.cpp), or a task that only chats.",
-    Feature.SCHEMA: "Take a server that enforces response_format, or let the step do without (show_schema=True).",
-    Feature.LOGPROBS: "Take a server that returns logprobs (vLLM: --max-logprobs), or turn off what reads them.",
+    Feature.CHAT: "Serve the model with a chat template, or leave out the fields that the server does not know.",
+    Feature.COMPLETIONS: "Use a server that has raw completions (vLLM, llama.cpp), or a task that only chats.",
+    Feature.SCHEMA: "Use a server that enforces response_format, or let the step work without it (show_schema=True).",
+    Feature.LOGPROBS: "Use a server that returns logprobs (vLLM: --max-logprobs), or turn off what reads them.",
     Feature.CHOICES: "Use num_generations=... in place of n.",
     Feature.CONTEXT: "Lower the LLM's max_tokens, or serve the model with a longer context (vLLM: --max-model-len).",
 }
@@ -56,7 +56,7 @@ _TO_DO = {
 
 @dataclass(slots=True, kw_only=True)
 class Capabilities:
-    """What is known of one model on one server.
+    """What is known about one model on one server.
 
     `findings` holds the features that were tried. `context` is in tokens, None where the server does not say.
     `unset` are the sampling fields that no request sets; `defaults` what the server then takes, where it says.
@@ -164,7 +164,7 @@ async def survey(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is to be found out about one model."""
+    """What to find out about one model."""
 
     model: str
     needs: list[Need]

@@ -1,6 +1,6 @@
 """Small requests that show what a server really does, and how their answers are read.
 
-Servers accept fields that they do not know, or know and do not follow: only an answer tells. Each probe is made
+Servers accept fields that they do not know, or know and do not follow: only an answer shows it. Each probe is made
 so that a server which ignores it cannot give the right answer by chance.
 """
 
@@ -22,7 +22,7 @@ from asyncsynth.core.outcomes import Permanent, Transient
 from asyncsynth.errors import RequestFailed
 from asyncsynth.servers.sample_requests import Remedy, own_fields, probe_fields, remedies
 
-#: "yes" it works; "limited" it works with less than was asked; "no" it does not; "unknown" it could not be told.
+#: "yes" it works; "limited" it works with less than was asked; "no" it does not; "unknown" the probe shows nothing.
 State = Literal["yes", "limited", "no", "unknown"]
 
 PROBE_TIMEOUT_S = 60.0  #: a busy server may let a probe wait; longer is "unknown"
@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Prober:
-    """Asks one server. `seen` collects what its answers' headers tell beside.
+    """Asks one server. `seen` collects what the headers of its answers show.
 
     Its methods take a small request of the kind that the run sends (`servers.sample_requests`) and add to its fields
     what they try, so that a probe is not refused for a field that the run leaves out.
@@ -73,7 +73,7 @@ class Prober:
 
     exchange: Exchange
     dialect: Dialect = "openai"
-    repeats_prefill: bool = False  #: it gives a prefilled answer back with its beginning (llama.cpp)
+    repeats_prefill: bool = False  #: its prefilled answers include their beginning (llama.cpp)
     seen: set[str] = field(default_factory=set)
     thinking: dict[str, str] = field(default_factory=dict)  #: by model: where an answer held a thought, if one did
     #: Models to which the run sends the user's own fields, which may turn thinking off: of these, only answers to
@@ -266,7 +266,7 @@ def read_logprobs(choices: list[dict[str, Any]], top: int) -> Finding:
 
 
 def read_stop(choices: list[dict[str, Any]]) -> Finding:
-    """Whether the text ended where it was told to."""
+    """Whether the text ended at the stop text."""
     text, finish = _text(choices[0]), choices[0].get("finish_reason")
     if " " in text or "\n" in text:
         return Finding("no", f"stop is ignored: the text was {_shown(text)}")
@@ -276,12 +276,12 @@ def read_stop(choices: list[dict[str, Any]]) -> Finding:
 
 
 def read_prefill(choices: list[dict[str, Any]], *, repeats: bool) -> Finding:
-    """Whether the answer goes on from the prefix, or begins anew."""
+    """Whether the answer continues the prefix, or starts over."""
     text = _text(choices[0]).lstrip()
     if text.startswith(_PREFIX):
         if repeats:
             return Finding("yes", "comes back with its beginning")
-        return Finding("no", f"the answer begins anew: {_shown(text)}")
+        return Finding("no", f"the answer starts over: {_shown(text)}")
     if text.startswith(_REST):
         return Finding("yes")
     return Finding("unknown", f"cannot be told from the answer {_shown(text)}")

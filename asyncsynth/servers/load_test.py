@@ -1,7 +1,7 @@
 """How much a server does with how many requests at once: closed loops at growing concurrency, and where more buys
 nothing. `asyncsynth bench` shows it.
 
-A level keeps so many requests in flight, each followed by the next, through the same pool as a run. Its rate counts
+A level keeps a fixed number of requests in flight, each followed by the next, through a run's own pool. Its rate counts
 from the end of its first turnover (as many answers as there are requests in flight), or its second where there is the
 time, to its last answer: so neither the ramp-up nor a round that the clock cut off counts, even where all answers end
 together.
@@ -36,7 +36,7 @@ _NONE_OF = 20  #: failed requests without an answer that end a level
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
-    """What is to be sent: for `seconds` in all at most, and at most `max_requests` requests."""
+    """What to send: for `seconds` at most, and at most `max_requests` requests."""
 
     seconds: float
     max_concurrency: int = 1024
@@ -56,12 +56,12 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """What came of one concurrency. `running`, `waiting`: means of the server's own reports, `kv` the most; None
-    where it tells nothing."""
+    """The result of one concurrency. `running`, `waiting`: means of the server's own reports, `kv`: their maximum; None
+    where it reports nothing."""
 
     concurrency: int  #: requests in flight; of an adaptive limit, where it ended
     settled: bool  #: at least two turnovers: the rates mean something
-    answers: int  #: in all; the rates count those after the first turnover or two
+    answers: int  #: in total; the rates count those after the first turnover or two
     tokens_per_s: float
     requests_per_s: float
     p50_s: float
@@ -80,7 +80,7 @@ class Level:
 
 @dataclass(slots=True, kw_only=True)
 class Finding:
-    """What came of one server."""
+    """The result of one server."""
 
     levels: list[Level] = field(default_factory=list)
     adaptive: Level | None = None
@@ -118,14 +118,14 @@ async def bench(
     on_level: Callable[[Level], None] = lambda level: None,
     cpu: Callable[[], float] = time.process_time,
 ) -> Finding:
-    """Loads one server, more and more, until more buys nothing.
+    """Loads one server with more and more requests until more bring nothing.
 
     Args:
         server: the server with this limit, on connections of its own; called for each level.
         requests: as many as are asked for.
         adaptive: makes the limit that a run would have; it is tried last, with no more requests in flight than the
-            levels may have. None leaves that out.
-        on_level: told each level as it ends.
+            levels may have. None skips it.
+        on_level: gets each level as it ends.
         cpu: seconds of CPU that this process has used.
 
     Raises:
@@ -188,7 +188,7 @@ async def measure(
     turnover: int | None,
     cpu: Callable[[], float] = time.process_time,
 ) -> Level:
-    """One closed loop: `workers` requests, each followed by the next, for so long or until there are no more.
+    """One closed loop: `workers` requests, each followed by the next, for `seconds` or until there are no more.
 
     `turnover`: the answers after which the rates begin to count; None counts from half of the time on. Requests in
     flight at the end are cancelled, which makes a server give them up. So are those that are left when there are no

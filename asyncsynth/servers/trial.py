@@ -102,7 +102,7 @@ async def try_models(
 async def guess_models(
     contact: FirstContact, samples: Mapping[str, ModelRequest], needs: Sequence[Need] | None, *, server: str
 ) -> Trial:
-    """As `try_models`, for models that the server does not list and that nobody has named for it: aliases, deployments,
+    """As `try_models`, for models that neither the server's list nor the user names for it: aliases, deployments,
     adapters, or models of another server.
 
     An answer counts only if the server refuses a name that is made up: one that answers to any name has what it lists.

@@ -1,4 +1,4 @@
-"""Models -> servers: who answers for each model of a pipeline, decided before anything is sent.
+"""Models -> servers: which server answers for each model of a pipeline, decided before anything is sent.
 
 A model is answered in one place: its own `LLM(base_url=...)`, an embedded server, or any of the servers given
 (then by all that serve it, as replicas). A model is never answered by another one unless the user said so
@@ -42,7 +42,7 @@ from asyncsynth.serving.weights import Progress
 
 @dataclass
 class Target:
-    """One server of a plan, before anyone has spoken to it."""
+    """One server of a plan, before it is contacted."""
 
     config: ServerConfig
     own: set[str] = field(default_factory=set)  #: models whose LLM names this server
@@ -56,7 +56,7 @@ class Target:
 
 @dataclass
 class Plan:
-    """Where each model is to be answered."""
+    """Where each model is answered."""
 
     embedded: dict[EmbeddedSpec, set[str]] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)  #: by base URL
@@ -117,8 +117,8 @@ def make_plan(
 
 
 def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
-    """A model that no file names is told before anyone waits for a server, or starts one. A server whose models are
-    not written down has to be asked, and then nothing is told here.
+    """Refuses a model that no file names before any server is waited for or started. If a server's models are not
+    written down, it has to be asked, and nothing is refused here.
 
     Raises:
         ModelNotServed: with the models that there are.
@@ -377,7 +377,7 @@ def _models(connected: Iterable[Connected]) -> frozenset[str]:
 
 
 def offers(config: ServerConfig, listing: Listing, model: str) -> bool:
-    """Whether a server given for all models is to be asked for this one: by the user's word, else by its list."""
+    """Whether a server that is given for all models has this one: by the user's word, else by its list."""
     return model in config.models if config.models is not None else listing.has(model)
 
 

@@ -1,4 +1,4 @@
-"""Keeping a run's own servers running: who is told, what a crash leads to, when a server that lives counts as hung."""
+"""Keeps a run's own servers running: what follows a crash, and when a server whose process lives counts as hung."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Watcher(Protocol):
-    """Who is told that servers come and go: a `ServerPool`. Each may raise KeyError: it does not use this server."""
+    """Hears that servers come and go: a `ServerPool`. Each method may raise KeyError: it does not use this server."""
 
     def server_down(self, name: str, why: str) -> None:
-        """Nothing is to be sent there."""
+        """Send nothing there."""
 
     def server_up(self, name: str) -> None:
         """It answers again."""

@@ -1,4 +1,4 @@
-"""What can be told about servers before any is started: flags, ports, GPUs, keys, each with file and line."""
+"""What can be checked about servers before any is started: flags, ports, GPUs, keys, each with file and line."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _check_gpus(launch: Launch, machine: int) -> Iterator[Finding]:
 
 
 def _check_ports(servers: Sequence[ServerConfig]) -> Iterator[Finding]:
-    """A port that two servers would listen on; the same address twice is told when the files are read."""
+    """A port that two servers would listen on; reading the files refuses the same address twice."""
     taken: dict[int, str] = {}
     for server in servers:
         launch = _launch(server)
@@ -168,7 +168,7 @@ def _check_memory(servers: Sequence[ServerConfig], machine: int) -> Iterator[Fin
         share = launch.number(name, launch.number("device-memory-utilization", _DEFAULT_UTILIZATION))
         gpus = launch.gpus
         if gpus is None and machine and GPU_VARIABLE not in launch.env:
-            gpus = tuple(map(str, range(_ranks(launch))))  # what vLLM takes when nobody tells it
+            gpus = tuple(map(str, range(_ranks(launch))))  # what vLLM takes by default
         for gpu in gpus or ():
             on[gpu].append((share, launch))
     told: set[tuple[str, ...]] = set()

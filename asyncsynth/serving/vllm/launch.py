@@ -150,7 +150,7 @@ class VLLMServer:
         self.state, self.since = state, time.monotonic()
 
     async def start(self) -> None:
-        """Start the process and wait until it answers one token.
+        """Start the process and wait until each of its models answers a small request.
 
         Raises:
             ServerUnreachable: it ended, or was not ready in time; with the likely cause and the end of its log.
@@ -240,7 +240,7 @@ class VLLMServer:
     # --- its log -------------------------------------------------------------------------------
 
     def _open_log(self) -> int:
-        """Opened for this user only: vLLM logs its arguments, and prompts where it is told to."""
+        """Opened for this user only: vLLM logs its arguments, and prompts if its flags say so."""
         path = self.log_path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

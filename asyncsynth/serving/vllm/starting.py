@@ -33,8 +33,8 @@ class StartOptions:
         gpus: placements, as ``FILE=0,1``; they win over those of the files.
         logs: the folder for the servers' logs.
         ready_s: for a server to become ready.
-        on_event: told what happens to the servers.
-        on_warning: told what the checks found that is no error.
+        on_event: gets what happens to the servers.
+        on_warning: gets what the checks found that is no error.
         loading: entered with the supervisor while the servers load, to show how that goes.
         restart, hang: when a server that crashed is started again, and when one that lives counts as hung.
     """
@@ -73,7 +73,7 @@ async def started(
         logs: the folder for logs where the options name none.
 
     Raises:
-        ConfigurationError, ServerError: a bad file, a model that nobody serves, a server that does not start.
+        ConfigurationError, ServerError: a bad file, a model that no server has, a server that does not start.
     """
     if options.logs is not None:
         refuse_own_places(options.logs)
