@@ -20,7 +20,7 @@ from asyncsynth.servers.capabilities import Capabilities, Lack, lacks
 from asyncsynth.servers.configs import parse_servers, servers_from_environment
 from asyncsynth.servers.inspection import AT_ONCE, MOST_MODELS, Choice, Inspection, all_needs, inspect
 from asyncsynth.servers.model_lists import Listing, not_served
-from asyncsynth.serving.binding import Plan, Target, make_plan, offers
+from asyncsynth.serving.placement import Plan, Target, make_plan, offers
 
 _SAID = 160  #: characters of what a server said
 

@@ -26,7 +26,8 @@ from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
 from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
-from asyncsynth.serving.binding import answering_models, open_pool
+from asyncsynth.serving.binding import open_pool
+from asyncsynth.serving.placement import answering_models
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest
 

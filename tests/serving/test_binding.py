@@ -25,8 +25,9 @@ from asyncsynth.errors import (
 )
 from asyncsynth.servers.configs import ServerConfig, parse_servers
 from asyncsynth.servers.readiness import FirstContact, ReadyPolicy
-from asyncsynth.serving.binding import answering_models, make_plan, open_pool
+from asyncsynth.serving.binding import open_pool
 from asyncsynth.serving.embedded import EmbeddedSpec
+from asyncsynth.serving.placement import answering_models, make_plan
 from asyncsynth.testing.fault_server import Fault, FaultServer
 
 SMALL = "SmolLM2-135M-Instruct-Q4_1 (embedded)"

@@ -13,9 +13,9 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.launch_settings import place_on_gpus
-from asyncsynth.serving.binding import make_plan, require_named
 from asyncsynth.serving.embedded import EmbeddedSpec
 from asyncsynth.serving.keeping import HangPolicy, Keeping
+from asyncsynth.serving.placement import make_plan, require_named
 from asyncsynth.serving.restarts import RestartPolicy
 from asyncsynth.serving.vllm.checks import already_served, check_servers, require_sound
 from asyncsynth.serving.vllm.flags import Finding
