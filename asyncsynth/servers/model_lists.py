@@ -67,7 +67,7 @@ def read_page(answer: WireResponse) -> list[str] | None:
 
 def _name(entry: Any) -> str | None:
     if isinstance(entry, str):
-        return entry
+        return entry or None
     if not isinstance(entry, dict):
         return None
     return next((entry[key] for key in _KEYS if isinstance(entry.get(key), str) and entry[key]), None)
