@@ -13,7 +13,7 @@ from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.needs import Need
+from asyncsynth.client.needs import Feature, Need
 from asyncsynth.engine.pipeline import Pipeline
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError
 from asyncsynth.servers.capabilities import Capabilities, Lack, lacks
@@ -127,6 +127,9 @@ def _problems(inspections: Sequence[Inspection], needs: Sequence[Need], plan: Pl
         served = {name for inspection in inspections for name in _offered(inspection)}
         problems.append(str(not_served(unserved, served, searched=searched)))
     found = [one for inspection in inspections for one in inspection.found]
+    if not needs:  # what an LLM sends by default is refused
+        refused = [(one, chat) for one in found if (chat := one.findings.get(Feature.CHAT)) and chat.todo]
+        problems += [f"{one.model} at {one.server} {chat.said}\n  {chat.todo}" for one, chat in refused]
     return problems + [lack.text() for lack in lacks(found, needs) if lack.is_fatal]
 
 

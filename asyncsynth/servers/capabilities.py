@@ -12,27 +12,18 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from asyncsynth.client.codec import Dialect
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.needs import Feature, Need
-from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
+from asyncsynth.client.transport import Exchange
 from asyncsynth.errors import ServerError
 from asyncsynth.servers.capability_probes import ORCA_HEADER, Finding, Prober
 from asyncsynth.servers.sample_requests import own_fields, plain_sample, samples_of, shape, small
+from asyncsynth.servers.server_facts import FILLED, LLAMACPP, ServerFacts, read_facts
 
-_GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
-#: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
-_CONTEXT_KEYS = ("max_model_len", "context_length", "context_window")
-#: Sampling fields that are not OpenAI's, so that requests do not hold them unless the user says so, and that
-#: vLLM takes from the model's generation_config.json; with llama.cpp's name for each.
-_FILLED = {"min_p": "min_p", "repetition_penalty": "repeat_penalty", "top_k": "top_k"}
+_KINDS = (Feature.CHAT, Feature.COMPLETIONS)
 _NO_LESS = 2**31  #: no smaller limit of tokens than the run's own
-_LONGEST = 60  #: characters of a version
-_LLAMACPP = "llama.cpp"
-_OWNERS = {"vllm": "vLLM", "llamacpp": _LLAMACPP, "sglang": "SGLang"}
 
 _WHAT = {
     Feature.CHAT: "chat completions (/chat/completions)",
@@ -148,8 +139,8 @@ async def survey(
         thinking: by model, where such an answer held a thought.
         let_think: ask models of which this is not known something that lets them think: a request more.
     """
-    facts = await _facts(exchange)
-    prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
+    facts = await read_facts(exchange)
+    prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(LLAMACPP))
     chats_with = [need for need in needs if need.feature is Feature.CHAT and own_fields(need.fields)]
     prober.with_fields = frozenset(need.model for need in chats_with)
     prober.thinking.update(thinking or {})
@@ -195,11 +186,14 @@ class _Asked:
         return {shape(small(s)): small(s, tokens=_NO_LESS) for s in samples}
 
 
-async def _survey_model(prober: Prober, facts: _Facts, server: str, asked: _Asked) -> Capabilities:
+async def _survey_model(prober: Prober, facts: ServerFacts, server: str, asked: _Asked) -> Capabilities:
     amounts = asked.amounts()
     wanted: list[Feature] = [feature for feature in Feature if feature in amounts and feature is not Feature.CONTEXT]
-    probes = [_probe(prober, feature, amounts[feature], asked) for feature in wanted]
-    findings: dict[Feature, Finding] = dict(zip(wanted, await all_or_error(probes), strict=True))
+    findings: dict[Feature, Finding] = {}
+    kinds = [feature for feature in wanted if feature in _KINDS]  # first: the others then send what the server takes
+    for group in (kinds, [feature for feature in wanted if feature not in _KINDS]):
+        probes = [_probe(prober, feature, amounts[feature], asked) for feature in group]
+        findings.update(zip(group, await all_or_error(probes), strict=True))
     context = facts.context(asked.model)
     if Feature.CONTEXT in amounts:
         findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in asked.needs)
@@ -211,7 +205,7 @@ async def _survey_model(prober: Prober, facts: _Facts, server: str, asked: _Aske
         software=facts.software,
         context=context,
         findings=findings,
-        unset=tuple(name for name in _FILLED if any(name not in fields for fields in requests)),
+        unset=tuple(name for name in FILLED if any(name not in fields for fields in requests)),
         defaults=facts.defaults,
         load=(*facts.load, *(["ORCA headers"] if ORCA_HEADER in prober.seen else [])),
         thinks=prober.thinking.get(asked.model, ""),
@@ -219,19 +213,20 @@ async def _survey_model(prober: Prober, facts: _Facts, server: str, asked: _Aske
 
 
 def _probe(prober: Prober, feature: Feature, amount: int, asked: _Asked) -> Coroutine[Any, Any, Finding]:
+    if feature in _KINDS:
+        return _accepts(prober, feature, asked)
+    sample = prober.takes(asked.sample(chat=feature is not Feature.STOP))
     match feature:
-        case Feature.CHAT | Feature.COMPLETIONS:
-            return _accepts(prober, feature, asked)
         case Feature.STOP:
-            return prober.stop(asked.sample(chat=False))
+            return prober.stop(sample)
         case Feature.SCHEMA:
-            return prober.schema(asked.sample(chat=True))
+            return prober.schema(sample)
         case Feature.LOGPROBS:
-            return prober.logprobs(asked.sample(chat=True), amount)
+            return prober.logprobs(sample, amount)
         case Feature.CHOICES:
-            return prober.choices(asked.sample(chat=True), amount)
+            return prober.choices(sample, amount)
         case Feature.PREFILL:
-            return prober.prefill(asked.sample(chat=True))
+            return prober.prefill(sample)
     raise AssertionError(feature)
 
 
@@ -252,7 +247,7 @@ def _fits(need: Need, context: int | None, software: str) -> Finding:
         return Finding("unknown", "the server does not say how long its context is")
     if need.amount >= context:
         said = f"max_tokens {need.amount:,} of step {need.step!r} leaves no room for a prompt in {context:,} tokens"
-        if software.startswith(_LLAMACPP):  # takes the request, and ends the answer where the context does
+        if software.startswith(LLAMACPP):  # takes the request, and ends the answer where the context does
             return Finding("limited", f"{said}; answers end there")
         return Finding("no", said)
     if need.amount + need.prompt_tokens > context:
@@ -264,88 +259,6 @@ def _fits(need: Need, context: int | None, software: str) -> Finding:
 def _worst(findings: Iterable[Finding]) -> Finding:
     """The one with the worst state; of those, the one that says something."""
     return max(findings, key=lambda found: (("yes", "unknown", "limited", "no").index(found.state), found.said != ""))
-
-
-# --- what a server says of itself ----------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Facts:
-    software: str = ""
-    contexts: dict[str, int] = field(default_factory=dict)  #: by model
-    any_context: int | None = None  #: of whatever model is asked
-    defaults: dict[str, Any] = field(default_factory=dict)
-    load: tuple[str, ...] = ()
-
-    def context(self, model: str) -> int | None:
-        return self.contexts.get(model, self.any_context)
-
-
-async def _facts(exchange: Exchange) -> _Facts:
-    """From /v1/models, /version (vLLM), /props (llama.cpp), /metrics and the Server header."""
-    listed, version, props, metrics = await all_or_error(
-        [
-            _get(exchange, "/models"),
-            _get(exchange, "/version", at_origin=True),
-            _get(exchange, "/props", at_origin=True),
-            _get(exchange, "/metrics", at_origin=True),
-        ]
-    )
-    facts = _Facts()
-    if metrics is not None and (b"vllm:num_requests_running" in metrics.body or b"llamacpp:" in metrics.body):
-        facts.load = ("/metrics",)
-    owner = ""
-    entries = _json(listed).get("data")
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        owner = owner or _OWNERS.get(str(entry.get("owned_by")), "")
-        sizes = [entry[key] for key in _CONTEXT_KEYS if _is_size(entry.get(key))]
-        if sizes:
-            facts.contexts[str(entry.get("id"))] = sizes[0]
-    header = listed.headers.get("server", "")[:_LONGEST] if listed is not None else ""
-    number = _json(version).get("version")
-    number = number[:_LONGEST] if isinstance(number, str) else None
-    said = _json(props)
-    settings = said.get("default_generation_settings")
-    if isinstance(settings, dict) and _is_size(settings.get("n_ctx")):
-        # llama.cpp: its list of models has the context the model was trained with as well; this is a slot's.
-        facts.any_context = settings["n_ctx"]
-        params = settings.get("params")
-        params = params if isinstance(params, dict) else settings
-        facts.defaults = {name: _rounded(params[theirs]) for name, theirs in _FILLED.items() if theirs in params}
-        build = str(said.get("build_info", ""))[:_LONGEST]
-        facts.software = _LLAMACPP if build.startswith("b0-") else f"{_LLAMACPP} {build}".strip()  # b0: not known
-    elif number is not None:
-        facts.software = f"{owner or 'vLLM'} {number}" if owner or facts.load else number
-    else:
-        facts.software = owner or header
-    return facts
-
-
-async def _get(exchange: Exchange, path: str, *, at_origin: bool = False) -> WireResponse | None:
-    """The answer, if there is a good one."""
-    try:
-        answer = await exchange.get(path, _GET, at_origin=at_origin)
-    except TransportFailure:
-        return None
-    return answer if answer.status == 200 else None
-
-
-def _json(answer: WireResponse | None) -> Mapping[str, Any]:
-    try:
-        found = orjson.loads(answer.body) if answer is not None else {}
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value  # its floats are single precision
 
 
 # --- what follows --------------------------------------------------------------------------------

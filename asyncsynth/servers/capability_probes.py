@@ -20,7 +20,7 @@ from asyncsynth.client.reasoning import separate, where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.outcomes import Permanent, Transient
 from asyncsynth.errors import RequestFailed
-from asyncsynth.servers.sample_requests import Remedy, own_fields, probe_fields, remedies
+from asyncsynth.servers.sample_requests import Remedy, own_fields, probe_fields, remedies, shape
 
 #: "yes" it works; "limited" it works with less than was asked; "no" it does not; "unknown" the probe shows nothing.
 State = Literal["yes", "limited", "no", "unknown"]
@@ -80,6 +80,12 @@ class Prober:
     #: requests with such fields tell.
     with_fields: frozenset[str] = frozenset()
 
+    changed: dict[str, ModelRequest] = field(default_factory=dict)  #: by shape: what it takes in a refused one's place
+
+    def takes(self, sample: ModelRequest) -> ModelRequest:
+        """The sample, or what the server takes in its place."""
+        return self.changed.get(shape(sample), sample)
+
     async def think(self, sample: ModelRequest) -> None:
         """A small sum, with room to think; `thinking` has what it shows."""
         messages: list[Message] = [{"role": "user", "content": "How much is 2 + 3? Answer with the number alone."}]
@@ -101,15 +107,16 @@ class Prober:
         may_be_short = whole is not None and whole.params != sample.params and _ABOUT_LIMIT.search(answer.said)
         if whole is not None and may_be_short and isinstance(await self._ask(whole), list):
             return taken
-        applied = await self._remedies(sample, answer)
+        applied, changed = await self._remedies(sample, answer)
         if not applied:
             return answer
+        self.changed[shape(sample)] = changed
         refused = " and ".join(dict.fromkeys(remedy.refused for remedy in applied))
         todo = "; ".join(remedy.setting for remedy in applied)
         return replace(answer, said=f"refuses {refused}: {answer.said}", todo=f"It answers with: {todo}")
 
-    async def _remedies(self, request: ModelRequest, refusal: Finding) -> list[Remedy]:
-        """Changes with which the server answers; [] where none were found within a dozen requests.
+    async def _remedies(self, request: ModelRequest, refusal: Finding) -> tuple[list[Remedy], ModelRequest]:
+        """Changes with which the server answers, and the changed request; none where a dozen requests found none.
 
         Those that the server's words name come first. One that leads to other words is kept: a server names one field
         at a time.
@@ -124,13 +131,13 @@ class Prober:
                 changed = remedy.change(request)
                 answer = await self._ask(changed)
                 if isinstance(answer, list):
-                    return [*applied, remedy]
+                    return [*applied, remedy], changed
                 is_named = remedy.named.search(words) is not None
                 if answer.state == "no" and is_named and remedy.named.search(answer.said) is None:
                     applied, request, refusal = [*applied, remedy], changed, answer
                     break
             else:
-                return []
+                return [], request
 
     async def stop(self, sample: ModelRequest) -> Finding:
         """A raw completion that must end at the first blank."""

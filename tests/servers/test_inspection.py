@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asyncsynth.client.needs import Feature
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.inspection import AT_ONCE, Inspection, all_needs, inspect
 from asyncsynth.servers.model_lists import Listing
@@ -14,6 +15,7 @@ from asyncsynth.servers.readiness import ReadyPolicy
 from tests.servers.scripted import Asked, Reply, Script, ScriptedServer, completion, refusal
 
 HASTY = ReadyPolicy(connect_s=0, load_s=0, canary_s=10)
+_KINDS = (Feature.CHAT, Feature.COMPLETIONS)
 MANY = [f"m{i}" for i in range(5)]
 
 
@@ -58,8 +60,10 @@ def test_what_a_server_refuses_is_found_without_a_pipeline() -> None:
 
     found, _ = inspected(script, "m")
     [one] = found.found
-    finding = one.findings[next(feature for feature in one.findings if feature == "chat")]
+    finding = one.findings[Feature.CHAT]
     assert (finding.state, finding.todo) == ("no", "It answers with: LLM(seed=None)")
+    others = {str(feature): found.said for feature, found in one.findings.items() if feature not in _KINDS}
+    assert not [said for said in others.values() if "seed" in said]  # they are tried with what it takes
 
 
 @pytest.mark.parametrize("status", [404, 500])
