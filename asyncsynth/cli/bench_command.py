@@ -12,9 +12,7 @@ from typing import Any
 from asyncsynth.cli.show import event
 from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.messages import Message, ModelRequest
 from asyncsynth.client.server_pool import Server
 from asyncsynth.core.adaptive import AdaptiveLimit
@@ -23,9 +21,10 @@ from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError, 
 from asyncsynth.inputs.jsonl import JsonlReader
 from asyncsynth.inputs.reader import BadRow
 from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.inspection import Inspection, inspect
 from asyncsynth.servers.load_test import BenchPlan, Finding, Level, bench, limited_by
-from asyncsynth.servers.readiness import not_served
+from asyncsynth.servers.model_lists import Listing
 
 _SUBJECTS = ("a river", "an old bridge", "bread", "the night train", "a garden in winter", "a lost letter", "maps")
 
@@ -66,7 +65,7 @@ async def _one(
     as_json: bool,
 ) -> bool:
     """Loads one server. False if it could not be measured."""
-    chosen = await _model(config, model)
+    chosen = await _model(config, model, max_tokens)
     if isinstance(chosen, Inspection):
         for error in chosen.errors:
             complain(f"error: {error}")
@@ -74,12 +73,10 @@ async def _one(
             event({"event": "server", "server": config.name, "url": config.base_url, "errors": chosen.errors})
         return False
     _announce(config, chosen, max_tokens, plan, as_json=as_json)
-    llm = LLM(model=chosen, max_tokens=max_tokens)
+    llm = _llm(max_tokens, chosen)
 
     def server(limiter: Limiter) -> Server:
-        headers = ORCA_REQUEST if config.orca else None
-        exchange = Http11Pool(config.base_url, headers, api_key=config.key())
-        return Server(config.name, config.base_url, frozenset([chosen]), exchange, limiter=limiter)
+        return Server(config.name, config.base_url, frozenset([chosen]), exchange_for(config), limiter=limiter)
 
     def show_level(level: Level) -> None:
         if as_json:
@@ -100,24 +97,28 @@ async def _one(
     return finding.best is not None
 
 
-async def _model(config: ServerConfig, wanted: str | None) -> str | Inspection:
+def _llm(max_tokens: int, model: str) -> LLM:
+    """How the model is asked: without the fields that some servers refuse and that change nothing here."""
+    return LLM(model=model, max_tokens=max_tokens, top_p=None, seed=None)
+
+
+async def _model(config: ServerConfig, wanted: str | None, max_tokens: int) -> str | Inspection:
     """The model to ask for, after it has answered once, or the inspection with its errors."""
 
-    def choose(listed: frozenset[str]) -> frozenset[str]:
-        offered = listed if config.models is None else listed & config.models
-        return offered & {wanted} if wanted is not None else offered if len(offered) == 1 else frozenset()
+    def choose(listing: Listing) -> frozenset[str]:
+        if wanted is not None:
+            return frozenset([wanted])
+        offered = config.models if config.models is not None else listing.names or frozenset()
+        return offered if len(offered) == 1 else frozenset()
 
-    inspection = await inspect(config, choose, lambda _: ())
+    asked = functools.partial(_llm, max_tokens)
+    inspection = await inspect(config, choose, lambda _: (), llm_of=asked, hint=wanted, on_wait=complain)
     if inspection.errors:
         return inspection
-    chosen = choose(inspection.listed)
-    if chosen:
-        return min(chosen)
-    if wanted is not None:
-        inspection.errors.append(str(not_served([wanted], inspection.listed, searched=config.base_url)))
-    else:
-        names = ", ".join(sorted(inspection.listed)) or "none"
-        inspection.errors.append(f"{config.base_url} has several models or none ({names}); name one with --model")
+    if inspection.chosen:
+        return min(inspection.chosen)
+    names = ", ".join(sorted(inspection.listed)) or inspection.listing.said()
+    inspection.errors.append(f"{config.base_url} has several models or none ({names}); name one with --model")
     return inspection
 
 
@@ -210,7 +211,7 @@ def _conclude(config: ServerConfig, model: str, finding: Finding, *, as_json: bo
         say(f"  best       {number(best.tokens_per_s)} tokens/s at {best.concurrency} in flight")
         say(f"  knee       {knee.concurrency} in flight: {knee.tokens_per_s / best.tokens_per_s:.0%} of that, "
             f"p50 {knee.p50_s:.2f} s")  # fmt: skip
-    say(f"  limited by {limits}")
+    say(f"  limited by {one_line(limits, 400)}")
     if finding.ended:
         say(f"  ended      {finding.ended}")
     if finding.adaptive is not None and share is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from asyncsynth.cli.pipeline_file import load_pipeline
@@ -11,14 +12,15 @@ from asyncsynth.cli.show import event
 from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
 from asyncsynth.client.concurrency import all_or_error
-from asyncsynth.client.needs import Need
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.needs import Feature, Need
 from asyncsynth.engine.pipeline import Pipeline
 from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError
 from asyncsynth.servers.capabilities import Capabilities, Lack, lacks
 from asyncsynth.servers.configs import parse_servers, servers_from_environment
-from asyncsynth.servers.inspection import Inspection, all_needs, inspect
-from asyncsynth.servers.readiness import not_served
-from asyncsynth.serving.binding import Plan, Target, make_plan
+from asyncsynth.servers.inspection import AT_ONCE, MOST_MODELS, Choice, Inspection, all_needs, inspect
+from asyncsynth.servers.model_lists import Listing, not_served
+from asyncsynth.serving.placement import Plan, Target, make_plan, offers
 
 _SAID = 160  #: characters of what a server said
 
@@ -36,7 +38,9 @@ def check_command(target: str | None, *, servers: Sequence[str], model: str | No
             "no servers to check", hint="Give --servers URL|FILE|DIR, or set ASYNCSYNTH_SERVERS to them."
         )
     needs = [need for need in (pipeline.needs() if pipeline is not None else ()) if model in (None, need.model)]
-    inspections = run_until_signal(lambda: _inspect_all(plan, needs if pipeline is not None else None, model))
+    tried = needs if pipeline is not None else None
+    look = _Look(plan=plan, needs=tried, model=model, llms=llms, as_json=as_json)
+    inspections = run_until_signal(look.at_all)
     problems = _problems(inspections, needs, plan, model)
     if as_json:
         _print_json(inspections, needs, problems)
@@ -45,36 +49,102 @@ def check_command(target: str | None, *, servers: Sequence[str], model: str | No
     return EXIT_FAILED_RECORDS if problems else EXIT_OK
 
 
-async def _inspect_all(plan: Plan, needs: list[Need] | None, model: str | None) -> list[Inspection]:
-    """Tests all servers at the same time. `needs` None tests everything."""
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What to look at on each server. `needs` is None where everything is to be tried."""
 
-    def chosen(target: Target, listed: frozenset[str]) -> frozenset[str]:
-        offered = listed if target.config.models is None else listed & target.config.models
-        if needs is not None:
-            return frozenset(target.own | (plan.shared & offered))
-        return offered if model is None else offered & {model}
+    plan: Plan
+    needs: list[Need] | None
+    model: str | None
+    llms: Sequence[LLM]
+    as_json: bool
 
-    def wanted(name: str) -> Sequence[Need]:
-        return all_needs(name) if needs is None else [need for need in needs if need.model == name]
-
-    return await all_or_error(
-        [
-            inspect(target.config, functools.partial(chosen, target), wanted, client=target.client)
-            for target in plan.targets.values()
+    async def at_all(self) -> list[Inspection]:
+        """All servers side by side; then, once more, for models that none of them lists."""
+        targets = list(self.plan.targets.values())
+        found = await all_or_error([self.at(target, self.unlisted) for target in targets])
+        answered = {one.model for inspection in found for one in inspection.found}
+        missing = frozenset(self.plan.shared - answered)
+        asked = [
+            place
+            for place, inspection in enumerate(found)
+            if missing and inspection.listing.names is not None and inspection.config.models is None
         ]
-    )
+        again = await all_or_error([self.at(targets[place], lambda _: missing, again=True) for place in asked])
+        for place, more in zip(asked, again, strict=True):
+            found[place].found += more.found
+            found[place].notes += [note for note in more.notes if note not in found[place].notes]
+        return found
+
+    def at(self, target: Target, guess: Choice, *, again: bool = False) -> Coroutine[Any, Any, Inspection]:
+        """One server."""
+        return inspect(
+            target.config,
+            (lambda _: frozenset()) if again else functools.partial(self.chosen, target),
+            self.wanted,
+            guess=guess if target.config.models is None else None,
+            llms=self.llms,
+            hint=self.model or min(target.own | self.plan.shared, default=None),
+            client=target.client,
+            on_plan=functools.partial(self.tell, target),
+            on_wait=complain,
+        )
+
+    def chosen(self, target: Target, listing: Listing) -> frozenset[str]:
+        """The models to look at on this server."""
+        config = target.config
+        if self.needs is not None:
+            return frozenset(target.own | {model for model in self.plan.shared if offers(config, listing, model)})
+        if self.model is not None:
+            return frozenset([self.model])
+        offered = config.models if config.models is not None else listing.names or frozenset()
+        return offered if len(offered) <= MOST_MODELS else frozenset()
+
+    def unlisted(self, listing: Listing) -> frozenset[str]:
+        """The models to ask for where there is no list."""
+        return frozenset(self.plan.shared) if listing.names is None else frozenset()
+
+    def wanted(self, name: str) -> Sequence[Need]:
+        """What to try on a model."""
+        return all_needs(name) if self.needs is None else [need for need in self.needs if need.model == name]
+
+    def tell(self, target: Target, models: frozenset[str], requests: int) -> None:
+        """What will be sent, before it is: it may cost money."""
+        if not self.as_json:
+            most = f"at most {number(requests)} small requests, {AT_ONCE} at once"
+            complain(one_line(f"{target.config.name}: {most}, for {', '.join(sorted(models))}"))
 
 
 def _problems(inspections: Sequence[Inspection], needs: Sequence[Need], plan: Plan, model: str | None) -> list[str]:
     """Why the servers, or the pipeline on them, cannot work."""
-    problems = [error for inspection in inspections for error in inspection.errors]
     missing = set(plan.shared) or ({model} if model is not None else set())
-    served = {name for inspection in inspections for name in _offered(inspection)}
-    searched = ", ".join(inspection.config.base_url for inspection in inspections)
-    if unserved := missing - served - _own(plan):
+    answered = {found.model for inspection in inspections for found in inspection.found}
+    problems = [error for inspection in inspections for error in inspection.errors]
+    problems += [said for inspection in inspections if (said := _untried(inspection, needs, plan))]
+    chosen = {name for inspection in inspections for name in inspection.chosen}
+    if unserved := missing - answered - chosen - _own(plan):
+        searched = ", ".join(inspection.config.base_url for inspection in inspections)
+        served = {name for inspection in inspections for name in _offered(inspection)}
         problems.append(str(not_served(unserved, served, searched=searched)))
     found = [one for inspection in inspections for one in inspection.found]
+    if not needs:  # what an LLM sends by default is refused
+        refused = [(one, chat) for one in found if (chat := one.findings.get(Feature.CHAT)) and chat.todo]
+        problems += [f"{one.model} at {one.server} {chat.said}\n  {chat.todo}" for one, chat in refused]
     return problems + [lack.text() for lack in lacks(found, needs) if lack.is_fatal]
+
+
+def _untried(inspection: Inspection, needs: Sequence[Need], plan: Plan) -> str:
+    """Why nothing was tried on a server that is looked at for itself; '' where something was."""
+    if needs or plan.shared or plan.embedded or inspection.chosen or inspection.errors:
+        return ""
+    url, names = inspection.config.base_url, sorted(_offered(inspection))
+    if not names:
+        return f"{url}: nothing was tried, since no model is known ({inspection.listing.said()}): name one with --model"
+    shown = f"{', '.join(names[:10])}{' ...' if len(names) > 10 else ''}"
+    return (
+        f"{url} lists {number(len(names))} models, and nothing was tried: name the one to try with --model\n"
+        f"  listed: {shown}"
+    )
 
 
 def _own(plan: Plan) -> set[str]:
@@ -84,7 +154,7 @@ def _own(plan: Plan) -> set[str]:
 
 def _offered(inspection: Inspection) -> frozenset[str]:
     models = inspection.config.models
-    return inspection.listed if models is None else inspection.listed & models
+    return inspection.listed if models is None else models
 
 
 # --- showing -------------------------------------------------------------------------------------
@@ -126,8 +196,10 @@ def _print_words(
             for name, value in _facts(one):
                 say(f"    {name:<12} {value}")
         if not inspection.found and not inspection.errors:
-            say("  not needed" if pipeline is not None else "  no such model here")
-            say(f"    {'serves':<12} {one_line(', '.join(sorted(inspection.listed)) or 'nothing', 400)}")
+            say("  not needed" if pipeline is not None else "  nothing tried")
+            say(f"    {'lists':<12} {one_line(', '.join(sorted(inspection.listed)) or 'nothing', 400)}")
+        for note in inspection.notes:
+            say(f"  note: {one_line(note, 400)}")
         for warning in _warnings(lacks(inspection.found, needs)):
             say(warning)
     for spec, models in plan.embedded.items():
@@ -144,6 +216,8 @@ def _facts(one: Capabilities) -> list[tuple[str, str]]:
     for feature, finding in one.findings.items():
         name = "fits" if feature == "context" else str(feature)
         rows.append((name, f"{finding.state:<8} {one_line(finding.said, _SAID)}".rstrip()))
+        if finding.todo:
+            rows.append(("", one_line(finding.todo, _SAID)))
     rows.append(("load", " and ".join(one.load) or "not reported"))
     if one.thinks:
         rows.append(("reasoning", one_line(one.thinks_text(), 2 * _SAID)))
@@ -154,7 +228,8 @@ def _facts(one: Capabilities) -> list[tuple[str, str]]:
 
 def _print_json(inspections: Sequence[Inspection], needs: Sequence[Need], problems: Sequence[str]) -> None:
     for inspection in inspections:
-        notes = [lack.text() for lack in lacks(inspection.found, needs) if not lack.is_fatal]
+        notes = [*inspection.notes]
+        notes += [lack.text() for lack in lacks(inspection.found, needs) if not lack.is_fatal]
         config = inspection.config
         shown: dict[str, Any] = {"event": "server", "name": config.name, "base_url": config.base_url}
         shown |= {"origin": config.origin, "serves": sorted(inspection.listed)}

@@ -69,6 +69,7 @@ def run_command(
             **options,
             answers=answers_option(answers),
             on_servers=lambda found: tell_servers(found, pipeline.needs(), as_json=as_json),
+            on_wait=complain,
             on_download=Download(),
         )
     )

@@ -126,7 +126,10 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
         fields["prompt"] = request.prompt
         fields.update(request.params)
     if fields.get("max_tokens") is None and fields.get("max_completion_tokens") is None:
-        fields["max_tokens"] = DEFAULT_MAX_TOKENS
+        if "max_tokens" in fields:  # `LLM(max_tokens=None)`: the user leaves it out
+            del fields["max_tokens"]
+        else:
+            fields["max_tokens"] = DEFAULT_MAX_TOKENS
     if fields.get("stream"):
         raise RequestFailed("streaming answers are not read; leave `stream` out", reason="bad_request")
     if dialect == "llamacpp":

@@ -15,6 +15,8 @@ from asyncsynth.client.messages import ChatRequest, ModelRequest
 
 #: Characters of a token in English, about; low, so that a prompt is rather taken for longer than it is.
 CHARS_PER_TOKEN = 4
+#: Stands in a sample request for the seed that each request of a run has: the largest one there is.
+SAMPLE_SEED = 2**31 - 1
 #: Tokens that a row itself is allowed for, where nothing is known of the rows.
 ROW_TOKENS = 256
 
@@ -42,6 +44,7 @@ class Need:
         required: whether the step cannot do its work without. Otherwise the run notes the lack and continues.
         prompt_tokens: for `Feature.CONTEXT`: the prompt's size, estimated, with an allowance for the row.
         fields: for `Feature.CHAT` and `Feature.COMPLETIONS`: the request fields that are sent.
+        samples: for these two: the sample requests themselves.
     """
 
     step: str
@@ -51,6 +54,7 @@ class Need:
     required: bool = True
     prompt_tokens: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    samples: tuple[ModelRequest, ...] = field(default=(), compare=False, repr=False)
 
 
 def features_of(request: ModelRequest) -> dict[Feature, int]:
@@ -84,8 +88,10 @@ def needs_of(
         for feature, amount in features_of(request).items():
             before = found.get((request.model, feature))
             fields: dict[str, Any] = dict(before.fields) if before is not None else {}
+            samples = before.samples if before is not None else ()
             if feature in (Feature.CHAT, Feature.COMPLETIONS):
                 fields.update(request.params)
+                samples = (*samples, request)
             prompt = _prompt_tokens(request) if feature is Feature.CONTEXT else 0
             found[request.model, feature] = Need(
                 step=step,
@@ -95,6 +101,7 @@ def needs_of(
                 required=feature not in optional,
                 prompt_tokens=max(prompt, before.prompt_tokens if before is not None else 0),
                 fields=fields,
+                samples=samples,
             )
     return tuple(found.values())
 

@@ -42,6 +42,7 @@ class RunSettings(TypedDict, total=False):
     share: Part | None
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
+    on_wait: Callable[[str], None] | None
 
 
 @checked_class
@@ -70,6 +71,7 @@ class RunOptions:
         window_bytes: maximum size of the input rows of all records in flight, in bytes.
         on_download: called with (bytes so far, bytes in total) while an embedded model's weights are downloaded.
         on_servers: called with what the tests of the servers found, before anything else is sent.
+        on_wait: called with a line when a server keeps the start waiting for more than 5 s.
         max_failures: stop the run, resumable, when more than this many records have failed in it (``100``), or more
             than this share of those that have ended (``"5%"``, once 50 have). None stops it only if the first 20
             records all fail in the same way and none ends well; a number or share replaces that rule.
@@ -97,6 +99,7 @@ class RunOptions:
     share: Part | None = None
     on_download: Callable[[int, int], None] | None = None
     on_servers: Callable[[Sequence[Capabilities]], None] | None = None
+    on_wait: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 0), ("concurrency", 1), ("window", 1)):

@@ -20,8 +20,8 @@ from asyncsynth.records import Part
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
 from asyncsynth.servers.problems import Problems
-from asyncsynth.serving.binding import answering_models
 from asyncsynth.serving.embedded import EmbeddedSpec
+from asyncsynth.serving.placement import answering_models
 from asyncsynth.serving.vllm.starting import StartOptions
 
 
@@ -37,7 +37,7 @@ class ServerSettings:
         embedded: the embedded model that answers for all others.
         concurrency: requests in flight on each server, fixed; None adapts.
         retry: waits, stops and budgets.
-        on_download, on_servers: as in `RunOptions`.
+        on_download, on_servers, on_wait: as in `RunOptions`.
     """
 
     llms: Sequence[LLM]
@@ -49,6 +49,7 @@ class ServerSettings:
     retry: RetryPolicy
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
+    on_wait: Callable[[str], None] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,7 @@ def run_of(graph: Graph, plan: Plan, directory: Path, options: RunOptions) -> Ru
             retry=options.retry or RetryPolicy(),
             on_download=options.on_download,
             on_servers=options.on_servers,
+            on_wait=options.on_wait,
         ),
         seed=options.seed,
         limit=options.limit,

@@ -51,6 +51,7 @@ class RunServers:
             policy=settings.retry,
             rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
             progress=settings.on_download,
+            on_wait=settings.on_wait,
             concurrency=settings.concurrency,
             needs=settings.needs,
             on_found=self._note_found,

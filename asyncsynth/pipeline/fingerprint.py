@@ -32,7 +32,9 @@ def jsonable(value: Any, *, where: str, code: Collector | None = None) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return _checked(value, where=where)
     if isinstance(value, LLM):
-        kept = {} if value.reasoning == "separate" else {"reasoning": value.reasoning}  # runs from before it have none
+        # Only what differs from the defaults: runs from before these settings have none of them.
+        kept = {} if value.reasoning == "separate" else {"reasoning": value.reasoning}
+        kept |= {} if value.system_role == "system" else {"system_role": value.system_role}
         return {"model": value.model, "embedded": value.is_embedded, **kept, **jsonable(value.params(), where=where)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item, where=where, code=code) for key, item in value.items()}

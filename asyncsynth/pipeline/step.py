@@ -400,7 +400,7 @@ class ModelStep(Step):
 
     def limit_of(self, request: ModelRequest) -> str:
         """The setting that limits the answer to a request, with its value: "max_tokens=64"."""
-        limit = request.params.get("max_tokens")
+        limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens")
         if limit is None:
             return "the server's own limit"
         # A chat is limited by the model's own setting, unless the step asked for another number.

@@ -1,35 +1,29 @@
 """What each server can do of what a run needs, tried before anything is paid; and refusal of what cannot work.
 
 `survey` asks one server: which software it is, how much context it has, and by one small request for each
-feature that somebody needs (`servers.capability_probes`) whether it really does it. Nothing is kept from run to run: a
+feature that a step needs (`servers.capability_probes`) whether it really does it. Nothing is kept between runs: a
 server may be another one tomorrow. A probe that a busy server does not answer leaves the feature "unknown",
-which is told and not refused.
+which is reported and not refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from asyncsynth.client.codec import Dialect
 from asyncsynth.client.concurrency import all_or_error
+from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.needs import Feature, Need
-from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
+from asyncsynth.client.transport import Exchange
 from asyncsynth.errors import ServerError
-from asyncsynth.servers.capability_probes import ORCA_HEADER, STANDARD_FIELDS, Finding, Prober, own_fields
+from asyncsynth.servers.capability_probes import ORCA_HEADER, Finding, Prober
+from asyncsynth.servers.sample_requests import own_fields, plain_sample, samples_of, shape, small
+from asyncsynth.servers.server_facts import FILLED, LLAMACPP, ServerFacts, read_facts
 
-_GET = Timeouts(connect=5.0, idle=10.0, total=10.0)
-#: Where servers say how many tokens a sequence may have: vLLM and SGLang; OpenRouter; Groq.
-_CONTEXT_KEYS = ("max_model_len", "context_length", "context_window")
-#: Sampling fields that are not OpenAI's, so that requests do not hold them unless the user says so, and that
-#: vLLM takes from the model's generation_config.json; with llama.cpp's name for each.
-_FILLED = {"min_p": "min_p", "repetition_penalty": "repeat_penalty", "top_k": "top_k"}
-_LONGEST = 60  #: characters of a version
-_LLAMACPP = "llama.cpp"
-_OWNERS = {"vllm": "vLLM", "llamacpp": _LLAMACPP, "sglang": "SGLang"}
+_KINDS = (Feature.CHAT, Feature.COMPLETIONS)
+_NO_LESS = 2**31  #: no smaller limit of tokens than the run's own
 
 _WHAT = {
     Feature.CHAT: "chat completions (/chat/completions)",
@@ -38,14 +32,14 @@ _WHAT = {
     Feature.SCHEMA: "answers held to a JSON schema (response_format)",
     Feature.LOGPROBS: "token probabilities (logprobs, top_logprobs)",
     Feature.CHOICES: "several choices an answer (n)",
-    Feature.PREFILL: "answers that go on from an assistant message (continue_final_message)",
+    Feature.PREFILL: "answers that continue an assistant message (continue_final_message)",
     Feature.CONTEXT: "room for max_tokens in the context",
 }
 _TO_DO = {
-    Feature.CHAT: "Serve the model with a chat template, or take the fields out that the server does not know.",
-    Feature.COMPLETIONS: "Take a server that has raw completions (vLLM, llama.cpp), or a task that only chats.",
-    Feature.SCHEMA: "Take a server that enforces response_format, or let the step do without (show_schema=True).",
-    Feature.LOGPROBS: "Take a server that returns logprobs (vLLM: --max-logprobs), or turn off what reads them.",
+    Feature.CHAT: "Serve the model with a chat template, or leave out the fields that the server does not know.",
+    Feature.COMPLETIONS: "Use a server that has raw completions (vLLM, llama.cpp), or a task that only chats.",
+    Feature.SCHEMA: "Use a server that enforces response_format, or let the step work without it (show_schema=True).",
+    Feature.LOGPROBS: "Use a server that returns logprobs (vLLM: --max-logprobs), or turn off what reads them.",
     Feature.CHOICES: "Use num_generations=... in place of n.",
     Feature.CONTEXT: "Lower the LLM's max_tokens, or serve the model with a longer context (vLLM: --max-model-len).",
 }
@@ -53,7 +47,7 @@ _TO_DO = {
 
 @dataclass(slots=True, kw_only=True)
 class Capabilities:
-    """What is known of one model on one server.
+    """What is known about one model on one server.
 
     `findings` holds the features that were tried. `context` is in tokens, None where the server does not say.
     `unset` are the sampling fields that no request sets; `defaults` what the server then takes, where it says.
@@ -131,6 +125,7 @@ async def survey(
     server: str,
     dialect: Dialect = "openai",
     chats: frozenset[str] = frozenset(),
+    answered: Collection[str] = (),
     thinking: Mapping[str, str] | None = None,
     let_think: bool = False,
 ) -> list[Capabilities]:
@@ -139,81 +134,107 @@ async def survey(
     Args:
         models: those it is to answer; needs of others are not tried.
         server: its name in reports.
-        chats: models that have answered a chat request just now, which need not be asked again.
+        chats: models that are known to answer chats with OpenAI's own fields.
+        answered: shapes of sample requests that were answered just now, which need not be sent again.
         thinking: by model, where such an answer held a thought.
         let_think: ask models of which this is not known something that lets them think: a request more.
     """
-    facts = await _facts(exchange)
-    prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(_LLAMACPP))
-    chat_needs = [need for need in needs if need.feature is Feature.CHAT]
-    prober.with_fields = frozenset(need.model for need in chat_needs if own_fields(need.fields))
-    known = thinking or {}
-    prober.thinking.update({model: where for model, where in known.items() if model not in prober.with_fields})
+    facts = await read_facts(exchange)
+    prober = Prober(exchange, dialect, repeats_prefill=facts.software.startswith(LLAMACPP))
+    chats_with = [need for need in needs if need.feature is Feature.CHAT and own_fields(need.fields)]
+    prober.with_fields = frozenset(need.model for need in chats_with)
+    prober.thinking.update(thinking or {})
+    asked = [
+        _Asked(model, [n for n in needs if n.model == model], model in chats, answered) for model in sorted(models)
+    ]
     if let_think:
-        unknown = sorted(chats - prober.thinking.keys())
-        fields = {need.model: need.fields for need in chat_needs}
-        await all_or_error([prober.think(model, fields.get(model, {})) for model in unknown])
-    return await all_or_error(
-        [
-            _survey_model(prober, facts, server, model, [need for need in needs if need.model == model], model in chats)
-            for model in sorted(models)
-        ]
-    )
+        unknown = [a for a in asked if a.model not in prober.thinking and a.is_known(a.sample(chat=True))]
+        await all_or_error([prober.think(one.sample(chat=True)) for one in unknown])
+    return await all_or_error([_survey_model(prober, facts, server, one) for one in asked])
 
 
-async def _survey_model(
-    prober: Prober, facts: _Facts, server: str, model: str, needs: list[Need], chats: bool
-) -> Capabilities:
-    asked: dict[Feature, int] = {}
-    for need in needs:
-        asked[need.feature] = max(need.amount, asked.get(need.feature, 0))
-    wanted: list[Feature] = [feature for feature in Feature if feature in asked and feature is not Feature.CONTEXT]
-    probes = [_probe(prober, feature, model, asked[feature], needs, chats) for feature in wanted]
-    findings: dict[Feature, Finding] = dict(zip(wanted, await all_or_error(probes), strict=True))
-    context = facts.context(model)
-    if Feature.CONTEXT in asked:
-        findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in needs)
-    requests = [need.fields for need in needs if need.fields]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What to find out about one model."""
+
+    model: str
+    needs: list[Need]
+    chats: bool
+    answered: Collection[str]
+
+    def amounts(self) -> dict[Feature, int]:
+        found: dict[Feature, int] = {}
+        for need in self.needs:
+            found[need.feature] = max(need.amount, found.get(need.feature, 0))
+        return found
+
+    def samples(self, feature: Feature) -> list[ModelRequest]:
+        """The distinct requests of this kind that the run will send, made small."""
+        return samples_of(self.needs, self.model, feature) or [plain_sample(self.model, chat=feature is Feature.CHAT)]
+
+    def sample(self, *, chat: bool) -> ModelRequest:
+        return self.samples(Feature.CHAT if chat else Feature.COMPLETIONS)[0]
+
+    def is_known(self, sample: ModelRequest) -> bool:
+        if shape(sample) in self.answered:
+            return True
+        return self.chats and isinstance(sample, ChatRequest) and not own_fields(sample.params)
+
+    def wholes(self, feature: Feature) -> dict[str, ModelRequest]:
+        """By shape: a request with the limit of tokens that the run sends."""
+        samples = [s for need in self.needs if need.feature is feature for s in need.samples]
+        return {shape(small(s)): small(s, tokens=_NO_LESS) for s in samples}
+
+
+async def _survey_model(prober: Prober, facts: ServerFacts, server: str, asked: _Asked) -> Capabilities:
+    amounts = asked.amounts()
+    wanted: list[Feature] = [feature for feature in Feature if feature in amounts and feature is not Feature.CONTEXT]
+    findings: dict[Feature, Finding] = {}
+    kinds = [feature for feature in wanted if feature in _KINDS]  # first: the others then send what the server takes
+    for group in (kinds, [feature for feature in wanted if feature not in _KINDS]):
+        probes = [_probe(prober, feature, amounts[feature], asked) for feature in group]
+        findings.update(zip(group, await all_or_error(probes), strict=True))
+    context = facts.context(asked.model)
+    if Feature.CONTEXT in amounts:
+        findings[Feature.CONTEXT] = _worst(_fits(need, context, facts.software) for need in asked.needs)
+    requests = [need.fields for need in asked.needs if need.fields]
     return Capabilities(
         server=server,
         base_url=prober.exchange.base_url,
-        model=model,
+        model=asked.model,
         software=facts.software,
         context=context,
         findings=findings,
-        unset=tuple(name for name in _FILLED if any(name not in fields for fields in requests)),
+        unset=tuple(name for name in FILLED if any(name not in fields for fields in requests)),
         defaults=facts.defaults,
         load=(*facts.load, *(["ORCA headers"] if ORCA_HEADER in prober.seen else [])),
-        thinks=prober.thinking.get(model, ""),
+        thinks=prober.thinking.get(asked.model, ""),
     )
 
 
-def _probe(
-    prober: Prober, feature: Feature, model: str, amount: int, needs: list[Need], chats: bool
-) -> Coroutine[Any, Any, Finding]:
-    fields = {name: value for need in needs if need.feature is feature for name, value in need.fields.items()}
+def _probe(prober: Prober, feature: Feature, amount: int, asked: _Asked) -> Coroutine[Any, Any, Finding]:
+    if feature in _KINDS:
+        return _accepts(prober, feature, asked)
+    sample = prober.takes(asked.sample(chat=feature is not Feature.STOP))
     match feature:
-        case Feature.CHAT:
-            if chats and not set(fields) - STANDARD_FIELDS:
-                return _known(Finding("yes"))
-            return prober.chat(model, fields)
-        case Feature.COMPLETIONS:
-            return prober.completions(model, fields)
         case Feature.STOP:
-            return prober.stop(model)
+            return prober.stop(sample)
         case Feature.SCHEMA:
-            return prober.schema(model)
+            return prober.schema(sample)
         case Feature.LOGPROBS:
-            return prober.logprobs(model, amount)
+            return prober.logprobs(sample, amount)
         case Feature.CHOICES:
-            return prober.choices(model, amount)
+            return prober.choices(sample, amount)
         case Feature.PREFILL:
-            return prober.prefill(model)
+            return prober.prefill(sample)
     raise AssertionError(feature)
 
 
-async def _known(finding: Finding) -> Finding:
-    return finding
+async def _accepts(prober: Prober, feature: Feature, asked: _Asked) -> Finding:
+    """Whether the server takes all the requests of this kind that the run will send."""
+    wholes = asked.wholes(feature)
+    tried = [prober.accepts(s, wholes.get(shape(s))) for s in asked.samples(feature) if not asked.is_known(s)]
+    return _worst([Finding("yes"), *await all_or_error(tried)])
 
 
 # --- the context ---------------------------------------------------------------------------------
@@ -226,7 +247,7 @@ def _fits(need: Need, context: int | None, software: str) -> Finding:
         return Finding("unknown", "the server does not say how long its context is")
     if need.amount >= context:
         said = f"max_tokens {need.amount:,} of step {need.step!r} leaves no room for a prompt in {context:,} tokens"
-        if software.startswith(_LLAMACPP):  # takes the request, and ends the answer where the context does
+        if software.startswith(LLAMACPP):  # takes the request, and ends the answer where the context does
             return Finding("limited", f"{said}; answers end there")
         return Finding("no", said)
     if need.amount + need.prompt_tokens > context:
@@ -236,89 +257,8 @@ def _fits(need: Need, context: int | None, software: str) -> Finding:
 
 
 def _worst(findings: Iterable[Finding]) -> Finding:
-    return max(findings, key=lambda finding: ("yes", "unknown", "limited", "no").index(finding.state))
-
-
-# --- what a server says of itself ----------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Facts:
-    software: str = ""
-    contexts: dict[str, int] = field(default_factory=dict)  #: by model
-    any_context: int | None = None  #: of whatever model is asked
-    defaults: dict[str, Any] = field(default_factory=dict)
-    load: tuple[str, ...] = ()
-
-    def context(self, model: str) -> int | None:
-        return self.contexts.get(model, self.any_context)
-
-
-async def _facts(exchange: Exchange) -> _Facts:
-    """From /v1/models, /version (vLLM), /props (llama.cpp), /metrics and the Server header."""
-    listed, version, props, metrics = await all_or_error(
-        [
-            _get(exchange, "/models"),
-            _get(exchange, "/version", at_origin=True),
-            _get(exchange, "/props", at_origin=True),
-            _get(exchange, "/metrics", at_origin=True),
-        ]
-    )
-    facts = _Facts()
-    if metrics is not None and (b"vllm:num_requests_running" in metrics.body or b"llamacpp:" in metrics.body):
-        facts.load = ("/metrics",)
-    owner = ""
-    entries = _json(listed).get("data")
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        owner = owner or _OWNERS.get(str(entry.get("owned_by")), "")
-        sizes = [entry[key] for key in _CONTEXT_KEYS if _is_size(entry.get(key))]
-        if sizes:
-            facts.contexts[str(entry.get("id"))] = sizes[0]
-    header = listed.headers.get("server", "")[:_LONGEST] if listed is not None else ""
-    number = _json(version).get("version")
-    number = number[:_LONGEST] if isinstance(number, str) else None
-    said = _json(props)
-    settings = said.get("default_generation_settings")
-    if isinstance(settings, dict) and _is_size(settings.get("n_ctx")):
-        # llama.cpp: its list of models has the context the model was trained with as well; this is a slot's.
-        facts.any_context = settings["n_ctx"]
-        params = settings.get("params")
-        params = params if isinstance(params, dict) else settings
-        facts.defaults = {name: _rounded(params[theirs]) for name, theirs in _FILLED.items() if theirs in params}
-        build = str(said.get("build_info", ""))[:_LONGEST]
-        facts.software = _LLAMACPP if build.startswith("b0-") else f"{_LLAMACPP} {build}".strip()  # b0: not known
-    elif number is not None:
-        facts.software = f"{owner or 'vLLM'} {number}" if owner or facts.load else number
-    else:
-        facts.software = owner or header
-    return facts
-
-
-async def _get(exchange: Exchange, path: str, *, at_origin: bool = False) -> WireResponse | None:
-    """The answer, if there is a good one."""
-    try:
-        answer = await exchange.get(path, _GET, at_origin=at_origin)
-    except TransportFailure:
-        return None
-    return answer if answer.status == 200 else None
-
-
-def _json(answer: WireResponse | None) -> Mapping[str, Any]:
-    try:
-        found = orjson.loads(answer.body) if answer is not None else {}
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value  # its floats are single precision
+    """The one with the worst state; of those, the one that says something."""
+    return max(findings, key=lambda found: (("yes", "unknown", "limited", "no").index(found.state), found.said != ""))
 
 
 # --- what follows --------------------------------------------------------------------------------
@@ -344,7 +284,7 @@ class Lack:
             f"step {self.need.step!r} needs of {at.model} at {at.server} ({at.base_url}): {_WHAT[self.need.feature]}",
             f"  seen: {self.finding.said or self.finding.state}",
         ]
-        if (todo := _TO_DO.get(self.need.feature)) and self.finding.state != "unknown":
+        if (todo := self.finding.todo or _TO_DO.get(self.need.feature)) and self.finding.state != "unknown":
             lines.append(f"  {todo}")
         return "\n".join(lines)
 
@@ -368,5 +308,6 @@ def require(found: Iterable[Capabilities], needs: Sequence[Need]) -> None:
     if fatal:
         raise ServerError(
             "this cannot work, and no record was sent:\n" + "\n".join(lack.text() for lack in fatal),
-            hint="`asyncsynth check PIPELINE.py --servers ...` shows all servers; leave out those that cannot do it.",
+            hint="`asyncsynth check PIPELINE.py --servers ...` tries it without a run. Change what is named above, or "
+            "leave out the servers that cannot do it.",
         )

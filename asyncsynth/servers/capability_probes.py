@@ -1,11 +1,12 @@
 """Small requests that show what a server really does, and how their answers are read.
 
-Servers accept fields that they do not know, or know and do not follow: only an answer tells. Each probe is made
+Servers accept fields that they do not know, or know and do not follow: only an answer shows it. Each probe is made
 so that a server which ignores it cannot give the right answer by chance.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,19 +20,16 @@ from asyncsynth.client.reasoning import separate, where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.outcomes import Permanent, Transient
 from asyncsynth.errors import RequestFailed
+from asyncsynth.servers.sample_requests import Remedy, own_fields, probe_fields, remedies, shape
 
-#: "yes" it works; "limited" it works with less than was asked; "no" it does not; "unknown" it could not be told.
+#: "yes" it works; "limited" it works with less than was asked; "no" it does not; "unknown" the probe shows nothing.
 State = Literal["yes", "limited", "no", "unknown"]
 
 PROBE_TIMEOUT_S = 60.0  #: a busy server may let a probe wait; longer is "unknown"
 ORCA_HEADER = "endpoint-load-metrics"  #: in vLLM's answers, where it was asked for load reports
 
-#: Fields of OpenAI's own API, which every server knows; others may be refused.
-STANDARD_FIELDS = frozenset(
-    {"temperature", "top_p", "max_tokens", "stop", "presence_penalty", "frequency_penalty", "seed"}
-)
-#: Fields that have a probe of their own.
-_PROBED_APART = frozenset({"n", "logprobs", "top_logprobs", "response_format", "max_completion_tokens"})
+_MOST_TRIES = 12  #: changed requests to find out which field a server refuses
+_ABOUT_LIMIT = re.compile(r"token|limit|length|minimum|at least", re.IGNORECASE)
 
 _CODE = "zq-17"  # no model says this unless it has to
 _SCHEMA = {
@@ -45,91 +43,136 @@ _SCHEMA_TOKENS = 64
 _POEM: list[Message] = [{"role": "user", "content": "Write a short poem about the sea."}]
 _PREFIX, _REST = "zq-", "17"
 _SHOWN = 80
+_FEW_TOKENS = 16  #: some APIs refuse less
 _THINKING_TOKENS = 512  #: thoughts about a small sum mostly end before
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one probe; `said` is the evidence, in words."""
+    """The result of one probe.
+
+    Args:
+        said: the evidence, in words.
+        todo: what the user can do about it, where the probe found that out.
+        status: of the answer that refused it; 0 where none did.
+    """
 
     state: State
     said: str = ""
+    todo: str = field(default="", compare=False)
+    status: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
 class Prober:
-    """Asks one server. `seen` collects what its answers' headers tell beside."""
+    """Asks one server. `seen` collects what the headers of its answers show.
+
+    Its methods take a small request of the kind that the run sends (`servers.sample_requests`) and add to its fields
+    what they try, so that a probe is not refused for a field that the run leaves out.
+    """
 
     exchange: Exchange
     dialect: Dialect = "openai"
-    repeats_prefill: bool = False  #: it gives a prefilled answer back with its beginning (llama.cpp)
+    repeats_prefill: bool = False  #: its prefilled answers include their beginning (llama.cpp)
     seen: set[str] = field(default_factory=set)
     thinking: dict[str, str] = field(default_factory=dict)  #: by model: where an answer held a thought, if one did
     #: Models to which the run sends the user's own fields, which may turn thinking off: of these, only answers to
     #: requests with such fields tell.
     with_fields: frozenset[str] = frozenset()
 
-    async def think(self, model: str, fields: Mapping[str, Any]) -> None:
-        """A small sum, with the fields that the run will send and room to think; `thinking` has what it shows."""
-        sent = {name: value for name, value in fields.items() if name not in _PROBED_APART}
+    changed: dict[str, ModelRequest] = field(default_factory=dict)  #: by shape: what it takes in a refused one's place
+
+    def takes(self, sample: ModelRequest) -> ModelRequest:
+        """The sample, or what the server takes in its place."""
+        return self.changed.get(shape(sample), sample)
+
+    async def think(self, sample: ModelRequest) -> None:
+        """A small sum, with room to think; `thinking` has what it shows."""
         messages: list[Message] = [{"role": "user", "content": "How much is 2 + 3? Answer with the number alone."}]
-        await self._ask(ChatRequest(model, messages, {**sent, "max_tokens": _THINKING_TOKENS}))
+        await self._ask(ChatRequest(sample.model, messages, probe_fields(sample, _THINKING_TOKENS, {})))
 
-    async def chat(self, model: str, fields: Mapping[str, Any]) -> Finding:
-        """A one-token chat with the fields that the run will send."""
-        return await self._with_fields(ChatRequest(model, [{"role": "user", "content": "Hi"}]), fields)
+    async def accepts(self, sample: ModelRequest, whole: ModelRequest | None = None) -> Finding:
+        """Whether the server takes the request as it is; if not, which part it refuses and what to set.
 
-    async def completions(self, model: str, fields: Mapping[str, Any]) -> Finding:
-        """A one-token raw completion with the fields that the run will send."""
-        return await self._with_fields(CompletionRequest(model, "Once upon a time"), fields)
+        Args:
+            whole: the same request with its own limit of tokens, for a server that refuses a small one.
+        """
+        answer = await self._ask(sample)
+        extra = ", ".join(sorted(own_fields(sample.params)))
+        taken = Finding("yes", f"takes {extra}; whether it follows them cannot be seen" if extra else "")
+        if isinstance(answer, list):
+            return taken
+        if answer.state != "no" or answer.status not in (400, 422):
+            return answer
+        may_be_short = whole is not None and whole.params != sample.params and _ABOUT_LIMIT.search(answer.said)
+        if whole is not None and may_be_short and isinstance(await self._ask(whole), list):
+            return taken
+        applied, changed = await self._remedies(sample, answer)
+        if not applied:
+            return answer
+        self.changed[shape(sample)] = changed
+        refused = " and ".join(dict.fromkeys(remedy.refused for remedy in applied))
+        todo = "; ".join(remedy.setting for remedy in applied)
+        return replace(answer, said=f"refuses {refused}: {answer.said}", todo=f"It answers with: {todo}")
 
-    async def _with_fields(self, request: ModelRequest, fields: Mapping[str, Any]) -> Finding:
-        sent = {name: value for name, value in fields.items() if name not in _PROBED_APART} | {"max_tokens": 1}
-        first = await self._ask(replace(request, params=sent))
-        extra = sorted(set(sent) - STANDARD_FIELDS)
-        if isinstance(first, list):
-            told = f"takes {', '.join(extra)}; whether it follows them cannot be seen" if extra else ""
-            return Finding("yes", told)
-        if first.state != "no" or not extra:
-            return first
-        plain = {name: value for name, value in sent.items() if name in STANDARD_FIELDS}
-        second = await self._ask(replace(request, params=plain))
-        if isinstance(second, list):
-            return Finding("no", f"refuses one of the fields {', '.join(extra)}: {first.said}")
-        return first
+    async def _remedies(self, request: ModelRequest, refusal: Finding) -> tuple[list[Remedy], ModelRequest]:
+        """Changes with which the server answers, and the changed request; none where a dozen requests found none.
 
-    async def stop(self, model: str) -> Finding:
+        Those that the server's words name come first. One that leads to other words is kept: a server names one field
+        at a time.
+        """
+        applied: list[Remedy] = []
+        left = _MOST_TRIES
+        while True:
+            words = refusal.said
+            ordered = sorted(remedies(request), key=lambda remedy: remedy.named.search(words) is None)
+            for remedy in ordered[:left]:
+                left -= 1
+                changed = remedy.change(request)
+                answer = await self._ask(changed)
+                if isinstance(answer, list):
+                    return [*applied, remedy], changed
+                is_named = remedy.named.search(words) is not None
+                if answer.state == "no" and is_named and remedy.named.search(answer.said) is None:
+                    applied, request, refusal = [*applied, remedy], changed, answer
+                    break
+            else:
+                return [], request
+
+    async def stop(self, sample: ModelRequest) -> Finding:
         """A raw completion that must end at the first blank."""
-        params = {"max_tokens": 24, "temperature": 0.0, "stop": [" ", "\n"]}
-        return _either(await self._ask(CompletionRequest(model, "The names of the months are", params)), read_stop)
+        params = probe_fields(sample, 24, {"stop": [" ", "\n"]})
+        return _either(
+            await self._ask(CompletionRequest(sample.model, "The names of the months are", params)), read_stop
+        )
 
-    async def schema(self, model: str) -> Finding:
+    async def schema(self, sample: ModelRequest) -> Finding:
         """A request for a poem, held to a schema that no poem fits."""
-        params = {"max_tokens": _SCHEMA_TOKENS, "temperature": 0.0}
-        return _either(await self._ask(ChatRequest(model, _POEM, params, _SCHEMA)), read_schema)
+        params = probe_fields(sample, _SCHEMA_TOKENS, {})
+        return _either(await self._ask(ChatRequest(sample.model, _POEM, params, _SCHEMA)), read_schema)
 
-    async def logprobs(self, model: str, top: int) -> Finding:
-        """Two tokens with the probabilities of their `top` alternatives."""
-        params = {"max_tokens": 2, "temperature": 0.0, "logprobs": True, "top_logprobs": top}
-        answer = await self._ask(ChatRequest(model, _POEM, params))
+    async def logprobs(self, sample: ModelRequest, top: int) -> Finding:
+        """A few tokens with the probabilities of their `top` alternatives."""
+        params = probe_fields(sample, _FEW_TOKENS, {"logprobs": True, "top_logprobs": top})
+        answer = await self._ask(ChatRequest(sample.model, _POEM, params))
         return _either(answer, lambda choices: read_logprobs(choices, top))
 
-    async def choices(self, model: str, count: int) -> Finding:
-        """`count` choices of one token."""
-        answer = await self._ask(ChatRequest(model, _POEM, {"max_tokens": 1, "n": count}))
+    async def choices(self, sample: ModelRequest, count: int) -> Finding:
+        """`count` choices of a few tokens."""
+        answer = await self._ask(ChatRequest(sample.model, _POEM, probe_fields(sample, _FEW_TOKENS, {"n": count})))
         if isinstance(answer, Finding):
             return answer
         if len(answer) >= count:
             return Finding("yes")
         return Finding("no", f"n={count} brought {len(answer)} choice(s)")
 
-    async def prefill(self, model: str) -> Finding:
+    async def prefill(self, sample: ModelRequest) -> Finding:
         """An answer that is begun with the first half of a code word."""
         messages: list[Message] = [
             {"role": "user", "content": f"The code is {_CODE}. Say the code and nothing else."},
             {"role": "assistant", "content": _PREFIX},
         ]
-        answer = await self._ask(ChatRequest(model, messages, {"max_tokens": 8, "temperature": 0.0}))
+        answer = await self._ask(ChatRequest(sample.model, messages, probe_fields(sample, _FEW_TOKENS, {})))
         found = _either(answer, lambda choices: read_prefill(choices, repeats=self.repeats_prefill))
         if found.state == "yes" and self.repeats_prefill and self.dialect != "llamacpp":
             return Finding("limited", "the answer comes back with its beginning")
@@ -157,12 +200,7 @@ class Prober:
         message = outcome.message if isinstance(outcome, Permanent | Transient) else "it is busy"
         # What may pass (a full queue, a fault of the moment) proves nothing.
         state: State = "no" if isinstance(outcome, Permanent) else "unknown"
-        return Finding(state, f"HTTP {answer.status}: {' '.join(message.split())}"[:300])
-
-
-def own_fields(params: Mapping[str, Any]) -> set[str]:
-    """The fields of a request that are not OpenAI's own, such as ``chat_template_kwargs``."""
-    return set(params) - STANDARD_FIELDS - _PROBED_APART
+        return Finding(state, f"HTTP {answer.status}: {' '.join(message.split())}"[:300], status=answer.status)
 
 
 def _either(answer: list[dict[str, Any]] | Finding, read: Any) -> Finding:
@@ -235,7 +273,7 @@ def read_logprobs(choices: list[dict[str, Any]], top: int) -> Finding:
 
 
 def read_stop(choices: list[dict[str, Any]]) -> Finding:
-    """Whether the text ended where it was told to."""
+    """Whether the text ended at the stop text."""
     text, finish = _text(choices[0]), choices[0].get("finish_reason")
     if " " in text or "\n" in text:
         return Finding("no", f"stop is ignored: the text was {_shown(text)}")
@@ -245,12 +283,12 @@ def read_stop(choices: list[dict[str, Any]]) -> Finding:
 
 
 def read_prefill(choices: list[dict[str, Any]], *, repeats: bool) -> Finding:
-    """Whether the answer goes on from the prefix, or begins anew."""
+    """Whether the answer continues the prefix, or starts over."""
     text = _text(choices[0]).lstrip()
     if text.startswith(_PREFIX):
         if repeats:
             return Finding("yes", "comes back with its beginning")
-        return Finding("no", f"the answer begins anew: {_shown(text)}")
+        return Finding("no", f"the answer starts over: {_shown(text)}")
     if text.startswith(_REST):
         return Finding("yes")
     return Finding("unknown", f"cannot be told from the answer {_shown(text)}")

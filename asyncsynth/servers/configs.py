@@ -3,7 +3,7 @@
 - a URL: ``http://127.0.0.1:8000/v1`` (``/v1`` is added where there is no path);
 - a vLLM file, the one given to ``vllm serve --config``: its model, host, port, TLS and api-key are read;
 - a fleet file: ``servers: [...]``, each ``{url, models?, api_key_env?, limit?, name?, ...}`` (it runs elsewhere; all
-  keys stand in `ServerConfig`) or ``{config, gpus?, env?, flags?, ...}``: a vLLM file, and how to start it (`Launch`);
+  `ServerConfig` has all keys) or ``{config, gpus?, env?, flags?, ...}``: a vLLM file, and how to start it (`Launch`);
 - a folder: every ``*.yaml`` and ``*.yml`` in it, but for vLLM files that a fleet in it names.
 
 Keys of a fleet are names of environment variables, never keys.
@@ -48,7 +48,7 @@ class ServerConfig:
         models: the names it answers to, or None to ask it.
         api_key_env: the environment variable that holds its key; used only when it is set. In place of the
             default, VLLM_API_KEY is taken where that is set.
-        api_key: a key that stands in a vLLM file itself; wins over `api_key_env`.
+        api_key: a key that is in a vLLM file itself; wins over `api_key_env`.
         limit: a fixed number of requests in flight there, or None for one that adapts.
         max_concurrency: the most that one which adapts may grow to, or None for its own bound.
         slots: requests that the server works on at once (vLLM's max-num-seqs), where that is known.
@@ -268,7 +268,7 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
     models, slots = tried(entry.names, "models"), tried(entry.at_least_one, "max_num_seqs")
     url = entry.get("url", str)
     if url is None:
-        if not unknown:  # else one of them was to be it
+        if not unknown:  # else one of them was meant as the url
             entry.fail("a server without a url or a config")
         return None
     return ServerConfig(base_url=parse_url(url, where=entry.place()), name=name, models=models, slots=slots, **common)

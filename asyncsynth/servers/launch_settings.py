@@ -1,6 +1,6 @@
 """How a server that is described by a vLLM file is started: its flags, its GPUs, its environment.
 
-vLLM's own files hold vLLM's flags and nothing else, so what is not a flag stands in the entry of a fleet file:
+vLLM's own files hold vLLM's flags and nothing else, so everything else is in the entry of a fleet file:
 ``servers: [{config: qwen.yaml, gpus: [0], env: {VLLM_X: 1}, flags: {port: 8001}}]``, or in the option ``--gpus``.
 """
 
@@ -39,12 +39,12 @@ class Launch:
 
     Args:
         file: for ``vllm serve --config``.
-        flags: all that hold, by name with dashes: those of the file, those of the fleet over them.
-        overrides: the names of those that the fleet gives; they go on the command line.
+        flags: all that apply, by name with dashes: those of the file, overridden by those of the fleet.
+        overrides: the names of those that the fleet gives; the command line carries them.
         gpus: indices or UUIDs for CUDA_VISIBLE_DEVICES; None leaves that variable as it is.
         env: further environment variables of the process.
         key_env: the variable whose value becomes the server's API key, or ''.
-        place: ``file:line`` of where the GPUs are said.
+        place: ``file:line`` of the GPUs.
     """
 
     file: Path
@@ -72,7 +72,7 @@ class Launch:
 
 
 def read_launch(settings: YamlMapping, entry: YamlMapping | None = None) -> Launch:
-    """The launch of a vLLM file; `entry` is that of the fleet, where it stands in one.
+    """The launch of a vLLM file; `entry` is its entry in a fleet file, if it has one.
 
     The fleet's flags are laid over `settings`. Raises InputError, with file and line.
     """

@@ -1,7 +1,7 @@
 """How much a server does with how many requests at once: closed loops at growing concurrency, and where more buys
 nothing. `asyncsynth bench` shows it.
 
-A level keeps so many requests in flight, each followed by the next, through the same pool as a run. Its rate counts
+A level keeps a fixed number of requests in flight, each followed by the next, through a run's own pool. Its rate counts
 from the end of its first turnover (as many answers as there are requests in flight), or its second where there is the
 time, to its last answer: so neither the ramp-up nor a round that the clock cut off counts, even where all answers end
 together.
@@ -31,11 +31,12 @@ _FULL_KV = 0.9
 _ELSEWHERE = 0.85  #: share of the requests in flight that the server has, where the others are on their way
 _ADAPTIVE_PARTS = 3  #: levels' worth of time that the adaptive limit gets at least
 _SAMPLE_S = 0.1
+_NONE_OF = 20  #: failed requests without an answer that end a level
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
-    """What is to be sent: for `seconds` in all at most, and at most `max_requests` requests."""
+    """What to send: for `seconds` at most, and at most `max_requests` requests."""
 
     seconds: float
     max_concurrency: int = 1024
@@ -55,12 +56,12 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """What came of one concurrency. `running`, `waiting`: means of the server's own reports, `kv` the most; None
-    where it tells nothing."""
+    """The result of one concurrency. `running`, `waiting`: means of the server's own reports, `kv`: their maximum; None
+    where it reports nothing."""
 
     concurrency: int  #: requests in flight; of an adaptive limit, where it ended
     settled: bool  #: at least two turnovers: the rates mean something
-    answers: int  #: in all; the rates count those after the first turnover or two
+    answers: int  #: in total; the rates count those after the first turnover or two
     tokens_per_s: float
     requests_per_s: float
     p50_s: float
@@ -74,15 +75,17 @@ class Level:
     adaptive: bool = False
     cut_short: bool = False  #: there were no more requests before its time was over
     why: str = ""  #: why the limit is what it is
+    failure: str = ""  #: the server's words for the last request that failed
 
 
 @dataclass(slots=True, kw_only=True)
 class Finding:
-    """What came of one server."""
+    """The result of one server."""
 
     levels: list[Level] = field(default_factory=list)
     adaptive: Level | None = None
     ended: str = ""  #: why no higher level was tried
+    refusal: str = ""  #: what it said, where it answered nothing
     used_up: str = ""  #: that there were no more requests, where that left something unmeasured
 
     @property
@@ -115,14 +118,14 @@ async def bench(
     on_level: Callable[[Level], None] = lambda level: None,
     cpu: Callable[[], float] = time.process_time,
 ) -> Finding:
-    """Loads one server, more and more, until more buys nothing.
+    """Loads one server with more and more requests until more bring nothing.
 
     Args:
         server: the server with this limit, on connections of its own; called for each level.
         requests: as many as are asked for.
         adaptive: makes the limit that a run would have; it is tried last, with no more requests in flight than the
-            levels may have. None leaves that out.
-        on_level: told each level as it ends.
+            levels may have. None skips it.
+        on_level: gets each level as it ends.
         cpu: seconds of CPU that this process has used.
 
     Raises:
@@ -147,6 +150,10 @@ async def bench(
                 break
         finding.levels.append(level)
         on_level(level)
+        if level.failed and not level.answers:
+            finding.refusal = f"the server answered none of {level.failed} requests: {level.failure}"
+            finding.ended = "no request is answered"
+            break
         if not level.settled:
             finding.ended = f"{size} requests in flight gave {level.answers} answers in {span:.0f} s: too few to go by"
             break
@@ -181,7 +188,7 @@ async def measure(
     turnover: int | None,
     cpu: Callable[[], float] = time.process_time,
 ) -> Level:
-    """One closed loop: `workers` requests, each followed by the next, for so long or until there are no more.
+    """One closed loop: `workers` requests, each followed by the next, for `seconds` or until there are no more.
 
     `turnover`: the answers after which the rates begin to count; None counts from half of the time on. Requests in
     flight at the end are cancelled, which makes a server give them up. So are those that are left when there are no
@@ -192,7 +199,7 @@ async def measure(
     began, cpu_before = clock(), cpu()
     tasks = [asyncio.create_task(load.work(clock), name="asyncsynth bench") for _ in range(workers)]
     try:
-        while clock() - began < seconds and not load.used_up and not all(task.done() for task in tasks):
+        while clock() - began < seconds and not load.is_over() and not all(task.done() for task in tasks):
             await asyncio.sleep(min(_SAMPLE_S, seconds / 20))
             load.look()
         if load.pool.halted is not None:
@@ -214,23 +221,31 @@ class _Load:
         self._requests = requests
         self._answers: list[tuple[float, float, int]] = []  #: when, latency, tokens; in the order of time
         self._failed = 0
+        self._failure = ""
         self._reports: list[ServerLoad] = []
 
     async def work(self, clock: Callable[[], float]) -> None:
         """One request after the other."""
         for request in self._requests:
+            if self.is_over():
+                return
             began = clock()
             try:
                 answer = await self.pool.send(request)
             except RequestFailed as failed:
                 if failed.reason != "reasoning_cut":
                     self._failed += 1
+                    self._failure = f"{failed.reason}: {failed.message}"
                 elif not self.used_up:  # a thought is as much work as an answer
                     self._answers.append((clock(), clock() - began, failed.tokens))
             else:
                 if not self.used_up:
                     self._answers.append((clock(), answer.latency_s, answer.usage.completion_tokens))
         self.used_up = True
+
+    def is_over(self) -> bool:
+        """Whether there is nothing more to learn: no more requests, or the server answers none."""
+        return self.used_up or (not self._answers and self._failed >= _NONE_OF)
 
     def look(self) -> None:
         """Keeps the server's own report, if there is a new one."""
@@ -264,6 +279,7 @@ class _Load:
             p50_s=_quantile(latencies, 0.5),
             p99_s=_quantile(latencies, 0.99),
             failed=self._failed,
+            failure=self._failure,
             refused=snapshot.overloads,
             client_cpu=cpu_s / max(ended - began, 1e-9),
             running=fmean(running) if running else None,
@@ -281,6 +297,8 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 def limited_by(finding: Finding) -> str:
     """What keeps the server from more tokens/s, in a line for a person, as far as it can be told from here."""
+    if finding.refusal:
+        return finding.refusal
     best, last = finding.best, finding.levels[-1] if finding.levels else None
     if best is None or last is None:
         if finding.used_up:

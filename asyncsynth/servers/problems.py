@@ -1,4 +1,4 @@
-"""What is wrong with several files, entries or options, collected so that all of it is told at once."""
+"""Collects what is wrong with several files, entries or options, so that one error reports all of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Problems:
-    """Errors in what the user wrote, in the order they were met; one that two places lead to is told once."""
+    """Errors in what the user wrote, in the order they were met; each is reported once."""
 
     def __init__(self) -> None:
         self._found: dict[str, ConfigurationError] = {}

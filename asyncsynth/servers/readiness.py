@@ -1,30 +1,41 @@
-"""Is a server there, does it take our key, does it serve the model, and does it really answer?
+"""The first contact with a server: is it there, does it take our key, which models has it, and does it really answer?
 
-Asked once per server before a run sends anything, so that a wrong port or key is one clear error in the first
-seconds and not a thousand failed records.
+Made once per server before a run sends records, so that a wrong port or key is one clear error in the first seconds and
+not a thousand failed records.
+
+Who says which models a server has: the user first (`models:` of a fleet file, `LLM(base_url=...)`), then its list
+(/v1/models), and where that cannot be used or lacks a name, a real request. So a list that fails is a note, no error:
+hosted APIs answer it with 403 for restricted keys, in other shapes, or without aliases and deployments. /health is not
+part of the API. It is asked only when the list fails, to tell a server that loads from one that has no usable list.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import orjson
 
 from asyncsynth.client.codec import Dialect, decode, encode, outcome_of
-from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
+from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.reasoning import where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import ModelNotServed, ServerError, ServerRefused, ServerUnreachable
+from asyncsynth.servers.model_lists import Listing, next_page, read_page
+from asyncsynth.servers.sample_requests import plain_sample, shape
 
-_PROBE = Timeouts(connect=5.0, idle=10.0, total=10.0)
+_LIST = Timeouts(connect=5.0, idle=10.0, total=10.0)
+_HEALTH = Timeouts(connect=5.0, idle=5.0, total=5.0)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-_CANARY_ATTEMPTS = 3
-#: What may become of one token: the model did answer.
+_SAMPLE_ATTEMPTS = 3
+_MOST_PAGES = 50  #: of a list of models
+_NO_LIST = (404, 405, 501)  #: a server that keeps none
+_MAY_LOAD = (429, 500, 502, 503, 504)
+_SAID = 200  #: characters of a server's words
+#: What may become of a few tokens: the model did answer.
 _ANSWERED = frozenset({"empty_content", "reasoning_cut", "refusal", "tool_calls"})
 
 
@@ -35,9 +46,10 @@ class ReadyPolicy:
     Args:
         connect_s: for a first sign of life. Short: a wrong port is the usual reason.
         load_s: for a server that is up and says that it is still loading (503).
-        canary_s: for the answer to the one-token request; a server with a queue may need a while.
+        canary_s: for the answer to a sample request; a server with a queue may need a while.
         grace_s: for servers that a run can do without, once those that it needs are ready.
-        retry_s: between two attempts to reach such a server while the run goes on.
+        retry_s: between two attempts to reach such a server while the run continues.
+        tell_s: after this long, a line says what is being waited for.
     """
 
     connect_s: float = 15.0
@@ -45,15 +57,17 @@ class ReadyPolicy:
     canary_s: float = 120.0
     grace_s: float = 2.0
     retry_s: float = 5.0
+    tell_s: float = 5.0
 
 
-class Probe:
+class FirstContact:
     """Questions to one server.
 
     Args:
         exchange: where to send them.
         key_env: the variable its key comes from, for the message when the key is refused.
         has_key: whether a key is sent.
+        on_wait: gets a line when something takes longer than the policy's `tell_s`; once.
         clock, sleep: seconds; tests hand in virtual ones.
     """
 
@@ -65,21 +79,30 @@ class Probe:
         has_key: bool = False,
         dialect: Dialect = "openai",
         policy: ReadyPolicy | None = None,
+        on_wait: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._exchange = exchange
+        self.exchange: Exchange = exchange
+        self.policy: ReadyPolicy = policy or ReadyPolicy()
+        self.thinking: dict[str, str] = {}  #: by model: where its answer to `canary` held a thought, if it did
+        self.answered: set[str] = set()  #: shapes of the sample requests that it answered
+        self.listing: Listing = Listing(None)
         self._where = exchange.base_url
         self._key_env = key_env
         self._has_key = has_key
         self._dialect: Dialect = dialect
-        self._policy = policy or ReadyPolicy()
+        self._on_wait = on_wait
         self._clock = clock
         self._sleep = sleep
-        self.thinking: dict[str, str] = {}  #: by model: where its answer to `canary` held a thought, if it did
 
-    async def wait_ready(self) -> None:
-        """Return once /health says so, or once the server turns out to have no /health.
+    # --- is it there, and what does it list -----------------------------------------------------
+
+    async def wait_ready(self, sample: ModelRequest | None = None) -> Listing:
+        """Returns what /v1/models says once the server answers that, or a real request.
+
+        Args:
+            sample: a request that it should answer, sent only where the list and /health both fail.
 
         Raises:
             ServerUnreachable: no answer within `connect_s`, or still loading after `load_s`.
@@ -87,153 +110,209 @@ class Probe:
         started = self._clock()
         pause = _FIRST_WAIT_S
         while True:
-            try:
-                answer = await self._exchange.get("/health", _PROBE, at_origin=True)
-                if answer.status not in (500, 502, 503, 504):
-                    return
-                said, allowed = f"it still answers {answer.status}", self._policy.load_s
-            except TransportFailure as failure:
-                said, allowed = f"{failure.reason}: {failure.message}", self._policy.connect_s
-            left = started + allowed - self._clock()
+            found = await self._look(sample)
+            if isinstance(found, Listing):
+                self.listing = found
+                return found
+            left = started + found.allowed_s - self._clock()
             if left <= 0:
                 raise ServerUnreachable(
-                    f"no server is ready at {self._where} after {allowed:g} s ({said})",
-                    hint="Check that it runs, and its host and port.",
+                    f"no server is ready at {self._where} after {found.allowed_s:g} s ({found.said})",
+                    hint="Check that it runs, and its host and port." + found.advice,
                 )
+            if self._clock() - started >= self.policy.tell_s:
+                self._tell(f"waiting for {self._where}, up to {found.allowed_s:g} s: {found.said}")
             await self._sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
-    async def models(self) -> tuple[str, ...] | None:
-        """The names it serves, from /v1/models; None where a server keeps no such list.
+    def _tell(self, line: str) -> None:
+        if self._on_wait is not None:
+            self._on_wait(line)
+            self._on_wait = None
 
-        Raises:
-            ServerRefused: the key is wrong or missing.
-            ServerUnreachable, ServerError: no answer, or one that is not this list.
-        """
+    async def _look(self, sample: ModelRequest | None) -> Listing | _NotReady:
+        """One round of questions: the list; if that fails, /health; if that is no help, a real request."""
+        policy = self.policy
         try:
-            answer = await self._exchange.get("/models", _PROBE)
+            answer = await self._get("/models", _LIST)
         except TransportFailure as failure:
-            raise ServerUnreachable(f"{self._where}/models: {failure.reason}: {failure.message}") from failure
-        if answer.status in (401, 403):
-            raise self._key_refused(answer.status)
-        if answer.status in (404, 405, 501):
+            said = f"{failure.reason}: {failure.message}"
+            if failure.reason == "connect":
+                return _NotReady(said, policy.connect_s)
+            listing = Listing(None, f"/models: {said}")
+            if failure.reason != "reset":  # it is there, and what it sent was no list
+                return listing
+            advice = " If it speaks TLS, its URL begins with https://." if self._where.startswith("http://") else ""
+            not_ready = _NotReady(said, policy.connect_s, advice)
+        else:
+            names = read_page(answer)
+            if names is not None:
+                return await self._whole_list(answer, names)
+            if answer.status in _NO_LIST:
+                return Listing(None, status=answer.status)
+            listing = Listing(None, f"/models answered {_words(answer)}", answer.status)
+            if answer.status not in _MAY_LOAD:
+                return listing
+            not_ready = _NotReady(f"it still answers {answer.status}", policy.load_s)
+        health = await self._health()
+        if health is not None and health < 400:
+            return listing
+        if sample is not None:
+            outcome = await self._exchange_once(sample)
+            if not isinstance(outcome, Overloaded) and (not isinstance(outcome, Transient) or _lives(outcome)):
+                return listing
+        elif health is not None and health < 500:  # it has no /health, and there is nothing else to ask
+            return listing
+        return not_ready
+
+    async def _health(self) -> int | None:
+        try:
+            return (await self._get("/health", _HEALTH, at_origin=True)).status
+        except TransportFailure:
             return None
-        names = _model_names(answer)
-        if names is None:
-            raise ServerError(
-                f"{self._where}/models answered {answer.status} without a list of models",
-                hint="Is this an OpenAI-compatible server, and does its base URL end in /v1?",
-            )
-        return names
 
-    async def canary(self, model: str) -> bool:
-        """One token from `model`: what a run sends will be answered. True when it answered as a chat.
+    async def _whole_list(self, answer: WireResponse, first: list[str]) -> Listing:
+        """All pages of a list that comes in several."""
+        names, problem = dict.fromkeys(first), ""
+        for _ in range(_MOST_PAGES):
+            path = next_page(answer)
+            if path is None:
+                break
+            try:
+                answer = await self._get(path, _LIST)
+            except TransportFailure as failure:
+                problem = f"a further page of /models: {failure.reason}: {failure.message}"
+                break
+            more = read_page(answer)
+            if more is None or not more or set(more) <= names.keys():
+                problem = "" if more is not None else f"a further page of /models answered {_words(answer)}"
+                break
+            names.update(dict.fromkeys(more))
+        return Listing(frozenset(names), problem, answer.status)
 
-        A busy server passes, and so does a model whose one token is a thought. A model without a chat template
-        passes when it completes raw prompts.
+    async def _get(self, path: str, timeouts: Timeouts, *, at_origin: bool = False) -> WireResponse:
+        """GET, sent once more where the server had closed the connection while it was idle."""
+        try:
+            return await self.exchange.get(path, timeouts, at_origin=at_origin)
+        except TransportFailure as failure:
+            if not failure.free:
+                raise
+        return await self.exchange.get(path, timeouts, at_origin=at_origin)
+
+    # --- does it answer ---------------------------------------------------------------------------
+
+    async def canary(self, sample: ModelRequest) -> bool:
+        """Sends a request of the kind that the run sends. True if it was answered, False if the server answers but
+        refuses this request as such (`capability_probes.Prober.accepts` finds out why).
+
+        A busy server passes, and so does a model that spends the few tokens on a thought: what counts is that there is
+        an answer, not its text. A model without a chat template passes (False) when it completes raw prompts.
 
         Raises:
-            ServerRefused, ModelNotServed, ServerUnreachable, ServerError: it would not have been.
+            ServerRefused, ModelNotServed, ServerUnreachable, ServerError: no request would be answered.
         """
-        chat = ChatRequest(model, [{"role": "user", "content": "Hi"}], {"max_tokens": 1, "temperature": 0.0})
-        outcome = await self._ask(chat)
-        chats = _lives(outcome) and not isinstance(outcome, Overloaded)
-        if isinstance(outcome, Permanent) and outcome.reason in ("bad_request", "model_not_found"):
-            raw = CompletionRequest(model, "Hi", {"max_tokens": 1, "temperature": 0.0})
-            second = await self._ask(raw)
-            outcome = second if _lives(second) else outcome
-        if _lives(outcome):
-            return chats
-        assert isinstance(outcome, Transient | Permanent)
-        if outcome.reason == "auth":
-            raise self._key_refused(outcome.status)
-        said = f"{model} at {self._where} did not answer a one-token request: {outcome.reason}"
+        outcome = await self._ask(sample)
+        if isinstance(outcome, Ok | Overloaded) or _lives(outcome):
+            if not isinstance(outcome, Overloaded):
+                self.answered.add(shape(sample))
+            return True
+        is_refused = isinstance(outcome, Permanent) and outcome.reason not in ("auth", "quota", "redirect")
+        is_refused = is_refused and outcome.status not in (401, 403)
+        if is_refused and isinstance(sample, ChatRequest):
+            raw = plain_sample(sample.model, chat=False)
+            if _lives(await self._ask(raw)):
+                self.answered.add(shape(raw))
+                return False
+        if is_refused and outcome.reason != "model_not_found":
+            return False
+        raise self._no_answer(sample.model, outcome)
+
+    async def takes_any_name(self, sample: ModelRequest) -> bool:
+        """Whether a request for a model that does not exist is answered too, so that an answer proves nothing about the
+        model that was asked for (llama.cpp's server)."""
+        made_up = f"asyncsynth-no-such-model-{time.time_ns():x}"
+        return _lives(await self._ask(plain_sample(made_up, chat=isinstance(sample, ChatRequest))))
+
+    async def _ask(self, request: ModelRequest) -> Outcome:
+        loop = asyncio.get_running_loop()
+        line = f"waiting for {self._where}: {request.model} has not answered a sample request yet"
+        tell = loop.call_later(self.policy.tell_s, self._tell, line)
+        try:
+            outcome: Outcome = Transient("connect")
+            for attempt in range(_SAMPLE_ATTEMPTS):
+                if attempt:
+                    await self._sleep(2.0 ** (attempt - 1))
+                outcome = await self._exchange_once(request)
+                # After a timeout the patience is used up; anything else transient may pass in a second.
+                if not isinstance(outcome, Transient) or outcome.reason in ("timeout", "empty_content"):
+                    break
+            return outcome
+        finally:
+            tell.cancel()
+
+    async def _exchange_once(self, request: ModelRequest) -> Outcome:
+        path, body = encode(request, dialect=self._dialect)
+        total = self.policy.canary_s
+        try:
+            answer = await self.exchange.post(path, body, Timeouts(connect=_LIST.connect, idle=total, total=total))
+        except TransportFailure as failure:
+            return outcome_of(failure)
+        outcome = decode(request, answer.status, answer.headers, answer.body, time.time(), dialect=self._dialect)
+        if _lives(outcome) and not isinstance(outcome, Overloaded) and (where := _thought_in(answer.body)):
+            self.thinking[request.model] = where
+        return outcome
+
+    def _no_answer(self, model: str, outcome: Transient | Permanent) -> ServerError:
+        has_list = self.listing.names is not None
+        if outcome.status == 401 or (outcome.reason == "auth" and not has_list):
+            return self.key_refused(outcome.status, outcome.message)
+        said = f"{model} at {self._where} did not answer a sample request: {outcome.reason}"
         said += f" (HTTP {outcome.status})" if outcome.status else ""
         said += f": {outcome.message}" if outcome.message else ""
         if outcome.reason == "model_not_found":
-            raise ModelNotServed(said)
+            return ModelNotServed(said)
+        if outcome.reason == "auth" or outcome.status == 403:
+            return ServerRefused(said, hint="It answers its list of models with this key: may the key use this model?")
         if outcome.reason in ("connect", "reset", "timeout"):
-            raise ServerUnreachable(said)
-        raise ServerError(said, hint="The server's own log says more.")
+            return ServerUnreachable(said)
+        return ServerError(said, hint="If the server is yours, its own log says more.")
 
-    async def _ask(self, request: ModelRequest) -> Outcome:
-        path, body = encode(request, dialect=self._dialect)
-        total = self._policy.canary_s
-        timeouts = Timeouts(connect=_PROBE.connect, idle=total, total=total)
-        outcome: Outcome = Transient("connect")
-        for attempt in range(_CANARY_ATTEMPTS):
-            if attempt:
-                await self._sleep(2.0 ** (attempt - 1))
-            try:
-                answer = await self._exchange.post(path, body, timeouts)
-                outcome = decode(
-                    request, answer.status, answer.headers, answer.body, time.time(), dialect=self._dialect
-                )
-            except TransportFailure as failure:
-                outcome = outcome_of(failure)
-            # After a timeout the patience is used up; anything else transient may pass in a second.
-            if not isinstance(outcome, Transient) or outcome.reason in ("timeout", "empty_content"):
-                if _lives(outcome) and not isinstance(outcome, Overloaded) and (where := _thought_in(answer.body)):
-                    self.thinking[request.model] = where
-                break
-        return outcome
-
-    def _key_refused(self, status: int | None) -> ServerRefused:
+    def key_refused(self, status: int | None, words: str = "") -> ServerRefused:
+        """The error for a key that is wrong or missing."""
         if not self._has_key:
             todo = f"It wants a key: export {self._key_env}=..." if self._key_env else "It wants a key."
         else:
             todo = f"Check the key in {self._key_env}." if self._key_env else "Check the key."
         state = "refused the API key" if self._has_key else "wants an API key, and none was sent"
-        return ServerRefused(f"{self._where} {state} (HTTP {status})", hint=todo)
+        said = f": {words[:_SAID]}" if words else ""
+        return ServerRefused(f"{self._where} {state} (HTTP {status}){said}", hint=todo)
 
 
-def not_served(models: Iterable[str], served: Iterable[str], *, searched: str, how: str = "asked") -> ModelNotServed:
-    """The error for models that no server offers, with what there is and the ways out.
-
-    Args:
-        searched: the servers, or the files, and `how` they were.
-    """
-    names = sorted(set(served))
-    missing = sorted(set(models))
-    lines = [f"no server serves the model{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"]
-    if searched:
-        lines.append(f"  {how}: {searched}")
-    if names:
-        lines.append(f"  served: {', '.join(names)}")
-    ways = [
-        f"Did you mean {near!r}{f' for {model!r}' if len(missing) > 1 else ''}?"
-        for model in missing
-        if (near := _nearest(model, names))
-    ]
-    them = "them" if len(missing) > 1 else "it"
-    ways.append(f"Start {them} and pass --servers URL|FILE|DIR, set ASYNCSYNTH_SERVERS, or give LLM(base_url=...).")
-    ways.append("To try the pipeline now: --embedded answers with a small model on this CPU.")
-    return ModelNotServed("\n".join(lines), hint="\n  ".join(ways))
-
-
-def _nearest(model: str, names: Sequence[str]) -> str | None:
-    """The served name that was probably meant."""
-    near = get_close_matches(model, names, n=1, cutoff=0.6)
-    if not near:  # the same model under another owner, or without one
-        short = model.rpartition("/")[2].lower()
-        near = [name for name in names if name.rpartition("/")[2].lower() == short]
-    return near[0] if near else None
+@dataclass(frozen=True, slots=True)
+class _NotReady:
+    said: str
+    allowed_s: float
+    advice: str = ""
 
 
 def _lives(outcome: Outcome) -> bool:
-    """Whether this is the answer of a server that works. One token may be blank, or a thought; a full queue is no
+    """Whether this is the answer of a server that works. A few tokens may be blank, or a thought; a full queue is no
     fault."""
     return isinstance(outcome, Ok | Overloaded) or (outcome.paid and outcome.reason in _ANSWERED)
 
 
 def _thought_in(body: bytes) -> str:
     """Where an answer that the codec has read holds a thought."""
-    choices = orjson.loads(body).get("choices") or []
+    try:
+        choices = orjson.loads(body).get("choices") or []
+    except (orjson.JSONDecodeError, AttributeError):  # the codec is more patient
+        return ""
     return next((where for choice in choices if (where := where_it_thinks(choice))), "")
 
 
-def _model_names(answer: WireResponse) -> tuple[str, ...] | None:
-    try:
-        return tuple(str(entry["id"]) for entry in orjson.loads(answer.body)["data"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
+def _words(answer: WireResponse) -> str:
+    """Status and the beginning of the body, in one line."""
+    where = answer.headers.get("location", "") if 300 <= answer.status < 400 else ""
+    text = f"to {where}" if where else " ".join(answer.body[: 4 * _SAID].decode("utf-8", "replace").split())[:_SAID]
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return f"{answer.status}" + (f" ({text})" if text else "")

@@ -1,4 +1,4 @@
-"""YAML mappings that know where they were written, so that a wrong value is told with its file and line."""
+"""YAML mappings that know where they were written, so that an error about a value names its file and line."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class YamlMapping:
         raise InputError(message, path=str(path), line=line, hint=hint)
 
     def mapping(self, name: str) -> YamlMapping | None:
-        """The mapping that stands as the value of `name`; None where it is absent."""
+        """The mapping under `name`; None if there is none."""
         node = self.values.get(name)
         return None if node is None else YamlMapping(node, self.path)
 
     def value(self, name: str) -> Any:
-        """What stands there, of whatever kind; `name` is one of `values`."""
+        """The value under `name`, of any kind; `name` must be one of `values`."""
         node = self.values[name]
         try:
             return yaml.SafeLoader("").construct_object(node, deep=True)

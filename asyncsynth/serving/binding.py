@@ -1,25 +1,16 @@
-"""Models -> servers: who answers for each model of a pipeline, decided before anything is sent.
-
-A model is answered in one place: its own `LLM(base_url=...)`, an embedded server, or any of the servers given
-(then by all that serve it, as replicas). A model is never answered by another one unless the user said so
-(`embedded`), and then every answer carries the name of the model that gave it.
-"""
+"""Opens the pool of a run: starts embedded servers, connects to the others, and finds out which models each has."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import httpx
-
-from asyncsynth.client.adopt import adopt
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.needs import Need
 from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import Exchange
@@ -27,135 +18,19 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.errors import ConfigurationError, ServerError, ServerUnreachable
+from asyncsynth.errors import ServerRefused, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
-from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
-from asyncsynth.servers.readiness import Probe, ReadyPolicy, not_served
+from asyncsynth.servers.configs import ServerConfig, servers_from_environment
+from asyncsynth.servers.exchange import exchange_for
+from asyncsynth.servers.model_lists import not_served
+from asyncsynth.servers.readiness import FirstContact, ReadyPolicy
+from asyncsynth.servers.sample_requests import first_samples
+from asyncsynth.servers.trial import Trial, contact_with, guess_models, try_models
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec
-from asyncsynth.serving.joining import Connected, cancelled, connect_all, joining
-from asyncsynth.serving.keeping import keep, kept
+from asyncsynth.serving.joining import Connected, Latecomer, cancelled, connect_all, joining
+from asyncsynth.serving.keeping import End, keep, kept
+from asyncsynth.serving.placement import Plan, Target, make_plan, offers, require_named
 from asyncsynth.serving.weights import Progress
-
-
-@dataclass
-class Target:
-    """One server of a plan, before anyone has spoken to it."""
-
-    config: ServerConfig
-    own: set[str] = field(default_factory=set)  #: models whose LLM names this server
-    client: httpx.AsyncClient | None = None  #: the user's own, for those
-
-    def name(self, others: Sequence[Target]) -> str:
-        """How reports call it: two paths on one host would share theirs, so they go by their URLs."""
-        shared = sum(other.config.name == self.config.name for other in others) > 1
-        return self.config.base_url if shared else self.config.name
-
-
-@dataclass
-class Plan:
-    """Where each model is to be answered."""
-
-    embedded: dict[EmbeddedSpec, set[str]] = field(default_factory=dict)
-    targets: dict[str, Target] = field(default_factory=dict)  #: by base URL
-    shared: set[str] = field(default_factory=set)  #: models for whichever target serves them
-
-
-def answering_models(llms: Sequence[LLM], embedded: EmbeddedSpec | None = None) -> dict[str, str]:
-    """Model as the pipeline names it -> name of the model that will answer. Asks no server.
-
-    Raises:
-        ConfigurationError: one model in two places, or an embedded model that is not known.
-    """
-    plan = make_plan(llms, embedded=embedded)
-    answering = {llm.model: llm.model for llm in llms}
-    for spec, models in plan.embedded.items():
-        answering.update(dict.fromkeys(models, spec.display_name))
-    return answering
-
-
-def make_plan(
-    llms: Sequence[LLM], *, servers: Sequence[ServerConfig] = (), embedded: EmbeddedSpec | None = None
-) -> Plan:
-    """Decide, without asking any server, where each model is answered.
-
-    Raises:
-        ConfigurationError: one model in two places, one server in two ways, an unknown embedded model.
-    """
-    plan = Plan(targets={server.base_url: Target(server) for server in servers})
-    children: dict[str, EmbeddedSpec] = {}
-    if embedded is not None:
-        children[embedded.display_name] = embedded
-    places: dict[str, str] = {}
-    for llm in llms:
-        spec: EmbeddedSpec | None = None
-        url = _base_url(llm)
-        if llm.is_embedded:
-            spec = replace(embedded or EmbeddedSpec(), model=llm.model)
-            spec = children.setdefault(spec.display_name, spec)  # a model runs once, whatever it is called
-            place = spec.display_name
-        elif url:
-            place = url
-        elif embedded is not None:
-            spec, place = embedded, embedded.display_name
-        else:
-            place = "the servers given"
-        if (first := places.setdefault(llm.model, place)) != place:
-            raise ConfigurationError(
-                f"the model {llm.model!r} is bound to two places: {first} and {place}",
-                hint="Give each LLM of it the same base_url, or none; --servers takes several servers.",
-            )
-        if spec is not None:
-            plan.embedded.setdefault(spec, set()).add(llm.model)
-        elif url:
-            _add_own(plan, llm, url)
-        else:
-            plan.shared.add(llm.model)
-    return plan
-
-
-def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
-    """A model that no file names is told before anyone waits for a server, or starts one. A server whose models are
-    not written down has to be asked, and then nothing is told here.
-
-    Raises:
-        ModelNotServed: with the models that there are.
-    """
-    if not given or any(server.models is None for server in given):
-        return
-    named = frozenset[str]().union(*(server.models or () for server in given))
-    if missing := models - named:
-        origins = ", ".join(sorted({server.origin for server in given}))
-        raise not_served(missing, named, searched=origins, how="read")
-
-
-def _base_url(llm: LLM) -> str:
-    """The server that an LLM names itself, or ''."""
-    url = llm.base_url or (str(llm.http_client.base_url) if llm.http_client is not None else "")
-    if not url:
-        return ""
-    if llm.is_embedded:
-        raise ConfigurationError(f"LLM.embedded({llm.model!r}) cannot have a base_url or http_client")
-    return parse_url(url, where=f"base_url of LLM({llm.model!r})")
-
-
-def _add_own(plan: Plan, llm: LLM, url: str) -> None:
-    origin = f"base_url of LLM({llm.model!r})"
-    target = plan.targets.get(url)
-    if target is None:
-        config = ServerConfig(
-            base_url=url, models=frozenset(), api_key_env=llm.api_key_env, origin=origin
-        )  # no models for others: this server was named for this model
-        target = plan.targets[url] = Target(config, client=llm.http_client)
-    elif not target.own:  # also among the servers given: one connection pool, one limit
-        target.client = llm.http_client
-        if os.environ.get(llm.api_key_env, "").strip():
-            target.config = replace(target.config, api_key_env=llm.api_key_env)
-    elif target.client is not llm.http_client or target.config.api_key_env != llm.api_key_env:
-        raise ConfigurationError(
-            f"two LLMs name the server {url} with different clients or keys",
-            hint="Use the same http_client and api_key_env for both.",
-        )
-    target.own.add(llm.model)
 
 
 @contextlib.asynccontextmanager
@@ -171,6 +46,7 @@ async def open_pool(
     progress: Progress | None = None,
     needs: Sequence[Need] | None = None,
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
     concurrency: int | None = None,
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
@@ -185,6 +61,7 @@ async def open_pool(
         needs: what the pipeline's steps need of the servers; tried on each, and refused where it cannot work.
             None tries nothing.
         on_found: called once with what was found, before anything is refused.
+        on_wait: gets a line when a server keeps the start waiting for more than some seconds.
         concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
             configurations name; embedded servers keep their own.
 
@@ -197,54 +74,178 @@ async def open_pool(
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
     require_named(plan.shared, given)
-    patience = ready or ReadyPolicy()
+    binder = _Binder(plan, llms, needs, ready or ReadyPolicy(), environ, concurrency, on_wait)
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []
         started = await all_or_error(
             [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
         )
-        local = [server for server, _ in started]
-        wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
-        exchanges = {t.config.base_url: _exchange(stack, t, environ) for t in wanted}
-        begun = False
-
-        async def connect(target: Target) -> Connected:
-            exchange = exchanges[target.config.base_url]
-            server = Server(
-                name=target.name(wanted),
-                base_url=target.config.base_url,
-                models=frozenset(),
-                exchange=exchange,
-                limiter=_limiter(target.config, concurrency),
-                rates=_rates(target.config),
-            )
-            connected = await _connect(target, server, _probe(target, exchange, patience, environ), plan.shared, needs)
-            if begun:  # all others have what is needed: only this one is left out where it has not
-                require(connected.found, needs or ())
-            return connected
-
-        def enough(connected: Mapping[int, Connected]) -> bool:
-            answered = frozenset[str]().union(*(c.server.models for c in connected.values() if c.server is not None))
-            own = all(place in connected for place, target in enumerate(wanted) if target.own)
-            return own and plan.shared <= answered
-
-        by_place, late = await connect_all(wanted, connect, enough, grace_s=patience.grace_s)
+        binder.open_exchanges(stack)
+        remote, late = await binder.connect_all()
         stack.push_async_callback(cancelled, late)
-        remote = [by_place[place] for place in sorted(by_place)]
-        used = [*local, *(one.server for one in remote if one.server is not None)]
-        _require_all(plan.shared, used, remote, wanted)
+        used = [*(server for server, _ in started), *(one.server for one in remote if one.server is not None)]
         found += [one for connected in remote for one in connected.found]
         if on_found is not None and found:
             on_found(found)
         require(found, needs or ())
-        begun = True
+        binder.is_running = True
         pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
-        await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
-        names = {target.config.base_url: target.name(wanted) for target in wanted}
-        join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)
+        pool.notes.extend(binder.notes)
+        binder.notes = pool.notes
+        await stack.enter_async_context(kept(*(_keep(child, pool) for _, child in started)))
+        join = joining(pool, late, binder.connect, binder.name, retry_s=binder.patience.retry_s)
         await stack.enter_async_context(join)
         yield pool
+
+
+def _keep(child: EmbeddedServer, pool: ServerPool) -> Coroutine[Any, Any, None]:
+    def note(end: End, pause: float) -> None:
+        pool.notes.append(f"{child.name} ended ({end.why}) and is started again")
+
+    return keep(child, pool, on_crash=note)
+
+
+class _Binder:
+    """Connects to the servers of a plan and decides which models each answers for.
+
+    The user's word comes first: models that a fleet file or an LLM names for a server are asked for, whatever it
+    lists. Other models go to the servers that list them. One that no server lists is asked for with a real request: a
+    name may be an alias or a deployment.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        llms: Sequence[LLM],
+        needs: Sequence[Need] | None,
+        patience: ReadyPolicy,
+        environ: Mapping[str, str] | None,
+        concurrency: int | None,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
+        self.patience = patience
+        self.is_running = (
+            False  #: the run has what it needs: a server that joins now is left out where it lacks something
+        )
+        self._plan = plan
+        self._needs = needs
+        self._environ = environ
+        self._concurrency = concurrency
+        self._on_wait = on_wait
+        self._samples = first_samples(llms, needs or ())
+        self._wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
+        self._exchanges: dict[str, Exchange] = {}
+        self._contacts: dict[str, FirstContact] = {}
+        self._unlisted: set[str] = set()  #: models that servers answer for without listing them
+        self.notes: list[str] = []  #: the pool's, once there is one
+
+    def open_exchanges(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the connections of each server, which `stack` closes."""
+        for target in self._wanted:
+            exchange = exchange_for(target.config, client=target.client, environ=self._environ)
+            stack.push_async_callback(exchange.aclose)
+            self._exchanges[target.config.base_url] = exchange
+
+    def name(self, target: Target) -> str:
+        """How reports call this server."""
+        return target.name(self._wanted)
+
+    async def connect_all(self) -> tuple[list[Connected], list[Latecomer[Target]]]:
+        """The servers that answer, in the order given, and those that do not yet. Raises what keeps a run from it."""
+        by_place, late = await connect_all(self._wanted, self.connect, self._is_enough, grace_s=self.patience.grace_s)
+        missing = self._plan.shared - _models(by_place.values())
+        if missing:
+            await self._ask_unlisted(missing, by_place)
+        return [by_place[place] for place in sorted(by_place)], late
+
+    def _is_enough(self, connected: Mapping[int, Connected]) -> bool:
+        own = all(place in connected for place, target in enumerate(self._wanted) if target.own)
+        return own and self._plan.shared <= _models(connected.values())
+
+    async def connect(self, target: Target) -> Connected:
+        """One server, with the models that it answers for and what it can do."""
+        config, url = target.config, target.config.base_url
+        contact = contact_with(
+            config, self._exchanges[url], environ=self._environ, policy=self.patience, on_wait=self._on_wait
+        )
+        self._contacts[url] = contact
+        models = target.own or (self._plan.shared & (config.models or self._plan.shared)) or self._plan.shared
+        try:
+            listing = await contact.wait_ready(self._samples[min(models)])
+        except ServerUnreachable as error:
+            if config.launch is not None:  # not only an address: what is to run there is known
+                error.hint = f"Start it: `asyncsynth serve {config.origin.partition(':')[0]}`, or run with --start."
+            raise
+        sure = target.own | {model for model in self._plan.shared if offers(config, listing, model)}
+        trial = await self._try(target, contact, sure)
+        trial.name_what_is_served(listing, searched=url)
+        trial.require_all()
+        connected = self._connected(target, contact, trial)
+        guesses = self._plan.shared if listing.names is None else self._unlisted
+        if config.models is None and (guesses := guesses - sure):
+            connected = await self._guess(target, connected, guesses)
+        if listing.problem and connected.server is not None:
+            self.notes.append(f"{self.name(target)} has no usable list of models ({listing.problem}), but answers")
+        if self.is_running:  # all others have what is needed: only this one is left out where it has not
+            require(connected.found, self._needs or ())
+        return connected
+
+    async def _ask_unlisted(self, missing: set[str], by_place: dict[int, Connected]) -> None:
+        """Asks the servers for models that none of them lists. Raises ModelNotServed where none answers."""
+        asked = [place for place in by_place if self._wanted[place].config.models is None]
+        made = [self._guess(self._wanted[place], by_place[place], missing) for place in asked]
+        by_place.update(zip(asked, await all_or_error(made), strict=True))
+        if unserved := missing - _models(by_place.values()):
+            served = [name for one in by_place.values() for name in one.served]
+            tried = [line for place in sorted(by_place) for line in by_place[place].refusals]
+            searched = ", ".join(target.config.base_url for target in self._wanted)
+            raise not_served(unserved, served, searched=searched, tried=tried)
+
+    async def _guess(self, target: Target, connected: Connected, models: set[str]) -> Connected:
+        """`connected` with those of `models`, which it does not list, that it answers for."""
+        contact = self._contacts[target.config.base_url]
+        samples = {model: self._samples[model] for model in models}
+        trial = await guess_models(contact, samples, self._needs, server=self.name(target))
+        for error in trial.errors.values():
+            if isinstance(error, ServerRefused | ServerUnreachable):
+                raise error
+        refusals = [error.message for _, error in sorted(trial.errors.items())]
+        if trial.answered and (listed := contact.listing.names) is not None:
+            names, shown = ", ".join(sorted(trial.answered)), ", ".join(sorted(listed)[:5]) or "nothing"
+            self.notes.append(f"{self.name(target)} does not list {names} (it lists {shown}), but answers for it")
+            self._unlisted |= trial.answered
+        made = self._connected(target, contact, trial)
+        server = made.server or connected.server
+        models_of = _models([connected, made])
+        return Connected(
+            None if server is None else replace(server, models=models_of),
+            connected.served | made.served,
+            [*connected.found, *made.found],
+            refusals,
+        )
+
+    async def _try(self, target: Target, contact: FirstContact, models: set[str]) -> Trial:
+        samples = {model: self._samples[model] for model in models}
+        return await try_models(contact, samples, self._needs, server=self.name(target))
+
+    def _connected(self, target: Target, contact: FirstContact, trial: Trial) -> Connected:
+        served = (contact.listing.names or frozenset()) | trial.answered
+        if not trial.answered:
+            return Connected(None, served)
+        server = Server(
+            name=self.name(target),
+            base_url=target.config.base_url,
+            models=frozenset(trial.answered),
+            exchange=contact.exchange,
+            limiter=_limiter(target.config, self._concurrency),
+            rates=_rates(target.config),
+        )
+        return Connected(server, served, trial.found)
+
+
+def _models(connected: Iterable[Connected]) -> frozenset[str]:
+    return frozenset[str]().union(*(one.server.models for one in connected if one.server is not None))
 
 
 async def _start_child(
@@ -276,23 +277,6 @@ async def _start_child(
     return server, child
 
 
-def _exchange(stack: contextlib.AsyncExitStack, target: Target, environ: Mapping[str, str] | None) -> Exchange:
-    config = target.config
-    if target.client is not None:
-        exchange: Exchange = adopt(target.client, config.base_url)
-    else:
-        headers = ORCA_REQUEST if config.orca else None
-        exchange = Http11Pool(config.base_url, headers, api_key=config.key(environ))
-    stack.push_async_callback(exchange.aclose)
-    return exchange
-
-
-def _probe(target: Target, exchange: Exchange, ready: ReadyPolicy, environ: Mapping[str, str] | None) -> Probe:
-    config = target.config
-    key_env = "" if config.api_key is not None else config.key_variable(environ)
-    return Probe(exchange, key_env=key_env, has_key=config.key(environ) is not None, policy=ready)
-
-
 def _limiter(config: ServerConfig, concurrency: int | None) -> Limiter:
     """Fixed where the user said a number, the command line before the file; else one that adapts."""
     fixed = concurrency or config.limit
@@ -307,49 +291,3 @@ def _rates(config: ServerConfig) -> RateLimits | None:
     if config.requests_per_minute is None and config.tokens_per_minute is None:
         return None
     return RateLimits(config.requests_per_minute, config.tokens_per_minute)
-
-
-async def _connect(
-    target: Target, server: Server, probe: Probe, shared: set[str], needs: Sequence[Need] | None
-) -> Connected:
-    """`server` with the models that it is asked for, or None when it has none of them; all that it serves; and what
-    came of trying the needs."""
-    config = target.config
-    try:
-        await probe.wait_ready()
-    except ServerUnreachable as error:
-        if config.launch is not None:  # not only an address: what is to run there is known
-            error.hint = f"Start it: `asyncsynth serve {config.origin.partition(':')[0]}`, or run with --start."
-        raise
-    listed = await probe.models()
-    served = frozenset(listed) if listed is not None else config.models
-    if served is None:
-        raise ServerError(
-            f"{config.base_url} does not list its models ({config.origin})",
-            hint="Name them in a fleet file: servers: [{url: ..., models: [...]}]",
-        )
-    if missing := target.own - served if listed is not None else ():
-        raise not_served(missing, served, searched=config.base_url)
-    offered = served if config.models is None else served & config.models
-    needed = target.own | (shared & offered)
-    if not needed:
-        return Connected(None, served)
-    answered = await all_or_error([probe.canary(model) for model in sorted(needed)])
-    found: Sequence[Capabilities] = ()
-    if needs is not None:
-        chats = frozenset(model for model, as_chat in zip(sorted(needed), answered, strict=True) if as_chat)
-        thinking = probe.thinking
-        found = await survey(server.exchange, needed, needs, server=server.name, chats=chats, thinking=thinking)
-    return Connected(replace(server, models=frozenset(needed)), served, found)
-
-
-def _require_all(
-    shared: set[str],
-    used: list[Server],
-    remote: list[Connected],
-    asked: list[Target],
-) -> None:
-    answered = frozenset[str]().union(*(server.models for server in used))
-    if missing := shared - answered:
-        served = [name for one in remote for name in one.served]
-        raise not_served(missing, served, searched=", ".join(t.config.base_url for t in asked))

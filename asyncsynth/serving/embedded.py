@@ -162,6 +162,9 @@ class EmbeddedServer:
         await self._end()
         return End(f"{end.why}; the end of its log: {self.log_path}", end.advice)
 
+    async def clear(self) -> None:
+        """Nothing is left of a child that has `ended`."""
+
     def _diagnosed(self, code: int) -> End:
         found = why_it_ended(self._log_tail(), code)
         return End(f"{found.cause}: {found.line}" if found.line else found.cause, found.advice)

@@ -1,5 +1,5 @@
-"""Servers that do not answer when a run starts: it waits for those that it cannot do without, begins without the
-others, and takes them in when they answer."""
+"""Servers that do not answer when a run starts: it waits for those that it needs, starts without the others, and adds
+them when they answer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A server that answers. `server` is None when it has none of the models that are asked for; `found` is what it
-    can do, where that was tried."""
+    """A server that answers. `server` is None if it has none of the models that the run needs; `found` is what it
+    can do, if that was tried."""
 
     server: Server | None
     served: frozenset[str]
     found: Sequence[Capabilities] = ()
+    refusals: Sequence[str] = ()  #: what it answered to requests for models that it does not list
 
 
 @dataclass(slots=True)
@@ -31,8 +32,8 @@ class Latecomer(Generic[T]):
     """A target whose server does not answer yet."""
 
     target: T
-    error: ServerUnreachable | None  #: what the first attempt came to
-    attempt: asyncio.Task[Connected] | None = None  #: or that attempt, if it still goes on
+    error: ServerUnreachable | None  #: of the first attempt
+    attempt: asyncio.Task[Connected] | None = None  #: or that attempt, if it is still running
 
 
 async def connect_all(
@@ -136,7 +137,7 @@ async def _join(
 
 
 async def cancelled(latecomers: Sequence[Latecomer[T]]) -> None:
-    """End the attempts that still go on; for when nobody waits for them any more."""
+    """Ends the attempts that are still running."""
     await _ended([late.attempt for late in latecomers if late.attempt is not None])
 
 

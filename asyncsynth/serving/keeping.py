@@ -1,4 +1,4 @@
-"""Keeping a run's own servers running: who is told, what a crash leads to, when a server that lives counts as hung."""
+"""Keeps a run's own servers running: what follows a crash, and when a server whose process lives counts as hung."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncsynth.core.retry import Rng
@@ -18,10 +18,10 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Watcher(Protocol):
-    """Who is told that servers come and go: a `ServerPool`. Each may raise KeyError: it does not use this server."""
+    """Hears that servers come and go: a `ServerPool`. Each method may raise KeyError: it does not use this server."""
 
     def server_down(self, name: str, why: str) -> None:
-        """Nothing is to be sent there."""
+        """Send nothing there."""
 
     def server_up(self, name: str) -> None:
         """It answers again."""
@@ -47,37 +47,72 @@ class Child(Protocol):
         """Returns once it answers. Raises AsyncsynthError."""
 
     async def ended(self) -> End:
-        """Returns once its process is gone."""
+        """Returns once it is gone, or hangs so that it has to go."""
+
+    async def clear(self) -> None:
+        """Ends what is left of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangPolicy:
+    """When a server whose process lives counts as hung. Seconds, but for `least`.
+
+    Long, since a restart costs all requests in flight and minutes of loading, and /health needs nothing of the model.
+
+    Args:
+        every_s: between two questions.
+        answer_s: for an answer.
+        hung_s: how long no good answer came.
+        least: questions without a good answer, at least; fewer may have been lost to a pause of our own.
+    """
+
+    every_s: float = 5.0
+    answer_s: float = 10.0
+    hung_s: float = 60.0
+    least: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How servers are kept running.
+
+    Args:
+        restart, hang: when one is started again, and when one that lives counts as hung.
+        clock, sleep, rng: of the restarts; tests hand in their own.
+    """
+
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    hang: HangPolicy = field(default_factory=HangPolicy)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Sleep = asyncio.sleep
+    rng: Rng = field(default_factory=random.Random)
 
 
 async def keep(
     child: Child,
     watcher: Watcher,
     *,
-    restart: RestartPolicy | None = None,
-    note: Callable[[str], None] = lambda text: None,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Sleep = asyncio.sleep,
-    rng: Rng | None = None,
+    how: Keeping | None = None,
+    on_crash: Callable[[End, float], None] = lambda end, pause: None,
 ) -> None:
-    """Start a running `child` again whenever it ends, with growing pauses; returns when it has ended too often.
+    """Starts a running `child` again whenever it ends, with growing pauses; returns when it has ended too often.
 
     Args:
-        note: told in a line what happened.
-        clock, sleep, rng: of the restarts; tests hand in their own.
+        on_crash: gets why it ended and the seconds until it is started again.
     """
-    policy = restart or RestartPolicy()
-    restarts = Restarts(policy, rng or random.Random())  # noqa: S311 - jitter
+    how = how or Keeping()
+    restarts = Restarts(how.restart, how.rng)
     while True:
         end = await child.ended()
         watcher.server_down(child.name, end.why)
+        await child.clear()
         while True:
-            pause = restarts.crashed(clock())
+            pause = restarts.crashed(how.clock())
             if pause is None:
-                watcher.server_lost(child.name, f"{policy.said()}; the last time: {end.why}", end.advice)
+                watcher.server_lost(child.name, f"{how.restart.said()}; the last time: {end.why}", end.advice)
                 return
-            note(f"{child.name} ended ({end.why}) and is started again")
-            await sleep(pause)
+            on_crash(end, pause)
+            await how.sleep(pause)
             try:
                 await child.start()
             except AsyncsynthError as error:
@@ -91,7 +126,7 @@ async def keep(
 
 @contextlib.asynccontextmanager
 async def kept(*keepers: Awaitable[None]) -> AsyncIterator[None]:
-    """While open, these go on; then they are cancelled."""
+    """Runs these while it is open, then cancels them."""
     tasks = [asyncio.ensure_future(keeper) for keeper in keepers]
     try:
         yield
@@ -101,26 +136,6 @@ async def kept(*keepers: Awaitable[None]) -> AsyncIterator[None]:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result  # a fault of our own
-
-
-@dataclass(frozen=True, kw_only=True)
-class HangPolicy:
-    """When a server whose process lives counts as hung. Seconds, but for `least`.
-
-    Long, since a restart costs all requests in flight and minutes of loading: /health, which needs nothing of the
-    model, has to stay without a good answer for so long.
-
-    Args:
-        every_s: between two questions.
-        answer_s: for an answer.
-        hung_s: so long without one good answer.
-        least: and so many questions; fewer may have been lost to a pause of our own.
-    """
-
-    every_s: float = 5.0
-    answer_s: float = 10.0
-    hung_s: float = 60.0
-    least: int = 3
 
 
 async def until_it_hangs(

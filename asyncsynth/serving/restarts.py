@@ -1,4 +1,4 @@
-"""When a server that crashed is started again, and when not any more. Decides only; time and chance are arguments."""
+"""When a crashed server is started again, and when it is given up. Decides only; time and chance are arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RestartPolicy:
 
     Args:
         first_s, longest_s: the pause before a restart: it doubles with each crash that is not long ago.
-        crashes: so many within `within_s` are followed by a restart; the next one is the last.
+        crashes: up to this many within `within_s` are followed by a restart; the next one is the last.
     """
 
     first_s: float = 0.5
@@ -36,7 +36,7 @@ class Restarts:
         self._crashes: deque[float] = deque()
 
     def crashed(self, now: float) -> float | None:
-        """It crashed: seconds until it is to be started again, or None to give up."""
+        """It crashed: seconds until the restart, or None to give up."""
         policy = self._policy
         self._crashes.append(now)
         while self._crashes[0] <= now - policy.within_s:

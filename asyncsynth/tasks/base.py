@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
-from asyncsynth.client.needs import Feature, Need, needs_of
+from asyncsynth.client.needs import SAMPLE_SEED, Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
 from asyncsynth.pipeline.context import PROVENANCE, Context
 from asyncsynth.pipeline.functions import checked_outputs
@@ -135,7 +135,8 @@ class Task(ModelStep):
         (`client.needs`). A task that sends others than `messages` leads to overrides this."""
         prompt = prompt_source(self.prompt) if self.prompt is not None else ""
         system = self.system_prompt if isinstance(self.system_prompt, str) else ""
-        messages: list[Message] = [{"role": "user", "content": system + prompt}]
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
         schema: dict[str, Any] | None = {} if self.constrains() else None
         return [llm.chat(messages, schema=schema, **self.request_fields()) for llm in self.models()]
 
@@ -172,7 +173,12 @@ class Task(ModelStep):
 
     def needs(self) -> tuple[Need, ...]:
         """What `sample_requests` ask of a server."""
-        return needs_of(self.sample_requests(), step=self.name, optional=self.does_without())
+        requests = self.sample_requests()
+        seeded = {llm.model for llm in self.models() if llm.sends_seed}
+        for request in requests:
+            if request.model in seeded:  # as `ask` sends one with each
+                request.params.setdefault("seed", SAMPLE_SEED)
+        return needs_of(requests, step=self.name, optional=self.does_without())
 
     def settings(self) -> dict[str, Any]:
         """The step's settings and the prompt's text."""

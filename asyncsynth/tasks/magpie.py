@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from asyncsynth.client.llm import LLM
+from asyncsynth.client.llm import DEFAULT_MAX_TOKENS, LLM
 from asyncsynth.client.messages import Choice, Message, ModelRequest
 from asyncsynth.client.needs import CHARS_PER_TOKEN, Feature
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed
@@ -121,7 +121,7 @@ class Magpie(Task):
     def sample_requests(self) -> list[ModelRequest]:
         """The user's turn as a raw completion, the assistant's as a chat; by the last turn both prompts hold
         all the turns before, each as long as it may be."""
-        said = self.max_instruction_tokens + self.llm.max_tokens
+        said = self.max_instruction_tokens + (self.llm.max_tokens or DEFAULT_MAX_TOKENS)
         before = (self.n_turns - 1) * said * CHARS_PER_TOKEN
         requests: list[ModelRequest] = [self.llm.complete("x" * before, **self._user_turn_fields())]
         if not self.only_instruction:

@@ -170,7 +170,14 @@ def run(pipeline: Pipeline, rest: dict[str, Any]) -> Result:
     pipeline.run()
     pipeline.run(output=Path("out"), limit=3, max_failures="5%", embedded=True, answers=False, use_cache=False)
     pipeline.run(on_runner=watch, concurrency=4, window=8, window_bytes=1 << 20, retry_failed=True, update=True)
-    pipeline.run(on_download=lambda got, of: None, on_servers=lambda servers: None, shard=None, share=None, start=None)
+    pipeline.run(
+        on_download=lambda got, of: None,
+        on_servers=lambda servers: None,
+        on_wait=lambda line: None,
+        shard=None,
+        share=None,
+        start=None,
+    )
     pipeline.run(**kept)
     return pipeline.run(**rest)
 

@@ -100,5 +100,5 @@ def test_servers_that_cannot_be_measured(fault_server: Serve) -> None:
     missing = asyncsynth("bench", "--servers", server.base_url, "--model", "model-c", *QUICK, "--json")
     assert missing.returncode == 3
     assert [one["event"] for one in events(missing.stdout)] == ["server", "done"]
-    assert server.requests == 0
+    assert server.requests <= 2  # a real request decided it, as a chat and as a raw completion
     assert asyncsynth("bench").returncode == 2

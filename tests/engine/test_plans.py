@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, Filter, LoadDataFromDicts, Pipeline, TextGeneration, UltraFeedback
+from asyncsynth.client.needs import SAMPLE_SEED
 from asyncsynth.errors import RunChangedError, ServerUnreachable
 from asyncsynth.pipeline import AllRows, GlobalStep
 from asyncsynth.steps.step_decorator import step
@@ -78,7 +79,7 @@ def made(
 
 
 def paid(fake: FaultServer) -> int:
-    return sum("seed" in info.json for info in fake.log or [])
+    return sum(info.json.get("seed", SAMPLE_SEED) != SAMPLE_SEED for info in fake.log or [])
 
 
 def told(plan: list[str]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.servers.sample_requests import SMALL_TOKENS
 from asyncsynth.storage.failures import failed_rows
 from asyncsynth.testing import Abilities, Fault, FaultServer, RequestInfo
 from tests.kit.loops import run_async
@@ -64,7 +65,7 @@ def test_useless_answers_are_in_the_report(tmp_path: Path) -> None:
     """Each prompt's first answer is empty: twelve answers are paid for six rows."""
 
     def script(info: RequestInfo) -> Fault | None:
-        return Fault("empty_content") if info.seen == 1 and info.json.get("max_tokens") != 1 else None
+        return Fault("empty_content") if info.seen == 1 and info.json.get("max_tokens") != SMALL_TOKENS else None
 
     async def main() -> None:
         async with FaultServer(models=["model-a"], script=script) as fake:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration, UltraFeedback
+from asyncsynth.client.needs import SAMPLE_SEED
 from asyncsynth.errors import ConfigurationError, RunChangedError
 from asyncsynth.testing import FaultServer, RequestInfo
 from tests.kit.loops import run_async
@@ -95,7 +96,7 @@ async def attempt(fake: FaultServer, run: Path, change: dict[str, Any]) -> Any:
 
 def paid(fake: FaultServer) -> int:
     log: list[RequestInfo] = fake.log or []
-    return sum("seed" in info.json for info in log)
+    return sum(info.json.get("seed", SAMPLE_SEED) != SAMPLE_SEED for info in log)
 
 
 @pytest.mark.row(10)

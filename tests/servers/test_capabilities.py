@@ -89,7 +89,11 @@ def test_only_what_is_needed_is_tried() -> None:
         (Abilities(ignored=frozenset({"stop"})), Feature.STOP, "stop is ignored: the text was"),
         (Abilities(completions=False), Feature.COMPLETIONS, "HTTP 404"),
         (Abilities(chat=False), Feature.CHAT, "HTTP 404"),
-        (Abilities(refused=frozenset({"skip_special_tokens"})), Feature.COMPLETIONS, "fields skip_special_tokens"),
+        (
+            Abilities(refused=frozenset({"skip_special_tokens"})),
+            Feature.COMPLETIONS,
+            "refuses `skip_special_tokens`: HTTP 400",
+        ),
         (Abilities(context=100), Feature.CONTEXT, "leaves no room"),
     ],
 )
@@ -149,7 +153,9 @@ def test_fields_of_the_user_are_tried_as_they_will_be_sent() -> None:
     assert (info.json["top_k"], info.json["min_p"], info.json["temperature"]) == (20, 0.1, 0.3)
     assert found.unset == ("repetition_penalty",)
     found, _ = surveyed(needs(llm.chat([])), Abilities(refused=frozenset({"top_k"})), chats=True)
-    assert "refuses one of the fields min_p, top_k" in found.findings[Feature.CHAT].said
+    finding = found.findings[Feature.CHAT]
+    assert finding.said.startswith("refuses `top_k`: HTTP 400")
+    assert "take top_k out of extra_body" in finding.todo
 
 
 def test_unset_fields_are_told_with_what_may_fill_them() -> None:

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import ModelRequest
+from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.server_pool import Server
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, WireResponse
 from asyncsynth.core.adaptive import AdaptiveLimit
-from asyncsynth.core.limiter import Limiter
+from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.servers.load_test import BenchPlan, Finding, Level, bench, limited_by
 from asyncsynth.testing.batching_server import BatchingServer
 from asyncsynth.testing.virtual_time import run_virtually
+from tests.servers.scripted import Asked, Reply, ScriptedServer
 
 SLOTS = 64
 
@@ -288,3 +290,24 @@ def level(**changes: Any) -> Level:
 def test_a_full_cache_is_named_before_the_queue_that_comes_of_it() -> None:
     finding = Finding(levels=[level(), level(concurrency=128, running=80, waiting=40.0, kv=0.97)])
     assert "KV cache (97% full)" in limited_by(finding)
+
+
+def test_a_server_that_refuses_every_request_is_not_asked_for_the_whole_time() -> None:
+    def script(asked: Asked) -> Reply | None:
+        return (422, {"error": "`top_p` must be > 0.0 and < 1.0"}) if asked.generates else None
+
+    async def scenario() -> tuple[Finding, int]:
+        async with ScriptedServer(script) as server:
+
+            def made(limiter: Limiter) -> Server:
+                exchange = Http11Pool(server.base_url)
+                return Server("s", server.base_url, frozenset(["m"]), exchange, limiter=limiter)
+
+            requests = itertools.repeat(ChatRequest("m", [{"role": "user", "content": "Hi"}], {"top_p": 1.0}))
+            finding = await bench(made, requests, BenchPlan(seconds=60.0), adaptive=lambda: FixedLimit(8))
+            return finding, len(server.generations())
+
+    finding, sent = asyncio.run(scenario())
+    assert sent < 60
+    assert (finding.best, finding.adaptive, finding.ended) == (None, None, "no request is answered")
+    assert "bad_request: `top_p` must be > 0.0 and < 1.0" in limited_by(finding)

@@ -24,9 +24,10 @@ from asyncsynth.errors import (
     ServerUnreachable,
 )
 from asyncsynth.servers.configs import ServerConfig, parse_servers
-from asyncsynth.servers.readiness import Probe, ReadyPolicy
-from asyncsynth.serving.binding import answering_models, make_plan, open_pool
+from asyncsynth.servers.readiness import FirstContact, ReadyPolicy
+from asyncsynth.serving.binding import open_pool
 from asyncsynth.serving.embedded import EmbeddedSpec
+from asyncsynth.serving.placement import answering_models, make_plan
 from asyncsynth.testing.fault_server import Fault, FaultServer
 
 SMALL = "SmolLM2-135M-Instruct-Q4_1 (embedded)"
@@ -196,7 +197,7 @@ def test_nobody_at_the_port() -> None:
 
 def test_a_server_that_fails_every_request_stops_the_start() -> None:
     broken = FaultServer(models=["m"], script=lambda info: Fault("status", status=400))
-    with pytest.raises(ServerError, match="bad_request"):
+    with pytest.raises(ServerError, match="refuses a sample request: HTTP 400"):
         ask([LLM(model="m")], broken)
 
 
@@ -215,7 +216,7 @@ def test_a_server_that_comes_up_late_is_waited_for() -> None:
                 await server.start()
 
         try:
-            await Probe(exchange, sleep=sleep).wait_ready()
+            await FirstContact(exchange, sleep=sleep).wait_ready()
         finally:
             await exchange.aclose()
             await server.stop()

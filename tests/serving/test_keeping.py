@@ -17,7 +17,7 @@ from asyncsynth.client.messages import ChatRequest
 from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.errors import RunStopped, ServerUnreachable
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec, why_it_ended
-from asyncsynth.serving.keeping import End, HangPolicy, keep, kept, until_it_hangs
+from asyncsynth.serving.keeping import End, HangPolicy, Keeping, keep, kept, until_it_hangs
 from asyncsynth.serving.restarts import RestartPolicy
 from tests.kit.clocks import ManualClock
 from tests.kit.files import ROOT
@@ -49,6 +49,7 @@ class Dying:
     def __init__(self, starts: Sequence[Exception | None]) -> None:
         self.starts = list(starts)
         self.ends = 0
+        self.cleared = 0
 
     async def start(self) -> None:
         if (error := self.starts.pop(0)) is not None:
@@ -57,6 +58,9 @@ class Dying:
     async def ended(self) -> End:
         self.ends += 1
         return End(f"end {self.ends}", "Free some memory.")
+
+    async def clear(self) -> None:
+        self.cleared += 1
 
 
 # --- virtual time ------------------------------------------------------------------------------
@@ -68,7 +72,12 @@ def test_restarts_pause_longer_each_time_and_come_to_an_end() -> None:
     child = Dying([None, failed, OSError("no memory"), None])
     policy = RestartPolicy(crashes=4)
     asyncio.run(
-        keep(child, told, restart=policy, note=notes.append, clock=time.clock, sleep=time.sleep, rng=random.Random(1))
+        keep(
+            child,
+            told,
+            how=Keeping(restart=policy, clock=time.clock, sleep=time.sleep, rng=random.Random(1)),
+            on_crash=lambda end, pause: notes.append(end.why),
+        )
     )
     assert told.said == [
         "down: end 1",
@@ -80,12 +89,8 @@ def test_restarts_pause_longer_each_time_and_come_to_an_end() -> None:
     ]
     for slept, most in zip(time.slept, [0.5, 1, 2, 4], strict=True):
         assert most / 2 <= slept <= most
-    assert [note.partition("(")[2].partition(")")[0] for note in notes] == [
-        "end 1",
-        "end 2",
-        "no address",
-        "it could not be started: no memory",
-    ]
+    assert notes == ["end 1", "end 2", "no address", "it could not be started: no memory"]
+    assert child.cleared == 3  # once after each end, before it is started again
 
 
 def hang_of(answers: Sequence[str], *, takes_s: float = 0.0) -> tuple[str, float]:
@@ -179,7 +184,14 @@ def send_while_it_dies(model: Path, *, words: str, crashes: int) -> tuple[list[s
                     os.kill(child.pid, signal.SIGKILL)
                 return answer.model
 
-            async with kept(keep(child, pool, restart=restart, note=pool.notes.append)):
+            async with kept(
+                keep(
+                    child,
+                    pool,
+                    how=Keeping(restart=restart),
+                    on_crash=lambda end, pause: pool.notes.append(f"{end.why}; again in {pause:.2f} s"),
+                )
+            ):
                 sent = await asyncio.gather(*[ask(n) for n in range(200)], return_exceptions=True)
             assert child.base_url in ("", address)
             await pool.aclose()
@@ -196,7 +208,7 @@ def test_a_killed_child_comes_back_on_its_port_and_no_request_is_lost(model: Pat
     assert len(pids(model)) == 2
     [note] = pool.notes
     assert "was killed (SIGKILL)" in note
-    assert "is started again" in note
+    assert "again in 0.0" in note
     assert pool.snapshot().failed == 0
 
 

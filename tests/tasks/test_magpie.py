@@ -10,6 +10,7 @@ import pytest
 
 from asyncsynth import LLM, FormSFT, KeepColumns, LoadDataFromDicts, Magpie, MagpieGenerator, Pipeline
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, ModelRequest, Usage
+from asyncsynth.client.needs import SAMPLE_SEED
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError, RequestFailed
 from asyncsynth.pipeline import Context
 from asyncsynth.records import Row
@@ -228,8 +229,12 @@ def run(tmp_path: Path, make: Callable[[], Pipeline], **options: Any) -> list[Ro
             result = await make().arun(servers=[fake.base_url], output=tmp_path / "run")
             assert result.report.exit_code == 0
             assert fake.log is not None
-            # Requests for records have seeds; the probes of the run's start have none.
-            sent = [info for info in fake.log if info.path.endswith("/v1/completions") and "seed" in info.json]
+            # What is sent at the start, to try the servers, has the seed of samples.
+            sent = [
+                info
+                for info in fake.log
+                if info.path.endswith("/v1/completions") and info.json.get("seed", SAMPLE_SEED) != SAMPLE_SEED
+            ]
             assert all(info.json["prompt"].endswith("<|im_start|>user\n") for info in sent)
             assert len(sent) >= len(result["default"]["train"])
         return list(result["default"]["train"])

@@ -137,7 +137,7 @@ def test_the_fields_to_be_tried_are_those_that_are_sent(make: Callable[[], Task]
     for request in server.requests:
         feature = Feature.CHAT if isinstance(request, ChatRequest) else Feature.COMPLETIONS
         [need] = [need for need in made.needs() if (need.model, need.feature) == (request.model, feature)]
-        assert set(request.params) - {"seed"} == set(need.fields)
+        assert set(request.params) == set(need.fields)
 
 
 def test_no_task_is_missing_here() -> None:

@@ -1,4 +1,4 @@
-"""What can be told about servers before any is started: flags, ports, GPUs, keys, each with file and line."""
+"""What can be checked about servers before any is started: flags, ports, GPUs, keys, each with file and line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
 from asyncsynth.servers.problems import Problems
-from asyncsynth.servers.readiness import Probe, ReadyPolicy
+from asyncsynth.servers.readiness import ReadyPolicy
+from asyncsynth.servers.sample_requests import plain_sample
+from asyncsynth.servers.trial import contact_with
 from asyncsynth.serving.vllm.flags import Finding, FlagTable, check_flags, load_table
 from asyncsynth.serving.vllm.launch import VLLMCommand
 
@@ -141,7 +143,7 @@ def _check_gpus(launch: Launch, machine: int) -> Iterator[Finding]:
 
 
 def _check_ports(servers: Sequence[ServerConfig]) -> Iterator[Finding]:
-    """A port that two servers would listen on; the same address twice is told when the files are read."""
+    """A port that two servers would listen on; reading the files refuses the same address twice."""
     taken: dict[int, str] = {}
     for server in servers:
         launch = _launch(server)
@@ -166,7 +168,7 @@ def _check_memory(servers: Sequence[ServerConfig], machine: int) -> Iterator[Fin
         share = launch.number(name, launch.number("device-memory-utilization", _DEFAULT_UTILIZATION))
         gpus = launch.gpus
         if gpus is None and machine and GPU_VARIABLE not in launch.env:
-            gpus = tuple(map(str, range(_ranks(launch))))  # what vLLM takes when nobody tells it
+            gpus = tuple(map(str, range(_ranks(launch))))  # what vLLM takes by default
         for gpu in gpus or ():
             on[gpu].append((share, launch))
     told: set[tuple[str, ...]] = set()
@@ -213,13 +215,14 @@ async def already_served(server: ServerConfig, environ: Mapping[str, str] | None
     """
     if is_local(server) and not port_in_use(server):
         return False
-    exchange = Http11Pool(server.base_url, api_key=server.key(environ))
+    exchange = exchange_for(server, environ=environ)
     try:
-        probe = Probe(exchange, policy=ReadyPolicy(connect_s=0.0, load_s=900.0))
-        await probe.wait_ready()
-        listed = await probe.models()
-        said = f"it serves {', '.join(listed)}" if listed else "it lists no models"
-        if listed is not None and (server.models or frozenset()) <= frozenset(listed):
+        policy = ReadyPolicy(connect_s=0.0, load_s=900.0)
+        contact = contact_with(server, exchange, environ=environ, policy=policy)
+        samples = {model: plain_sample(model) for model in server.models or ()}
+        listing = await contact.wait_ready(next(iter(samples.values()), None))
+        said = f"it serves {', '.join(sorted(listing.names))}" if listing.names else "it lists no models"
+        if listing.names is not None and all(listing.has(model) for model in samples):
             return True
     except AsyncsynthError as error:
         said = error.message

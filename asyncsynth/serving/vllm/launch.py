@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import AsyncsynthError, ConfigurationError, ServerUnreachable
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
-from asyncsynth.servers.readiness import Probe, ReadyPolicy
+from asyncsynth.servers.readiness import ReadyPolicy
+from asyncsynth.servers.sample_requests import plain_sample
+from asyncsynth.servers.trial import contact_with, try_models
 from asyncsynth.serving.guarded import GuardedProcess
 from asyncsynth.serving.process_ends import Diagnosis
 from asyncsynth.serving.vllm.diagnosis import diagnose, last_lines, read_tail, without_prefix
@@ -148,7 +150,7 @@ class VLLMServer:
         self.state, self.since = state, time.monotonic()
 
     async def start(self) -> None:
-        """Start the process and wait until it answers one token.
+        """Start the process and wait until each of its models answers a small request.
 
         Raises:
             ServerUnreachable: it ended, or was not ready in time; with the likely cause and the end of its log.
@@ -189,25 +191,20 @@ class VLLMServer:
 
     async def _answers(self) -> None:
         config = self.config
-        exchange = Http11Pool(config.base_url, api_key=config.key(self._environ))
+        exchange = exchange_for(config, environ=self._environ)
         policy = ReadyPolicy(connect_s=self._ready_s, load_s=self._ready_s, canary_s=_CANARY_S)
         try:
-            probe = Probe(
-                exchange,
-                key_env=config.key_variable(self._environ),
-                has_key=config.key(self._environ) is not None,
-                policy=policy,
-            )
-            await probe.wait_ready()
-            listed = await probe.models()
-            for model in sorted(config.models or listed or ()):
-                await probe.canary(model)
+            contact = contact_with(config, exchange, environ=self._environ, policy=policy)
+            samples = {model: plain_sample(model) for model in config.models or ()}
+            listing = await contact.wait_ready(next(iter(samples.values()), None))
+            samples = samples or {model: plain_sample(model) for model in listing.names or ()}
+            (await try_models(contact, samples, None, server=self.name)).require_all()
         finally:
             await exchange.aclose()
 
     async def healthy(self, answer_s: float) -> str:
         """Ask /health once, on a connection of its own, for `answer_s` seconds; '' for a good answer, or what came."""
-        exchange = Http11Pool(self.config.base_url, api_key=self.config.key(self._environ))
+        exchange = exchange_for(self.config, environ=self._environ)
         try:
             answer = await exchange.get("/health", Timeouts(answer_s, answer_s, answer_s), at_origin=True)
         except TransportFailure as failure:
@@ -243,7 +240,7 @@ class VLLMServer:
     # --- its log -------------------------------------------------------------------------------
 
     def _open_log(self) -> int:
-        """Opened for this user only: vLLM logs its arguments, and prompts where it is told to."""
+        """Opened for this user only: vLLM logs its arguments, and prompts if its flags say so."""
         path = self.log_path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

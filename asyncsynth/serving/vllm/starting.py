@@ -13,9 +13,9 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.launch_settings import place_on_gpus
-from asyncsynth.serving.binding import make_plan, require_named
 from asyncsynth.serving.embedded import EmbeddedSpec
-from asyncsynth.serving.keeping import HangPolicy
+from asyncsynth.serving.keeping import HangPolicy, Keeping
+from asyncsynth.serving.placement import make_plan, require_named
 from asyncsynth.serving.restarts import RestartPolicy
 from asyncsynth.serving.vllm.checks import already_served, check_servers, require_sound
 from asyncsynth.serving.vllm.flags import Finding
@@ -33,8 +33,8 @@ class StartOptions:
         gpus: placements, as ``FILE=0,1``; they win over those of the files.
         logs: the folder for the servers' logs.
         ready_s: for a server to become ready.
-        on_event: told what happens to the servers.
-        on_warning: told what the checks found that is no error.
+        on_event: gets what happens to the servers.
+        on_warning: gets what the checks found that is no error.
         loading: entered with the supervisor while the servers load, to show how that goes.
         restart, hang: when a server that crashed is started again, and when one that lives counts as hung.
     """
@@ -73,7 +73,7 @@ async def started(
         logs: the folder for logs where the options name none.
 
     Raises:
-        ConfigurationError, ServerError: a bad file, a model that nobody serves, a server that does not start.
+        ConfigurationError, ServerError: a bad file, a model that no server has, a server that does not start.
     """
     if options.logs is not None:
         refuse_own_places(options.logs)
@@ -104,8 +104,7 @@ async def started(
         missing,
         vllm,
         options.logs or logs,
-        restart=options.restart,
-        hang=options.hang,
+        keeping=Keeping(restart=options.restart or RestartPolicy(), hang=options.hang or HangPolicy()),
         ready_s=options.ready_s,
         on_event=options.on_event,
         environ=environ,

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from asyncsynth.core.retry import Rng
-from asyncsynth.errors import AsyncsynthError
+from asyncsynth.errors import AsyncsynthError, ServerUnreachable
 from asyncsynth.servers.configs import ServerConfig
-from asyncsynth.serving.keeping import End, HangPolicy, Watcher, until_it_hangs
-from asyncsynth.serving.restarts import RestartPolicy, Restarts
+from asyncsynth.serving.keeping import End, Keeping, Watcher, keep, until_it_hangs
 from asyncsynth.serving.vllm.checks import shared_gpus
 from asyncsynth.serving.vllm.launch import READY_S, VLLMCommand, VLLMServer
 
@@ -47,9 +43,9 @@ class Supervisor:
     Args:
         servers: each with a `launch`.
         logs: the folder for their logs.
+        keeping: when one is started again, and when one that lives counts as hung.
+        ready_s: for a server to become ready.
         on_event: told what happens; must not raise.
-        restart, hang: when one is started again, and when one that lives counts as hung.
-        clock, sleep, rng: of the restarts; tests hand in their own.
 
     Raises (on entering):
         ServerUnreachable: one did not become ready; the others are stopped.
@@ -61,24 +57,16 @@ class Supervisor:
         vllm: VLLMCommand,
         logs: Path,
         *,
-        restart: RestartPolicy | None = None,
-        hang: HangPolicy | None = None,
+        keeping: Keeping | None = None,
         ready_s: float = READY_S,
         on_event: Callable[[ServerEvent], None] | None = None,
         environ: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rng: Rng | None = None,
     ) -> None:
         self.servers: list[VLLMServer] = [VLLMServer(s, vllm, logs, ready_s=ready_s, environ=environ) for s in servers]
         self.gave_up: list[str] = []  #: names of those that crashed too often
-        self._restart = restart or RestartPolicy()
-        self._hang = hang or HangPolicy()
+        self._keeping = keeping or Keeping()
         self._lost: dict[str, End] = {}  #: of those in `gave_up`
         self._tell = on_event or (lambda event: None)
-        self._clock = clock
-        self._sleep = sleep
-        self._rng: Rng = rng or random.Random()  # noqa: S311 - jitter
         self._watchers: list[Watcher] = []
         self._lives: list[asyncio.Task[None]] = []
         self._gpus = {s.name: shared_gpus(s, is_cpu=vllm.is_cpu) for s in servers}
@@ -160,33 +148,20 @@ class Supervisor:
             first.set_exception(error)
 
     async def _life(self, server: VLLMServer, first: asyncio.Future[None]) -> None:
-        """Start, wait for the end, start again; until cancelled, or until it has crashed too often."""
-        restarts = Restarts(self._restart, self._rng)
-        while True:
-            try:
-                await self._bring_up(server)
-            except AsyncsynthError as error:
-                if not first.done():  # a first start that fails would fail again
-                    self._tell(ServerEvent("failed", server.name, error.message, log=str(server.log_path)))
-                    first.set_exception(error)
-                    return
-                # What follows the first line is the end of the log; that is named.
-                end = End(error.message.partition("\n")[0], (error.hint or "").partition("\n")[0])
-            except OSError as error:  # no process, no memory for one
-                if not first.done():
-                    raise
-                server.set_state("down")
-                end = End(f"it could not be started: {error}")
-            else:
-                if not first.done():
-                    first.set_result(None)
-                end = await self._until_it_ends(server)
-            pause = restarts.crashed(self._clock())
-            if pause is None:
-                self._give_up(server, end)
-                return
+        """Starts it, and keeps it running until cancelled, or until it has crashed too often."""
+        try:
+            await self._bring_up(server)
+        except AsyncsynthError as error:  # a first start that fails would fail again
+            self._tell(ServerEvent("failed", server.name, error.message, log=str(server.log_path)))
+            first.set_exception(error)
+            return
+        first.set_result(None)
+
+        def crashed(end: End, pause: float) -> None:
             self._tell(ServerEvent("crashed", server.name, end.why, seconds=pause, log=str(server.log_path)))
-            await self._sleep(pause)
+
+        child = _Child(server, self._bring_up, self._until_it_ends)
+        await keep(child, _Passing(self, server), how=self._keeping, on_crash=crashed)
 
     async def _bring_up(self, server: VLLMServer) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -195,46 +170,90 @@ class Supervisor:
             for gpu in sorted(self._gpus[server.name]):
                 await stack.enter_async_context(self._loading[gpu])
             self._tell(ServerEvent("starting", server.name, log=str(server.log_path)))
-            began = self._clock()
+            began = self._keeping.clock()
             await server.start()
         pid = server.process.pid if server.process is not None else None
-        self._tell(ServerEvent("ready", server.name, seconds=self._clock() - began, pid=pid))
-        if server.starts > 1:
-            self._pass_on(lambda watcher: watcher.server_up(server.name))
+        self._tell(ServerEvent("ready", server.name, seconds=self._keeping.clock() - began, pid=pid))
 
     async def _until_it_ends(self, server: VLLMServer) -> End:
-        """What ended it; one that hangs is killed."""
-        process = server.process
+        """Why it ended, or that it hangs."""
+        process, hang = server.process, self._keeping.hang
         assert process is not None
         ended = asyncio.ensure_future(process.wait())
-        hangs = asyncio.ensure_future(until_it_hangs(lambda: server.healthy(self._hang.answer_s), self._hang))
+        hangs = asyncio.ensure_future(until_it_hangs(lambda: server.healthy(hang.answer_s), hang))
         try:
             await asyncio.wait([ended, hangs], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (ended, hangs):
                 task.cancel()
             await asyncio.gather(ended, hangs, return_exceptions=True)
-        if process.returncode is None:
-            why = hangs.result()
-            server.set_state("down")
-            self._pass_on(lambda watcher: watcher.server_down(server.name, why))
-            await process.kill()
-            return End(why, "Its log may say what it was at.")
         server.set_state("down")
+        if process.returncode is None:
+            return End(hangs.result(), "Its log may say what it was doing.")
         found = server.diagnosis(process.returncode)
-        end = End(f"{found.cause}: {found.line}" if found.line else found.cause, found.advice)
-        self._pass_on(lambda watcher: watcher.server_down(server.name, end.why))
-        return end
+        return End(f"{found.cause}: {found.line}" if found.line else found.cause, found.advice)
 
-    def _pass_on(self, call: Callable[[Watcher], None]) -> None:
+    def pass_on(self, call: Callable[[Watcher], None]) -> None:
+        """Tell all watchers."""
         for watcher in self._watchers:
             with contextlib.suppress(KeyError):  # a pool that does not use this server
                 call(watcher)
 
-    def _give_up(self, server: VLLMServer, end: End) -> None:
+    def give_up(self, server: VLLMServer, why: str, advice: str) -> None:
+        """It will not be started again."""
         server.set_state("gave up")
         self.gave_up.append(server.name)
-        said = f"{self._restart.said()}; the last time: {end.why}"
-        lost = self._lost[server.name] = End(f"{said}; its log: {server.log_path}", end.advice)
-        self._tell(ServerEvent("gave_up", server.name, said, log=str(server.log_path)))
-        self._pass_on(lambda watcher: watcher.server_lost(server.name, lost.why, lost.advice))
+        lost = self._lost[server.name] = End(f"{why}; its log: {server.log_path}", advice)
+        self._tell(ServerEvent("gave_up", server.name, why, log=str(server.log_path)))
+        self.pass_on(lambda watcher: watcher.server_lost(server.name, lost.why, lost.advice))
+
+
+class _Child:
+    """A vLLM server as `keep` sees it."""
+
+    def __init__(
+        self,
+        server: VLLMServer,
+        bring_up: Callable[[VLLMServer], Awaitable[None]],
+        until_it_ends: Callable[[VLLMServer], Awaitable[End]],
+    ) -> None:
+        self.name: str = server.name
+        self._server = server
+        self._bring_up = bring_up
+        self._until_it_ends = until_it_ends
+
+    async def start(self) -> None:
+        try:
+            await self._bring_up(self._server)
+        except AsyncsynthError as error:
+            # What follows the first line is the end of the log; that is named.
+            raise ServerUnreachable(error.message.partition("\n")[0], hint=error.hint.partition("\n")[0]) from error
+        except OSError:
+            self._server.set_state("down")
+            raise
+
+    async def ended(self) -> End:
+        return await self._until_it_ends(self._server)
+
+    async def clear(self) -> None:
+        """Kills a server that hangs."""
+        process = self._server.process
+        if process is not None and process.returncode is None:
+            await process.kill()
+
+
+class _Passing:
+    """Passes on to all watchers of a supervisor what happens to one server."""
+
+    def __init__(self, supervisor: Supervisor, server: VLLMServer) -> None:
+        self._supervisor = supervisor
+        self._server = server
+
+    def server_down(self, name: str, why: str) -> None:
+        self._supervisor.pass_on(lambda watcher: watcher.server_down(name, why))
+
+    def server_up(self, name: str) -> None:
+        self._supervisor.pass_on(lambda watcher: watcher.server_up(name))
+
+    def server_lost(self, name: str, why: str, advice: str = "") -> None:
+        self._supervisor.give_up(self._server, why, advice)

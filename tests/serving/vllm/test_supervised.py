@@ -20,6 +20,7 @@ import pytest
 from asyncsynth.errors import ServerError, ServerUnreachable
 from asyncsynth.servers.configs import parse_servers
 from asyncsynth.serving.guarded import GuardedProcess
+from asyncsynth.serving.keeping import Keeping
 from asyncsynth.serving.restarts import RestartPolicy
 from asyncsynth.serving.vllm.checks import gpu_count
 from asyncsynth.serving.vllm.launch import find_vllm
@@ -239,10 +240,9 @@ def test_a_server_that_crashes_too_often_is_given_up(site: Site) -> None:
             parse_servers([str(file)]),
             find_vllm(STAND_IN, environ),
             site.logs,
-            restart=RestartPolicy(crashes=2),
+            keeping=Keeping(restart=RestartPolicy(crashes=2), sleep=pause),
             on_event=events.append,
             environ=environ,
-            sleep=pause,
         )
         async with supervisor:
             supervisor.watch(Pool())
