@@ -59,6 +59,9 @@ ROWS = {
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    41: Row("requests refused by themselves, or all of them", "one refusal costs one record; refused for all: a halt"),
+    42: Row("errors inside HTTP 200, answers broken off", "as the status they name; no partial text is a result"),
+    43: Row("quotas and balances that are spent", "the server's words and until when; pointless waits end"),
 }
 
 
