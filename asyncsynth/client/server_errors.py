@@ -124,7 +124,7 @@ def _judged(status: int, headers: Mapping[str, str], said: Said, now_wall: float
         is_quota = status == 429 and bool(_QUOTA.search(words))
         if is_quota and wait is None:
             return Permanent("quota", message, status, scope="server")
-        return Overloaded(status, message, wait, is_quota)
+        return Overloaded(status, _until(message, wait, now_wall) if (wait or 0.0) > 120.0 else message, wait, is_quota)
     if status in (400, 413, 422, 500) and _CONTEXT.search(words):
         return Permanent("context_length", message, status)
     if status >= 500 or status in _RETRIED_4XX:

@@ -20,13 +20,14 @@ from asyncsynth.client.replicas import (
     Server,
     Totals,
     answers,
+    canary_outcome,
     estimated_tokens,
     prompt_head,
 )
 from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Probe, Scheduler, Start
 from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
@@ -266,6 +267,8 @@ class ServerPool:
             link.hear(headers, now)
         if type(outcome) is Ok:
             self._count_answer(server, outcome.value, now - began, attempts)
+        elif isinstance(outcome, Permanent) and outcome.scope == "server":
+            link.refused = request
         elif isinstance(outcome, Transient | Permanent) and outcome.paid:
             self._totals.wasted += 1
             self._totals.prompt_tokens += outcome.prompt_tokens
@@ -343,6 +346,19 @@ class ServerPool:
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
 
+    def _canary(self, canary: Canary) -> None:
+        """Send a harmless request where one was refused, beside slots and statistics."""
+        link = self._links[canary.replica]
+
+        async def ask() -> None:
+            outcome = await canary_outcome(link, canary.timeout_s, self._wall())
+            assert self._clock is not None
+            self._apply(self._scheduler.canary_result(canary.replica, canary.model, outcome, self._clock()), 0)
+
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth canary")
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
     def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
         own: Start | Finish | None = None
@@ -359,6 +375,8 @@ class ServerPool:
                 self._abort(action.call_id)
             elif isinstance(action, Probe):
                 self._probe(action)
+            elif isinstance(action, Canary):
+                self._canary(action)
             elif self.halted is None:
                 self._halt()
         if self._scheduler.ticks_before(self._timer_at):
@@ -392,7 +410,7 @@ class ServerPool:
         halt = self._scheduler.halted
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
-        hint = self._advice.get(halt.replica, "check the key, the model's name and the server; then resume")
+        hint = self._advice.get(halt.replica) or halt.advice or "Check the server. Then run the same command again."
         return RunStopped(halt.message, hint=hint)
 
 

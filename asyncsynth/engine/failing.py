@@ -1,4 +1,4 @@
-"""When failures stop a run: because all fail alike from the first record on, or because there are too many."""
+"""When failures stop a run: if all records fail alike from the first one on, or if too many fail."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import re
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 
-#: Records that must fail alike, with none that ended well, before the run stops.
+#: The run stops when this many records failed alike and none succeeded.
 ALIKE = 20
-#: Records that must have ended before a percentage says anything.
+#: A percentage applies once this many records have ended.
 LEAST_ENDED = 50
 
 ADVICE = "Fix the cause. Then run the same command with --update if you edited the pipeline, else with --retry-failed."
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
 _STEP_ERROR = "step_error"
+#: A server that refuses request after request: its words may quote the prompt, or number each refusal.
+_REFUSED = frozenset({"bad_request", "refused", "auth", "model_not_found", "redirect", "quota"})
 #: A fault of a step's own code: the exception's type, what it says (often of the row), and the line.
 _OWN_FAULT = re.compile(r"(\w+): .*( \([^()]*:\d+\))", re.DOTALL)
-_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
+#: What differs from record to record: quoted texts; words with digits in them, such as request IDs; numbers.
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\b[0-9a-f]{8,}\b|\b\w*\d[\w-]*|\d+")
 
 
 def is_share(limit: int | str | None) -> bool:
@@ -59,15 +62,15 @@ class FailureLimit:
 
 
 class AllAlike:
-    """Whether the first records of a run all fail in the same way: then it is the pipeline, and not the data."""
+    """Whether the first records of a run all fail in the same way: then the cause is the pipeline, not the data."""
 
     def __init__(self) -> None:
         self._way: tuple[str, str, str] | None = None
         self._count = 0
-        self._over = False  #: two ways were seen
+        self._over = False  #: records failed in two ways
 
     def failed(self, failed: FailedRow) -> str:
-        """Takes a record that failed while none has ended well; why the run stops, or ''."""
+        """Counts a record that failed while none has succeeded. Returns why the run stops, or ''."""
         if self._over or failed["reason"] == _COSTS_NOTHING:
             return ""
         message = failed["message"]
@@ -75,7 +78,8 @@ class AllAlike:
             message = fault[1] + fault[2]
         # As a word: a key such as "a" or "5" is also in other words and numbers.
         message = re.sub(rf"(?<!\w){re.escape(failed['k'])}(?!\w)", "#", message)
-        way = failed["step"], failed["reason"], _VARIES.sub("#", message)
+        alike = "" if failed["reason"] in _REFUSED else _VARIES.sub("#", message)
+        way = failed["step"], failed["reason"], alike
         self._way = self._way or way
         self._over = way != self._way
         self._count += 1
