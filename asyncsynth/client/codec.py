@@ -86,7 +86,7 @@ from asyncsynth.errors import RequestFailed
 
 __all__ = [
     "ANSWER_ATTEMPTS", "CHAT_PATH", "COMPLETION_PATH", "DEFAULT_MAX_TOKENS", "SAMPLE_CHARS", "Dialect", "decode",
-    "encode", "outcome_of", "retry_after",
+    "encode", "outcome_of", "read_again", "retry_after",
 ]  # fmt: skip
 
 Dialect = Literal["openai", "llamacpp"]
@@ -216,7 +216,7 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         try:
-            answer, flags = _read_again(body)
+            answer, flags = read_again(body)
         except (ValueError, RecursionError):
             return _unreadable(status, body, error)
     try:
@@ -227,7 +227,7 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
         return paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
 
 
-def _read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
+def read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
     """A body that orjson refuses, and what had to be mended in it: lone surrogates; what Python's own JSON writes and
     reads, and JSON has not (NaN, Infinity). Raises ValueError or RecursionError."""
     mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body

@@ -12,7 +12,6 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -109,8 +108,7 @@ def error_inside(answer: Mapping[str, Any], now_wall: float) -> Outcome | None:
         status = next((status for words, status in _WORDS if words.search(said.kinds)), None)
     if status is None:
         return Transient("server_error", said.message, 200, max_attempts=ANSWER_ATTEMPTS)
-    made = _judged(status, {}, said, now_wall)
-    return replace(made, status=200) if isinstance(made, Transient | Permanent) else made
+    return _judged(status, {}, said, now_wall)
 
 
 def _judged(status: int, headers: Mapping[str, str], said: Said, now_wall: float) -> Outcome:

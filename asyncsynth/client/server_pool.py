@@ -101,6 +101,7 @@ class ServerPool:
         tokens = estimated_tokens(request) if self._rated else 0
         model = request.model if request.model in self._models else self._stand_in(request.model)
         self._senders[call_id] = asyncio.current_task()
+        refused = ""  #: the reason of a refusal that another attempt may follow
         try:
             step = self._apply(scheduler.submit(call_id, model, priority, clock(), affinity, tokens), call_id)
             waiter: asyncio.Future[Start | Finish] | None = None  #: of an aborted call; it may know already
@@ -112,6 +113,9 @@ class ServerPool:
                             raise self._refusal()
                     if isinstance(step, Finish):
                         return self._conclude(step)
+                    if refused:
+                        self._totals.retries[refused] += 1
+                        refused = ""
                     link = self._links[step.replica]
                     server = link.server
                     began = clock()
@@ -129,7 +133,10 @@ class ServerPool:
                 if not isinstance(step, Finish) and not isinstance(outcome, Ok):
                     if self._refusal is not None:
                         raise self._refusal()
-                    self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
+                    if isinstance(outcome, Permanent):  # held until it is known whom the server refuses
+                        refused = outcome.reason
+                    else:
+                        self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
         except BaseException:
             # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
             self._waiters.pop(call_id, None)

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 
 import orjson
 
-from asyncsynth.client.codec import Dialect, decode, encode, outcome_of
+from asyncsynth.client.codec import Dialect, decode, encode, outcome_of, read_again
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
 from asyncsynth.client.reasoning import where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
@@ -145,7 +145,7 @@ class Probe:
         if _lives(outcome):
             return chats
         assert isinstance(outcome, Transient | Permanent)
-        if outcome.reason == "auth":
+        if outcome.reason == "auth" or (outcome.reason == "refused" and not self._has_key):
             raise self._key_refused(outcome.status)
         said = f"{model} at {self._where} did not answer a one-token request: {outcome.reason}"
         said += f" (HTTP {outcome.status})" if outcome.status else ""
@@ -228,8 +228,11 @@ def _lives(outcome: Outcome) -> bool:
 
 def _thought_in(body: bytes) -> str:
     """Where an answer that the codec has read holds a thought."""
-    choices = orjson.loads(body).get("choices") or []
-    return next((where for choice in choices if (where := where_it_thinks(choice))), "")
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:  # NaN and the like
+        answer = read_again(body)[0]
+    return next((where for choice in answer.get("choices") or [] if (where := where_it_thinks(choice))), "")
 
 
 def _model_names(answer: WireResponse) -> tuple[str, ...] | None:
