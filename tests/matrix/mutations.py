@@ -420,6 +420,11 @@ MUTATIONS = (
         41, (f"{SCHEDULER}::test_a_key_that_is_revoked_in_mid_run_halts_though_old_answers_still_come",),
     ),
     Mutation(
+        "a canary that is refused counts as answered", "core/refusals.py",
+        'if isinstance(canary, Permanent) and canary.scope == "server":', "if False:",
+        41, (f"{SCHEDULER}::test_a_server_that_refuses_all_halts",), hangs=True,
+    ),
+    Mutation(
         "errors inside HTTP 200 have no code", "client/server_errors.py",
         "    status = said.code\n    if status is None:", "    status = None\n    if status is None:",
         42, (f"{CODEC}::test_an_error_inside_a_200_counts_as_its_status",),
