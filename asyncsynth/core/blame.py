@@ -17,17 +17,16 @@ from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Abort, Action, Call, Canary, Probe
 from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
-from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook
+from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook, answers
 from asyncsynth.core.replica_state import Alarm, Held, Replica
 from asyncsynth.core.retry import SERVER_FAULTS, UNREADABLE, GiveUp, RetryPolicy, Rng, backoff, decide, out_of_attempts
-from asyncsynth.core.states import CLOSED, DOWN, HELD, REMOVED
+from asyncsynth.core.states import CLOSED, DOWN, HALF_OPEN, HELD, OPEN, REMOVED
 from asyncsynth.core.suspects import DEADLY, SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
-QUOTA_WAITS = 3  #: quota refusals, each after the wait that the one before asked for, and none answered, halt a run
-QUOTA_S = 60.0  #: but not sooner than this after the first: a quota by the minute comes back
 UNREADABLE_TRIES = 5  #: unreadable answers of a server that never gave a readable one: halt
+READABLE_S = 30.0  #: after a canary whose answer is readable, unreadable ones are charged to their records
 BURST_S = 0.25  #: connections that die within so short a time die together
 PROBE_S = 60.0  #: what a probe of a busy server may take, at first
 AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
@@ -61,7 +60,6 @@ class FaultJudge:
     def recovered(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
         """A success: failures since the last one were not this server's fault."""
         replica.proven = True
-        replica.spent, replica.spent_at = 0, None
         for refused, outcome in self._refusals.answered(call, replica):
             self._refused_alone(refused, outcome, now, out)
         self._book.left(call, replica)
@@ -141,7 +139,7 @@ class FaultJudge:
             self._too_long_a_wait(call, replica, outcome, cause, now, out)
             return
         cause += f" (the server asks to wait {span(asked)})" if asked >= 1.0 else ""
-        if outcome.quota and self._is_spent(replica, asked, now) and not self._has_peer(replica, call.model):
+        if outcome.quota and self._refusals.is_spent(replica, asked, now) and not self._has_peer(replica, call.model):
             why = f"{replica.name} refused every request for {span(now - (replica.spent_at or now))}: {cause}"
             self._slots.halt(why, replica.name, out, ADVICE["quota"])
             self._slots.finish(call, outcome, out)
@@ -171,15 +169,6 @@ class FaultJudge:
         said += f"; at most {span(cap)} is followed (RetryPolicy.retry_after_cap_s)"
         self._refused(call, replica, Permanent("quota", said, outcome.status, scope="server"), now, out)
 
-    def _is_spent(self, replica: Replica, asked: float, now: float) -> bool:
-        """Whether a quota has not come back although each wait that the server asked for was kept."""
-        if replica.spent_at is None:
-            replica.spent_at, replica.spent_until = now, now
-        if now >= replica.spent_until:
-            replica.spent += 1
-            replica.spent_until = now + asked
-        return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S
-
     def _has_peer(self, replica: Replica, model: str) -> bool:
         """Whether another replica takes calls for a model."""
         return any(other is not replica and other.breaker.state is CLOSED for other in self._balancer.of_model[model])
@@ -189,6 +178,9 @@ class FaultJudge:
     ) -> None:
         """Charge the record, unless the server is known, or now turns out, to be the one at fault."""
         breaker = replica.breaker
+        if outcome.reason in UNREADABLE and now < replica.readable_until:
+            self._charge(call, None, outcome, now, out)
+            return
         refused = outcome.reason == "connect"
         self._book.note_death(call, replica, outcome, now)
         what = f"{outcome.reason}: {outcome.message}" if outcome.message else outcome.reason
@@ -199,6 +191,9 @@ class FaultJudge:
                 self.pause(replica, now, what, out)
                 if self._is_unreadable(call, replica, outcome, what, out):
                     return
+                if outcome.reason in UNREADABLE:
+                    replica.doubted = True
+                    out.append(Canary(replica.index, call.model, CANARY_S))
                 # A refused connection says nothing about the call. Another failure, alone on the server, may: such
                 # calls take turns with all others, and only one that fails alone again and again is given up.
                 if not refused:
@@ -263,6 +258,11 @@ class FaultJudge:
 
     def canary(self, replica: Replica, model: str, answer: Outcome | None, now: float, out: list[Action]) -> None:
         """The result of the driver's `Canary`; None if there is none."""
+        if replica.doubted and answers(answer):
+            replica.readable_until = now + READABLE_S
+            if replica.breaker.state in (OPEN, HALF_OPEN):
+                self.back(replica, now, out)
+        replica.doubted = False
         verdict, judged = self._refusals.judge(replica, model, answer)
         if verdict == "all" and judged and self._refusals.is_certain(replica, model):
             self._refuses_all(model, replica, judged[0][1], out, judged)

@@ -22,7 +22,10 @@ from typing import Literal
 from asyncsynth.core.calls import Call
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
 from asyncsynth.core.replica_state import Held, Refused, Replica
+from asyncsynth.core.retry import SERVER_FAULTS
 
+QUOTA_WAITS = 3  #: quota refusals, each after the wait that the one before asked for, and none answered, halt a run
+QUOTA_S = 60.0  #: but not sooner than this after the first: a quota by the minute comes back
 HALT_AFTER = 3  #: different calls refused, or canaries in a row, before a run halts
 
 RESUME = "Then run the same command again to resume."
@@ -58,6 +61,7 @@ class RefusalBook:
 
     def answered(self, call: Call, replica: Replica) -> list[Held]:
         """A call was answered. Returns those that were refused before it started: they are refused alone."""
+        replica.spent, replica.spent_at = 0, None
         entry = replica.refusals.get(call.model)
         if entry is None:
             return []
@@ -80,7 +84,7 @@ class RefusalBook:
             entry.canaries += 1
             return "all", judged
         verdict: Verdict = "unknown"
-        if _answers(canary):
+        if answers(canary):
             verdict = "alone"
             entry.canaries = 0
             for call, _ in judged:
@@ -91,6 +95,15 @@ class RefusalBook:
     def _tidy(self, replica: Replica, model: str, entry: Refused) -> None:
         if not (entry.refused_at or entry.pending or entry.asked):
             del replica.refusals[model]
+
+    def is_spent(self, replica: Replica, asked: float, now: float) -> bool:
+        """Counts a refusal that names a quota. True if the quota has not come back although every wait was kept."""
+        if replica.spent_at is None:
+            replica.spent_at, replica.spent_until = now, now
+        if now >= replica.spent_until:
+            replica.spent += 1
+            replica.spent_until = now + asked
+        return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S
 
     def is_certain(self, replica: Replica, model: str) -> bool:
         """Whether enough was refused to halt a run."""
@@ -103,8 +116,8 @@ class RefusalBook:
         return [] if entry is None else entry.pending
 
 
-def _answers(canary: Outcome | None) -> bool:
-    """Whether a server that gives this outcome takes requests: an answer of no use is one too."""
+def answers(canary: Outcome | None) -> bool:
+    """Whether a server that gives this outcome takes requests, and can be read: a useless answer counts too."""
     if isinstance(canary, Transient):
-        return canary.paid
+        return canary.paid and canary.reason not in SERVER_FAULTS
     return isinstance(canary, Ok | Permanent)

@@ -92,38 +92,10 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms",
-        "asked_at",
-        "blocked",
-        "breaker",
-        "budget",
-        "extra",
-        "gate",
-        "gated_for",
-        "health",
-        "heard_at",
-        "held",
-        "in_flight",
-        "index",
-        "limiter",
-        "models",
-        "name",
-        "overloads",
-        "press",
-        "probers",
-        "proven",
-        "queue",
-        "quiet",
-        "refusals",
-        "report",
-        "seen",
-        "shared",
-        "spent",
-        "spent_at",
-        "spent_until",
-        "stalls",
-        "starved",
-        "troubled",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "doubted", "extra", "gate", "gated_for", "health",
+        "heard_at", "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers",
+        "proven", "queue", "quiet", "readable_until", "refusals", "report", "seen", "shared", "spent", "spent_at",
+        "spent_until", "stalls", "starved", "troubled",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -149,12 +121,14 @@ class Replica:
         self.quiet: bool = False  # kept free for a call that is tried alone
         # core.refusals
         self.refusals: dict[str, Refused] = {}  # by model
-        # core.blame
-        self.overloads: int = 0  # since the last success
-        self.proven: bool = False  # it has answered a call
         self.spent: int = 0  # quota refusals since its last answer, each after the wait that the last one asked for
         self.spent_at: float | None = None  # when the first of them came
         self.spent_until: float = 0.0  # when that wait is over
+        # core.blame
+        self.overloads: int = 0  # since the last success
+        self.proven: bool = False  # it has answered a call
+        self.doubted: bool = False  # it probed with an unreadable answer, and a canary asks whether it always does
+        self.readable_until: float = float("-inf")  # until then, unreadable answers are the records' fault
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
         self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
         self.stalls: int = 0  # how often it was found hung

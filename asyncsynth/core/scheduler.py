@@ -252,6 +252,7 @@ class Scheduler:
         out: list[Action] = []
         if self.halted is None:
             self._judge.canary(self.replicas[replica], model, outcome, now, out)
+            self._slots.fill(self.replicas[replica], now, out)
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:

@@ -223,7 +223,7 @@ def test_a_flagged_prompt_fails_alone_and_its_canary_is_of_its_kind(raw: bool) -
         limit = {"max_completion_tokens": 9}
         flagged: Any = CompletionRequest("m", "flagged", limit) if raw else ask(user="flagged", **limit)
         good: Any = CompletionRequest("m", "good", limit) if raw else ask(**limit)
-        with pytest.raises(RequestFailed, match="your input was flagged.*answers other requests") as caught:
+        with pytest.raises(RequestFailed, match=r"your input was flagged.*answers other requests") as caught:
             await pool.send(flagged)
         assert (caught.value.reason, caught.value.attempts) == ("refused", 1)
         prompt = {"prompt": "Hi"} if raw else {"messages": [{"role": "user", "content": "Hi"}]}

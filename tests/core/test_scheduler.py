@@ -586,7 +586,7 @@ def test_the_servers_words_are_why_it_is_paused() -> None:
 @pytest.mark.parametrize("reason", ["bad_json", "bad_utf8"])
 @pytest.mark.parametrize("calls", [1, 12, 100])
 def test_a_server_whose_answers_were_never_readable_halts_with_a_sample(reason: str, calls: int) -> None:
-    bad = (Transient(reason, "not a completion: <html>hello", max_attempts=3), 0.05)
+    bad = (Transient(reason, "not a completion: <html>hello", max_attempts=3, paid=True), 0.05)
     sim = Sim(fleet(1, script=lambda c, a, now: bad), 9)
     sim.keep_window(calls, calls)
     sim.run()
@@ -597,6 +597,20 @@ def test_a_server_whose_answers_were_never_readable_halts_with_a_sample(reason: 
     assert sim.now < 60
     assert "<html>hello" in sim.halt.message
     assert not [f for f in sim.finished.values() if isinstance(f.outcome, Transient)][1:]
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_unreadable_answers_are_charged_where_the_server_answers_others(share: int) -> None:
+    """What is left at the end of a run may be unreadable all of it, and no good answer comes in between."""
+    bad = (Transient("bad_json", "<html>blocked", max_attempts=3), 0.05)
+    script: Script = lambda c, a, now: bad if c >= 0 and c % share == 0 else None  # noqa: E731
+    sim = Sim(fleet(1, script=script), 9, check_all=True)
+    sim.keep_window(200, 64)
+    sim.run()
+    assert sim.halt is None
+    assert sim.now < 120
+    for call, finish in sim.finished.items():
+        assert finish.outcome == bad[0] if call % share == 0 else isinstance(finish.outcome, Ok)
 
 
 def test_a_server_that_answered_well_before_is_waited_for() -> None:

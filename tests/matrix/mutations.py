@@ -440,7 +440,7 @@ MUTATIONS = (
         43, (f"{SCHEDULER}::test_a_wait_beyond_the_cap_halts_with_the_words",), hangs=True,
     ),
     Mutation(
-        "a quota that does not come back is waited for", "core/blame.py",
+        "a quota that does not come back is waited for", "core/refusals.py",
         "return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S", "return False",
         43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
