@@ -271,7 +271,7 @@ def _read_answer(
     if not sent:
         error = error_inside(answer, now_wall)
         if error is not None:
-            return paid(error, answer) if isinstance(error, Transient | Permanent) else error
+            return error if isinstance(error, Ok) else paid(error, answer)
         sent = answer["choices"]
     chat = isinstance(request, ChatRequest)
     opened = _opened(request)
@@ -328,7 +328,7 @@ def _broken_off(
     """The outcome of a choice that holds an error, or that the server or a filter ended early; None for others."""
     error = raw.get("error") or answer.get("error")
     made = error_inside({"error": error}, now_wall) if error else not_whole(choice, status)
-    return paid(made, answer) if isinstance(made, Transient | Permanent) else made
+    return made if made is None or isinstance(made, Ok) else paid(made, answer)
 
 
 def _text_of(content: Any, message: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from asyncsynth.client.messages import Choice, ModelRequest
-from asyncsynth.core.outcomes import Permanent, Transient
+from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
 DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
@@ -83,7 +83,10 @@ def _called(calls: Any) -> str:
     return f"{sample(', '.join(names))}; take `tools` out of extra_body, or serve the model without them"
 
 
-def paid(outcome: Transient | Permanent, answer: Mapping[str, Any]) -> Transient | Permanent:
+Failed = Transient | Permanent | Overloaded
+
+
+def paid(outcome: Failed, answer: Mapping[str, Any]) -> Failed:
     """The outcome of a useless answer, with the tokens that it took."""
     usage = answer.get("usage")
     counts = usage if isinstance(usage, dict) else {}

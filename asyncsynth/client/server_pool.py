@@ -274,12 +274,13 @@ class ServerPool:
             link.hear(headers, now)
         if type(outcome) is Ok:
             self._count_answer(server, outcome.value, now - began, attempts)
-        elif isinstance(outcome, Permanent) and outcome.scope == "server":
-            link.refused = request
-        elif isinstance(outcome, Transient | Permanent) and outcome.paid:
-            self._totals.wasted += 1
-            self._totals.prompt_tokens += outcome.prompt_tokens
-            self._totals.completion_tokens += outcome.tokens
+        elif not isinstance(outcome, Ok):
+            if outcome.paid:
+                self._totals.wasted += 1
+                self._totals.prompt_tokens += outcome.prompt_tokens
+                self._totals.completion_tokens += outcome.tokens
+            if isinstance(outcome, Permanent) and outcome.scope == "server":
+                link.refused = request
         return outcome
 
     def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:

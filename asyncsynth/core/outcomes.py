@@ -46,6 +46,9 @@ class Overloaded:
     message: str = ""
     retry_after: float | None = None  #: seconds, as the server asked; uncapped here
     quota: bool = False  #: the server speaks of a quota, and says when to ask again
+    paid: bool = False  #: the error ended an answer that had begun; `tokens` and `prompt_tokens` as in `Ok`
+    tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,8 +256,7 @@ def test_an_error_inside_a_200_counts_as_its_status(
     assert isinstance(made, Overloaded | Transient | Permanent)
     assert (made.status if isinstance(made, Overloaded) else made.reason) == reason
     assert made.message.startswith(error if isinstance(error, str) else error["message"])
-    if isinstance(made, Transient | Permanent):
-        assert (made.paid, made.tokens) == ((True, 5) if place == "choice" else (False, 0))
+    assert (made.paid, made.tokens) == ((True, 5) if place == "choice" else (False, 0))
     tried(1, "errors inside HTTP 200")
 
 
