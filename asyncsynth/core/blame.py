@@ -26,11 +26,12 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
 UNREADABLE_TRIES = 5  #: unreadable answers of a server that never gave a readable one: halt
+REFUSING_S = 30.0  #: the pause of a replica that refuses every request, while others serve the model
 READABLE_S = 30.0  #: after a canary whose answer is readable, unreadable ones are charged to their records
 BURST_S = 0.25  #: connections that die within so short a time die together
 PROBE_S = 60.0  #: what a probe of a busy server may take, at first
-AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
-LOST_CHECK_S = 1.0  #: or, where nobody brings it back, whether a call waits for it
+AWAY_CHECK_S = 60.0  #: how often to check whether a replica has been away for too long
+LOST_CHECK_S = 1.0  #: or, if its supervisor gave it up, whether a call waits for it
 
 
 class FaultJudge:
@@ -58,7 +59,7 @@ class FaultJudge:
     # --- attempts -----------------------------------------------------------------------------
 
     def recovered(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
-        """A success: failures since the last one were not this server's fault."""
+        """A call succeeded: failures since the last success were not this server's fault."""
         replica.proven = True
         for refused, outcome in self._refusals.answered(call, replica):
             self._refused_alone(refused, outcome, now, out)
@@ -78,7 +79,7 @@ class FaultJudge:
             self.back(replica, now, out)
 
     def failed(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
-        """An attempt has failed: charge it, forgive it, or hold it; pause the server, or halt all."""
+        """An attempt failed: charge it, forgive it, or hold it; pause the server, or halt the run."""
         replica.trouble(True)
         breaker = replica.breaker
         probing = breaker.probe == call.id
@@ -107,9 +108,9 @@ class FaultJudge:
                 self._charge(call, None, outcome, now, out)
 
     def _resend(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """An idle connection died under a request: again, at once.
+        """An idle connection died under a request: send the request again at once.
 
-        But when several die together it may be the server, and one of them the cause: a moment shows.
+        If several die together, the server may have died, and one of the requests may be the cause: wait a moment.
         """
         deaths = replica.health.deaths
         burst = bool(deaths) and deaths[-1][0] > now - BURST_S
@@ -120,7 +121,7 @@ class FaultJudge:
             self._slots.place(call, now, out)
 
     def _failed_alone(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """A suspect, with nothing else in flight: has the server died of it? A probe tells."""
+        """A suspect failed with nothing else in flight. A probe shows whether the server died of it."""
         self._slots.hold(call)
         self._book.accuse(call, replica, outcome, now)
         if replica.breaker.state in (DOWN, REMOVED):
@@ -247,7 +248,7 @@ class FaultJudge:
         """It may be the call's fault or the server's: hold it, and ask."""
         self._slots.hold(call)
         if self._refusals.note(call, replica, outcome, now):
-            self._refuses_all(call.model, replica, outcome, out)
+            self._refuses_all(call.model, replica, outcome, now, out)
         else:
             self._send_canary(call.model, replica, now, out)
 
@@ -265,7 +266,7 @@ class FaultJudge:
         replica.doubted = False
         verdict, judged = self._refusals.judge(replica, model, answer)
         if verdict == "all" and judged and self._refusals.is_certain(replica, model):
-            self._refuses_all(model, replica, judged[0][1], out, judged)
+            self._refuses_all(model, replica, judged[0][1], now, out, judged)
             return
         for call, outcome in judged:
             if call.state is not HELD:
@@ -302,19 +303,34 @@ class FaultJudge:
             self._slots.sleep(call, now + decision.delay_s)
 
     def _refuses_all(
-        self, model: str, replica: Replica, outcome: Permanent, out: list[Action], judged: Sequence[Held] = ()
+        self,
+        model: str,
+        replica: Replica,
+        outcome: Permanent,
+        now: float,
+        out: list[Action],
+        judged: Sequence[Held] = (),
     ) -> None:
+        """Pause a replica that others can stand in for; else end the run, to be resumed."""
         code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
-        why = f"{replica.name} refuses model {model!r} ({code}): {outcome.message}"
-        self._slots.halt(why, replica.name, out, ADVICE.get(outcome.reason, ""))
+        why = f"refuses model {model!r} ({code}): {outcome.message}"
+        spared = len(replica.models) == 1 and self._has_peer(replica, model)
+        if spared:
+            self.pause(replica, now, why, out, at_least=REFUSING_S)
+        else:
+            self._slots.halt(f"{replica.name} {why}", replica.name, out, ADVICE.get(outcome.reason, ""))
         for call, own in (*judged, *self._refusals.give_back(replica, model)):
-            if call.state is HELD:
+            if call.state is not HELD:
+                continue  # cancelled
+            if spared:
+                self._slots.place(call, now, out)
+            else:
                 self._slots.finish(call, own, out)
 
     # --- verdicts about a server --------------------------------------------------------------
 
     def is_dead(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead; a call that was alone there is convicted, or tried alone once more."""
+        """The server is dead: a call that was alone there is convicted, or tried alone once more."""
         convicted = self._book.convict(replica)
         if convicted is None:
             return
@@ -325,20 +341,20 @@ class FaultJudge:
                 self._slots.fill(other, now, out)
 
     def lives(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server lives, or it cannot be known: what a call met that was alone there is an ordinary failure."""
+        """The server lives, or its state is unknown: the failure of a call that was alone there is an ordinary one."""
         acquitted = self._book.acquit(replica)
         if acquitted is not None:
             call, outcome = acquitted
             self._charge(call, None, outcome, now, out)
 
     def crashed(self, replica: Replica, now: float, cause: str, out: list[Action]) -> None:
-        """A supervisor says that the server is gone: no call is charged, and those in flight are suspects."""
+        """A supervisor reports that the server is gone: no call is charged, and those in flight are suspects."""
         self._book.fallen(replica, now)
         self.is_dead(replica, now, out)
         self.pause(replica, now, cause, out)
 
     def pause(self, replica: Replica, now: float, cause: str, out: list[Action], at_least: float = 0.0) -> None:
-        """Pause a replica; take back what its failures had charged; let everyone go elsewhere."""
+        """Pause a replica, take back the charges of its failures, and let its calls go elsewhere."""
         breaker = replica.breaker
         replica.trouble(True)
         if breaker.state in (DOWN, REMOVED):
@@ -355,7 +371,7 @@ class FaultJudge:
             self._give_up_waiting(replica, out)
 
     def check_absence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """A replica that is down or removed: calls that only it could take wait for long, but not for ever."""
+        """A replica is down or removed: calls that only it can take wait, for `outage_limit_s` at most."""
         models = [model for model in replica.models if self._room.waits_for(model)]
         if any(self._balancer.hopeless(model, now, self._policy.outage_limit_s) for model in models):
             self._give_up_waiting(replica, out)
@@ -365,7 +381,7 @@ class FaultJudge:
     # --- silence ------------------------------------------------------------------------------
 
     def check_silence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Calls are in flight and nothing was heard for a while: ask."""
+        """Calls are in flight and the server has been silent for a while: probe it."""
         due = replica.heard_at + SILENCE_S
         if due <= now:
             if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * self._patience(replica):
@@ -395,7 +411,7 @@ class FaultJudge:
             self._hangs(replica, now, out)
 
     def _hangs(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Neither a call nor a probe is answered: pause it; its calls go elsewhere, and nobody is charged."""
+        """Neither a call nor a probe is answered: pause the replica, move its calls, and charge none."""
         replica.stalls += replica.breaker.state is CLOSED
         calls = self._slots.abandon(replica)
         self.pause(replica, now, f"no answer for {now - replica.heard_at:.0f} s, nor to a probe", out)
@@ -410,7 +426,7 @@ class FaultJudge:
         self._timers.alarm(replica, Alarm.OUTAGE, now + self._policy.outage_limit_s + 1.0)
 
     def _give_up_waiting(self, replica: Replica, out: list[Action]) -> None:
-        """Stop, to be resumed, and fail no record."""
+        """Halt the run without failing a record; it can be resumed."""
         cause = replica.breaker.cause
         if replica.breaker.lost:
             why = f"is not started again: {cause}"
@@ -419,7 +435,7 @@ class FaultJudge:
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server answers again; those that probed in vain get their places in the queue back."""
+        """The server answers again. Calls that probed in vain get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
         self._timers.forget(replica, Alarm.ASK)

@@ -7,8 +7,8 @@ in seconds, so "three in a row" shows nothing. What shows it is a request that i
 1. A refused call is held. The driver sends a `Canary` to the same server, for the same model: a request of one token.
 2. The canary is answered, or another call that started after the refusal is: the server works, and the refusal is the
    request's own. The call ends with the reason `refused` (a spent quota keeps its own).
-3. The canary is refused too: all requests are. The run halts, once three different calls were refused or three canaries
-   in a row, so that a moment's fault of a gateway halts nothing.
+3. The canary is refused too: all requests are. Once three different calls were refused, or three canaries in a row, the
+   replica is paused, if others serve its model; else the run halts.
 4. The canary shows neither (the server is busy, or gone): the call is charged one attempt and tried again.
 
 A spent quota needs no canary where it meets three different calls and no later call is answered: a canary is cheap,

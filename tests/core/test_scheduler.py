@@ -485,6 +485,24 @@ def test_a_key_that_is_revoked_in_mid_run_halts_though_old_answers_still_come(re
 
 
 @pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+@pytest.mark.parametrize("all_refuse", [False, True])
+def test_one_replica_that_refuses_all_is_left_out(reason: str, status: int, all_refuse: bool) -> None:
+    refused = (Permanent(reason, "no", status=status, scope="server"), 0.05)
+    bad = SimServer("s0", M, script=lambda c, a, now: refused)
+    good = SimServer("s1", M, script=lambda c, a, now: refused if all_refuse and now > 30 else None)
+    sim = Sim([bad, good], 9, check_all=True)
+    sim.keep_window(1_000, 32)
+    sim.run()
+    assert (sim.halt is not None) is all_refuse
+    if not all_refuse:
+        assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+        assert bad.requests < 100
+        why = {stats.name: stats.why for stats in sim.scheduler.stats()}["s0"]
+        assert f"refuses model 'm' (HTTP {status}): no" in why
+
+
+@pytest.mark.row(41)
 @pytest.mark.parametrize("canary", [Transient("timeout", "no"), Overloaded(429, "busy"), None])
 def test_a_canary_that_shows_nothing_costs_an_attempt(canary: Outcome | None) -> None:
     """Neither does one that the driver never sends: nothing waits for ever."""
