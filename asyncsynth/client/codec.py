@@ -283,7 +283,8 @@ def _read_answer(
         if type(text) is not str:
             text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
-        if finish != "stop" and finish is not None:
+        is_whole = finish == "stop"
+        if not is_whole and finish is not None:
             finish = str(finish)[:SAMPLE_CHARS]
             finish = "length" if finish in CUT else finish
         choice = Choice(text, finish, raw.get("logprobs"))
@@ -296,7 +297,7 @@ def _read_answer(
             _separate(request, choice, opened)
         elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
-        if finish != "stop" and (broken := _broken_off(choice, raw, answer, status, now_wall)) is not None:
+        if not is_whole and (broken := _broken_off(choice, raw, answer, status, now_wall)) is not None:
             return broken
         if not choice.text or choice.text.isspace():
             return paid(no_answer(request, message, choice, answer, status), answer)
@@ -311,8 +312,10 @@ def _read_answer(
     if type(counts) is not dict:
         counts = {}
     prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
-    model = str(answer.get("model") or request.model)[:SAMPLE_CHARS]
-    return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
+    model = answer.get("model")
+    if type(model) is not str or not model:
+        model = str(model or request.model)
+    return Ok(Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion), flags=flags), completion, prompt)
 
 
 def _in_order(sent: Sequence[Any]) -> Sequence[Any]:

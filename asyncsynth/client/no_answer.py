@@ -99,10 +99,12 @@ def paid(outcome: Failed, answer: Mapping[str, Any]) -> Failed:
 def count(given: Any) -> int:
     """A number of tokens; 0 for what is no number, or one that no server can have counted (negative, or too large
     to be journaled)."""
-    try:
-        number = int(given or 0)
-    except (TypeError, ValueError, OverflowError):
-        return 0
+    number = given
+    if type(given) is not int:
+        try:
+            number = int(given or 0)
+        except (TypeError, ValueError, OverflowError):
+            return 0
     return number if 0 <= number < 1 << 53 else 0
 
 

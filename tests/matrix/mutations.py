@@ -431,7 +431,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an answer that the server broke off is a result", "client/codec.py",
-        'if finish != "stop" and (broken := _broken_off(', "if False and (broken := _broken_off(",
+        "if not is_whole and (broken := _broken_off(", "if False and (broken := _broken_off(",
         42, (f"{CODEC}::test_an_answer_that_the_server_broke_off_is_none",),
     ),
     Mutation(
