@@ -1,32 +1,40 @@
-"""Request -> bytes, answer -> Outcome. Pure: no I/O, no clock but the wall time passed in for HTTP dates.
+"""Request -> bytes, answer -> Outcome. Pure: no I/O, no clock except the wall time passed in for HTTP dates.
 
-The outcome of each answer (`asyncsynth.core.retry` decides what is *done* about it):
+The outcome of each answer (`asyncsynth.core.retry` decides what to do about it):
 
 | answer                                              | outcome                                            |
 | --------------------------------------------------- | -------------------------------------------------- |
-| 2xx, choices as asked                               | Ok(Completion); finish_reason kept, never judged;  |
-|                                                     | the thought apart from the answer (client.reasoning)|
+| 2xx, choices as asked                               | Ok(Completion); reasoning beside the answer        |
+|                                                     | (client.reasoning); choices in order of `index`    |
 | 2xx, a choice null, empty, blank or without content | Transient empty_content, at most 3 attempts        |
 | 2xx, such a choice with a `refusal`                 | Permanent refusal, its text kept                   |
-| 2xx, such a choice with finish_reason content_filter| Permanent content_filter                           |
 | 2xx, such a choice with `tool_calls`                | Permanent tool_calls                               |
 | 2xx, such a choice that thought until max_tokens    | Permanent reasoning_cut, the thought kept          |
 | 2xx, such a choice, max_tokens used up, no thought  | Permanent empty_content                            |
+| 2xx, finish_reason content_filter and the like      | Permanent content_filter, a partial text kept      |
+| 2xx, finish_reason abort, error and the like        | Transient server_error, a partial text kept        |
 | 2xx, fewer choices than `n`                         | Transient missing_choices, at most 3               |
 | 2xx, not JSON / nested too deep / another shape     | Transient bad_json, at most 3, a sample kept       |
 | 2xx, not UTF-8                                      | Transient bad_utf8, at most 3, a sample kept       |
-| 2xx, an `error` object instead of choices           | Transient server_error, at most 3                  |
+| 2xx, an error in place of choices, or in a choice   | as the status in its code or its words below;      |
+|                                                     | without one Transient server_error, at most 3      |
 | 2xx, lone surrogates in the text                    | Ok; U+FFFD in their place, flag replaced_surrogates|
-| 429, 503, 529                                       | Overloaded with Retry-After (s, ms or HTTP-date)   |
-| 429 `insufficient_quota`, 402                       | Permanent quota, scope server: waiting is no cure  |
-| 408, 409, 425, 500, 502, 504, other 5xx             | Transient server_error                             |
-| 400, 413, 422 saying the context is too long        | Permanent context_length                           |
-| 400, 403, 422 with the code `content_filter`        | Permanent content_filter                           |
+| 2xx, NaN, Infinity, a byte order mark, trailing NULs| Ok; null in their place, flag repaired_json        |
+| 2xx, `usage`, `model` or `logprobs` of odd shapes   | Ok; counts that cannot be read are 0               |
+| 402; 400, 403, 412, 429 of a spent balance or quota;| Permanent quota, scope server                      |
+| 429 `x-should-retry: false`, or of a quota without  |                                                    |
+| a time to wait                                      |                                                    |
+| 429, 498, 503, 529                                  | Overloaded with the wait that headers or body ask  |
+|                                                     | for (s, ms, HTTP-date, RetryInfo, "try again in")  |
+| 400, 413, 422, 500 saying the context is too long   | Permanent context_length                           |
+| 408, 409, 421, 423, 424, 425, 444, 460, 499, 5xx    | Transient server_error                             |
+| 400, 403, 422 of a content filter                   | Permanent content_filter                           |
 | 413                                                 | Permanent too_large                                |
-| 400, 422, other 4xx                                 | Permanent bad_request                              |
-| 401, 403                                            | Permanent auth, scope server                       |
+| 401                                                 | Permanent auth, scope server                       |
+| 403, 451                                            | Permanent refused, scope server                    |
 | 404, 405                                            | Permanent model_not_found, scope server            |
-| 3xx                                                 | Permanent redirect, scope server (never followed)  |
+| 3xx                                                 | Permanent redirect, scope server                   |
+| 400, 422, other 4xx                                 | Permanent bad_request                              |
 
 | no whole answer (`outcome_of`)                      | outcome                                            |
 | --------------------------------------------------- | -------------------------------------------------- |
@@ -34,18 +42,20 @@ The outcome of each answer (`asyncsynth.core.retry` decides what is *done* about
 | truncated, protocol                                 | Transient of that reason, at most 3                |
 | too_large                                           | Permanent too_large                                |
 
-Every 2xx of these but a mere `error` object is `paid`: its tokens are read from `usage` and counted by whoever
-receives the outcome, be the answer of use or not.
+Scope server is a suspicion: `core.refusals` finds out whether the server refuses everybody or this request only.
+Every 2xx of these except a mere error is `paid`: its tokens are read from `usage` and counted by whoever receives the
+outcome, whether the answer is of use or not. `client.server_errors` reads refusals, `client.no_answer` useless answers.
 
 Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
-which ignores without an error what it does not know; such fields are translated, or refused before sending.
+which silently ignores what it does not know; such fields are translated, or refused before sending.
 """
 
 from __future__ import annotations
 
-import email.utils
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
@@ -64,18 +74,19 @@ from asyncsynth.client.no_answer import (
     SAMPLE_CHARS,
     count,
     no_answer,
+    not_whole,
     paid,
-    printable,
     sample,
 )
 from asyncsynth.client.reasoning import answer_logprobs, is_thought, opened_in, reasoning_in, separate
+from asyncsynth.client.server_errors import error_inside, refusal, retry_after
 from asyncsynth.client.transport import TransportFailure
-from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
+from asyncsynth.core.outcomes import Ok, Outcome, Permanent, Transient
 from asyncsynth.errors import RequestFailed
 
 __all__ = [
     "ANSWER_ATTEMPTS", "CHAT_PATH", "COMPLETION_PATH", "DEFAULT_MAX_TOKENS", "SAMPLE_CHARS", "Dialect", "decode",
-    "encode", "outcome_of", "retry_after",
+    "encode", "outcome_of", "read_again", "retry_after",
 ]  # fmt: skip
 
 Dialect = Literal["openai", "llamacpp"]
@@ -84,16 +95,6 @@ Dialect = Literal["openai", "llamacpp"]
 CHAT_PATH = "/chat/completions"
 COMPLETION_PATH = "/completions"
 
-_OVERLOADED = frozenset({429, 503, 529})
-_RETRIED_4XX = frozenset({408, 409, 425})
-
-# Wordings of "the prompt is too long": vLLM's (three generations), llama.cpp's, OpenAI's code.
-_CONTEXT = re.compile(
-    r"context_length_exceeded|exceed_context_size|maximum context length|maximum model length|max_model_len"
-    r"|exceeds? the (?:available )?context (?:size|length|window)|longer than the maximum",
-    re.IGNORECASE,
-)
-_FILTERED = re.compile(r"\bcontent_filter\b|content_policy_violation|ResponsibleAIPolicyViolation")
 #: The last counts in a body that is no JSON.
 _USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,12})\b')
 # An escaped backslash | a surrogate pair | a lone surrogate. Only the third is replaced.
@@ -108,7 +109,7 @@ _SURROGATES = re.compile(
 def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, bytes]:
     """The path (below the base URL) and the JSON body of a request.
 
-    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON lacks.
+    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON cannot hold.
     """
     fields: dict[str, Any] = {"model": request.model}
     if isinstance(request, ChatRequest):
@@ -118,7 +119,7 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
         if request.schema is not None:
             fields["response_format"] = _response_format(request.schema)
         if dialect == "openai" and messages and messages[-1]["role"] == "assistant":
-            # vLLM starts a new turn after an assistant message unless told to go on with it.
+            # vLLM starts a new turn after an assistant message unless told to continue that one.
             fields.setdefault("continue_final_message", True)
             fields.setdefault("add_generation_prompt", False)
     else:
@@ -208,75 +209,42 @@ def decode(
     `headers` have lower-case names; `now_wall` is Unix time in seconds, for Retry-After given as a date.
     """
     if 200 <= status < 300:
-        return _decode_success(request, status, body, dialect)
-    return _decode_refusal(status, headers, body, now_wall)
+        return _decode_success(request, status, body, dialect, now_wall)
+    return refusal(status, headers, body, now_wall)
 
 
-def _decode_refusal(status: int, headers: Mapping[str, str], body: bytes, now_wall: float) -> Outcome:
-    message, kinds = _error_text(body)
-    if status == 402 or (status == 429 and "insufficient_quota" in kinds):
-        return Permanent("quota", message, status, scope="server")
-    if status in _OVERLOADED:
-        return Overloaded(status, message, retry_after(headers, now_wall))
-    if status >= 500 or status in _RETRIED_4XX:
-        return Transient("server_error", message, status, retry_after(headers, now_wall))
-    if status in (400, 413, 422) and _CONTEXT.search(f"{kinds} {message}"):
-        return Permanent("context_length", message, status)
-    if status in (400, 403, 422) and _FILTERED.search(kinds):
-        return Permanent("content_filter", message, status)
-    if status in (401, 403):
-        return Permanent("auth", message, status, scope="server")
-    if status in (404, 405):
-        return Permanent("model_not_found", message, status, scope="server")
-    if 300 <= status < 400:
-        where = headers.get("location", "")
-        return Permanent("redirect", f"redirected to {sample(where)}: set base_url to it", status, scope="server")
-    return Permanent("too_large" if status == 413 else "bad_request", message, status)
-
-
-def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `retry-after` (seconds or HTTP-date); None if unreadable."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        text = headers.get(name, "").strip()
-        if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
-            return float(text) * scale
-    try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-        return max(0.0, date.timestamp() - now_wall)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
-
-
-def _error_text(body: bytes) -> tuple[str, str]:
-    """The message, and type and code, in vLLM's, llama.cpp's, OpenAI's and FastAPI's error bodies."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return sample(body), ""
-    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
-    if not isinstance(error, dict):
-        return sample(str(error)), ""
-    message = error.get("message", error.get("detail", error))
-    return printable(str(message)[:2000]), f"{error.get('type')} {error.get('code')}"
-
-
-def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect) -> Outcome:
+def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect, now_wall: float) -> Outcome:
     flags: tuple[str, ...] = ()
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body
         try:
-            answer = orjson.loads(mended)
-            flags = ("replaced_surrogates",)
-        except orjson.JSONDecodeError:
+            answer, flags = read_again(body)
+        except (ValueError, RecursionError):
             return _unreadable(status, body, error)
     try:
-        return _read_answer(request, status, answer, flags, dialect)
+        return _read_answer(request, status, answer, flags, dialect, now_wall)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as shape:
         said = f"not a completion ({type(shape).__name__}: {shape}): {sample(body)}"
         bad = Transient("bad_json", said, status, max_attempts=ANSWER_ATTEMPTS)
         return paid(bad, answer) if isinstance(answer, dict) and "choices" in answer else bad
+
+
+def read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
+    """A body that orjson refuses, and what had to be mended in it: lone surrogates; what Python's own JSON writes and
+    reads, and JSON has not (NaN, Infinity). Raises ValueError or RecursionError."""
+    mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body
+    flags = ("replaced_surrogates",) if mended != body else ()
+    try:
+        return orjson.loads(mended), flags
+    except orjson.JSONDecodeError:
+        text = mended.decode("utf-8-sig").rstrip("\0 \t\r\n")
+        return json.loads(text, parse_constant=lambda name: None, parse_float=_finite), (*flags, "repaired_json")
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
@@ -299,21 +267,27 @@ def _unreadable(status: int, body: bytes, error: Exception) -> Transient:
     )
 
 
-def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect) -> Outcome:
-    if "choices" not in answer and answer.get("error"):
-        message = _error_text(orjson.dumps(answer))[0]
-        return Transient("server_error", message, status, max_attempts=ANSWER_ATTEMPTS)
+def _read_answer(
+    request: ModelRequest, status: int, answer: Any, flags: tuple[str, ...], dialect: Dialect, now_wall: float
+) -> Outcome:
+    sent = answer.get("choices")
+    if not sent:
+        error = error_inside(answer, now_wall)
+        if error is not None:
+            return error if isinstance(error, Ok) else paid(error, answer)
+        sent = answer["choices"]
     chat = isinstance(request, ChatRequest)
     opened = _opened(request)
     choices = []
-    for raw in answer["choices"]:
+    for raw in sent if len(sent) == 1 else _in_order(sent):
         message = raw["message"] if chat else raw
         text = message.get("content") if chat else raw["text"]
         is_bare = len(message) == 2 and "role" in message  # and content
         if type(text) is not str:
             text, is_bare = _text_of(text, message), False
         finish = raw.get("finish_reason")
-        if finish != "stop" and finish is not None:
+        is_whole = finish == "stop"
+        if not is_whole and finish is not None:
             finish = str(finish)[:SAMPLE_CHARS]
             finish = "length" if finish in CUT else finish
         choice = Choice(text, finish, raw.get("logprobs"))
@@ -326,6 +300,8 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
             _separate(request, choice, opened)
         elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
+        if not is_whole and (broken := _broken_off(choice, raw, answer, status, now_wall)) is not None:
+            return broken
         if not choice.text or choice.text.isspace():
             return paid(no_answer(request, message, choice, answer, status), answer)
         choices.append(choice)
@@ -335,25 +311,53 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
         return paid(Transient("missing_choices", few, status, max_attempts=ANSWER_ATTEMPTS), answer)
     if dialect == "llamacpp":
         flags += _even_out_llamacpp(request, choices)
-    counts = answer.get("usage") or {}
+    counts = answer.get("usage")
+    if type(counts) is not dict:
+        counts = {}
     prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
-    model = str(answer.get("model", request.model))[:SAMPLE_CHARS]
-    return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
+    model = answer.get("model")
+    if type(model) is not str or not model:
+        model = str(model or request.model)
+    return Ok(Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion), flags=flags), completion, prompt)
+
+
+def _in_order(sent: Sequence[Any]) -> Sequence[Any]:
+    """The choices by their `index`; as they came if some have none."""
+    if all(isinstance(raw, dict) and type(raw.get("index")) is int for raw in sent):
+        return sorted(sent, key=lambda raw: int(raw["index"]))
+    return sent
+
+
+def _broken_off(
+    choice: Choice, raw: Mapping[str, Any], answer: Mapping[str, Any], status: int, now_wall: float
+) -> Outcome | None:
+    """The outcome of a choice that holds an error, or that the server or a filter ended early; None for others."""
+    error = raw.get("error") or answer.get("error")
+    made = error_inside({"error": error}, now_wall) if error else not_whole(choice, status)
+    return made if made is None or isinstance(made, Ok) else paid(made, answer)
 
 
 def _text_of(content: Any, message: Mapping[str, Any]) -> str:
-    """Of a content that is no text: nothing, or a list of parts, as some servers have it."""
+    """The text of a content that is no string: nothing, or a list of parts, as some servers send it."""
     if content is None:
-        # mlx-lm leaves the key out where a thought used up max_tokens; without a role it is no message at all.
-        if "content" not in message and "role" not in message:
+        # mlx-lm leaves the key out if a thought used up max_tokens; without a role it is no message at all.
+        if not {"content", "role", "text"} & message.keys():
             raise KeyError("content")
         return ""
-    parts = (part if isinstance(part, str) else "" if is_thought(part) else part.get("text") or "" for part in content)
-    return "".join(parts)
+    return "".join(_part_of(part) for part in content)
+
+
+def _part_of(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if part is None or is_thought(part):
+        return ""
+    text = part.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def _opened(request: ModelRequest) -> str:
-    """The mark of thinking that the request ended with, so that the answer begins in the thought; '' for none."""
+    """The mark of thinking that ends the request, so that the answer begins inside the thought; '' for none."""
     if not isinstance(request, ChatRequest):
         return opened_in(request.prompt)
     if not request.messages or request.messages[-1]["role"] != "assistant":
@@ -363,7 +367,7 @@ def _opened(request: ModelRequest) -> str:
 
 
 def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
-    """Take the thought out of a choice's text, where there is one. `opened`: a mark that stands before the text."""
+    """Take the thought, if any, out of a choice's text. `opened`: a mark that comes before the text."""
     if request.keep_reasoning:
         return
     beside, text = choice.reasoning, choice.text
@@ -380,7 +384,7 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
 
 
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
-    """llama.cpp repeats a prefilled answer's beginning, and for `n` counts one choice's tokens."""
+    """llama.cpp repeats the beginning of a prefilled answer, and counts the tokens of one choice only for `n`."""
     if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
         prefix = request.messages[-1]["content"]
         for choice in choices:

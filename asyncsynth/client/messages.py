@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 
 class Message(TypedDict):
-    """One chat message, as the OpenAI API has it."""
+    """One chat message of the OpenAI API."""
 
     role: str  #: "system" | "user" | "assistant"
     content: str
@@ -17,7 +17,7 @@ class Message(TypedDict):
 class ChatRequest:
     """POST /chat/completions. `params` holds OpenAI's (and vLLM's) sampling fields by their own names.
 
-    `schema` asks for JSON constrained by this JSON schema (`response_format`), where the server honours it.
+    `schema` asks for JSON constrained by this JSON schema (`response_format`), if the server honours it.
     """
 
     model: str
@@ -29,7 +29,7 @@ class ChatRequest:
 
 @dataclass(slots=True)
 class CompletionRequest:
-    """POST /completions: `prompt` goes to the model as it is, with no chat template."""
+    """POST /completions: `prompt` goes to the model verbatim, without a chat template."""
 
     model: str
     prompt: str
@@ -52,18 +52,18 @@ class Usage:
 class Choice:
     """One answer. `text` is the answer alone, without the model's reasoning.
 
-    `logprobs` is the server's own object, unread, when it was asked for.
+    `logprobs` is the server's own object, unread, if the request asked for it.
     """
 
     text: str
-    finish_reason: str | None = None  #: "stop" | "length" (for a server's "max_tokens" too) | "content_filter" | ...
+    finish_reason: str | None = None  #: "stop" | "length" (for a server's "max_tokens" too) | "tool_calls" | ...
     logprobs: Any = None
-    reasoning: str | None = None  #: what the model thought before it answered, where the server or the text shows it
+    reasoning: str | None = None  #: the model's reasoning before the answer, if the server or the text shows it
 
 
 @dataclass(slots=True)
 class Completion:
-    """What a model call gives back. `model` is the model that really answered, as its server names it."""
+    """The result of a model call. `model` is the model that answered, as its server names it."""
 
     choices: list[Choice]
     model: str
@@ -71,7 +71,7 @@ class Completion:
     server: str = ""  #: name of the replica
     latency_s: float = 0.0  #: of the last attempt, request written to body read
     attempts: int = 1
-    flags: tuple[str, ...] = ()  #: e.g. "replaced_surrogates"
+    flags: tuple[str, ...] = ()  #: "replaced_surrogates", "repaired_json" (mended), "usage_of_first_choice"
 
     @property
     def text(self) -> str:

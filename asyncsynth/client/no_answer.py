@@ -1,14 +1,13 @@
-"""Answers of no use: what came in place of a text, and what was paid for it. Pure; a part of the codec."""
+"""Answers of no use: what came in place of a text, and its price in tokens. Pure; a part of the codec."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from asyncsynth.client.messages import Choice, ModelRequest
-from asyncsynth.core.outcomes import Permanent, Transient
+from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
 DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
@@ -16,6 +15,14 @@ SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message kee
 #: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral. The codec
 #: reads them all as "length".
 CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
+#: That the server broke off: vLLM and SGLang at shutdown, OpenRouter, DeepSeek. What was written by then is no answer.
+BROKEN_OFF = frozenset(
+    {"abort", "aborted", "error", "cancelled", "canceled", "failed", "insufficient_system_resource", "network_error"}
+)
+#: That a filter took the rest of the answer: OpenAI and Azure; Gemini behind gateways; Zhipu.
+FILTERED = frozenset(
+    {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "image_safety", "sensitive"}
+)
 _MORE_ROOM = (
     "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
     "extra_body={'chat_template_kwargs': {'enable_thinking': False}})"
@@ -26,21 +33,21 @@ _REASON_CHARS = 2000  #: of a refusal, in an outcome's message
 def no_answer(
     request: ModelRequest, message: Mapping[str, Any], choice: Choice, answer: Mapping[str, Any], status: int
 ) -> Transient | Permanent:
-    """What it is that came in place of an answer."""
+    """What came in place of an answer."""
     finish, thought = choice.finish_reason, choice.reasoning
     if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
         said = f"the model refused: {printable(refusal[:_REASON_CHARS])}"
         return Permanent("refusal", said, status, raw=refusal)
-    if finish == "content_filter":
-        return Permanent("content_filter", "the server filtered the whole answer", status)
+    if finish is not None and finish.lower() in FILTERED:
+        return Permanent("content_filter", f"the server filtered the whole answer (finish_reason {finish})", status)
     if calls := message.get("tool_calls") or message.get("function_call"):
         return Permanent("tool_calls", f"the model called a tool in place of an answer: {_called(calls)}", status)
     limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
     usage = answer.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     details = counts.get("completion_tokens_details")
-    hidden = _told(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-    cut = finish == "length" or _told(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
+    hidden = count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    cut = finish == "length" or count(counts.get("completion_tokens")) >= limit * (request.params.get("n") or 1)
     if cut and (thought is not None or hidden):
         said = f"the model's reasoning used all of max_tokens={limit}, and no answer came: {_MORE_ROOM}"
         return Permanent("reasoning_cut", said, status, raw=thought)
@@ -55,6 +62,20 @@ def no_answer(
     return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)
 
 
+def not_whole(choice: Choice, status: int) -> Transient | Permanent | None:
+    """The outcome of a choice that the server broke off or a filter cut; None if neither did."""
+    finish = (choice.finish_reason or "").lower()
+    if finish in BROKEN_OFF:
+        said = f"the server broke off the answer (finish_reason {choice.finish_reason})"
+        return Transient("server_error", said, status, raw=choice.text or None)
+    if finish in FILTERED and choice.text.strip():
+        said = (
+            f"the server filtered the answer after {len(choice.text)} characters (finish_reason {choice.finish_reason})"
+        )
+        return Permanent("content_filter", said, status, raw=choice.text)
+    return None
+
+
 def _called(calls: Any) -> str:
     """The names of the tools, and what to do."""
     listed = calls if isinstance(calls, list) else [calls]
@@ -62,24 +83,28 @@ def _called(calls: Any) -> str:
     return f"{sample(', '.join(names))}; take `tools` out of extra_body, or serve the model without them"
 
 
-def paid(outcome: Transient | Permanent, answer: Mapping[str, Any]) -> Transient | Permanent:
-    """The outcome of an answer that is of no use, with the tokens that it took."""
+Failed = Transient | Permanent | Overloaded
+
+
+def paid(outcome: Failed, answer: Mapping[str, Any]) -> Failed:
+    """The outcome of a useless answer, with the tokens that it took."""
     usage = answer.get("usage")
     counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = (_told(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, completion = (count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
     # An error beside no choices at all was not generated.
     was_paid = bool(answer.get("choices")) or completion > 0
     return replace(outcome, paid=was_paid, tokens=completion, prompt_tokens=prompt)
 
 
-def _told(given: Any) -> int:
-    """`count`, for an answer that is no good anyway: what is no number counts for nothing."""
-    return count(given) if isinstance(given, int | float) and math.isfinite(given) else 0
-
-
 def count(given: Any) -> int:
-    """A number of tokens; 0 for one that no server can have counted (negative, or too large to be journaled)."""
-    number = int(given or 0)
+    """A number of tokens; 0 for what is no number, or one that no server can have counted (negative, or too large
+    to be journaled)."""
+    number = given
+    if type(given) is not int:
+        try:
+            number = int(given or 0)
+        except (TypeError, ValueError, OverflowError):
+            return 0
     return number if 0 <= number < 1 << 53 else 0
 
 

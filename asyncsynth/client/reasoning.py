@@ -1,7 +1,7 @@
-"""What a model thinks before it answers, taken apart from the answer. Pure; the codec calls it for every task.
+"""Separates a model's reasoning from its answer. Pure; the codec calls it for every task.
 
 Servers with a reasoning parser send the thought in a field of its own. The others leave it in the text, between
-marks. Text counts as a thought only where that is certain:
+marks. Text counts as a thought only if that is certain:
 
 1. A block whose opening mark is the first thing in the text, white space aside. Further blocks may follow at once.
    The block ends at its first closing mark; where the thought opened the mark again, at the last of the closing marks
@@ -24,7 +24,8 @@ marks. Text counts as a thought only where that is certain:
 | `<|START_THINKING|>`, `<|END_THINKING|>`                | Command A                               |
 | `<|channel|>analysis<|message|>`, `analysis…assistantfinal` | gpt-oss, with and without special tokens |
 
-An answer keeps every byte but the white space between it and the thought; a thought loses the white space around it.
+An answer keeps every byte except the white space between it and the thought; a thought loses the white space around
+it.
 """
 
 from __future__ import annotations
@@ -84,12 +85,12 @@ class Separated(NamedTuple):
 
 
 def separate(text: str, *, cut: bool = False, lone: bool = True) -> Separated:
-    """The answer in a model's text, and the thought before it by the rules above.
+    """The answer in a model's text and the thought before it, by the rules above.
 
     Args:
-        text: what the server sent as the answer.
+        text: the answer as the server sent it.
         cut: it ended at max_tokens. A text that looks like the start of gpt-oss's thought is one only then.
-        lone: whether a closing mark alone may end a thought (rule 2); not where the server has separated already.
+        lone: whether a closing mark alone may end a thought (rule 2); False if the server has separated already.
     """
     if "<|message|>" in text and (found := _channels(text)) is not None:
         return found
@@ -117,7 +118,7 @@ def separate(text: str, *, cut: bool = False, lone: bool = True) -> Separated:
 
 
 def opened_in(prompt: str) -> str:
-    """The mark that a prefilled answer or a raw prompt leaves open at its end; '' where there is none."""
+    """The mark that a prefilled answer or a raw prompt leaves open at its end; '' for none."""
     found = _OPENED.search(prompt[-64:])
     return found[0] if found is not None else ""
 
@@ -131,7 +132,7 @@ def _first_letter(text: str) -> int:
 
 
 def _end_of(text: str, opening: re.Match[str]) -> re.Match[str] | None:
-    """The mark that closes a block at the start of a text; None where it never ends."""
+    """The mark that closes a block at the start of a text; None if it never ends."""
     kind = str(opening.lastgroup)
     closing = f"</{re.escape(opening[kind])}>" if kind == "tag" else _ENDS[kind]
     marks = re.compile(f"{re.escape(opening[0])}|(?P<end>{closing})", re.IGNORECASE)
@@ -171,7 +172,7 @@ def _lone_end(text: str) -> re.Match[str] | None:
 
 
 def _closes(text: str, mark: re.Match[str]) -> bool:
-    """Whether a closing mark is where a thought ends, and not in the middle of a sentence about marks."""
+    """Whether a closing mark ends a thought, and is not in the middle of a sentence about marks."""
     if _is_quoted(text, mark):
         return False
     line = text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()]
@@ -187,7 +188,7 @@ def _is_quoted(text: str, mark: re.Match[str]) -> bool:
 
 
 def _channels(text: str) -> Separated | None:
-    """The channels of gpt-oss; None where the text does not begin with one."""
+    """The channels of gpt-oss; None if the text does not begin with one."""
     head = _CHANNEL.match(text)
     if head is None:
         return None
@@ -210,7 +211,7 @@ def _channels(text: str) -> Separated | None:
 
 def _end_of_channel(text: str, head: re.Match[str]) -> re.Match[str] | None:
     """The mark that ends a channel: before another channel, or at the end of the text. Other marks are talk about
-    marks; a thought may end at them all the same, where nothing else ends it."""
+    marks, but end a thought that nothing else ends."""
     marks = list(_CHANNEL_END.finditer(text, head.end()))
     for mark in marks:
         if not text[mark.end() :].strip() or _CHANNEL.match(text, mark.end()):
@@ -226,8 +227,7 @@ _PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
 
 def reasoning_in(message: Mapping[str, Any]) -> str | None:
     """The thought that a server sends in a field beside the answer (`reasoning_content` of vLLM, SGLang, DeepSeek;
-    `reasoning` of vLLM, OpenRouter, mlx-lm; `reasoning_details`), or in parts of the content. None where it sends
-    none."""
+    `reasoning` of vLLM, OpenRouter, mlx-lm; `reasoning_details`), or in parts of the content. None for none."""
     for name in _FIELDS:
         if (value := message.get(name)) and (found := _thought_of(value).strip()):
             return found
@@ -238,12 +238,12 @@ def reasoning_in(message: Mapping[str, Any]) -> str | None:
 
 
 def is_thought(part: Any) -> bool:
-    """Whether a part of a content is the model's thought, and not of the answer."""
+    """Whether a part of a content belongs to the model's thought, not to the answer."""
     return isinstance(part, dict) and part.get("type") in _PARTS
 
 
 def _thought_of(value: Any, depth: int = 0) -> str:
-    """The text in any of the shapes that servers give a thought."""
+    """The text of a thought, in any of the shapes that servers give it."""
     if isinstance(value, str):
         return value
     if depth > 4:
@@ -272,8 +272,8 @@ def where_it_thinks(choice: Mapping[str, Any]) -> str:
 
 
 def answer_logprobs(logprobs: Any, answer: str) -> Any:
-    """The token probabilities of the answer alone, where a thought stood before it: its tokens are the last that
-    spell it. None if they cannot be found, and for raw completions."""
+    """The token probabilities of the answer alone, after a thought: the last tokens that spell the answer. None if
+    they cannot be found, and for raw completions."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         return None

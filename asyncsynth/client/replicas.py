@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, encode
+from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
-from asyncsynth.client.messages import ChatRequest, ModelRequest
+from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
 from asyncsynth.core.limiter import FixedLimit, Limiter
-from asyncsynth.core.outcomes import ServerLoad
+from asyncsynth.core.outcomes import Outcome, ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
 from asyncsynth.core.stats import Histogram, Tally
@@ -101,12 +101,13 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is told each new load."""
 
-    __slots__ = ("_timeouts", "load", "poller", "read_at", "report", "server")
+    __slots__ = ("_timeouts", "load", "poller", "read_at", "refused", "report", "server")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server: Server = server
         self.report: Callable[[str, ServerLoad], None] = report
         self.load: ServerLoad | None = None
+        self.refused: ModelRequest | None = None  #: the last request that the server refused as it may refuse all
         self.read_at: float = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
         self._timeouts: dict[int, Timeouts] = {}  #: tokens that a request may get -> its own
@@ -165,6 +166,24 @@ async def answers(server: Server, timeout_s: float) -> bool:
     except TransportFailure:
         return False
     return answer.status < 500 or answer.status in (503, 529)
+
+
+async def canary_outcome(link: Link, timeout_s: float, now_wall: float) -> Outcome:
+    """The outcome of a harmless request of one token, of the kind and for the model of the one last refused."""
+    server, refused = link.server, link.refused
+    params = refused.params if refused is not None else {}
+    model = refused.model if refused is not None else min(server.models)
+    # Some models take one of these names only, and the refused request has the right one.
+    limit = {"max_completion_tokens" if params.get("max_completion_tokens") else "max_tokens": 1}
+    request: ModelRequest = ChatRequest(model, [{"role": "user", "content": "Hi"}], limit)
+    if isinstance(refused, CompletionRequest):
+        request = CompletionRequest(model, "Hi", limit)
+    path, body = encode(request, dialect=server.dialect)
+    try:
+        answer = await server.exchange.post(path, body, Timeouts(min(10.0, timeout_s), timeout_s, timeout_s))
+    except TransportFailure as failure:
+        return outcome_of(failure)
+    return decode(request, answer.status, answer.headers, answer.body, now_wall, dialect=server.dialect)
 
 
 def prompt_head(request: ModelRequest) -> int:

@@ -1,4 +1,4 @@
-"""API keys on their way from the environment to one header: they do not print, and what repeats them is blanked."""
+"""API keys from the environment to one header: they never print, and texts that repeat them are blanked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Unprinted(bytes):
 
 
 class Secret:
-    """Holds a string that no repr, str, format, pickle or traceback of ours shows."""
+    """Holds a string that no repr, str, format, pickle or traceback of this package shows."""
 
     __slots__ = ("_value", "encoded")
 
@@ -30,7 +30,7 @@ class Secret:
         self.encoded: _Unprinted = _Unprinted(value.encode("utf-8", "surrogateescape"))  #: in UTF-8
 
     def reveal(self) -> str:
-        """The string itself; call it where it is used, and keep the result in no attribute."""
+        """The string itself. Call this where the string is used, and do not store the result in an attribute."""
         return self._value
 
     @classmethod
@@ -65,7 +65,7 @@ class Secret:
 
 
 class PrivateHeaders(dict[str, str]):
-    """Headers that may hold a key: an ordinary dict, but for its repr."""
+    """Headers that may hold a key: an ordinary dict except for its repr."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} headers>"
@@ -75,7 +75,7 @@ class PrivateHeaders(dict[str, str]):
 
 #: Names of headers and query parameters whose values are keys.
 _SECRET_NAME = re.compile("auth|key|token|secret|password|credential|cookie|session", re.I)
-#: Shorter values are not blanked: "EMPTY" and the like, which people give to servers without keys, are words.
+#: Shorter values are not blanked: people give words such as "EMPTY" to servers without keys.
 SECRET_CHARS = 8
 _BLANK = "***"
 
@@ -111,10 +111,9 @@ def _password(token: str) -> str:
 
 
 class Redactor:
-    """Blanks secrets in what a server sends back, so that a key that it repeats reaches no journal and no log.
+    """Blanks secrets in a server's answers, so that a key that it repeats reaches no journal and no log.
 
-    Covers a key as it is, percent-encoded, in base64 (at any place in the encoded text) and with JSON's escaped
-    slashes.
+    Finds a key verbatim, percent-encoded, in base64 (anywhere in the encoded text) and with JSON's escaped slashes.
     """
 
     __slots__ = ("_forms", "_plain")
@@ -133,7 +132,7 @@ class Redactor:
         return bool(self._plain)
 
     def body(self, body: bytes, *, plain_only: bool = False) -> bytes:
-        """`body` without them. `plain_only` looks for the keys as they are: for whole answers of a model."""
+        """`body` without the secrets. `plain_only` finds verbatim keys only: for whole answers of a model."""
         for secret in self._plain if plain_only else self._forms:
             encoded: bytes = secret.encoded
             if encoded in body:
@@ -141,7 +140,7 @@ class Redactor:
         return body
 
     def text(self, text: str) -> str:
-        """`text` without them."""
+        """`text` without the secrets."""
         for secret in self._forms:
             text = text.replace(secret.reveal(), _BLANK)
         return text

@@ -20,13 +20,14 @@ from asyncsynth.client.replicas import (
     Server,
     Totals,
     answers,
+    canary_outcome,
     estimated_tokens,
     prompt_head,
 )
 from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.core.scheduler import Abort, Action, Finish, Probe, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Probe, Scheduler, Start
 from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
@@ -100,6 +101,7 @@ class ServerPool:
         tokens = estimated_tokens(request) if self._rated else 0
         model = request.model if request.model in self._models else self._stand_in(request.model)
         self._senders[call_id] = asyncio.current_task()
+        refused = ""  #: the reason of a refusal that another attempt may follow
         try:
             step = self._apply(scheduler.submit(call_id, model, priority, clock(), affinity, tokens), call_id)
             waiter: asyncio.Future[Start | Finish] | None = None  #: of an aborted call; it may know already
@@ -111,6 +113,9 @@ class ServerPool:
                             raise self._refusal()
                     if isinstance(step, Finish):
                         return self._conclude(step)
+                    if refused:
+                        self._totals.retries[refused] += 1
+                        refused = ""
                     link = self._links[step.replica]
                     server = link.server
                     began = clock()
@@ -128,7 +133,10 @@ class ServerPool:
                 if not isinstance(step, Finish) and not isinstance(outcome, Ok):
                     if self._refusal is not None:
                         raise self._refusal()
-                    self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
+                    if isinstance(outcome, Permanent):  # held until it is known whom the server refuses
+                        refused = outcome.reason
+                    else:
+                        self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
         except BaseException:
             # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
             self._waiters.pop(call_id, None)
@@ -266,10 +274,13 @@ class ServerPool:
             link.hear(headers, now)
         if type(outcome) is Ok:
             self._count_answer(server, outcome.value, now - began, attempts)
-        elif isinstance(outcome, Transient | Permanent) and outcome.paid:
-            self._totals.wasted += 1
-            self._totals.prompt_tokens += outcome.prompt_tokens
-            self._totals.completion_tokens += outcome.tokens
+        elif not isinstance(outcome, Ok):
+            if outcome.paid:
+                self._totals.wasted += 1
+                self._totals.prompt_tokens += outcome.prompt_tokens
+                self._totals.completion_tokens += outcome.tokens
+            if isinstance(outcome, Permanent) and outcome.scope == "server":
+                link.refused = request
         return outcome
 
     def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:
@@ -343,6 +354,19 @@ class ServerPool:
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
 
+    def _canary(self, canary: Canary) -> None:
+        """Send a harmless request where one was refused, beside slots and statistics."""
+        link = self._links[canary.replica]
+
+        async def ask() -> None:
+            outcome = await canary_outcome(link, canary.timeout_s, self._wall())
+            assert self._clock is not None
+            self._apply(self._scheduler.canary_result(canary.replica, canary.model, outcome, self._clock()), 0)
+
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth canary")
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
     def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
         own: Start | Finish | None = None
@@ -359,6 +383,8 @@ class ServerPool:
                 self._abort(action.call_id)
             elif isinstance(action, Probe):
                 self._probe(action)
+            elif isinstance(action, Canary):
+                self._canary(action)
             elif self.halted is None:
                 self._halt()
         if self._scheduler.ticks_before(self._timer_at):
@@ -392,7 +418,7 @@ class ServerPool:
         halt = self._scheduler.halted
         assert halt is not None
         # A new one each time: an exception raised in many tasks would grow its traceback without end.
-        hint = self._advice.get(halt.replica, "check the key, the model's name and the server; then resume")
+        hint = self._advice.get(halt.replica) or halt.advice or "Check the server. Then run the same command again."
         return RunStopped(halt.message, hint=hint)
 
 

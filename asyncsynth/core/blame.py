@@ -1,30 +1,37 @@
 """What a failure means, and for whom: the record is charged, or its server is paused.
 
-`FaultJudge` decides, and changes the breakers. `core.dispatch` carries out what it decides about calls, and
-`core.suspects` keeps who may have killed a server; its words are explained there. The other words: a failure is
-*charged* to a record (one attempt of those that it has), or *held* until it is known whose fault it is. A replica is
-*paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused server and fails.
+`FaultJudge` decides, and changes the breakers. `core.dispatch` carries out its decisions about calls, `core.suspects`
+keeps who may have killed a server, and `core.refusals` who was refused; they explain their own words. The other words:
+a failure is *charged* to a record (one attempt of those that it has), or *held* until it is known whose fault it is. A
+replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused server
+and fails.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Abort, Action, Call, Probe
+from asyncsynth.core.calls import Abort, Action, Call, Canary, Probe
 from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
-from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient
-from asyncsynth.core.replica_state import Alarm, Replica
-from asyncsynth.core.retry import SERVER_FAULTS, GiveUp, RetryPolicy, Rng, decide, out_of_attempts
-from asyncsynth.core.states import CLOSED, DOWN, REMOVED
+from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
+from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook, answers
+from asyncsynth.core.replica_state import Alarm, Held, Replica
+from asyncsynth.core.retry import SERVER_FAULTS, UNREADABLE, GiveUp, RetryPolicy, Rng, backoff, decide, out_of_attempts
+from asyncsynth.core.states import CLOSED, DOWN, HALF_OPEN, HELD, OPEN, REMOVED
 from asyncsynth.core.suspects import DEADLY, SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
-HALT_AFTER = 3  #: identical refusals (401, 403, 404) of one model by one replica, with no success in between
+UNREADABLE_TRIES = 5  #: unreadable answers of a server that never gave a readable one: halt
+REFUSING_S = 30.0  #: the pause of a replica that refuses every request, while others serve the model
+READABLE_S = 30.0  #: after a canary whose answer is readable, unreadable ones are charged to their records
 BURST_S = 0.25  #: connections that die within so short a time die together
 PROBE_S = 60.0  #: what a probe of a busy server may take, at first
-AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
-LOST_CHECK_S = 1.0  #: or, where nobody brings it back, whether a call waits for it
+AWAY_CHECK_S = 60.0  #: how often to check whether a replica has been away for too long
+LOST_CHECK_S = 1.0  #: or, if its supervisor gave it up, whether a call waits for it
 
 
 class FaultJudge:
@@ -40,6 +47,7 @@ class FaultJudge:
         policy: RetryPolicy,
         rng: Rng,
     ) -> None:
+        self._refusals = RefusalBook()
         self._slots = slots
         self._book = book
         self._balancer = balancer
@@ -51,8 +59,10 @@ class FaultJudge:
     # --- attempts -----------------------------------------------------------------------------
 
     def recovered(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
-        """A success: failures since the last one were not this server's fault."""
-        replica.refusals.pop(call.model, None)
+        """A call succeeded: failures since the last success were not this server's fault."""
+        replica.proven = True
+        for refused, outcome in self._refusals.answered(call, replica):
+            self._refused_alone(refused, outcome, now, out)
         self._book.left(call, replica)
         self._book.clear(call)
         breaker = replica.breaker
@@ -69,7 +79,7 @@ class FaultJudge:
             self.back(replica, now, out)
 
     def failed(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
-        """An attempt has failed: charge it, forgive it, or hold it; pause the server, or halt all."""
+        """An attempt failed: charge it, forgive it, or hold it; pause the server, or halt the run."""
         replica.trouble(True)
         breaker = replica.breaker
         probing = breaker.probe == call.id
@@ -93,16 +103,14 @@ class FaultJudge:
             if probing:
                 self.back(replica, now, out)
             if isinstance(outcome, Permanent) and outcome.scope == "server":
-                self._refused(call, replica, outcome, out)
-            if self._slots.halted is not None:
-                self._slots.finish(call, outcome, out)
+                self._refused(call, replica, outcome, now, out)
             else:
                 self._charge(call, None, outcome, now, out)
 
     def _resend(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """An idle connection died under a request: again, at once.
+        """An idle connection died under a request: send the request again at once.
 
-        But when several die together it may be the server, and one of them the cause: a moment shows.
+        If several die together, the server may have died, and one of the requests may be the cause: wait a moment.
         """
         deaths = replica.health.deaths
         burst = bool(deaths) and deaths[-1][0] > now - BURST_S
@@ -113,7 +121,7 @@ class FaultJudge:
             self._slots.place(call, now, out)
 
     def _failed_alone(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """A suspect, with nothing else in flight: has the server died of it? A probe tells."""
+        """A suspect failed with nothing else in flight. A probe shows whether the server died of it."""
         self._slots.hold(call)
         self._book.accuse(call, replica, outcome, now)
         if replica.breaker.state in (DOWN, REMOVED):
@@ -124,23 +132,56 @@ class FaultJudge:
     def _overloaded(
         self, call: Call, replica: Replica, outcome: Overloaded, probing: bool, now: float, out: list[Action]
     ) -> None:
+        state = call.failures()
+        asked, cap = outcome.retry_after or 0.0, self._policy.retry_after_cap_s
+        cause = f"overloaded (HTTP {outcome.status})"
+        cause += f": {outcome.message}" if outcome.message else ""
+        if asked > cap and outcome.status == 429:
+            self._too_long_a_wait(call, replica, outcome, cause, now, out)
+            return
+        cause += f" (the server asks to wait {span(asked)})" if asked >= 1.0 else ""
+        if outcome.quota and self._refusals.is_spent(replica, asked, now) and not self._has_peer(replica, call.model):
+            why = f"{replica.name} refused every request for {span(now - (replica.spent_at or now))}: {cause}"
+            self._slots.halt(why, replica.name, out, ADVICE["quota"])
+            self._slots.finish(call, outcome, out)
+            return
         replica.limiter.on_overload(now, call.started_at)
         replica.overloads += 1
         refused_all = replica.breaker.state is CLOSED and replica.overloads >= max(3, replica.limiter.limit)
         if probing or refused_all:
-            asked = min(outcome.retry_after or 0.0, self._policy.retry_after_cap_s)
-            self.pause(replica, now, f"overloaded (HTTP {outcome.status})", out, at_least=asked)
-        state = call.failures()
+            self.pause(replica, now, cause, out, at_least=min(asked, cap))
         decision = decide(self._policy, outcome, state, now, self._rng)
         state.overloads += 1
         assert not isinstance(decision, GiveUp)
         self._slots.sleep(call, now + decision.delay_s)
+
+    def _too_long_a_wait(
+        self, call: Call, replica: Replica, outcome: Overloaded, cause: str, now: float, out: list[Action]
+    ) -> None:
+        """The server asks for a longer wait than the policy allows: another replica, or else the end of the run."""
+        cap = self._policy.retry_after_cap_s
+        if self._has_peer(replica, call.model):
+            self.pause(replica, now, cause, out, at_least=cap)
+            self._slots.place(call, now, out)
+            return
+        said = outcome.message or "overloaded"
+        asked = span(outcome.retry_after or 0.0)
+        said += "" if "asks to wait" in said else f" (the server asks to wait {asked})"
+        said += f"; at most {span(cap)} is followed (RetryPolicy.retry_after_cap_s)"
+        self._refused(call, replica, Permanent("quota", said, outcome.status, scope="server"), now, out)
+
+    def _has_peer(self, replica: Replica, model: str) -> bool:
+        """Whether another replica takes calls for a model."""
+        return any(other is not replica and other.breaker.state is CLOSED for other in self._balancer.of_model[model])
 
     def _server_fault(
         self, call: Call, replica: Replica, outcome: Transient, probing: bool, now: float, out: list[Action]
     ) -> None:
         """Charge the record, unless the server is known, or now turns out, to be the one at fault."""
         breaker = replica.breaker
+        if outcome.reason in UNREADABLE and now < replica.readable_until:
+            self._charge(call, None, outcome, now, out)
+            return
         refused = outcome.reason == "connect"
         self._book.note_death(call, replica, outcome, now)
         what = f"{outcome.reason}: {outcome.message}" if outcome.message else outcome.reason
@@ -149,6 +190,11 @@ class FaultJudge:
                 self.is_dead(replica, now, out)
             if probing:
                 self.pause(replica, now, what, out)
+                if self._is_unreadable(call, replica, outcome, what, out):
+                    return
+                if outcome.reason in UNREADABLE:
+                    replica.doubted = True
+                    out.append(Canary(replica.index, call.model, CANARY_S))
                 # A refused connection says nothing about the call. Another failure, alone on the server, may: such
                 # calls take turns with all others, and only one that fails alone again and again is given up.
                 if not refused:
@@ -168,6 +214,20 @@ class FaultJudge:
         else:
             self._charge(call, replica, outcome, now, out)
 
+    def _is_unreadable(self, call: Call, replica: Replica, outcome: Transient, what: str, out: list[Action]) -> bool:
+        """Halts if nobody ever could read what this server answers: it is no outage that passes."""
+        tries = replica.breaker.tries
+        if self._slots.halted is not None or outcome.reason not in UNREADABLE or replica.proven:
+            return False
+        if tries < UNREADABLE_TRIES or self._has_peer(replica, call.model):
+            return False
+        why = f"{replica.name} answers, but not one answer could be read ({what})"
+        self._slots.halt(
+            why, replica.name, out, f"Check that its base URL is that of an OpenAI-compatible API. {RESUME}"
+        )
+        self._slots.finish(call, outcome, out)
+        return True
+
     def _charge(self, call: Call, blamed: Replica | None, outcome: Outcome, now: float, out: list[Action]) -> None:
         """One attempt on the record's account. `blamed`: the replica whose streak has this failure, if any."""
         state = call.failures()
@@ -182,19 +242,95 @@ class FaultJudge:
             return
         self._slots.sleep(call, now + decision.delay_s, blamed)
 
-    def _refused(self, call: Call, replica: Replica, outcome: Permanent, out: list[Action]) -> None:
-        reason, status, times = replica.refusals.get(call.model, ("", None, 0))
-        times = times + 1 if (reason, status) == (outcome.reason, outcome.status) else 1
-        replica.refusals[call.model] = (outcome.reason, outcome.status, times)
-        if times >= HALT_AFTER:
-            code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
-            why = f"{replica.name} refuses model {call.model!r} ({code}): {outcome.message}"
-            self._slots.halt(why, replica.name, out)
+    # --- refusals -----------------------------------------------------------------------------
+
+    def _refused(self, call: Call, replica: Replica, outcome: Permanent, now: float, out: list[Action]) -> None:
+        """It may be the call's fault or the server's: hold it, and ask."""
+        self._slots.hold(call)
+        if self._refusals.note(call, replica, outcome, now):
+            self._refuses_all(call.model, replica, outcome, now, out)
+        else:
+            self._send_canary(call.model, replica, now, out)
+
+    def _send_canary(self, model: str, replica: Replica, now: float, out: list[Action]) -> None:
+        if self._refusals.wants_canary(replica, model):
+            out.append(Canary(replica.index, model, CANARY_S))
+            self._timers.alarm(replica, Alarm.CANARY, now + 2 * CANARY_S)
+
+    def canary(self, replica: Replica, model: str, answer: Outcome | None, now: float, out: list[Action]) -> None:
+        """The result of the driver's `Canary`; None if there is none."""
+        if replica.doubted and answers(answer):
+            replica.readable_until = now + READABLE_S
+            if replica.breaker.state in (OPEN, HALF_OPEN):
+                self.back(replica, now, out)
+        replica.doubted = False
+        verdict, judged = self._refusals.judge(replica, model, answer)
+        if verdict == "all" and judged and self._refusals.is_certain(replica, model):
+            self._refuses_all(model, replica, judged[0][1], now, out, judged)
+            return
+        for call, outcome in judged:
+            if call.state is not HELD:
+                continue  # cancelled
+            if verdict == "alone":
+                self._refused_alone(call, outcome, now, out)
+            elif verdict == "all":
+                state = call.failures()
+                delay = backoff(self._policy, outcome, state.charged + 1, state, now, self._rng)
+                state.charged += 1
+                self._slots.sleep(call, now + delay)
+            else:
+                self._charge(call, None, outcome, now, out)
+        self._send_canary(model, replica, now, out)
+
+    def canary_is_late(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The driver was asked to send canaries, and said nothing."""
+        for model in [*replica.refusals]:
+            self.canary(replica, model, None, now, out)
+
+    def _refused_alone(self, call: Call, outcome: Permanent, now: float, out: list[Action]) -> None:
+        """The server answers others: this refusal is about the call."""
+        if call.state is not HELD:
+            return
+        status = f"HTTP {outcome.status}; " if outcome.status else ""
+        said = f"{outcome.message or outcome.reason} ({status}the server answers other requests)"
+        reason = "quota" if outcome.reason == "quota" else "refused"
+        state = call.failures()
+        decision = decide(self._policy, outcome, state, now, self._rng)
+        state.charged += 1
+        if isinstance(decision, GiveUp):
+            self._slots.finish(call, replace(outcome, reason=reason, message=said, scope="record"), out)
+        else:
+            self._slots.sleep(call, now + decision.delay_s)
+
+    def _refuses_all(
+        self,
+        model: str,
+        replica: Replica,
+        outcome: Permanent,
+        now: float,
+        out: list[Action],
+        judged: Sequence[Held] = (),
+    ) -> None:
+        """Pause a replica that others can stand in for; else end the run, to be resumed."""
+        code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
+        why = f"refuses model {model!r} ({code}): {outcome.message}"
+        spared = len(replica.models) == 1 and self._has_peer(replica, model)
+        if spared:
+            self.pause(replica, now, why, out, at_least=REFUSING_S)
+        else:
+            self._slots.halt(f"{replica.name} {why}", replica.name, out, ADVICE.get(outcome.reason, ""))
+        for call, own in (*judged, *self._refusals.give_back(replica, model)):
+            if call.state is not HELD:
+                continue  # cancelled
+            if spared:
+                self._slots.place(call, now, out)
+            else:
+                self._slots.finish(call, own, out)
 
     # --- verdicts about a server --------------------------------------------------------------
 
     def is_dead(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead; a call that was alone there is convicted, or tried alone once more."""
+        """The server is dead: a call that was alone there is convicted, or tried alone once more."""
         convicted = self._book.convict(replica)
         if convicted is None:
             return
@@ -205,20 +341,20 @@ class FaultJudge:
                 self._slots.fill(other, now, out)
 
     def lives(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server lives, or it cannot be known: what a call met that was alone there is an ordinary failure."""
+        """The server lives, or its state is unknown: the failure of a call that was alone there is an ordinary one."""
         acquitted = self._book.acquit(replica)
         if acquitted is not None:
             call, outcome = acquitted
             self._charge(call, None, outcome, now, out)
 
     def crashed(self, replica: Replica, now: float, cause: str, out: list[Action]) -> None:
-        """A supervisor says that the server is gone: no call is charged, and those in flight are suspects."""
+        """A supervisor reports that the server is gone: no call is charged, and those in flight are suspects."""
         self._book.fallen(replica, now)
         self.is_dead(replica, now, out)
         self.pause(replica, now, cause, out)
 
     def pause(self, replica: Replica, now: float, cause: str, out: list[Action], at_least: float = 0.0) -> None:
-        """Pause a replica; take back what its failures had charged; let everyone go elsewhere."""
+        """Pause a replica, take back the charges of its failures, and let its calls go elsewhere."""
         breaker = replica.breaker
         replica.trouble(True)
         if breaker.state in (DOWN, REMOVED):
@@ -235,7 +371,7 @@ class FaultJudge:
             self._give_up_waiting(replica, out)
 
     def check_absence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """A replica that is down or removed: calls that only it could take wait for long, but not for ever."""
+        """A replica is down or removed: calls that only it can take wait, for `outage_limit_s` at most."""
         models = [model for model in replica.models if self._room.waits_for(model)]
         if any(self._balancer.hopeless(model, now, self._policy.outage_limit_s) for model in models):
             self._give_up_waiting(replica, out)
@@ -245,7 +381,7 @@ class FaultJudge:
     # --- silence ------------------------------------------------------------------------------
 
     def check_silence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Calls are in flight and nothing was heard for a while: ask."""
+        """Calls are in flight and the server has been silent for a while: probe it."""
         due = replica.heard_at + SILENCE_S
         if due <= now:
             if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * self._patience(replica):
@@ -275,7 +411,7 @@ class FaultJudge:
             self._hangs(replica, now, out)
 
     def _hangs(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Neither a call nor a probe is answered: pause it; its calls go elsewhere, and nobody is charged."""
+        """Neither a call nor a probe is answered: pause the replica, move its calls, and charge none."""
         replica.stalls += replica.breaker.state is CLOSED
         calls = self._slots.abandon(replica)
         self.pause(replica, now, f"no answer for {now - replica.heard_at:.0f} s, nor to a probe", out)
@@ -290,7 +426,7 @@ class FaultJudge:
         self._timers.alarm(replica, Alarm.OUTAGE, now + self._policy.outage_limit_s + 1.0)
 
     def _give_up_waiting(self, replica: Replica, out: list[Action]) -> None:
-        """Stop, to be resumed, and fail no record."""
+        """Halt the run without failing a record; it can be resumed."""
         cause = replica.breaker.cause
         if replica.breaker.lost:
             why = f"is not started again: {cause}"
@@ -299,7 +435,7 @@ class FaultJudge:
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server answers again; those that probed in vain get their places in the queue back."""
+        """The server answers again. Calls that probed in vain get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
         self._timers.forget(replica, Alarm.ASK)

@@ -1,11 +1,11 @@
-"""When to pause a server, and when to ask it again."""
+"""When to pause a server, and when to probe it again."""
 
 from __future__ import annotations
 
 from asyncsynth.core.retry import Rng
 from asyncsynth.core.states import CLOSED, ReplicaState, answering, paused, removed, taken_down, tried
 
-CANARY = -1  #: as the call that probes: the driver does, with a request of its own
+CANARY = -1  #: as the call that probes: the driver probes, with a request of its own
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -14,9 +14,9 @@ _LONGEST_PAUSE_S = 30.0
 class Breaker:
     """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
 
-    Closed, it notes who failed since the last success. When these are many enough (`blame`), it opens: a pause of
-    0.5 s, doubling to 30 s, jittered, then one call as a probe. An answer to the probe closes the breaker, a
-    failure opens it again. `core.states` has the table of its states.
+    While closed, it notes which calls failed since the last success. When there are enough of them (`blame`), it opens:
+    a pause of 0.5 s, doubling to 30 s, with jitter, then one call as a probe. An answer to the probe closes the
+    breaker, a failure opens it again. `core.states` has the table of its states.
     """
 
     __slots__ = (
@@ -44,13 +44,13 @@ class Breaker:
         self.probe_at: float | None = None
         self.probe: int | None = None  # the call that probes
         self.cause: str = ""
-        self.lost: bool = False  # down, and nobody tries to bring it back
+        self.lost: bool = False  # down, and its supervisor does not restart it
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
-        """Note a failure while closed; True when the server is to blame and the breaker should open.
+        """Note a failure while closed. True if the server is at fault and the breaker must open.
 
-        `others`: calls in flight there. They may yet succeed, so as many different ones must have failed; a dead
-        server fails them all soon. Or else the same few fail over and over, while the others hang.
+        `others`: calls in flight there. They may yet succeed, so at least as many different calls must have failed; a
+        dead server fails them all soon. Or the same few fail over and over, while the others hang.
         """
         if connect and not self.refused:
             self.refused_since = now
@@ -63,10 +63,10 @@ class Breaker:
         return different >= max(3, others) or (different >= 3 and self.failures >= 2 * limit)
 
     def settle(self, started_at: float) -> bool:
-        """A call that started then has succeeded: what failed before it was not this server's fault.
+        """A call that started then has succeeded: earlier failures were not this server's fault.
 
-        But a server that shuts down refuses new connections while it still answers old requests: only the success
-        of a later call outweighs a refused connection. False when such notes remain.
+        A server that shuts down refuses new connections while it still answers old requests, so only the success of a
+        later call outweighs a refused connection. False if such notes remain.
         """
         self.streak.clear()
         if self.refused and started_at > self.refused_since:
@@ -75,7 +75,7 @@ class Breaker:
         return not self.refused
 
     def take_notes(self) -> list[tuple[int, int]]:
-        """Hand over who was charged how much since the last success, and forget it."""
+        """Returns (call id, charges) since the last success, and forgets them."""
         notes = [*self.streak.items(), *self.refused.items()]
         self.streak.clear()
         self.refused.clear()
@@ -83,7 +83,7 @@ class Breaker:
         return notes
 
     def open(self, now: float, cause: str, rng: Rng, at_least: float = 0.0) -> float:
-        """Pause, or pause again; returns when to probe."""
+        """Pause, or pause again. Returns when to probe, in seconds."""
         if self.opened_at is None:
             self.opened_at = now
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
@@ -101,7 +101,7 @@ class Breaker:
         self.probe_at = None
 
     def take_down(self) -> None:
-        """Paused by somebody who will say when it is back."""
+        """Paused by its supervisor, which will report when it is back."""
         self.state = taken_down[self.state]
         self.probe = None
         self.probe_at = None
@@ -116,7 +116,7 @@ class Breaker:
         self.state = removed[self.state]
 
     def probed_by(self, call_id: int | None) -> None:
-        """A call (or CANARY: the driver itself) tries whether the server answers; None: that one does no more."""
+        """A call (or CANARY: the driver itself) probes the server; None: it no longer does."""
         self.probe = call_id
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class Halt:
 
     message: str
     replica: str
+    advice: str = ""  #: what to do, where that follows from the reason
 
 
 @dataclass(slots=True)
@@ -52,6 +53,18 @@ class Probe:
 
 
 @dataclass(slots=True)
+class Canary:
+    """Send this replica a request of the driver's own that is known to be harmless: it refused a call for this model.
+
+    Report its outcome by `Scheduler.canary_result(replica, model, outcome, now)`. It takes no slot and counts nowhere.
+    """
+
+    replica: int
+    model: str
+    timeout_s: float
+
+
+@dataclass(slots=True)
 class Abort:
     """Cancel this call's exchange and report no outcome for it: its server hangs. The call itself goes on.
 
@@ -61,7 +74,7 @@ class Abort:
     call_id: int
 
 
-Action = Start | Finish | Halt | Probe | Abort
+Action = Start | Finish | Halt | Probe | Canary | Abort
 
 
 class Call:

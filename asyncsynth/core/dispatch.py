@@ -326,7 +326,7 @@ class Slots:
                 replica.breaker.probed_by(None)
             self.fill(replica, now, out)
 
-    def halt(self, message: str, replica: str, out: list[Action]) -> None:
+    def halt(self, message: str, replica: str, out: list[Action], advice: str = "") -> None:
         """Nothing starts any more."""
-        self.halted = Halt(message, replica)
+        self.halted = Halt(message, replica, advice)
         out.append(self.halted)

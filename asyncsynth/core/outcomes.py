@@ -1,7 +1,6 @@
-"""What one exchange with a server came to. The codec makes outcomes; the scheduler decides by them.
+"""The result of one exchange with a server. The codec makes outcomes; the scheduler decides by them.
 
-The table (status or event -> outcome) stands in `asyncsynth.client.codec`; what is done about each, in
-`asyncsynth.core.retry`.
+`asyncsynth.client.codec` has the table (status or event -> outcome), `asyncsynth.core.retry` what follows from each.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """What a server says about its own load, whichever way it said it (ORCA header, Prometheus metrics).
+    """What a server reports about its own load, in an ORCA header or in Prometheus metrics.
 
     Args:
         waiting: requests in the server's own queue.
-        running: requests that it works on, or None where the report does not say.
-        kv: share of its KV cache in use, 0 to 1, or None where the report does not say.
+        running: requests that it works on, or None if the report does not say.
+        kv: share of its KV cache in use, 0 to 1, or None if the report does not say.
         at: when it was received, in seconds, monotonic.
     """
 
@@ -41,11 +40,15 @@ class Ok:
 
 @dataclass(frozen=True, slots=True)
 class Overloaded:
-    """429, 503, 529: the server is full. Never charged to the record; shrinks that server's concurrency."""
+    """429, 498, 503, 529: the server is full. Never charged to the record; shrinks that server's concurrency."""
 
     status: int
     message: str = ""
     retry_after: float | None = None  #: seconds, as the server asked; uncapped here
+    quota: bool = False  #: the server speaks of a quota, and says when to ask again
+    paid: bool = False  #: the error ended an answer that had begun; `tokens` and `prompt_tokens` as in `Ok`
+    tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +61,40 @@ class Transient:
     retry_after: float | None = None
     free: bool = False
     max_attempts: int | None = None  #: a lower cap than the policy's, for answers that repeat (bad JSON: 3)
-    paid: bool = False  #: the server generated an answer, which is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
-    raw: str | None = None  #: what the model did say, where it is worth keeping
+    raw: str | None = None  #: the model's text, if it is worth keeping
 
 
 @dataclass(frozen=True, slots=True)
 class Permanent:
-    """It will not work next time. `scope` says whose fault: this record's, or every record's (`server`)."""
+    """It will not work next time. `scope`: "record" if the fault is this record's; "server" if it may be the server's,
+    so that every record would meet it (`core.refusals` finds out)."""
 
-    #: context_length | bad_request | auth | model_not_found | too_large | content_filter | refusal | reasoning_cut
-    #: | tool_calls | poison
+    #: context_length | bad_request | auth | refused | model_not_found | redirect | quota | too_large | content_filter
+    #: | refusal | reasoning_cut | tool_calls | poison
     reason: str
     message: str = ""
     status: int | None = None
     scope: str = "record"  #: "record" | "server"
-    paid: bool = False  #: the server generated an answer, which is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
-    raw: str | None = None  #: what the model did say, where it is worth keeping
+    raw: str | None = None  #: the model's text, if it is worth keeping
 
 
 Outcome = Ok | Overloaded | Transient | Permanent
+
+
+def span(seconds: float) -> str:
+    """A wait for a person: "41 s", "12 min", "7 h 30 min", "3 days"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    return f"{hours // 24} days"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from asyncsynth.core.breaker import Breaker
 from asyncsynth.core.calls import Call
 from asyncsynth.core.limiter import Limiter
-from asyncsynth.core.outcomes import Outcome, ServerLoad
+from asyncsynth.core.outcomes import Outcome, Permanent, ServerLoad
 from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
 from asyncsynth.core.states import CLOSED, HALF_OPEN
@@ -52,6 +52,7 @@ class Alarm(StrEnum):
     STALL = "stall"  # has it been silent for too long?
     SPARE = "spare"  # suspects have waited for another replica long enough
     ASK = "ask"  # the driver was asked to probe it and said nothing
+    CANARY = "canary"  # the driver was asked to send canaries and said nothing
 
 
 class Health:
@@ -70,6 +71,20 @@ class Health:
         self.accused: tuple[Call, Outcome] | None = None  # failed alone; did the server die of it?
 
 
+Held = tuple[Call, Permanent]
+
+
+@dataclass(slots=True)
+class Refused:
+    """What a replica refused for one model, since it last answered a later call. `core.refusals` alone changes it."""
+
+    refused_at: dict[int, float] = field(default_factory=dict)  #: call id -> when it was last refused, in seconds
+    pending: list[Held] = field(default_factory=list)  #: calls that wait for a verdict, in the order of their refusals
+    asked: bool = False  #: a canary is out
+    covered: int = 0  #: how many of `pending` were refused before it was sent
+    canaries: int = 0  #: refused in a row
+
+
 class Replica:
     """A server's state in the scheduler. Each part of it has one owner, named beside it; all may read it.
 
@@ -77,9 +92,10 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms", "asked_at", "blocked", "breaker", "budget", "extra", "gate", "gated_for", "health", "heard_at",
-        "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers", "queue", "quiet",
-        "refusals", "report", "seen", "shared", "stalls", "starved", "troubled",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "doubted", "extra", "gate", "gated_for", "health",
+        "heard_at", "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers",
+        "proven", "queue", "quiet", "readable_until", "refusals", "report", "seen", "shared", "spent", "spent_at",
+        "spent_until", "stalls", "starved", "troubled",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -103,14 +119,21 @@ class Replica:
         # core.suspects
         self.health: Health = Health()
         self.quiet: bool = False  # kept free for a call that is tried alone
+        # core.refusals
+        self.refusals: dict[str, Refused] = {}  # by model
+        self.spent: int = 0  # quota refusals since its last answer, each after the wait that the last one asked for
+        self.spent_at: float | None = None  # when the first of them came
+        self.spent_until: float = 0.0  # when that wait is over
         # core.blame
         self.overloads: int = 0  # since the last success
-        self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
+        self.proven: bool = False  # it has answered a call
+        self.doubted: bool = False  # it probed with an unreadable answer, and a canary asks whether it always does
+        self.readable_until: float = float("-inf")  # until then, unreadable answers are the records' fault
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
         self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
         self.stalls: int = 0  # how often it was found hung
         # its own
-        self.troubled: bool = False  # something needs resetting at the next success
+        self.troubled: bool = True  # something needs resetting at the next success; the first one proves it
         self.blocked: bool = False  # gated or quiet
         self.report: ServerLoad | None = None  # its own report, while fresh
         self.extra: int = 0  # by that report: requests there that are not ours

@@ -7,7 +7,7 @@ The rules, per kind of outcome (`decide`):
 | Overloaded | always, after Retry-After (capped) or full jitter | never |
 | Transient, `free` | once per call, at once | no |
 | Transient | until the stop strategy, `max_attempts` or the record's deadline | yes |
-| Permanent, scope "server" | three times (the scheduler halts the run before that, if nothing succeeds) | yes |
+| Permanent, scope "server" | up to 3 attempts (`refused`: 1), if the server answers others (core.refusals) | yes |
 | Permanent, scope "record" | never | - |
 
 Whether a charge stays is the scheduler's matter: it takes charges back when the *server* turns out to be at fault.
@@ -31,7 +31,11 @@ from asyncsynth.core.states import Degree
 SERVER_FAULTS = frozenset(
     {"connect", "reset", "timeout", "server_error", "truncated", "protocol", "bad_json", "bad_utf8"}
 )
-SERVER_REFUSALS = 3  #: attempts of one call that may meet a server-scope Permanent (401, 403, 404)
+#: Of these, answers that came and could not be read.
+UNREADABLE = frozenset({"bad_json", "bad_utf8"})
+#: Attempts of one call that may meet a server-scope Permanent (401, 404, ...) while the server answers others: a
+#: gateway may have one bad backend. What refuses a text (403, 451) refuses it again.
+SERVER_REFUSALS, TEXT_REFUSALS = 3, 1
 
 
 class Rng(Protocol):
@@ -64,7 +68,9 @@ class RetryPolicy:
         stop: when to give up; by default after 8 charged attempts.
         record_deadline_s: seconds from the first attempt's start (not from submit); it ends a record only at a
             charged failure.
-        retry_after_cap_s: the longest ``Retry-After`` that is followed, in seconds.
+        retry_after_cap_s: the longest ``Retry-After`` that is followed, in seconds. If a server answers 429 and asks
+            for a longer wait, its requests go to another replica of the model. Without one the run halts, and the same
+            command resumes it.
         budget_ratio: retries earned by each first attempt, per server. 0.25 carries one in five attempts failing at
             full rate; at 0.1 that would cut the rate to a sixth. An empty budget delays a retry, it never drops it.
         budget_per_s: retries earned by each second, per server.
@@ -173,7 +179,10 @@ def decide(policy: RetryPolicy, outcome: Outcome, state: AttemptState, now: floa
     if isinstance(outcome, Transient) and outcome.free and not state.free_used:
         return RetryAt(0.0, charged=False)
     number = state.charged + 1
-    cap = SERVER_REFUSALS if isinstance(outcome, Permanent) else outcome.max_attempts
+    if isinstance(outcome, Permanent):
+        cap: int | None = TEXT_REFUSALS if outcome.reason == "refused" else SERVER_REFUSALS
+    else:
+        cap = outcome.max_attempts
     if cap is not None and number >= cap:
         return GiveUp("attempts")
     if policy.stop(_call_state(policy, outcome, number, state, now)):

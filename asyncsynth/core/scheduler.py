@@ -17,6 +17,7 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - `core.balancer`: the fleet, and who in it is the least busy;
 - `core.waiting`: who waits for a slot, and who is next;
 - `core.suspects`: who may have killed a server, and whom to try first;
+- `core.refusals`: who was refused, and whether others are;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
 - `core.blame`: what a failure means, and for whom.
 """
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
-from asyncsynth.core.calls import Abort, Action, Call, Finish, Halt, Probe, Start
+from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, Probe, Start
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
 from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
@@ -37,7 +38,7 @@ from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
-__all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
+__all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
 
 class Scheduler:
@@ -64,6 +65,7 @@ class Scheduler:
             Alarm.STALL: self._judge.check_silence,
             Alarm.SPARE: self._slots.fill,
             Alarm.ASK: self._not_probed,
+            Alarm.CANARY: self._judge.canary_is_late,
         }
         for spec in replicas:
             self._join(spec)
@@ -243,6 +245,14 @@ class Scheduler:
         out: list[Action] = []
         if replica is not None and self.halted is None:
             self._judge.probed(replica, now, ok, out)
+        return out
+
+    def canary_result(self, replica: int, model: str, outcome: Outcome, now: float) -> list[Action]:
+        """The outcome of the driver's `Canary` at the replica of this index."""
+        out: list[Action] = []
+        if self.halted is None:
+            self._judge.canary(self.replicas[replica], model, outcome, now, out)
+            self._slots.fill(self.replicas[replica], now, out)
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:

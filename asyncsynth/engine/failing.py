@@ -9,19 +9,22 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.storage.entries import FailedRow
 
-#: Records that must fail alike, with none that ended well, before the run stops.
+#: The run stops when this many records failed alike and none succeeded.
 ALIKE = 20
-#: Records that must have ended before a percentage counts.
+#: A percentage applies once this many records have ended.
 LEAST_ENDED = 50
 
 ADVICE = "Fix the cause. Then run the same command with --update if you edited the pipeline, else with --retry-failed."
 #: A bad row costs no answer, and a user who skips bad rows has decided about them.
 _COSTS_NOTHING = "bad_input"
+#: A server that refuses request after request: its words may quote the prompt, or number each refusal.
+_REFUSED = frozenset({"bad_request", "refused", "auth", "model_not_found", "redirect", "quota"})
 #: A fault of a step's own code: the exception's type, its message (often about the row), and the line.
 _OWN_FAULT = re.compile(r"(\w+): .*( \([^()]*:\d+\))", re.DOTALL)
 #: The line that asked for a column that its row lacks, if it is the user's. Which column, and which it has, vary.
 _MISSING_COLUMN = re.compile(r".*?( \([^()]*:\d+\))?", re.DOTALL)
-_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+")
+#: What differs from record to record: quoted texts; words with digits in them, such as request IDs; numbers.
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\b[0-9a-f]{8,}\b|\b\w*\d[\w-]*|\d+")
 
 
 def is_share(limit: int | str | None) -> bool:
@@ -80,7 +83,7 @@ class AllAlike:
             message = missing[1] or ""
         # As a word: a key such as "a" or "5" is also in other words and numbers.
         message = re.sub(rf"(?<!\w){re.escape(failed.key)}(?!\w)", "#", message)
-        way = failed.step, failed.reason, _VARIES.sub("#", message)
+        way = failed.step, failed.reason, "" if failed.reason in _REFUSED else _VARIES.sub("#", message)
         self._way = self._way or way
         self._over = way != self._way
         self._count += 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from asyncsynth.client.codec import Dialect, decode, encode, outcome_of
+from asyncsynth.client.codec import Dialect, decode, encode, outcome_of, read_again
 from asyncsynth.client.messages import ChatRequest, ModelRequest
 from asyncsynth.client.reasoning import where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
@@ -264,7 +264,7 @@ class FirstContact:
 
     def _no_answer(self, model: str, outcome: Transient | Permanent) -> ServerError:
         has_list = self.listing.names is not None
-        if outcome.status == 401 or (outcome.reason == "auth" and not has_list):
+        if outcome.status == 401 or (outcome.reason in ("auth", "refused") and not (has_list and self._has_key)):
             return self.key_refused(outcome.status, outcome.message)
         said = f"{model} at {self._where} did not answer a sample request: {outcome.reason}"
         said += f" (HTTP {outcome.status})" if outcome.status else ""
@@ -304,10 +304,11 @@ def _lives(outcome: Outcome) -> bool:
 def _thought_in(body: bytes) -> str:
     """Where an answer that the codec has read holds a thought."""
     try:
-        choices = orjson.loads(body).get("choices") or []
-    except (orjson.JSONDecodeError, AttributeError):  # the codec is more patient
-        return ""
-    return next((where for choice in choices if (where := where_it_thinks(choice))), "")
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:  # NaN and the like
+        answer = read_again(body)[0]
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return next((where for choice in choices or [] if (where := where_it_thinks(choice))), "")
 
 
 def _words(answer: WireResponse) -> str:

@@ -25,6 +25,10 @@ T = TypeVar("T")
 SYSTEM_SENT = "system_prompts_sent"
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 REASK_STRIDE = 1_000_000
+#: What a re-ask says after the answer that could not be read.
+REASK = "That answer could not be read: {why}. Answer again, in the format that was asked for."
+#: A longer answer is not sent back: it would crowd the prompt out of the context.
+REASK_CHARS = 8_000
 
 
 class SettingsWithoutPrompt(TypedDict, total=False):
@@ -33,6 +37,7 @@ class SettingsWithoutPrompt(TypedDict, total=False):
     num_generations: int
     group_generations: bool
     max_reasks: int
+    explain_reasks: bool
     provenance: Sequence[str]
     name: str | None
     input_mappings: Mapping[str, str] | None
@@ -58,6 +63,9 @@ class Task(ModelStep):
         num_generations: answers per row, each with a seed of its own.
         group_generations: True: one row whose outputs are lists; False: one row per answer.
         max_reasks: how often an answer that cannot be parsed is requested again before the row fails.
+        explain_reasks: a repeated request also holds the unreadable answer and why it could not be read, as further
+            turns. False repeats the first request with another seed. An answer that was cut at max_tokens, and one that
+            continues a prefilled message, are always requested again without an explanation.
         provenance: names of facts to write as columns beside the outputs: ``finish_reason`` ("length": cut at
             max_tokens), ``reasoning`` (the model's reasoning, or None), ``prompt_tokens``, ``completion_tokens``,
             ``model``, ``server``, ``calls``, ``attempts``, ``latency_s`` (seconds). If an output takes several calls,
@@ -69,7 +77,9 @@ class Task(ModelStep):
     optional_inputs: tuple[str, ...] = ("system_prompt",)
     #: Name of the prompt in tasks/prompts; its text is part of the fingerprint.
     prompt: ClassVar[str | None] = None
-    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks"})
+    #: False for a task whose own code gets all choices of an answer.
+    reads_one_choice: ClassVar[bool] = True
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks", "explain_reasks"})
 
     def __init__(
         self,
@@ -79,6 +89,7 @@ class Task(ModelStep):
         num_generations: int = 1,
         group_generations: bool = False,
         max_reasks: int = 2,
+        explain_reasks: bool = True,
         provenance: Sequence[str] = (),
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -93,11 +104,18 @@ class Task(ModelStep):
             raise ConfigurationError(
                 f"{type(self).__name__}: num_generations must be 1 or more and max_reasks 0 or more"
             )
+        if llm.extra_body.get("n") not in (None, 1) and self.reads_one_choice:
+            raise ConfigurationError(
+                f"{type(self).__name__}: extra_body asks for n={llm.extra_body['n']} choices in one answer, and a task"
+                " reads one",
+                hint="Take n out of extra_body and write num_generations=... on the task: each answer is then a row.",
+            )
         self.llm = llm
         self.system_prompt = system_prompt
         self.num_generations = num_generations
         self.group_generations = group_generations
         self.max_reasks = max_reasks
+        self.explain_reasks = explain_reasks
         self.provenance: tuple[str, ...] = _provenance(type(self).__name__, provenance)
         if self.provenance:
             self.outputs: tuple[str, ...] = (
@@ -264,14 +282,20 @@ class Task(ModelStep):
         schema: dict[str, Any] | None = None,
         llm: LLM | None = None,
     ) -> tuple[T, Completion]:
-        """One answer as `read` understands it, asked for again with another seed when it cannot be parsed.
+        """One answer as `read` understands it, requested again when it cannot be parsed.
 
-        `number` tells a row's requests apart (their seeds); `llm` is another model than the task's own.
+        Re-ask k has the seed `ctx.seed(number + k * REASK_STRIDE)`, and after the conversation the last unreadable
+        answer and the reason (see `explain_reasks`). So runs that get the same answers send the same requests.
+
+        Args:
+            number: tells a row's requests apart (their seeds).
+            llm: another model than the task's own.
         """
         fields = self.request_fields()
+        asked = messages
         for reask in range(self.max_reasks + 1):
             seed = ctx.seed(number + reask * REASK_STRIDE)
-            completion = await ctx.send((llm or self.llm).chat(messages, schema=schema, seed=seed, **fields))
+            completion = await ctx.send((llm or self.llm).chat(asked, schema=schema, seed=seed, **fields))
             try:
                 return read(completion.choices[0]), completion
             except ParseFailure as failure:
@@ -280,7 +304,18 @@ class Task(ModelStep):
                     failure.raw = failure.raw if failure.raw is not None else completion.text
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
+                asked = self._explained(messages, completion.choices[0], failure)
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _explained(self, messages: list[Message], choice: Choice, failure: ParseFailure) -> list[Message]:
+        """The conversation of a re-ask."""
+        is_prefilled = bool(messages) and messages[-1]["role"] == "assistant"
+        if not self.explain_reasks or is_prefilled or choice.finish_reason == "length":
+            return messages
+        if not 0 < len(choice.text) <= REASK_CHARS:
+            return messages
+        why = REASK.format(why=failure.message.strip().rstrip(".")[:500])
+        return [*messages, {"role": "assistant", "content": choice.text}, {"role": "user", "content": why}]
 
     def conversation(self, row: Row, ctx: Context) -> list[Message]:
         """`messages` with the system prompt before them."""

@@ -97,6 +97,7 @@ class FunctionTask(Task):
         Others: see `Task`. `system_prompt` is the function's own matter.
     """
 
+    reads_one_choice = False
     function: ClassVar[Any]
     default_llm: ClassVar[LLM | None] = None
     declared_needs: ClassVar[tuple[Feature, ...]] = ()

@@ -14,6 +14,7 @@ from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequ
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.errors import RequestFailed
+from tests.matrix.plugin import Tried
 
 CHAT = ChatRequest("m", [{"role": "user", "content": "hi"}])
 RAW = CompletionRequest("m", "hi")
@@ -161,7 +162,10 @@ def test_a_filtered_answer() -> None:
     made = outcome(answered(None, finish="content_filter"))
     assert isinstance(made, Permanent)
     assert made.reason == "content_filter"
-    assert isinstance(outcome(answered("half", finish="content_filter")), Ok)
+    for finish in ("content_filter", "SAFETY", "PROHIBITED_CONTENT"):
+        partial = outcome(answered("half an ans", finish=finish))
+        assert isinstance(partial, Permanent)
+        assert (partial.reason, partial.raw, partial.paid, partial.tokens) == ("content_filter", "half an ans", True, 5)
 
 
 def test_fewer_choices_than_asked() -> None:
@@ -185,8 +189,8 @@ def test_fewer_choices_than_asked() -> None:
         b'{"choices":[{}]}',
         b'{"choices":[{"message":null}]}',
         b'{"choices":[{"message":{"content":7}}]}',
-        b'{"choices":[{"message":{"content":"x"}}],"usage":[1]}',
-        b'{"choices":[{"message":{"content":NaN}}]}',
+        b'{"choices":[{"message":{"content":Nan}}]}',
+        b"1" * 5000,
         b"[" * 100_000 + b"]" * 100_000,
     ],
 )
@@ -210,10 +214,140 @@ def test_samples_hold_no_control_bytes() -> None:
     assert "no json" in made.message
 
 
-def test_an_error_in_a_200() -> None:
-    made = outcome(b'{"error":{"message":"engine died","type":"x","code":500}}')
+#: An error of HTTP 200, and the outcome's type and reason (for `Overloaded`: the status).
+ERRORS_INSIDE: list[tuple[Any, type[Outcome], Any]] = [
+    ({"message": "engine died", "type": "x", "code": 500}, Transient, "server_error"),
+    ({"message": "engine died"}, Transient, "server_error"),
+    ("engine died", Transient, "server_error"),
+    ({"message": "slow down", "code": 429}, Overloaded, 429),
+    ({"message": "slow down", "code": "429"}, Overloaded, 429),
+    ({"message": "slow down", "type": "rate_limit_error"}, Overloaded, 429),
+    ({"message": "full", "type": "overloaded_error"}, Overloaded, 503),
+    ({"message": "pay", "code": 402}, Permanent, "quota"),
+    ({"message": "pay", "code": "insufficient_quota"}, Permanent, "quota"),
+    ({"message": "wrong", "code": 400}, Permanent, "bad_request"),
+    ({"message": "wrong", "type": "BadRequestError"}, Permanent, "bad_request"),
+    ({"message": "prompt is too long: 9 > 8", "code": 400}, Permanent, "context_length"),
+    ({"message": "flagged", "code": 403}, Permanent, "refused"),
+    ({"message": "who?", "code": "invalid_api_key"}, Permanent, "auth"),
+    ({"message": "filtered", "code": "content_filter"}, Permanent, "content_filter"),
+]
+
+
+@pytest.mark.row(42)
+@pytest.mark.parametrize(("error", "kind", "reason"), ERRORS_INSIDE)
+@pytest.mark.parametrize("place", ["alone", "null", "empty", "choice"])
+def test_an_error_inside_a_200_counts_as_its_status(
+    error: Any, kind: type[Outcome], reason: Any, place: str, tried: Tried
+) -> None:
+    choice = {"finish_reason": "error", "message": {"role": "assistant", "content": "This is a partial ans"}}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5}
+    made = outcome(
+        orjson.dumps(
+            {
+                "alone": {"error": error, "user_id": "u"},
+                "null": {"error": error, "choices": None},
+                "empty": {"error": error, "choices": []},
+                "choice": {"choices": [{**choice, "error": error}], "usage": usage},
+            }[place]
+        )
+    )
+    assert type(made) is kind
+    assert isinstance(made, Overloaded | Transient | Permanent)
+    assert (made.status if isinstance(made, Overloaded) else made.reason) == reason
+    assert made.message.startswith(error if isinstance(error, str) else error["message"])
+    assert (made.paid, made.tokens) == ((True, 5) if place == "choice" else (False, 0))
+    tried(1, "errors inside HTTP 200")
+
+
+@pytest.mark.row(42)
+@pytest.mark.parametrize("body", [{"detail": "gone wrong"}, {"message": "gone wrong"}, {"errors": ["gone wrong"]}])
+def test_words_without_choices_are_shown(body: dict[str, Any]) -> None:
+    made = outcome(orjson.dumps(body))
     assert isinstance(made, Transient)
-    assert (made.reason, made.message) == ("server_error", "engine died")
+    assert (made.reason, made.message, made.max_attempts) == ("server_error", "gone wrong", 3)
+
+
+@pytest.mark.row(42)
+@pytest.mark.parametrize("finish", ["abort", "error", "cancelled", "insufficient_system_resource"])
+@pytest.mark.parametrize("text", ["This is a partial ans", None])
+def test_an_answer_that_the_server_broke_off_is_none(finish: str, text: str | None) -> None:
+    made = outcome(answered(text, finish=finish))
+    assert isinstance(made, Transient)
+    assert (made.reason, made.raw, made.paid, made.tokens) == ("server_error", text, True, 5)
+    assert finish in made.message
+
+
+# --- taken, not refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "flags"),
+    [
+        (b"\xef\xbb\xbf@", ("repaired_json",)),
+        (b"@\x00", ("repaired_json",)),
+        (b'{"tps":NaN,"low":-Infinity,"high":1e999,"inner":@}', ("repaired_json",)),
+        (b'{"x":"\\ud83d","tps":NaN,"inner":@}', ("replaced_surrogates", "repaired_json")),
+    ],
+)
+def test_what_python_servers_write_is_read(body: bytes, flags: tuple[str, ...]) -> None:
+    whole = answered("good")
+    sent = body.replace(b'"inner":@}', whole[1:]) if b"inner" in body else body.replace(b"@", whole)
+    made = outcome(sent)
+    assert isinstance(made, Ok)
+    assert (made.value.text, made.tokens, made.value.flags) == ("good", 5, flags)
+
+
+def test_numbers_that_are_none_are_null() -> None:
+    choice = b'{"message":{"role":"assistant","content":"good"},"finish_reason":"stop","logprobs":{"p":-Infinity}}'
+    made = outcome(b'{"choices":[' + choice + b"]}")
+    assert isinstance(made, Ok)
+    assert made.value.choices[0].logprobs == {"p": None}
+
+
+@pytest.mark.parametrize(
+    "usage", ["n/a", [1], 7, {"prompt_tokens": "n/a", "completion_tokens": [5]}, {"completion_tokens": {"n": 5}}, None]
+)
+def test_bookkeeping_never_fails_an_answer(usage: Any) -> None:
+    made = outcome(answered("good", usage=usage, model=None))
+    assert isinstance(made, Ok)
+    assert (made.value.text, made.tokens, made.value.model) == ("good", 0, "m")
+
+
+@pytest.mark.parametrize("given", [7.0, 7.5, "7"])
+def test_counts_of_odd_types_count(given: Any) -> None:
+    made = outcome(answered("good", usage={"completion_tokens": given}))
+    assert isinstance(made, Ok)
+    assert made.tokens == 7
+
+
+def test_choices_are_in_the_order_of_their_index() -> None:
+    choices: list[dict[str, Any]] = [
+        {"index": i, "message": {"content": f"c{i}"}, "finish_reason": "stop"} for i in (2, 0, 1)
+    ]
+    request = ChatRequest("m", [], {"n": 3})
+    made = outcome(orjson.dumps({"choices": choices}), request=request)
+    assert isinstance(made, Ok)
+    assert [choice.text for choice in made.value.choices] == ["c0", "c1", "c2"]
+    del choices[1]["index"]
+    made = outcome(orjson.dumps({"choices": choices}), request=request)
+    assert isinstance(made, Ok)
+    assert [choice.text for choice in made.value.choices] == ["c2", "c0", "c1"]
+
+
+@pytest.mark.parametrize(
+    "content", [["An", "swer"], [{"type": "text", "text": "Answer"}, {"type": "text", "text": None}], [None, "Answer"]]
+)
+def test_parts_of_every_shape(content: Any) -> None:
+    made = outcome(answered(content))
+    assert isinstance(made, Ok)
+    assert made.value.text == "Answer"
+
+
+def test_a_raw_completion_whose_text_is_null_is_empty() -> None:
+    made = outcome(b'{"choices":[{"text":null,"finish_reason":"stop"}]}', request=RAW)
+    assert isinstance(made, Transient)
+    assert made.reason == "empty_content"
 
 
 @pytest.mark.parametrize(
@@ -244,12 +378,14 @@ def test_llamacpp_counts_one_choice() -> None:
 ERROR = b'{"error":{"message":"no","type":"t","param":null,"code":null}}'
 
 
-@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize("status", [429, 498, 503, 529])
 def test_overload(status: int) -> None:
     assert outcome(ERROR, status, retry_after="2") == Overloaded(status, "no", 2.0)
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 500, 501, 502, 504, 599])
+@pytest.mark.parametrize(
+    "status", [408, 409, 421, 423, 424, 425, 444, 460, 499, 500, 501, 502, 504, 507, *range(520, 529), 530, 599]
+)
 def test_server_errors(status: int) -> None:
     assert outcome(ERROR, status) == Transient("server_error", "no", status)
 
@@ -262,7 +398,8 @@ def test_server_errors(status: int) -> None:
         (418, "bad_request", "record"),
         (413, "too_large", "record"),
         (401, "auth", "server"),
-        (403, "auth", "server"),
+        (403, "refused", "server"),
+        (451, "refused", "server"),
         (402, "quota", "server"),
         (404, "model_not_found", "server"),
         (405, "model_not_found", "server"),
@@ -275,6 +412,90 @@ def test_refusals(status: int, reason: str, scope: str) -> None:
 def test_a_spent_quota_is_no_overload() -> None:
     made = outcome(b'{"error":{"message":"pay","type":"insufficient_quota","code":"insufficient_quota"}}', 429)
     assert made == Permanent("quota", "pay", 429, "server")
+
+
+GEMINI = {
+    "code": 429,
+    "message": "You exceeded your current quota, please check your plan and billing details.",
+    "status": "RESOURCE_EXHAUSTED",
+}
+
+
+def gemini(quota: str, delay: str) -> bytes:
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+    failure = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": quota}]}
+    return orjson.dumps([{"error": {**GEMINI, "details": [failure, info]}}])
+
+
+@pytest.mark.row(43)
+@pytest.mark.parametrize(
+    ("status", "body", "headers"),
+    [
+        (402, b'{"error":{"message":"no money"}}', {}),
+        (429, b'{"error":{"message":"daily quota","code":"rate_limit_exceeded"}}', {"x_should_retry": "false"}),
+        (429, b'{"error":{"message":"You exceeded your daily quota"}}', {}),
+        (429, gemini("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "41s"), {}),
+        (400, b'{"error":{"message":"Your credit balance is too low to access the API"}}', {}),
+        (403, b'{"error":"Your team has either used all available credits or reached its monthly spending limit"}', {}),
+    ],
+)
+def test_what_no_wait_brings_back_is_a_quota(status: int, body: bytes, headers: dict[str, str]) -> None:
+    made = outcome(body, status, **headers)
+    assert isinstance(made, Permanent)
+    assert (made.reason, made.scope, made.status) == ("quota", "server", status)
+
+
+@pytest.mark.row(43)
+@pytest.mark.parametrize(
+    ("body", "headers", "wait", "quota"),
+    [
+        (gemini("GenerateRequestsPerMinutePerProjectPerModel", "41s"), {}, 41.0, True),
+        (b'{"error":{"message":"Rate limit reached. Please try again in 7m12.5s."}}', {}, 432.5, False),
+        (b'{"error":{"message":"Rate limit reached. Please try again in 250ms."}}', {}, 0.25, False),
+        (b'{"error":{"message":"on requests per day (RPD): Limit 9. Please try again in 1h2m."}}', {}, 3720.0, True),
+        (b'{"error":{"message":"slow","metadata":{"headers":{"X-RateLimit-Reset":"1700000060000"}}}}', {}, 60.0, False),
+        (b'{"error":{"message":"slow"}}', {"x_ratelimit_reset": "1700000060"}, 60.0, False),
+        (b'{"error":{"message":"slow"}}', {"x_ratelimit_reset": "6"}, None, False),
+        (b'{"error":{"message":"your daily quota"}}', {"retry_after": "43200"}, 43200.0, True),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(body: bytes, headers: dict[str, str], wait: float, quota: bool) -> None:
+    made = outcome(body, 429, **headers)
+    assert isinstance(made, Overloaded)
+    assert (made.retry_after, made.quota) == (wait, quota)
+
+
+@pytest.mark.row(43)
+def test_until_when_is_told() -> None:
+    made = outcome(b'{"error":{"message":"spent"}}', 429, x_should_retry="false", retry_after="43200")
+    assert isinstance(made, Permanent)
+    assert made.message == "spent (the server asks to wait 12 h, until 2023-11-15 10:13 UTC)"
+
+
+def test_a_server_error_that_is_not_to_be_retried_is_tried_once() -> None:
+    assert outcome(ERROR, 500, x_should_retry="false") == Transient("server_error", "no", 500, max_attempts=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "content_filter", "message": "no", "status": 400},
+        {"code": None, "message": "triggering Azure OpenAI's content management policy"},
+        {"code": "400", "message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+        {"code": "content_policy_violation", "message": "no"},
+    ],
+)
+def test_filters_of_prompts(error: dict[str, Any]) -> None:
+    made = outcome(orjson.dumps({"error": error}), 400)
+    assert isinstance(made, Permanent)
+    assert (made.reason, made.scope) == ("content_filter", "record")
+
+
+def test_a_prompt_that_moderation_flags_is_filtered() -> None:
+    metadata = {"reasons": ["violence"], "flagged_input": "the pro..."}
+    made = outcome(orjson.dumps({"error": {"code": 403, "message": "flagged", "metadata": metadata}}), 403)
+    assert isinstance(made, Permanent)
+    assert (made.reason, made.scope) == ("content_filter", "record")
 
 
 def test_redirects_are_not_followed() -> None:
@@ -292,6 +513,21 @@ def test_redirects_are_not_followed() -> None:
         {"message": "the request exceeds the available context size (512 tokens), try increasing it"},
         {"message": "too long", "type": "exceed_context_size_error", "n_ctx": 512},
         {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "You passed 5000 input tokens. However, the model's context length is only 4096 tokens"},
+        {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
+        {"message": "Requested token count exceeds the model's maximum context length of 4096 tokens."},
+        {"message": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000"},
+        {"message": "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000"},
+        {"message": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."},
+        {"message": "prompt is too long: 205000 tokens > 200000 maximum", "type": "invalid_request_error"},
+        {"message": "input length and `max_tokens` exceed context limit: 190000 + 21333 > 200000"},
+        {"message": "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded"},
+        {"message": "Cannot truncate prompt with n_keep >= n_ctx"},
+        {"message": "request (5000 tokens) exceeds the available context size (4096 tokens)"},
+        {"message": "the input length exceeds the context length"},
+        {"message": "Input is too long for requested model."},
+        {"message": "This model's maximum prompt length is 131072 but the request contains 537812 tokens."},
+        {"message": "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"},
     ],
 )
 def test_too_long_prompts_of_every_wording(error: dict[str, Any]) -> None:
@@ -304,11 +540,18 @@ def test_too_long_prompts_of_every_wording(error: dict[str, Any]) -> None:
     ("body", "message"),
     [
         (b'{"error":"Unauthorized"}', "Unauthorized"),
+        (b'{"error":null,"message":"bad thing"}', "bad thing"),
+        (b'{"errors":[{"message":"bad thing"}],"success":false}', "bad thing"),
+        (b'{"message":{"detail":[{"msg":"bad thing"}]},"object":"error"}', "bad thing"),
+        (b'{"detail":[{"loc":["body","seed"],"msg":"Extra inputs"},{"msg":"no"}]}', "body.seed: Extra inputs; no"),
+        (b'[{"error":{"code":400,"message":"Invalid value"}}]', "Invalid value"),
+        (b'{"error":{"oops":1}}', '{"oops":1}'),
+        (b"", ""),
         (b'{"detail":"Not Found"}', "Not Found"),
         (b"<html>Bad Gateway\x1b</html>", "<html>Bad Gateway\\x1b</html>"),
         (b'{"object":"error","message":"old vLLM"}', "old vLLM"),
         (b"\xff", "\ufffd"),
-        (b"null", "None"),
+        (b"null", "null"),
     ],
 )
 def test_error_bodies_of_every_server(body: bytes, message: str) -> None:

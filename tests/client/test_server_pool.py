@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tenacity
 
+from asyncsynth.client.messages import CompletionRequest
 from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, TransportFailure, WireResponse
 from asyncsynth.core.retry import RetryPolicy
@@ -115,18 +116,59 @@ def test_what_cannot_be_encoded_gives_the_slot_back() -> None:
     run(main())
 
 
-def test_three_refusals_halt_the_pool_for_all() -> None:
+def test_a_server_that_refuses_all_halts_the_pool_for_all() -> None:
     async def main() -> None:
         exchange = FakeExchange(lambda n, body: refusal(401, "wrong key"))
         pool = make(exchange, limit=2)
         results = await asyncio.gather(*(pool.send(ask()) for _ in range(20)), return_exceptions=True)
         assert all(isinstance(result, ServerRefused) for result in results)
         assert "wrong key" in str(results[0])
-        assert len(exchange.bodies) <= 4
+        assert len(exchange.bodies) <= 20 + 1  # no call is sent twice, and one canary is
         assert isinstance(pool.halted, ServerRefused)
         with pytest.raises(ServerRefused):
             await pool.send(ask())
         assert pool.snapshot().failed == 0
+
+    run(main())
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_flagged_prompt_fails_alone_and_its_canary_is_of_its_kind(raw: bool) -> None:
+    def reply(n: int, body: dict[str, Any]) -> WireResponse:
+        if "flagged" in str(body):
+            return refusal(403, "your input was flagged")
+        if raw:
+            return WireResponse(200, {}, b'{"choices":[{"text":"hi","finish_reason":"stop"}]}')
+        return answer()
+
+    async def main() -> None:
+        exchange = FakeExchange(reply)
+        pool = make(exchange)
+        limit = {"max_completion_tokens": 9}
+        flagged: Any = CompletionRequest("m", "flagged", limit) if raw else ask(user="flagged", **limit)
+        good: Any = CompletionRequest("m", "good", limit) if raw else ask(**limit)
+        with pytest.raises(RequestFailed, match=r"your input was flagged.*answers other requests") as caught:
+            await pool.send(flagged)
+        assert (caught.value.reason, caught.value.attempts) == ("refused", 1)
+        prompt = {"prompt": "Hi"} if raw else {"messages": [{"role": "user", "content": "Hi"}]}
+        assert exchange.bodies[1:] == [{"model": "m", **prompt, "max_completion_tokens": 1}]
+        assert (await pool.send(good)).text == "hi"
+        snapshot = pool.snapshot()
+        assert (snapshot.ok, snapshot.failed, snapshot.retries) == (1, 1, {})
+        assert pool.halted is None
+        await pool.aclose()
+
+    run(main())
+
+
+@pytest.mark.row(41)
+def test_another_attempt_after_a_refusal_is_a_retry() -> None:
+    async def main() -> None:
+        pool = make(FakeExchange(lambda n, body: refusal(404) if n == 1 else answer()))
+        assert (await pool.send(ask())).attempts == 2
+        assert pool.snapshot().retries == {"model_not_found": 1}
+        await pool.aclose()
 
     run(main())
 

@@ -12,7 +12,8 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import RetryBudget, RetryPolicy
 from asyncsynth.core.scheduler import Finish, Halt, ReplicaSpec, Scheduler, Start
-from tests.kit.simulation import Script, Sim, SimServer, random_script
+from tests.kit.simulation import CANARY, Script, Sim, SimServer, random_script
+from tests.matrix.plugin import Tried
 
 M = frozenset({"m"})
 
@@ -226,7 +227,7 @@ def test_limit_settles_near_the_capacity(slots: int) -> None:
     assert rate >= 0.8 * slots / 1.25
 
 
-def test_no_calls_are_lost_to_429_however_long_the_retry_after() -> None:
+def test_no_calls_are_lost_to_503_however_long_the_retry_after() -> None:
     refused = (Overloaded(503, "busy", retry_after=1e9), 0.02)
     sim = Sim(fleet(2, script=lambda c, a, now: refused if now < 1000 else None), 6)
     sim.keep_window(100, 20)
@@ -403,8 +404,12 @@ def test_down_and_up_by_a_supervisor() -> None:
 # --- refusals ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reason", "status"), [("auth", 401), ("auth", 403), ("model_not_found", 404)])
-def test_three_identical_refusals_halt(reason: str, status: int) -> None:
+REFUSALS = [("auth", 401), ("refused", 403), ("model_not_found", 404), ("redirect", 303), ("quota", 402)]
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+def test_a_server_that_refuses_all_halts(reason: str, status: int) -> None:
     refused = (Permanent(reason, "no", status=status, scope="server"), 0.05)
     sim = Sim(fleet(1, script=lambda c, a, now: refused), 9)
     sim.keep_window(100, 100)
@@ -413,18 +418,225 @@ def test_three_identical_refusals_halt(reason: str, status: int) -> None:
     assert "s0" in sim.halt.message
     assert str(status) in sim.halt.message
     assert "'m'" in sim.halt.message
-    # The call whose refusal halted ends with it; the driver reports that as the run's fault, not the record's.
-    assert [f.outcome for f in sim.finished.values()] == [refused[0]]
+    assert "run the same command again" in sim.halt.advice
+    assert ("key" in sim.halt.advice) is (reason in ("auth", "refused"))
+    # Calls whose refusals halted end with them; the driver reports that as the run's fault, not the records'.
+    assert {f.outcome for f in sim.finished.values()} == {refused[0]}
+    assert sum(sim.starts.values()) <= 2 * 16
+    assert sim.now < 1.0
     assert sim.scheduler.submit(1000, "m", 0, sim.now) == [sim.halt]
 
 
-def test_a_lone_call_halts_too() -> None:
-    refused = (Permanent("auth", "no", status=401, scope="server"), 0.05)
+@pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+def test_a_lone_call_halts_too(reason: str, status: int) -> None:
+    refused = (Permanent(reason, "no", status=status, scope="server"), 0.05)
     sim = Sim(fleet(1, script=lambda c, a, now: refused), 9)
     sim.submit(0, "m")
     sim.run()
     assert sim.halt is not None
+    assert (sim.starts[0], sim.canaries) == (3, 3)
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize("share", [0.005, 0.05, 0.5])
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+def test_a_refused_request_costs_itself_and_no_other(reason: str, status: int, share: float, tried: Tried) -> None:
+    """Refusals come in milliseconds, answers in seconds: many refusals in a row are no sign about the server."""
+    rng = random.Random(f"{reason} {share}")
+    flagged = {call for call in range(400) if rng.random() < share} | {3}
+    refused = (Permanent(reason, "your input was flagged", status=status, scope="server"), 0.003)
+    # A quota that three different requests meet at once is a spent one; here they come one at a time.
+    together = reason == "quota" and share > 0.005
+    sim = Sim(fleet(1, script=lambda c, a, now: refused if c in flagged else None), 9, check_all=True)
+    sim.keep_window(400, 1 if together else 64)
+    sim.run()
+    assert sim.halt is None
+    assert len(sim.finished) == 400
+    for call, finish in sim.finished.items():
+        if call not in flagged:
+            assert isinstance(finish.outcome, Ok)
+            continue
+        assert isinstance(finish.outcome, Permanent)
+        assert finish.outcome.scope == "record"
+        assert finish.outcome.reason == ("quota" if reason == "quota" else "refused")
+        assert "your input was flagged" in finish.outcome.message
+        assert f"HTTP {status}; the server answers other requests" in finish.outcome.message
+        assert finish.attempts == (1 if reason == "refused" else 3)
+    tried(len(flagged), "requests refused among others")
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+def test_a_key_that_is_revoked_in_mid_run_halts_though_old_answers_still_come(reason: str, status: int) -> None:
+    revoked = Permanent(reason, "revoked", status=status, scope="server")
+
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        return (revoked, 1.0 if call == CANARY else 0.003) if now > 20 else None
+
+    sim = Sim(fleet(1, script=script), 9)
+    sim.keep_window(2_000, 16)
+    sim.run()
+    assert sim.halt is not None
+    assert 20 < sim.now < 24
+    # What was answered is kept, and what the halt ended is pending: no record is charged.
+    assert {f.outcome for f in sim.finished.values() if isinstance(f.outcome, Permanent)} <= {revoked}
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
+@pytest.mark.parametrize("all_refuse", [False, True])
+def test_one_replica_that_refuses_all_is_left_out(reason: str, status: int, all_refuse: bool) -> None:
+    refused = (Permanent(reason, "no", status=status, scope="server"), 0.05)
+    bad = SimServer("s0", M, script=lambda c, a, now: refused)
+    good = SimServer("s1", M, script=lambda c, a, now: refused if all_refuse and now > 30 else None)
+    sim = Sim([bad, good], 9, check_all=True)
+    sim.keep_window(1_000, 32)
+    sim.run()
+    assert (sim.halt is not None) is all_refuse
+    if not all_refuse:
+        assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+        assert bad.requests < 100
+        why = {stats.name: stats.why for stats in sim.scheduler.stats()}["s0"]
+        assert f"refuses model 'm' (HTTP {status}): no" in why
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize("canary", [Transient("timeout", "no"), Overloaded(429, "busy"), None])
+def test_a_canary_that_shows_nothing_costs_an_attempt(canary: Outcome | None) -> None:
+    """Neither does one that the driver never sends: nothing waits for ever."""
+    refused = Permanent("auth", "no", status=401, scope="server")
+
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        if call == CANARY:
+            return (canary, 0.01) if canary is not None else (Ok(None), 1e9)
+        return (refused, 0.003)
+
+    sim = Sim(fleet(1, script=script), 9)
+    sim.submit(0, "m")
+    sim.run()
+    assert sim.halt is None
+    assert sim.finished[0].outcome == refused
     assert sim.starts[0] == 3
+
+
+def test_a_held_call_that_is_cancelled_is_gone() -> None:
+    refused = (Permanent("refused", "no", status=403, scope="server"), 0.01)
+    sim = Sim(fleet(1, script=lambda c, a, now: refused if c >= 0 else (Ok(None), 5.0)), 9, check_all=True)
+    sim.submit(0, "m")
+    sim.submit(1, "m")
+    while sim.flying:
+        sim.step()
+    sim.cancel(0)
+    sim.run()
+    assert [(call, f.attempts) for call, f in sim.finished.items()] == [(1, 1)]
+
+
+# --- quotas ------------------------------------------------------------------------------------
+
+
+def quota(asked: float | None, status: int = 429) -> Outcome:
+    return Overloaded(status, "you exceeded your quota, see billing", asked, quota=True)
+
+
+@pytest.mark.row(43)
+@pytest.mark.parametrize("calls", [3, 12, 100])
+def test_a_wait_beyond_the_cap_halts_with_the_words(calls: int) -> None:
+    sim = Sim(fleet(1, script=lambda c, a, now: (quota(43_200.0), 0.01) if c >= 0 else None), 9)
+    sim.keep_window(calls, calls)
+    sim.run()
+    assert sim.halt is not None
+    assert sim.now < 1.0
+    assert "you exceeded your quota, see billing (the server asks to wait 12 h)" in sim.halt.message
+    assert "Wait until the quota is back" in sim.halt.advice
+
+
+@pytest.mark.row(43)
+def test_another_replica_takes_what_one_without_quota_cannot() -> None:
+    spent = SimServer("s0", frozenset({"m"}), script=lambda c, a, now: (quota(43_200.0), 0.01) if c >= 0 else None)
+    sim = Sim([spent, SimServer("s1", frozenset({"m"}))], 9)
+    sim.keep_window(200, 32)
+    sim.run()
+    assert sim.halt is None
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+    assert sim.now < 60
+    assert spent.requests <= 40
+
+
+@pytest.mark.row(43)
+@pytest.mark.parametrize("calls", [1, 12, 100])
+def test_a_quota_that_does_not_come_back_when_it_says_halts(calls: int) -> None:
+    sim = Sim(fleet(1, script=lambda c, a, now: (quota(41.0), 0.01) if c >= 0 else None), 9)
+    sim.keep_window(calls, calls)
+    sim.run()
+    assert sim.halt is not None
+    assert 60 < sim.now < 200
+    assert "you exceeded your quota, see billing (the server asks to wait 41 s)" in sim.halt.message
+    assert not [f for f in sim.finished.values() if not isinstance(f.outcome, Overloaded)]
+
+
+@pytest.mark.row(43)
+def test_a_quota_by_the_minute_is_waited_for() -> None:
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        return (quota(60 - now % 60), 0.01) if now % 60 > 10 else None
+
+    sim = Sim(fleet(1, script=script), 9)
+    sim.keep_window(300, 32)
+    sim.run()
+    assert sim.halt is None
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
+    assert sim.now < 600
+
+
+def test_the_servers_words_are_why_it_is_paused() -> None:
+    sim = Sim(fleet(1, script=lambda c, a, now: (Overloaded(429, "slow down, please", 41.0), 0.01)), 9)
+    sim.keep_window(16, 16)
+    while sim.flying:
+        sim.step()
+    [stats] = sim.scheduler.stats()
+    assert stats.why == "open: overloaded (HTTP 429): slow down, please (the server asks to wait 41 s)"
+
+
+# --- answers that cannot be read ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["bad_json", "bad_utf8"])
+@pytest.mark.parametrize("calls", [1, 12, 100])
+def test_a_server_whose_answers_were_never_readable_halts_with_a_sample(reason: str, calls: int) -> None:
+    bad = (Transient(reason, "not a completion: <html>hello", max_attempts=3, paid=True), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: bad), 9)
+    sim.keep_window(calls, calls)
+    sim.run()
+    if calls == 1:  # nothing tells its fault from the server's
+        assert isinstance(sim.finished[0].outcome, Transient)
+        return
+    assert sim.halt is not None
+    assert sim.now < 60
+    assert "<html>hello" in sim.halt.message
+    assert not [f for f in sim.finished.values() if isinstance(f.outcome, Transient)][1:]
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_unreadable_answers_are_charged_where_the_server_answers_others(share: int) -> None:
+    """What is left at the end of a run may be unreadable all of it, and no good answer comes in between."""
+    bad = (Transient("bad_json", "<html>blocked", max_attempts=3), 0.05)
+    script: Script = lambda c, a, now: bad if c >= 0 and c % share == 0 else None  # noqa: E731
+    sim = Sim(fleet(1, script=script), 9, check_all=True)
+    sim.keep_window(200, 64)
+    sim.run()
+    assert sim.halt is None
+    assert sim.now < 120
+    for call, finish in sim.finished.items():
+        assert finish.outcome == bad[0] if call % share == 0 else isinstance(finish.outcome, Ok)
+
+
+def test_a_server_that_answered_well_before_is_waited_for() -> None:
+    bad = (Transient("bad_json", "<html>maintenance", max_attempts=3), 0.05)
+    sim = Sim(fleet(1, script=lambda c, a, now: bad if 10 < now < 1000 else None), 9)
+    sim.keep_window(500, 16)
+    sim.run()
+    assert sim.halt is None
+    assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
 
 
 def test_a_stray_refusal_halts_nothing() -> None:

@@ -72,6 +72,43 @@ def test_one_line_that_asks_for_columns_that_its_rows_lack_fails_alike_whichever
     assert not any(alike.failed(missing(n, f" ({'job' if n else 'other'}.py:50)")) for n in range(100)), "two places"
 
 
+@pytest.mark.row(41)
+@pytest.mark.parametrize("reason", ["bad_request", "refused", "model_not_found", "quota"])
+def test_refusals_are_alike_whatever_they_quote_of_the_prompt(reason: str) -> None:
+    alike = AllAlike()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "it",
+        "and",
+        "then",
+        "some",
+        "more",
+        "words",
+        "that",
+        "nobody",
+        "wrote",
+        "before",
+        "in",
+        "this",
+        "way",
+        "ok",
+    ]
+    told = [alike.failed(failed(n, f"input {word}: that isn't allowed", reason=reason)) for n, word in enumerate(words)]
+    assert told[ALIKE - 1].endswith(f"step 'judge', {reason}: input {words[ALIKE - 1]}: that isn't allowed")
+
+
+def test_failures_that_differ_in_a_request_id_only_are_alike() -> None:
+    alike = AllAlike()
+    names = ["req_a1b{}zQ", "01J{}XAB-cd", "e29b-41d4-a716-44665544{:04}"]
+    told = [alike.failed(failed(n, f"HTTP 500, ID: {names[n % 3].format(n)}", reason="timeout")) for n in range(ALIKE)]
+    assert told[ALIKE - 1]
+
+
 @pytest.mark.parametrize("other", [{"step": "gen"}, {"reason": "timeout"}, {"message": "something else"}])
 def test_failures_that_differ_stop_nothing(other: dict[str, Any]) -> None:
     alike = AllAlike()
@@ -272,11 +309,16 @@ def test_a_step_that_swallows_the_refusal_makes_no_result_of_it(tmp_path: Path) 
                     LoadDataFromDicts(data=rows(40)) >> careless()
                 runners: list[Any] = []
 
-                def script(info: RequestInfo, way: str = way, runners: list[Any] = runners) -> Fault | None:
+                revoked: list[bool] = []
+
+                def script(
+                    info: RequestInfo, way: str = way, runners: list[Any] = runners, revoked: list[bool] = revoked
+                ) -> Fault | None:
+                    if way == "halt" and (revoked or b"again: " in info.body):
+                        revoked.append(True)
+                        return Fault("status", status=401)
                     if b"again: " not in info.body:
                         return None
-                    if way == "halt":
-                        return Fault("status", status=401)
                     asyncio.get_running_loop().call_soon(runners[0].drain, "a test")
                     return None
 

@@ -9,10 +9,8 @@ import orjson
 
 from asyncsynth.storage.exports import export
 from asyncsynth.storage.manifest import Manifest
-from tests.engine.test_run import completions
-from tests.engine.test_stages import two_models
 from tests.kit.loops import run_async
-from tests.kit.pipelines import rows, server
+from tests.kit.pipelines import completions, rows, server, two_models
 
 
 def as_format_1(run: Path) -> None:

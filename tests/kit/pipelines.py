@@ -53,7 +53,7 @@ def server(**options: Any) -> FaultServer:
 
 
 def completions(fake: FaultServer) -> int:
-    """Requests for records: they have seeds of their own, and what a run tries at its start has none or the samples'."""
+    """Requests for records: what a run tries at its start has no seed, or the samples'."""
     assert fake.log is not None
     return sum(1 for info in fake.log if info.json.get("seed", SAMPLE_SEED) != SAMPLE_SEED)
 

@@ -12,10 +12,12 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.core.scheduler import Abort, Action, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
 from asyncsynth.core.states import IN_FLIGHT
 
 #: (call id, attempt, now) -> (outcome, latency in seconds), or None for a good answer after the usual latency
+#: Of probes the call id is -1, of canaries:
+CANARY = -2
 Script = Callable[[int, int, float], tuple[Outcome, float] | None]
 
 
@@ -64,8 +66,9 @@ class Sim:
         self.scheduler = Scheduler(specs, self.policy, random.Random(self.seed + 1))
         self.limits = limits
         self.now = 0.0
-        #: when, order, call and its outcome; or replica and whether its probe was answered
-        self.events: list[tuple[float, int, int, Outcome | bool]] = []
+        #: when, order, call and its outcome; replica and whether its probe was answered; or a canary's outcome
+        self.events: list[tuple[float, int, int, Outcome | bool | tuple[Canary, Outcome]]] = []
+        self.canaries = 0
         self.attempts: dict[int, int] = {}
         self.flying: dict[int, int] = {}
         self.finished: dict[int, Finish] = {}
@@ -114,6 +117,13 @@ class Sim:
                 self._n += 1
                 at = self.now + min(latency, action.timeout_s)
                 heapq.heappush(self.events, (at, self._n, action.replica, ok and latency < action.timeout_s))
+            elif isinstance(action, Canary):
+                scripted = self.servers[action.replica].script(CANARY, 1, self.now)
+                outcome, latency = scripted or (Ok(None), 0.05)
+                self.canaries += 1
+                self._n += 1
+                if latency < action.timeout_s:  # else the driver says nothing
+                    heapq.heappush(self.events, (self.now + latency, self._n, CANARY, (action, outcome)))
             elif isinstance(action, Abort):
                 self.servers[self.flying.pop(action.call_id)].busy -= 1
             else:
@@ -178,7 +188,9 @@ class Sim:
             self.act(self.scheduler.tick(self.now))
             return True
         self.now, n, call, outcome = heapq.heappop(self.events)
-        if isinstance(outcome, bool):
+        if isinstance(outcome, tuple):
+            self.act(self.scheduler.canary_result(outcome[0].replica, outcome[0].model, outcome[1], self.now))
+        elif isinstance(outcome, bool):
             self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now))
         elif self.attempts.get(call) == n and call in self.flying:
             server = self.servers[self.flying.pop(call)]

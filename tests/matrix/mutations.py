@@ -21,6 +21,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 RECOVERY = "tests/storage/test_recovery.py"
 SCHEDULER = "tests/core/test_scheduler.py"
+CODEC = "tests/client/test_codec.py"
 POOL = "tests/client/test_server_pool.py"
 STOPPING = "tests/engine/test_stopping.py"
 CONSERVED = "tests/engine/test_conserved.py"
@@ -447,6 +448,43 @@ MUTATIONS = (
         "a failed call may not wait again", "core/states.py",
         "    (IN_FLIGHT, QUEUE): WAITING,\n", "",
         12, (f"{SCHEDULER}::test_random_scripts_keep_the_rules",),
+    ),
+    Mutation(
+        "a refusal halts without a canary", "core/refusals.py",
+        'return outcome.reason == "quota" and len(entry.refused_at) >= HALT_AFTER',
+        "return len(entry.refused_at) >= HALT_AFTER",
+        41, (f"{SCHEDULER}::test_a_refused_request_costs_itself_and_no_other",),
+    ),
+    Mutation(
+        "an old answer clears a later refusal", "core/refusals.py",
+        "for known, at in entry.refused_at.items() if at > call.started_at}",
+        "for known, at in entry.refused_at.items() if False}",
+        41, (f"{SCHEDULER}::test_a_key_that_is_revoked_in_mid_run_halts_though_old_answers_still_come",),
+    ),
+    Mutation(
+        "a canary that is refused counts as answered", "core/refusals.py",
+        'if isinstance(canary, Permanent) and canary.scope == "server":', "if False:",
+        41, (f"{SCHEDULER}::test_a_server_that_refuses_all_halts",), hangs=True,
+    ),
+    Mutation(
+        "errors inside HTTP 200 have no code", "client/server_errors.py",
+        "    status = said.code\n    if status is None:", "    status = None\n    if status is None:",
+        42, (f"{CODEC}::test_an_error_inside_a_200_counts_as_its_status",),
+    ),
+    Mutation(
+        "an answer that the server broke off is a result", "client/codec.py",
+        "if not is_whole and (broken := _broken_off(", "if False and (broken := _broken_off(",
+        42, (f"{CODEC}::test_an_answer_that_the_server_broke_off_is_none",),
+    ),
+    Mutation(
+        "a wait beyond the cap is capped and followed", "core/blame.py",
+        "if asked > cap and outcome.status == 429:", "if False:",
+        43, (f"{SCHEDULER}::test_a_wait_beyond_the_cap_halts_with_the_words",), hangs=True,
+    ),
+    Mutation(
+        "a quota that does not come back is waited for", "core/refusals.py",
+        "return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S", "return False",
+        43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
 )  # fmt: skip
 

@@ -66,6 +66,9 @@ ROWS = {
         "a killed run resumes; nothing is acknowledged into a lost file",
     ),
     40: Row("links and files planted at a run's temporary names", "never followed or written to"),
+    41: Row("requests refused by themselves, or all of them", "one refusal costs one record; refused for all: a halt"),
+    42: Row("errors inside HTTP 200, answers broken off", "as the status they name; no partial text is a result"),
+    43: Row("quotas and balances that are spent", "the server's words and until when; pointless waits end"),
 }
 
 

@@ -185,7 +185,8 @@ def test_a_refusal_of_everything_ends_the_run_not_the_record(name: str, idle: bo
                 await pool.send(ask("warm up"))
             with pytest.raises(ServerRefused, match="'test-model'"):
                 await pool.send(ask("strike"))
-            assert server.requests == 3 + idle
+            # Each attempt is followed by a canary, which is refused as well.
+            assert server.requests == 3 + 3 + idle
             assert pool.snapshot().failed == 0
             await pool.aclose()
 

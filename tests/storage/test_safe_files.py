@@ -13,9 +13,8 @@ import pytest
 from asyncsynth.errors import StorageError
 from asyncsynth.storage.exports import NewFile, export
 from asyncsynth.storage.files import REAL, atomic_write, temporary_path
+from tests.kit.entries import one_each, write_run
 from tests.kit.journals import write
-
-from .test_exports import one_each, write_run
 
 
 def atomic(path: Path) -> None:

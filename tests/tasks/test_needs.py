@@ -94,7 +94,6 @@ def sent_by(made: Task) -> dict[tuple[str, Feature], int]:
 
 CASES: list[Callable[[], Task]] = [
     lambda: TextGeneration(M),
-    lambda: TextGeneration(LLM(model="m", extra_body={"n": 3})),
     lambda: ChatGeneration(M),
     lambda: StructuredGeneration(M, schema=SCHEMA),
     lambda: StructuredGeneration(M, show_schema=False),

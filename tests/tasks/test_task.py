@@ -92,6 +92,50 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_with_another_seed() ->
     assert (facts["prompt_tokens"], facts["completion_tokens"]) == (9, 15)
 
 
+def test_a_re_ask_says_what_was_wrong() -> None:
+    model = Model("four", "IV", "4")
+    generate(Count(M, system_prompt="Be brief."), {"instruction": "2 + 2?"}, model)
+    first, second, third = (request.messages for request in model.requests)
+    assert second == [
+        *first,
+        {"role": "assistant", "content": "four"},
+        {
+            "role": "user",
+            "content": "That answer could not be read: no number in 'four'. "
+            "Answer again, in the format that was asked for.",
+        },
+    ]
+    assert third[: len(first)] == first
+    assert [message["content"][:40] for message in third[len(first) :]] == [
+        "IV",
+        "That answer could not be read: no number",
+    ]
+    again = Model("four", "IV", "4")
+    generate(Count(M, system_prompt="Be brief."), {"instruction": "2 + 2?"}, again)
+    assert again.requests == model.requests
+
+
+@pytest.mark.parametrize("way", ["option", "cut", "prefilled", "long"])
+def test_a_re_ask_that_cannot_explain_repeats_the_request(way: str) -> None:
+    class Prefilled(Count):
+        def messages(self, row: Row, ctx: Context) -> list[Message]:
+            return [*super().messages(row, ctx), {"role": "assistant", "content": "= "}]
+
+    kind = Prefilled if way == "prefilled" else Count
+    said = "four" * 5000 if way == "long" else "four"
+    model = Model(Choice(said, "length" if way == "cut" else "stop"), "4")
+    generate(kind(M, explain_reasks=way != "option"), {"instruction": "2 + 2?"}, model)
+    first, second = model.requests
+    assert first.messages == second.messages
+    assert first.params["seed"] != second.params["seed"]
+
+
+def test_several_choices_in_one_answer_are_refused_when_the_task_is_made() -> None:
+    with pytest.raises(ConfigurationError, match=r"TextGeneration: extra_body asks for n=3(.|\n)*num_generations"):
+        TextGeneration(LLM(model="m", extra_body={"n": 3}))
+    TextGeneration(LLM(model="m", extra_body={"n": 1}))
+
+
 @pytest.mark.parametrize("reasks", [0, 2])
 def test_asking_again_is_bounded_and_the_text_is_kept(reasks: int) -> None:
     model = Model(*["one"] * reasks, "four")
