@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncsynth.testing import Fault, RequestInfo
-from tests.cli.test_check_command import write
-from tests.kit.commands import Gate, Serve, start
+from tests.kit.commands import Gate, Serve, start, write_structured_job
 
 HELD_S = 600.0  #: longer than a test waits: what ends in time was stopped
 
@@ -78,7 +77,7 @@ def test_a_check_of_a_pipeline_is_stopped_on_all_servers(tmp_path: Path, fault_s
     first = fault_server(models=["model-a"], script=lambda info: Fault(delay_s=HELD_S))
     second = fault_server(models=["model-a"], script=gate)
     servers = ("--servers", first.base_url, "--servers", second.base_url)
-    gate.process = process = start("check", write(tmp_path), *servers)
+    gate.process = process = start("check", write_structured_job(tmp_path), *servers)
     out, err = ended(process)
     assert process.returncode == 4, err
     assert (out, err.count("\n")) == ("", 1)
