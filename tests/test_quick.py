@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -127,3 +128,10 @@ def test_the_help_and_the_page_for_contributors_say_it(capsys: pytest.CaptureFix
     assert "--quick" in told
     assert "mypy" in told
     assert ".venv/bin/python -m tests --quick" in Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+
+
+def test_no_test_file_imports_from_another() -> None:
+    """What two of them need is in `tests/kit`."""
+    pattern = re.compile(r"^from (?:tests\.(?:\w+\.)?|\.)test_\w+ import", re.MULTILINE)
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    assert not [file.name for file in files if pattern.search(file.read_text(encoding="utf-8"))]

@@ -9,28 +9,10 @@ from typing import Any
 import pytest
 
 from asyncsynth.testing import Abilities, Fault
-from tests.kit.commands import Serve, asyncsynth
-from tests.kit.files import write_rows
+from tests.kit.commands import Serve, asyncsynth, write_structured_job
 
-JOB = """
-from asyncsynth import LLM, LoadJSONL, Pipeline, StructuredGeneration, TextGeneration
-
-SCHEMA = {{"type": "object", "properties": {{"a": {{"enum": [1]}}}}, "required": ["a"]}}
-with Pipeline(name="job") as pipeline:
-    LoadJSONL({path!r}) >> StructuredGeneration(
-        llm=LLM(model="model-a", max_tokens=64), schema=SCHEMA, show_schema={show_schema}, name="facts"
-    )
-"""
 IGNORING = Abilities(ignored=frozenset({"response_format", "logprobs", "stop"}), completions=False, context=300)
 HOSTILE = "\x1b[31mred\x1b[0m\r\n\x9b2Jgone \u202eturned"
-
-
-def write(folder: Path, *, show_schema: bool = True) -> Path:
-    data = folder / "in.jsonl"
-    write_rows(data, ({"instruction": f"number {n}."} for n in range(3)))
-    job = folder / "job.py"
-    job.write_text(JOB.format(path=str(data), show_schema=show_schema))
-    return job
 
 
 def rows(text: str) -> dict[str, str]:
@@ -71,7 +53,7 @@ def test_a_model_that_thinks_is_told_with_what_to_do(fault_server: Serve, thinks
 
 def test_thinking_that_a_pipeline_turns_off_is_not_told(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"], abilities=Abilities(thinks="template"))
-    job = write(tmp_path)
+    job = write_structured_job(tmp_path)
     text = job.read_text()
     assert "reasoning " in asyncsynth("check", job, "--servers", server.base_url).stdout
     off = 'max_tokens=64, extra_body={"chat_template_kwargs": {"enable_thinking": False}}'
@@ -98,7 +80,7 @@ def test_json_and_one_model(fault_server: Serve) -> None:
 
 def test_a_pipeline_on_servers_that_cannot_do_it(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a", "other"], abilities=IGNORING, keep_requests=True)
-    refused = asyncsynth("check", write(tmp_path, show_schema=False), "--servers", server.base_url)
+    refused = asyncsynth("check", write_structured_job(tmp_path, show_schema=False), "--servers", server.base_url)
     assert refused.returncode == 3, refused.stderr
     assert "problem: step 'facts' needs of model-a at 127.0.0.1:" in refused.stdout
     assert "seen: response_format is ignored" in refused.stdout
@@ -106,7 +88,7 @@ def test_a_pipeline_on_servers_that_cannot_do_it(tmp_path: Path, fault_server: S
     assert server.log is not None
     assert {info.json["model"] for info in server.log} == {"model-a"}  # what it needs, and nothing else
     assert not any("logprobs" in info.json for info in server.log)
-    noted = asyncsynth("check", write(tmp_path), "--servers", server.base_url)
+    noted = asyncsynth("check", write_structured_job(tmp_path), "--servers", server.base_url)
     assert noted.returncode == 0, noted.stdout
     assert "note: step facts: schema no: response_format is ignored" in noted.stdout
 
@@ -125,7 +107,7 @@ def test_a_server_that_does_not_answer_hides_no_other(fault_server: Serve) -> No
 
 def test_a_run_says_what_it_found(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"], abilities=Abilities(context=4096, version="0.33.0"))
-    job = write(tmp_path)
+    job = write_structured_job(tmp_path)
     ran = asyncsynth("run", job, "--servers", server.base_url, "--output", tmp_path / "run")
     assert ran.returncode == 0, ran.stderr
     assert "model-a at 127.0.0.1" in ran.stderr
@@ -140,7 +122,12 @@ def test_a_run_says_what_it_found(tmp_path: Path, fault_server: Serve) -> None:
 def test_a_run_that_cannot_work_is_refused_before_a_record_is_sent(tmp_path: Path, fault_server: Serve) -> None:
     server = fault_server(models=["model-a"], abilities=IGNORING, keep_requests=True)
     ran = asyncsynth(
-        "run", write(tmp_path, show_schema=False), "--servers", server.base_url, "--output", tmp_path / "r"
+        "run",
+        write_structured_job(tmp_path, show_schema=False),
+        "--servers",
+        server.base_url,
+        "--output",
+        tmp_path / "r",
     )
     assert ran.returncode == 2
     assert "step 'facts' needs of model-a at 127.0.0.1:" in ran.stderr
@@ -150,7 +137,7 @@ def test_a_run_that_cannot_work_is_refused_before_a_record_is_sent(tmp_path: Pat
     # The same task with the schema in its prompt can do without.
     other = tmp_path / "other"
     other.mkdir()
-    ran = asyncsynth("run", write(other), "--servers", server.base_url, "--output", tmp_path / "r2")
+    ran = asyncsynth("run", write_structured_job(other), "--servers", server.base_url, "--output", tmp_path / "r2")
     assert "note: step facts: schema no" in ran.stderr
     assert ran.returncode == 3  # words are no JSON
 
@@ -163,7 +150,7 @@ def test_hostile_words_of_a_server_are_cleaned(tmp_path: Path, fault_server: Ser
         script=lambda info: Fault("status", status=400, message=HOSTILE) if b"response_format" in info.body else None,
     )
     place = ("--output", tmp_path / "run") if command == "run" else ()
-    done = asyncsynth(command, write(tmp_path, show_schema=False), "--servers", server.base_url, *place)
+    done = asyncsynth(command, write_structured_job(tmp_path, show_schema=False), "--servers", server.base_url, *place)
     text = done.stdout + done.stderr
     assert "red" in text
     assert not set("\x1b\x9b\u202e\r") & set(text)

@@ -55,7 +55,7 @@ def test_the_tests_of_the_guide_pass(tmp_path: Path) -> None:
 def test_the_guides_are_linked_and_their_own_links_lead_somewhere() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, page in GUIDES.items():
-        assert f"(docs/guides/{name})" in readme
+        assert f"[docs/guides/{name}][]" in readme
         for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page):
             assert (ROOT / "docs" / "guides" / link).exists(), f"{name}: {link}"
         titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)

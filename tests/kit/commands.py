@@ -24,6 +24,16 @@ with Pipeline(name="cli") as pipeline:
     load >> TextGeneration(llm=LLM(model="model-a", temperature={temperature})) {more}
 """
 
+STRUCTURED = """
+from asyncsynth import LLM, LoadJSONL, Pipeline, StructuredGeneration, TextGeneration
+
+SCHEMA = {{"type": "object", "properties": {{"a": {{"enum": [1]}}}}, "required": ["a"]}}
+with Pipeline(name="job") as pipeline:
+    LoadJSONL({path!r}) >> StructuredGeneration(
+        llm=LLM(model="model-a", max_tokens=64), schema=SCHEMA, show_schema={show_schema}, name="facts"
+    )
+"""
+
 
 def asyncsynth(*arguments: object, timeout: float = 60, **extra: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user does. `extra`: environment variables."""
@@ -54,6 +64,14 @@ def write_job(folder: Path, count: int = 12, *, temperature: float = 0.7, more: 
     data = write_rows(folder / "in.jsonl", ({"instruction": f"number {n}."} for n in range(count)))
     job = folder / "job.py"
     job.write_text(PIPELINE.format(path=str(data), temperature=temperature, more=more))
+    return job
+
+
+def write_structured_job(folder: Path, *, show_schema: bool = True) -> Path:
+    """A pipeline file that generates JSON objects for three rows; without `show_schema` only the server enforces it."""
+    data = write_rows(folder / "in.jsonl", ({"instruction": f"number {n}."} for n in range(3)))
+    job = folder / "job.py"
+    job.write_text(STRUCTURED.format(path=str(data), show_schema=show_schema))
     return job
 
 

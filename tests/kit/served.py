@@ -1,6 +1,6 @@
 """A fault server in its own process, which survives `kill -9` of the engine and reports what it was asked for.
 
-`python -m tests.matrix.served OPTIONS` (JSON) prints the base URL; it answers each line "tell" on
+`python -m tests.kit.served OPTIONS` (JSON) prints the base URL; it answers each line "tell" on
 its input with one JSON line. Prompts say `record N`; a second answer for the same request was paid twice.
 """
 
@@ -33,7 +33,7 @@ class Served:
     def start(self) -> None:
         """Starts it (again); it keeps its port."""
         self._let_go()
-        command = [sys.executable, "-m", "tests.matrix.served", json.dumps(self._options)]
+        command = [sys.executable, "-m", "tests.kit.served", json.dumps(self._options)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
