@@ -357,7 +357,7 @@ def _run_command() -> None:
     except Stopped as stopped:
         from asyncsynth.cli.text import complain
 
-        message = f"{stopped}: stopped. Run the same command again to resume."
+        message = f"{stopped}: stopped. Run the same command again to continue."
         if "--json" in sys.argv:
             from asyncsynth.cli.show import event
 

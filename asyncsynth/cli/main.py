@@ -24,7 +24,7 @@ def main() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Ends the process with the documented exit code. Writes without buffers, which the signal may have interrupted."""
-    message = f"{signal.Signals(number).name}: stopped. Run the same command again to resume."
+    message = f"{signal.Signals(number).name}: stopped. Run the same command again to continue."
     event = f'{{"event":"error","error":"Stopped","message":"{message}","exit_code":{EXIT_STOPPED}}}'
     lines = [(2, message), *([(1, event)] if "--json" in sys.argv else [])]
     for stream, line in lines:

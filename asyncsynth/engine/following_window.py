@@ -58,7 +58,7 @@ class FollowingWindow(Window):
         if not free or pool.waiting or self.room > 0:
             return ""
         if self.in_flight < self.records:
-            return f"the records in flight take {self.held >> 20} MiB, the most that window_bytes allows"
+            return f"{self.held >> 20} MiB of records are in flight, the most that window_bytes allows"
         if self._fixed:
             return f"all {self.records} records of the window are in flight (--window)"
         return f"all {self.records} records of the window are in flight"

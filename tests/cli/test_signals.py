@@ -108,7 +108,7 @@ def test_a_signal_while_the_command_loads_ends_it_with_its_exit_code(number: sig
         env=environment(),
         check=False,
     )
-    message = f"{number.name}: stopped. Run the same command again to resume."
+    message = f"{number.name}: stopped. Run the same command again to continue."
     assert (ran.returncode, ran.stderr) == (4, message + "\n")
     assert json.loads(ran.stdout) == {"event": "error", "error": "Stopped", "message": message, "exit_code": 4}
 

@@ -87,7 +87,7 @@ def test_the_window_is_named_where_it_binds_and_only_there() -> None:
     assert window.why(snapshot(replica(0, 16, "open"))) == ""
     window.release(0)
     window.charge(1 << 20)
-    assert "the records in flight take 1 MiB" in window.why(idle)
+    assert "1 MiB of records" in window.why(idle)
     [line] = server_lines(idle, window.why(idle))
     assert line["why"].startswith("growing; not reached: 1 MiB")
 
