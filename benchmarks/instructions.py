@@ -158,7 +158,7 @@ def no_append() -> None:
     """Framing, CRC and writing of the journal's lines."""
     from asyncsynth.storage.journal import Journal
 
-    replace(Journal, "append", lambda *_: 1)
+    replace(Journal, "append_encoded", lambda *_: 1)
 
 
 def no_reading() -> None:

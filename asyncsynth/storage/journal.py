@@ -153,6 +153,10 @@ class Journal:
         """
         if len(body) < 3 or body[0] != _BRACE or body[-1] != _END_BRACE or b"\n" in body:
             raise ValueError("a journal entry is one non-empty JSON object on one line")
+        return self.append_encoded(body)
+
+    def append_encoded(self, body: bytes) -> int:
+        """As `append`, for a body that is known to be of that shape: what `Entry.encode` made."""
         group = self._pending
         if group is None:
             self._refuse_unless_open()

@@ -75,7 +75,7 @@ class RunJournal:
 
         Raises NotJson (then nothing was added), and StorageError once writing has failed.
         """
-        where = self._journal.append(entry.encode())
+        where = self._journal.append_encoded(entry.encode())
         entry.note(self._facts, where)  # only now: the entry may have begun a segment
         self.appended += 1
         return where

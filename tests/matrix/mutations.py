@@ -91,7 +91,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an entry that begins a segment is noted in the facts of the one before", "storage/run_journal.py",
-        "        where = self._journal.append(entry.encode())\n        entry.note(self._facts, where)",
+        "        where = self._journal.append_encoded(entry.encode())\n        entry.note(self._facts, where)",
         "        facts = self._facts\n        where = self._journal.append(entry.encode())\n"
         "        entry.note(facts, where)",
         2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
