@@ -13,7 +13,7 @@ ready answers of 0.8 KB: what sockets and kernel cost is not in it, and neither 
 A part's cost is what is saved when its work is left out (its functions give ready results instead). Parts overlap: a
 call to the pool holds the request's encoding and the answer's decoding.
 
-`--root` measures another checkout; where what is to be left out is not there any more, or is not called, that is told.
+`--root` measures another checkout; it says so where a part does not exist there, or is not called.
 Prints a table on standard error and one JSON line on standard output.
 """
 
@@ -305,7 +305,7 @@ def main() -> None:
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="the checkout to measure"
     )
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="records of the smaller and the larger run")
-    parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is shown")
     parser.add_argument("--answers", default="", help="which answers the run keeps, as `run --answers` takes it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -176,7 +176,7 @@ class Journal:
     async def flushed(self) -> None:
         """Returns when everything appended so far is on the disk. Raises StorageError if that failed.
 
-        May be cancelled; the commit goes on.
+        May be cancelled; the commit continues.
         """
         if self.failure is not None:
             raise self._refusal()
@@ -188,8 +188,8 @@ class Journal:
         await waiter
 
     def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
-        """Who is told: of each group that became durable, with its tokens (`settle`), and of the failure that ends
-        writing. Both are called in the event loop."""
+        """Sets what is called in the event loop: for each group that became durable, with its tokens (`settle`), and for
+        the failure that ends writing."""
         self._on_durable, self._on_fatal = on_durable, on_fatal
 
     def settle(self, token: object) -> None:

@@ -1,6 +1,6 @@
 """One writer per run directory: advisory locks on a file that is never deleted, and on the directory itself.
 
-The second one holds where somebody deletes the file. Both belong to the process that took them: a process that it forks
+The second one still holds if the file is deleted. Both belong to the process that took them: a process that it forks
 closes its copies at once, so that a pool of a step's own cannot keep a run locked that was killed.
 """
 

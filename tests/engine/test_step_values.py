@@ -112,6 +112,17 @@ def test_an_interrupted_walk_has_the_values_of_a_straight_one(value: Any, data: 
 
 @pytest.mark.row(31)
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_tuple_is_a_list_for_the_next_step(kind: Any) -> None:
+    straight, watched = walk(graph_of(kind((1, 2))), {"x": 1})
+    resumed, _ = walk(graph_of(kind((1, 2))), {"x": 1}, [*watched.saved, *straight.unsaved])
+    assert straight.failed == []
+    assert repr(resumed.rows) == repr(straight.rows)
+    assert all(row["seen"] == repr(row["v"]) for row in straight.rows["default"])
+    assert "(1, 2)" not in repr(straight.rows)
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_message_names_the_place_the_type_and_the_way_out(kind: Any) -> None:
     value = [{}, {"when": datetime.datetime(2024, 1, 1)}]
     walked, _ = walk(graph_of(kind(value)), {"x": 1})

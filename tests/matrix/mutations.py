@@ -379,7 +379,7 @@ MUTATIONS = (
         "a tuple stays one until the journal is read", "records.py",
         "    if (kind is list or kind is tuple) and",
         "    if kind is tuple:\n        return value\n    if kind is list and",
-        31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
+        31, (f"{VALUES}::test_a_tuple_is_a_list_for_the_next_step",),
     ),
     Mutation(
         "the rows between stages are not checked", "storage/barrier_rows.py",
