@@ -158,7 +158,7 @@ def no_append() -> None:
     """Framing, CRC and writing of the journal's lines."""
     from asyncsynth.storage.journal import Journal
 
-    replace(Journal, "append", lambda *_: 1)
+    replace(Journal, "append_encoded", lambda *_: 1)
 
 
 def no_reading() -> None:
@@ -305,7 +305,7 @@ def main() -> None:
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="the checkout to measure"
     )
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="records of the smaller and the larger run")
-    parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="pairs of runs, of which the median is shown")
     parser.add_argument("--answers", default="", help="which answers the run keeps, as `run --answers` takes it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """A run directory as the engine sees it: opened and checked, records claimed, results journaled.
 
-What changed since the directory was made is found here, before anything is sent: the run goes on only if
+What changed since the directory was made is found here, before anything is sent: the run continues only if
 nothing did, or if the user accepts the plan (`--update`).
 """
 
@@ -150,7 +150,7 @@ class RunDirectory:
         return look_up
 
     def save_step(self, record: Record, fingerprint: str, results: list[StepResult]) -> None:
-        """Journals a finished step of a record that goes on. Raises StorageError once writing has failed."""
+        """Journals a finished step of a record that has further steps. Raises StorageError once writing has failed."""
         self._journal.append(RecordEntry(record.key, record.position, record.digest, [(fingerprint, results)]))
 
     def finish(self, record: Record, walked: Walked) -> None:

@@ -284,9 +284,12 @@ class Walker:
 def _plain_outputs(outputs: list[Row]) -> list[Row]:
     """The outputs of a task of this package; its columns are its own. Raises NotPlainJson."""
     for output in outputs:
-        for value in output.values():  # most are text
-            if type(value) is not str or not (value.isascii() or _is_unicode(value)):
-                return [plain_json(output) for output in outputs]
+        try:
+            text = "".join(output.values())  # most are text, and most of that is ASCII: joined, it is one look
+        except TypeError:
+            return [plain_json(output) for output in outputs]
+        if not text.isascii() and not _is_unicode(text):
+            return [plain_json(output) for output in outputs]
     return outputs
 
 

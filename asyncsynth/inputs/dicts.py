@@ -50,7 +50,7 @@ class DictsReader(Reader):
         return self._pulled(self._fresh)
 
     def _pulled(self, rows: Callable[[], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
-        """The rows with their numbers; what the code that makes them raises is told with its place."""
+        """The rows with their numbers; an exception of the code that makes them is reported with its place."""
         number = -1
         try:
             for number, content in enumerate(rows()):

@@ -22,7 +22,7 @@ from asyncsynth.quality.text_statistics import (
 from asyncsynth.storage.entries import FailedRow, StepResult
 from asyncsynth.tasks.parsing import is_refusal
 
-#: A column of more different numbers or labels than this is told by its mean and quantiles alone.
+#: A column of more different numbers or labels than this is shown by its mean and quantiles alone.
 _MAX_VALUES = 20
 _MAX_LABEL_CHARS = 40
 _MAX_NOTES = 100

@@ -22,7 +22,7 @@ T = TypeVar("T")
 SAMPLE_SIZE = 1000
 #: Of a sampled text so much is looked at.
 SAMPLE_TOKENS = 500
-#: Distinct texts are counted one by one up to so many, and estimated (within 1 %) beyond.
+#: Distinct texts are counted one by one up to this number, and estimated (within 1 %) beyond.
 DISTINCT_EXACT = 1 << 16
 #: Two texts that share so much of their runs of three words are near duplicates.
 NEAR_DUPLICATE = 0.7

@@ -1,6 +1,6 @@
-"""Looking at a segment that may be damaged: every line that checks, and what stands between them.
+"""Looking at a segment that may be damaged: every line that checks, and what is between them.
 
-Opening a run stops at the first bad line. Here the reading goes on after it, for `journal verify` and `repair`.
+Opening a run stops at the first bad line. Here, reading continues after it, for `journal verify` and `repair`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SegmentCheck:
     path: Path
     size: int = 0
     there: bool = True
-    header: Header | None = None  #: as it stands, or made again from what the marks and neighbours say
-    header_size: int = 0  #: bytes of the header as it stands; 0: it does not check
+    header: Header | None = None  #: as read, or rebuilt from the marks and the neighbours
+    header_size: int = 0  #: bytes of the header as read; 0: it does not check
     last_seq: int = 0  #: of the last good line
     entries: int = 0
     marks: int = 0
@@ -70,7 +70,7 @@ class SegmentCheck:
 
 
 def good_lines(fs: FileSystem, fd: int, start: int, stop: int, salt: int) -> Iterator[Line]:
-    """Every line of a segment that checks, wherever it begins, with what stands between them."""
+    """Every line of a segment that checks, wherever it begins, with what is between them."""
     for offset, data, whole in iter_lines(fs, fd, start, stop):
         seq, end = check(data, salt) if whole else (-1, -1)
         if seq >= 0:

@@ -1,4 +1,4 @@
-"""What a run writes into its journal: one JSON object per entry, and the classes that stand for it in memory.
+"""What a run writes into its journal: one JSON object per entry, and the classes that hold it in memory.
 
 - `{"t":"rec","k":key,"i":position,"h":row hash,"s":[{"f":step fingerprint,"r":[result…]}…]}`: results of steps.
   The record's last entry also has `"e":epoch,"st":"ok"|"failed","rows":{leaf:[row…]}`, and where there are any,

@@ -46,7 +46,7 @@ class LineReader:
         return self.parse(where, line[: newline + 1])
 
     def parse(self, where: int, line: bytes) -> dict[str, Any]:
-        """The entry in a line (newline included) that stands at a location."""
+        """The entry in the line (newline included) at a location."""
         segment, offset = split_location(where)
         line = line[:-1]
         salt = self.salts.get(segment)

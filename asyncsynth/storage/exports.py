@@ -1,6 +1,6 @@
 """Files derived from the journal: JSON Lines, CSV, Parquet. They can be made again at any time.
 
-A file appears whole or not at all: it is written beside its place, synced, then renamed. Rows stand in input
+A file appears whole or not at all: it is written beside its place, synced, then renamed. Rows are in input
 order, so the same run gives the same bytes however often it was interrupted.
 """
 
@@ -47,7 +47,7 @@ _FORMULA = re.compile(
 )
 #: C0 but tab and line ends, DEL, C1: nothing that a table or a terminal should get to see.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-#: DEL and C1 in UTF-8: JSON lets them stand as they are, and a terminal obeys some of them.
+#: DEL and C1 in UTF-8: JSON does not escape them, and a terminal obeys some of them.
 _JSON_CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
 
 

@@ -109,7 +109,7 @@ REAL = FileSystem()
 
 
 def write_all(fs: FileSystem, fd: int, data: bytes) -> None:
-    """Writes every byte, going on after short writes. Raises OSError."""
+    """Writes every byte, also after short writes. Raises OSError."""
     view = memoryview(data)
     while view:
         written = fs.write(fd, view)
@@ -155,8 +155,8 @@ def temporary_path(path: Path) -> Path:
 def open_temporary(path: Path, *, fs: FileSystem = REAL, mode: int = FILE_MODE) -> tuple[int, Path]:
     """(descriptor, `temporary_path`) of a new, empty file. Raises OSError.
 
-    What has its name already is removed and not written to: a process with the same pid left it, or somebody put a
-    link there to have another file overwritten.
+    What has its name already is removed and not written to: a process with the same pid left it, or another user put
+    a link there to have a file overwritten.
     """
     temporary = temporary_path(path)
     try:
@@ -191,7 +191,7 @@ def is_alive(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True  # somebody else's
+        return True  # another user's
     return True
 
 

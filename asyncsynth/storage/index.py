@@ -80,7 +80,7 @@ class Counts:
 class RunIndex:
     """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id".
 
-    `stride`: only every so many-th position is there (a shard's), so that the arrays have no gaps.
+    `stride`: only every `stride`-th position is there (a shard's), so that the arrays have no gaps.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class RunIndex:
         return -1, at
 
     def _make_room(self, slots: int) -> None:
-        """A table that is at most three fifths full with so many slots."""
+        """A table that is at most three fifths full with this many slots."""
         size = len(self._table)
         while slots * 5 > size * 3:
             size *= 2

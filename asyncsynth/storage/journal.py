@@ -21,6 +21,7 @@ from zlib import crc32
 
 from asyncsynth.errors import StorageError
 from asyncsynth.storage import journal_states as states
+from asyncsynth.storage.commit_groups import GROUP_BYTES, Group, Options
 from asyncsynth.storage.entry_reader import LineReader
 from asyncsynth.storage.files import (
     OWN_FDS,
@@ -37,39 +38,13 @@ from asyncsynth.storage.lock import RunLock, refuse_if_gone
 from asyncsynth.storage.recovery import NoVisitor, Recovered, RecoveryReport, Visitor, recover
 from asyncsynth.storage.segments import Segment, list_segments, segment_path
 
-#: A segment that has reached this is followed by a new one. After a crash the last one or two are read line by
-#: line, the others from their sidecars: up to half a second for this many bytes.
-SEGMENT_BYTES = 32 << 20
-GROUP_ENTRIES = 256  #: a group this large is committed at once ...
-GROUP_BYTES = 8 << 20
-GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
 _BRACE, _END_BRACE = b"{}"
-
-#: Is told that a segment gets no more lines: the segment, its last line's number, its entries. Returns what to call, in
-#: any thread, once the segment is synced.
-OnFull = Callable[[Segment, int, int], Callable[[], None] | None]
-
-
-class _Group:
-    """Lines that will be written and synced together, and who waits for that."""
-
-    __slots__ = ("at", "closes", "header", "lines", "nbytes", "segment", "tokens", "waiters")
-
-    def __init__(self, segment: int, at: int, header: bytes | None) -> None:
-        self.segment = segment
-        self.at = at  #: offset of the first line: the segment is durable up to here before the write
-        self.header = header  #: not None when this group opens its segment
-        self.closes: Callable[[], None] | None = None  #: saves the sidecar of the segment before
-        self.lines: list[bytes] = []
-        self.nbytes = 0
-        self.waiters: list[asyncio.Future[None]] = []
-        self.tokens: list[Any] = []  #: what `settle` was given
 
 
 class Journal:
     """The writer of one run directory. Use from one event loop; made by `create` or `open`."""
 
-    def __init__(self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: _Options) -> None:
+    def __init__(self, directory: Path, fs: FileSystem, lock: RunLock, state: Recovered, options: Options) -> None:
         self.directory = directory
         self.run_id: str = state.run_id or uuid.uuid4().hex
         self.report: RecoveryReport = state.report
@@ -86,8 +61,8 @@ class Journal:
         self._salt = 0
         self._prev = 0  #: the last seq before this segment
         self._marks = 0  #: in this segment
-        self._pending: _Group | None = None
-        self._in_flight: _Group | None = None
+        self._pending: Group | None = None
+        self._in_flight: Group | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1  # only the writer thread touches it while a group is in flight
@@ -113,7 +88,7 @@ class Journal:
                     hint="Resume it, or choose another run directory.",
                 )
             state = Recovered(run_id, {}, 0, 0, RecoveryReport())
-            return cls(directory, fs, lock, state, _Options(**options))
+            return cls(directory, fs, lock, state, Options(**options))
         except BaseException:
             lock.release()
             raise
@@ -138,7 +113,7 @@ class Journal:
             remove_stale(directory, fs=fs)
             state = recover(directory, fs, visitor or NoVisitor())
             state.run_id = state.run_id or run_id
-            return cls(directory, fs, lock, state, _Options(**options))
+            return cls(directory, fs, lock, state, Options(**options))
         except BaseException:
             lock.release()
             raise
@@ -153,6 +128,10 @@ class Journal:
         """
         if len(body) < 3 or body[0] != _BRACE or body[-1] != _END_BRACE or b"\n" in body:
             raise ValueError("a journal entry is one non-empty JSON object on one line")
+        return self.append_encoded(body)
+
+    def append_encoded(self, body: bytes) -> int:
+        """As `append`, for a body that is known to be of that shape: what `Entry.encode` made."""
         group = self._pending
         if group is None:
             self._refuse_unless_open()
@@ -172,7 +151,7 @@ class Journal:
     async def flushed(self) -> None:
         """Returns when everything appended so far is on the disk. Raises StorageError if that failed.
 
-        May be cancelled; the commit goes on.
+        May be cancelled; the commit continues.
         """
         if self.failure is not None:
             raise self._refusal()
@@ -184,8 +163,8 @@ class Journal:
         await waiter
 
     def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
-        """Who is told: of each group that became durable, with its tokens (`settle`), and of the failure that ends
-        writing. Both are called in the event loop."""
+        """Sets what is called, in the event loop, for each group that became durable, with its tokens (`settle`), and
+        for the failure that ends writing."""
         self._on_durable, self._on_fatal = on_durable, on_fatal
 
     def settle(self, token: object) -> None:
@@ -202,7 +181,7 @@ class Journal:
         else:
             group.tokens.append(token)
 
-    def _begin_group(self) -> _Group:
+    def _begin_group(self) -> Group:
         """A new pending group with its mark, in a new segment if this one is full; starts its timer."""
         self._groups = states.begun[self._groups]
         loop = self._loop = asyncio.get_running_loop()
@@ -217,7 +196,7 @@ class Journal:
             header = header_line(Header(self.run_id, self._segment, self._salt, self._seq))
             self._seq += 1
             self._offset = len(header)
-        group = self._pending = _Group(self._segment, self._offset, header)
+        group = self._pending = Group(self._segment, self._offset, header)
         group.closes = closes
         self._add_mark(group)
         self._timer = loop.call_later(self._options.group_delay_s, self._commit)
@@ -233,7 +212,7 @@ class Journal:
         segment = Segment(self._segment, path, self._offset, header, 0)
         return on_full(segment, self._seq, self._seq - self._prev - 1 - self._marks)
 
-    def _add_mark(self, group: _Group) -> None:
+    def _add_mark(self, group: Group) -> None:
         """states.Groups are written in turn, each synced before the next: all before this is durable by then."""
         mark = mark_line(self._seq, self._salt)
         self._seq += 1
@@ -257,7 +236,7 @@ class Journal:
         work = self._loop.run_in_executor(self._thread, self._write, group)
         work.add_done_callback(self._written)
 
-    def _write(self, group: _Group) -> None:
+    def _write(self, group: Group) -> None:
         """In the writer thread: everything before is durable; makes this group durable or raises."""
         fs = self._fs
         path = segment_path(self.directory, group.segment)
@@ -282,7 +261,7 @@ class Journal:
                 self._cut_back(group)
             raise storage_error(error, path, doing) from error
 
-    def _cut_back(self, group: _Group) -> None:
+    def _cut_back(self, group: Group) -> None:
         """On a full disk: gives back the half-written group, so that the file ends with a good line."""
         try:
             self._fs.ftruncate(self._fd, group.at if group.header is None else 0)
@@ -310,7 +289,7 @@ class Journal:
         if pending is not None and (was_due or len(pending.lines) > self._options.group_entries):
             self._commit()
 
-    def _fail(self, error: BaseException, group: _Group) -> None:
+    def _fail(self, error: BaseException, group: Group) -> None:
         self._life, self._groups = states.failed[self._life], states.dropped[self._groups]
         is_first = self.failure is None
         if not is_first:
@@ -413,20 +392,3 @@ class Journal:
 
 def _ignore(_: object) -> None:
     """Nobody watches."""
-
-
-class _Options:
-    """Sizes and times of the writer; tests make them small."""
-
-    def __init__(
-        self,
-        *,
-        segment_bytes: int = SEGMENT_BYTES,
-        group_entries: int = GROUP_ENTRIES,
-        group_delay_s: float = GROUP_DELAY_S,
-        on_full: OnFull | None = None,
-    ) -> None:
-        self.segment_bytes = segment_bytes
-        self.group_entries = group_entries
-        self.group_delay_s = group_delay_s
-        self.on_full = on_full

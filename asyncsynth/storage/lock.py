@@ -1,6 +1,6 @@
 """One writer per run directory: advisory locks on a file that is never deleted, and on the directory itself.
 
-The second one holds where somebody deletes the file. Both belong to the process that took them: a process that it forks
+The second one still holds if the file is deleted. Both belong to the process that took them: a process that it forks
 closes its copies at once, so that a pool of a step's own cannot keep a run locked that was killed.
 """
 
@@ -35,7 +35,7 @@ class RunLock:
         self._fs = fs
         self._path = path
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(fd)
             self._directory_fd = _locked_directory(directory)
         except BlockingIOError:
             told = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
@@ -66,6 +66,11 @@ class RunLock:
         self._fd = self._directory_fd = -1
 
 
+def _take(fd: int) -> None:
+    """Locks an open file or directory. Raises BlockingIOError when another process holds it."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _locked_directory(directory: Path) -> int:
     """The descriptor that holds the lock of the directory; -1 where the file system locks files only.
 
@@ -77,7 +82,7 @@ def _locked_directory(directory: Path) -> int:
         return -1
     OWN_FDS.add(fd)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(fd)
     except OSError as error:
         OWN_FDS.discard(fd)
         os.close(fd)

@@ -51,8 +51,8 @@ class Manifest:
     epochs: list[Epoch]
     created: str  #: ISO 8601, UTC
     version: str = ""  #: of the asyncsynth that made the directory
-    shards: int = 0  #: the run is dealt out to so many directories, see `storage.shard_directories`; 0: it is here
-    stride: int = 1  #: of a shard that knows records by position: every so many-th is its own
+    shards: int = 0  #: number of shard directories, see `storage.shard_directories`; 0: the run is not split
+    stride: int = 1  #: of a shard that knows records by position: every `stride`-th is its own
     format: int = FORMAT
 
     @property

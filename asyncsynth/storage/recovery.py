@@ -70,7 +70,7 @@ class RecoveryReport:
 
 @dataclass(slots=True)
 class Recovered:
-    """The journal as it stands after recovery."""
+    """The journal after recovery."""
 
     run_id: str | None  #: None when there is no segment yet
     salts: dict[int, int]

@@ -109,7 +109,7 @@ def _repair(directory: Path, dry_run: bool, fs: FileSystem) -> Repaired:
 
 
 def _end(found: Verified, at: int) -> int | None:
-    """The seq that a segment must end with: the next one's header says it. None: nobody does."""
+    """The seq that a segment must end with: the next one's header says it. None: it is not known."""
     following = found.segments[at + 1 : at + 2]
     return next((s.header.prev for s in following if s.header is not None and s.header_size), None)
 

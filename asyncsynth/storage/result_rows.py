@@ -221,7 +221,7 @@ _maps_lock = threading.Lock()
 
 
 def _row_map(directory: Path, leaf: str, epoch: int, manifest: Manifest) -> _RowMap:
-    """The map of the journal as it stands now; the same one as long as the journal does not change."""
+    """The map of the journal's present contents; the same object while the journal does not change."""
     parts = list(journals(directory, manifest))
     listed = [segment for place, _ in parts for segment in list_segments(place, REAL)]
     segments = [(segment.path, segment.size, segment.header) for segment in listed]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from asyncsynth.errors import StorageError
+from asyncsynth.storage.commit_groups import OnFull
 from asyncsynth.storage.entries import Entry, RecordEntry
 from asyncsynth.storage.facts import SIDECAR_MIN_BYTES, SegmentFacts
 from asyncsynth.storage.files import REAL, FileSystem
-from asyncsynth.storage.journal import Journal, OnFull
+from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.recovery import RecoveryReport, Visitor
 from asyncsynth.storage.segments import Segment
 
@@ -75,7 +76,7 @@ class RunJournal:
 
         Raises NotJson (then nothing was added), and StorageError once writing has failed.
         """
-        where = self._journal.append(entry.encode())
+        where = self._journal.append_encoded(entry.encode())
         entry.note(self._facts, where)  # only now: the entry may have begun a segment
         self.appended += 1
         return where

@@ -41,7 +41,7 @@ def list_segments(directory: Path, fs: FileSystem) -> list[Segment]:
         if want != have:
             raise CorruptJournal(
                 f"{segment_path(directory, want)}: this segment of the journal is missing",
-                hint="Restore the file from a copy, or go on without it: `asyncsynth journal repair DIR`.",
+                hint="Restore the file from a copy, or continue without it: `asyncsynth journal repair DIR`.",
             )
     return [_open_segment(directory, number, fs) for number in numbers]
 

@@ -42,7 +42,7 @@ class Verified:
     sidecars: int = 0  #: that agree with their segments
     wrong_sidecars: list[Path] = field(default_factory=list)  #: that check and say something else
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  #: what the next run settles by itself
+    notes: list[str] = field(default_factory=list)  #: what the next run repairs
 
     @property
     def kinds(self) -> Counter[str]:
@@ -158,7 +158,7 @@ def _segment(found: Verified, segment: SegmentCheck, prev: int, next_prev: int |
 
     end = next_prev if next_prev is not None and next_prev >= 0 else None
     check_segment(segment, fs, prev, end, entry)
-    if next_prev == -1:  # not the last, but nobody says where it ends
+    if next_prev == -1:  # not the last, and its end is not known
         for damage in segment.damages:
             damage.synced = True
     _tell(found, segment, broken)

@@ -19,6 +19,7 @@ from asyncsynth.inputs.reader import BadRow, Reader, SourceRow
 from asyncsynth.pipeline import Graph, JoinStep, RowStep, SourceStep, Step
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.records import Row
+from asyncsynth.storage.entries import FailedRow
 from tests.kit.loops import run_async
 from tests.kit.pipelines import MODELS, server
 from tests.kit.values import REFUSED, Colour, Text, anything
@@ -102,7 +103,7 @@ def test_an_interrupted_walk_has_the_values_of_a_straight_one(value: Any, data: 
         assert repr(resumed.rows) == repr(straight.rows)
         assert resumed.failed == straight.failed
         assert resumed.reused == sum(len(results) for _, results in done[:finished])
-    assert all(failed["reason"] == "not_json" for failed in straight.failed)
+    assert all(failed.reason == "not_json" for failed in straight.failed)
     for row in straight.rows["default"]:
         assert row["seen"] == repr(row["v"])  # what the later steps saw is what is on the disk
         assert repr(orjson.loads(orjson.dumps(row))) == repr(row)
@@ -112,13 +113,24 @@ def test_an_interrupted_walk_has_the_values_of_a_straight_one(value: Any, data: 
 
 @pytest.mark.row(31)
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_tuple_is_a_list_for_the_next_step(kind: Any) -> None:
+    straight, watched = walk(graph_of(kind((1, 2))), {"x": 1})
+    resumed, _ = walk(graph_of(kind((1, 2))), {"x": 1}, [*watched.saved, *straight.unsaved])
+    assert straight.failed == []
+    assert repr(resumed.rows) == repr(straight.rows)
+    assert all(row["seen"] == repr(row["v"]) for row in straight.rows["default"])
+    assert "(1, 2)" not in repr(straight.rows)
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_message_names_the_place_the_type_and_the_way_out(kind: Any) -> None:
     value = [{}, {"when": datetime.datetime(2024, 1, 1)}]
     walked, _ = walk(graph_of(kind(value)), {"x": 1})
     (failed,) = walked.failed
     place = "ctx.notes.v[1].when" if kind is Noted else "v[1].when"
-    assert (failed["step"], failed["reason"]) == (graph_of(kind(value)).steps[1].name, "not_json")
-    assert failed["message"] == (
+    assert (failed.step, failed.reason) == (graph_of(kind(value)).steps[1].name, "not_json")
+    assert failed.message == (
         f"the output {place!r} is of type datetime, which JSON cannot carry unchanged. Write value.isoformat()."
     )
 
@@ -135,7 +147,7 @@ def test_a_task_of_this_packages_own_is_checked_too() -> None:
     with Graph("own") as graph:
         Source() >> Rated(llm=LLM(model="m"))
     walked, _ = walk(graph, {"instruction": "x"})
-    assert walked.failed[0]["message"].startswith("the output 'model_name' is inf")
+    assert walked.failed[0].message.startswith("the output 'model_name' is inf")
 
 
 class Kind(enum.IntEnum):
@@ -277,14 +289,14 @@ async def asked_mistyping(row: Row, ctx: Any) -> Row:
     return {"price": row["instrction"]}
 
 
-def only(middle: Step) -> dict[str, Any]:
+def only(middle: Step) -> FailedRow:
     """The failed row of a graph of this one step."""
     with Graph("errors") as graph:
         Source() >> middle
     walked, _ = walk(graph, {"instruction": "x", "tags": ["a"]})
     (failed,) = walked.failed
-    assert failed["step"] == middle.name
-    return dict(failed)
+    assert failed.step == middle.name
+    return failed
 
 
 @pytest.mark.parametrize(
@@ -293,9 +305,9 @@ def only(middle: Step) -> dict[str, Any]:
 )
 def test_a_key_error_of_the_users_code_is_no_missing_column(make: Any) -> None:
     failed = only(make())
-    assert failed["reason"] == "step_error"
-    assert failed["message"].startswith("KeyError: 'gold' (")
-    path, _, line = failed["message"].removeprefix("KeyError: 'gold' (").removesuffix(")").rpartition(":")
+    assert failed.reason == "step_error"
+    assert failed.message.startswith("KeyError: 'gold' (")
+    path, _, line = failed.message.removeprefix("KeyError: 'gold' (").removesuffix(")").rpartition(":")
     assert path.endswith("tests/engine/test_step_values.py")
     assert 'PRICES["gold"]' in Path(__file__).read_text().splitlines()[int(line) - 1]
 
@@ -306,11 +318,11 @@ def test_a_key_error_of_the_users_code_is_no_missing_column(make: Any) -> None:
 )
 def test_a_mistyped_column_is_told_with_the_nearest_one(make: Any) -> None:
     failed = only(make())
-    assert failed["reason"] == "missing_column"
-    assert failed["message"].startswith(
+    assert failed.reason == "missing_column"
+    assert failed.message.startswith(
         "the row has no column 'instrction' (did you mean 'instruction'?); this step sees instruction"
     )
-    assert "test_step_values.py:" in failed["message"]
+    assert "test_step_values.py:" in failed.message
 
 
 def test_an_input_that_the_row_lacks_is_a_missing_column() -> None:
@@ -320,7 +332,7 @@ def test_an_input_that_the_row_lacks_is_a_missing_column() -> None:
 
     for middle in (needs(), TextGeneration(llm=LLM(model="m"), input_mappings={"instruction": "instrction"})):
         failed = only(middle)
-        assert (failed["reason"], failed["message"]) == (
+        assert (failed.reason, failed.message) == (
             "missing_column",
             "the row has no column 'instrction' (did you mean 'instruction'?); this step sees instruction, tags",
         )
@@ -329,7 +341,7 @@ def test_an_input_that_the_row_lacks_is_a_missing_column() -> None:
 @pytest.mark.parametrize("change", [lambda row: row.update(instruction="y"), lambda row: row["tags"].append("b")])
 def test_a_filter_that_changes_its_row_is_told(change: Any) -> None:
     failed = only(Filter(lambda row: change(row) or True))
-    assert (failed["reason"], "a @step changes them" in failed["message"]) == ("step_error", True)
+    assert (failed.reason, "a @step changes them" in failed.message) == ("step_error", True)
 
 
 @pytest.mark.row(31)
@@ -362,8 +374,8 @@ def test_what_is_no_row_fails_the_row(made: Any) -> None:
             return made
 
     failed = only(Wrong())
-    assert failed["reason"] == "bad_output"
-    assert "Wrong.apply returned " in failed["message"]
+    assert failed.reason == "bad_output"
+    assert "Wrong.apply returned " in failed.message
 
 
 class Declares(TextGeneration):
@@ -378,8 +390,8 @@ class Declares(TextGeneration):
 @pytest.mark.parametrize("settings", [{}, {"num_generations": 2}, {"num_generations": 2, "group_generations": True}])
 def test_a_task_returns_the_columns_that_it_declares(settings: dict[str, Any]) -> None:
     failed = only(Declares({"generation": "x", "modle_name": "m"}, **settings))
-    assert failed["reason"] == "bad_output"
-    assert failed["message"].endswith("lacks model_name and has modle_name, which outputs= does not declare")
+    assert failed.reason == "bad_output"
+    assert failed.message.endswith("lacks model_name and has modle_name, which outputs= does not declare")
 
 
 def test_a_row_step_returns_the_columns_that_it_declares() -> None:
@@ -390,8 +402,8 @@ def test_a_row_step_returns_the_columns_that_it_declares() -> None:
             return [{**row, "y": 1}, row]
 
     failed = only(Forgets(output_mappings={"x": "y"}))
-    assert failed["reason"] == "bad_output"
-    assert "returned a row without 'y'" in failed["message"]
+    assert failed.reason == "bad_output"
+    assert "returned a row without 'y'" in failed.message
 
 
 @pytest.mark.parametrize("prompt", ["text", None, ["text"], {"role": "user", "content": "text"}])
@@ -401,7 +413,7 @@ def test_a_prompt_that_is_no_list_of_messages_is_not_sent(prompt: Any) -> None:
             return prompt
 
     failed = only(Asks(llm=LLM(model="m")))
-    assert (failed["reason"], "a list of messages was expected" in failed["message"]) == ("bad_prompt", True)
+    assert (failed.reason, "a list of messages was expected" in failed.message) == ("bad_prompt", True)
 
 
 def test_a_method_that_must_not_wait_is_told() -> None:

@@ -373,7 +373,7 @@ def test_rows_whose_making_fails_are_told_with_the_place() -> None:
         raise RuntimeError("the well is dry")
 
     for data in (rows, rows()):
-        with pytest.raises(InputError, match=r"data\[1\]: RuntimeError: the well is dry \(.*test_sources\.py:\d+\)"):
+        with pytest.raises(InputError, match=r"data\[1\]: RuntimeError: the well is dry \(.*test_jsonl\.py:\d+\)"):
             list(DictsReader(data))
 
 

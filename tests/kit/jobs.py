@@ -20,8 +20,8 @@ from tests.kit.served import MODEL
 #: Segments of 64 KiB instead of 32 MiB, each with a sidecar: a short run rolls from one to the next many times.
 LAUNCH = """
 import sys
-from asyncsynth.storage import index, journal, run_journal
-journal._Options.__init__.__kwdefaults__["segment_bytes"] = 1 << 16
+from asyncsynth.storage import commit_groups, index, run_journal
+commit_groups.Options.__init__.__kwdefaults__["segment_bytes"] = 1 << 16
 run_journal.SIDECAR_MIN_BYTES = 0
 index.RunIndex.__init__.__kwdefaults__["sidecar_min_bytes"] = 0
 from asyncsynth.cli.main import main

@@ -93,7 +93,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an entry that begins a segment is noted in the facts of the one before", "storage/run_journal.py",
-        "        where = self._journal.append(entry.encode())\n        entry.note(self._facts, where)",
+        "        where = self._journal.append_encoded(entry.encode())\n        entry.note(self._facts, where)",
         "        facts = self._facts\n        where = self._journal.append(entry.encode())\n"
         "        entry.note(facts, where)",
         2, ("tests/engine/test_run.py::test_every_segment_of_a_run_has_its_sidecar",),
@@ -396,7 +396,7 @@ MUTATIONS = (
         "a tuple stays one until the journal is read", "records.py",
         "    if (kind is list or kind is tuple) and",
         "    if kind is tuple:\n        return value\n    if kind is list and",
-        31, (f"{VALUES}::test_an_interrupted_walk_has_the_values_of_a_straight_one",),
+        31, (f"{VALUES}::test_a_tuple_is_a_list_for_the_next_step",),
     ),
     Mutation(
         "the rows between stages are not checked", "storage/barrier_rows.py",
