@@ -72,9 +72,9 @@ class Slots:
             self.start_or_wait(call, now, out)
             return
         self._room.enter(call)
-        replica = self._balancer.pick(call.model)
-        if replica is not None and self.halted is None:
-            self.fill(replica, now, out)
+        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be probed
+            if replica.can_take() and call.state is WAITING and self.halted is None:
+                self.fill(replica, now, out)
 
     def _start(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
         call.state = started[call.state]
@@ -108,6 +108,8 @@ class Slots:
             and not (self._suspects and self._suspects_first(replica, now, out))
         ):
             self._drain(replica, now, out)
+            if self._suspects and replica.can_take():  # no ordinary call waits any more
+                self._suspects_first(replica, now, out)
         if replica.held and not replica.in_flight:
             self.release_held(replica, out)  # no call is left there that could show whose fault it is
         if replica.shared and replica.can_take():
