@@ -77,6 +77,7 @@ class PoolSnapshot:
     answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
     latency: Histogram  #: seconds, of attempts that answered
     wasted: int = 0  #: answers that were generated, and paid, but are of no use; their tokens are in the sums
+    waits: str = ""  #: why requests wait for something else than a slot; '' where none does
 
     @property
     def paid(self) -> int:

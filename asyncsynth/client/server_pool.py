@@ -228,6 +228,7 @@ class ServerPool:
             answered_by=dict(totals.answered_by),
             latency=totals.latency.copy(),
             wasted=totals.wasted,
+            waits="" if now is None else "; ".join(self._scheduler.waits(now)),
         )
 
     async def aclose(self) -> None:

@@ -265,7 +265,11 @@ class FaultJudge:
         by_driver = replica.breaker.probe == CANARY
         if ok:
             self._slots.heard(replica, now)
-            if by_driver:
+            if replica.breaker.knocking:  # it answers something small: now a call may try
+                replica.breaker.probed_by(None)
+                self._timers.forget(replica, Alarm.ASK)
+                self._slots.fill(replica, now, out)
+            elif by_driver:
                 self.back(replica, now, out)
                 self._slots.fill(replica, now, out)
         elif by_driver:

@@ -168,6 +168,19 @@ class Slots:
             out.append(Probe(replica.index, CANARY_S))
             self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
 
+    def knock(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """Its pause is over: let the driver ask first, where a call that tried in vain could be served elsewhere.
+
+        So no call waits for the deadline of a dead server beside a healthy one. False where there is no other.
+        """
+        peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
+        if self.halted is not None or not any(peer.breaker.state is CLOSED and peer.health.alive for peer in peers):
+            return False
+        replica.breaker.knock()
+        out.append(Probe(replica.index, CANARY_S))
+        self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+        return True
+
     def not_asked(self, replica: Replica, now: float, out: list[Action]) -> None:
         """The driver did not probe: a suspect must."""
         if replica.breaker.probe != CANARY or self.halted is not None:

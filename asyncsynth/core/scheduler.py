@@ -18,7 +18,8 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - `core.waiting`: who waits for a slot, and who is next;
 - `core.suspects`: who may have killed a server, and whom to try first;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
-- `core.blame`: what a failure means, and for whom.
+- `core.blame`: what a failure means, and for whom;
+- `core.waits`: in words, why calls wait.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
+from asyncsynth.core.waits import why_calls_wait
 
 __all__ = ["Abort", "Action", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
@@ -162,6 +164,8 @@ class Scheduler:
 
     def _pause_is_over(self, replica: Replica, now: float, out: list[Action]) -> None:
         replica.breaker.half_open()
+        if replica.health.accused is None and self._slots.knock(replica, now, out):
+            return
         self._slots.fill(replica, now, out)
         if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
             self._slots.ask(replica, now, out)  # no waiting call could probe
@@ -287,6 +291,10 @@ class Scheduler:
         self._judge.back(replica, now, out)
         self._slots.fill(replica, now, out)
         return out
+
+    def waits(self, now: float) -> list[str]:
+        """Why calls wait for something else than a slot, in words; empty where none does."""
+        return why_calls_wait(self._slots, self._room, self._book, self._balancer, now)
 
     def stats(self) -> list[ReplicaStats]:
         """One entry per replica, in the order of their indices; without those removed that have nothing in flight."""

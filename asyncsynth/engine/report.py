@@ -98,6 +98,7 @@ class Progress:
     notes: list[str] = field(default_factory=list)  #: what became of servers since the start
     reread_answers: int = 0  #: answers that were paid for earlier and read again
     segment: str = ""  #: which part of a pipeline with steps over all rows; '' where there is one only
+    waits: str = ""  #: why requests wait for something else than a slot; '' where none does
 
     @property
     def eta_s(self) -> float | None:

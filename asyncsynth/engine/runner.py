@@ -343,6 +343,7 @@ class Runner:
             servers=server_lines(pool, self._window.why(pool)),
             notes=[*self._plan.notes, *self._pool.notes],
             reread_answers=self._answers.reread if self._answers else 0,
+            waits=pool.waits,
         )
 
     def _keep(self, *, again: bool = True) -> None:

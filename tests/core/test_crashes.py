@@ -34,7 +34,9 @@ class Crashing:
         def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
             self._pass(i, now)
             if now < self.down_until[i]:
-                return (Transient("timeout", "silence"), 1e6) if self.silent else (Transient("connect", "refused"), 0.001)
+                return (
+                    (Transient("timeout", "silence"), 1e6) if self.silent else (Transient("connect", "refused"), 0.001)
+                )
             latency = self.rng.uniform(0.5, 2.0)
             if call in self.poison:
                 self.dies_at[i] = min(self.dies_at[i], now + self.rng.uniform(0.02, 0.6))
@@ -202,6 +204,7 @@ def test_no_call_waits_beside_an_idle_healthy_server(total: int, hangs: bool, se
     fleet.down_until[0] = float("inf")
     fleet.silent = hangs
     idle, since = 0.0, fleet.sim.now
+    sent_to_dead: set[int] = set()
     while fleet.sim.live:
         sim = fleet.sim
         was_idle = not sim.servers[1].busy and sim.scheduler.waiting
@@ -209,6 +212,9 @@ def test_no_call_waits_beside_an_idle_healthy_server(total: int, hangs: bool, se
         if was_idle:
             idle += sim.now - since
         since = sim.now
+        if sim.scheduler.stats()[0].state != "closed":
+            sent_to_dead.add(sim.servers[0].requests)
+    assert len(sent_to_dead) == 1, "once it is known to be gone, the driver asks it, and no record's call"
     assert all(isinstance(finish.outcome, Ok) for finish in fleet.sim.finished.values())
     assert idle == 0.0, f"seed={seed}: idle for {idle:.1f} s"
 
