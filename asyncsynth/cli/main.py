@@ -73,6 +73,13 @@ def run(
         int | None,
         typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically]."),
     ] = None,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Give up a request whose whole answer takes longer [default: no limit while its server progresses].",
+        ),
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of records in flight [default: follows the servers' limits]."),
@@ -128,6 +135,7 @@ def run(
         limit=limit,
         seed=seed,
         concurrency=concurrency,
+        request_timeout=request_timeout,
         window=window,
         workers=workers,
         retry_failed=retry_failed,

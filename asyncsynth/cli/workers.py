@@ -29,7 +29,17 @@ from asyncsynth.storage.manifest import Manifest
 Run = Callable[..., Awaitable[RunReport]]
 
 #: What a worker is told of the options; the rest is the parent's.
-_TOLD = ("servers", "limit", "seed", "concurrency", "window", "retry_failed", "max_failures", "answers")
+_TOLD = (
+    "servers",
+    "limit",
+    "seed",
+    "concurrency",
+    "request_timeout",
+    "window",
+    "retry_failed",
+    "max_failures",
+    "answers",
+)
 _CALL = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker_process import main; main()"
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, encode
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, ModelRequest
-from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Timeouts, TransportFailure
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
@@ -16,8 +16,6 @@ from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
 from asyncsynth.core.stats import Histogram, Tally
 
 ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
-BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
-TIMEOUT_PER_TOKEN_S = 0.5  #: and for each token that it may generate
 HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
 LOAD_FRESH_S = 5.0  #: an older report is not shown
 #: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
@@ -42,6 +40,7 @@ class Server:
     serves_any: str | None = None
     limiter: Limiter | None = None  #: in place of FixedLimit(limit)
     rates: RateLimits | None = None  #: requests and tokens a minute that it allows
+    request_timeout: float | None = None  #: seconds for each whole answer; None: no limit while the server progresses
 
     def spec(self) -> ReplicaSpec:
         """The server as the scheduler knows it."""
@@ -77,6 +76,8 @@ class PoolSnapshot:
     answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
     latency: Histogram  #: seconds, of attempts that answered
     wasted: int = 0  #: answers that were generated, and paid, but are of no use; their tokens are in the sums
+    #: requests that were given up without an answer, by cause: "request_timeout" (the user's deadline), "hung", "lost"
+    given_up: dict[str, int] = field(default_factory=dict)
     waits: str = ""  #: why requests wait for something else than a slot; '' where none does
 
     @property
@@ -95,6 +96,7 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: Tally = field(default_factory=Tally)
+    given_up: Tally = field(default_factory=Tally)
     answered_by: dict[str, int] = field(default_factory=dict)
     latency: Histogram = field(default_factory=Histogram)
 
@@ -102,7 +104,7 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is told each new load."""
 
-    __slots__ = ("_timeouts", "load", "poller", "read_at", "report", "server")
+    __slots__ = ("load", "poller", "read_at", "report", "server", "timeouts")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server: Server = server
@@ -110,7 +112,7 @@ class Link:
         self.load: ServerLoad | None = None
         self.read_at: float = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
-        self._timeouts: dict[int, Timeouts] = {}  #: tokens that a request may get -> its own
+        self.timeouts: Timeouts = request_timeouts(server)
 
     def start(self, clock: Callable[[], float]) -> None:
         """Begin to ask the server for its load, where it may have one to tell."""
@@ -132,19 +134,6 @@ class Link:
                 self.poller.every_s = RARE_POLL_S
             self._told(load)
 
-    def timeouts_for(self, request: ModelRequest) -> Timeouts:
-        """The server's own, but for the total: it grows with what may be generated."""
-        params = request.params
-        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-        found = self._timeouts.get(tokens)
-        if found is None:
-            if len(self._timeouts) > 1000:  # per-row max_tokens: do not keep one for each ever seen
-                self._timeouts.clear()
-            own = self.server.exchange.timeouts
-            total = BASE_TIMEOUT_S + TIMEOUT_PER_TOKEN_S * tokens
-            found = self._timeouts[tokens] = Timeouts(own.connect, own.idle, total)
-        return found
-
     def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
         """The server now; a load that is not fresh is left out."""
         load = self.load
@@ -155,6 +144,19 @@ class Link:
     def _told(self, load: ServerLoad) -> None:
         self.load = load
         self.report(self.server.name, load)
+
+
+def request_timeouts(server: Server) -> Timeouts:
+    """Deadlines of the server's requests: those that the user set, and no others.
+
+    How long an answer takes depends on the server's queue. Whether a silent server hangs is for `core.silence` to find.
+    """
+    own = server.exchange.timeouts
+    if server.request_timeout is not None:
+        return Timeouts(own.connect, server.request_timeout, server.request_timeout)
+    if own != DEFAULT_TIMEOUTS:  # of an HTTP client of the user's
+        return own
+    return Timeouts(own.connect, NEVER_S, NEVER_S)
 
 
 async def answers(server: Server, timeout_s: float) -> bool:

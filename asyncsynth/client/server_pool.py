@@ -70,6 +70,7 @@ class ServerPool:
         self._closed = False
         self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
         self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
+        self._counted: dict[tuple[str, str], tuple[int, int]] = {}  #: (server, cause) -> place in `notes`, requests
         self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
         self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets instead
 
@@ -115,10 +116,12 @@ class ServerPool:
                     server = link.server
                     began = clock()
                     # The body has no name here, nor has the answer: it would live on while the call waits for a retry.
-                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts_for(request))
+                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts)
                     outcome = self._read(request, await sent, link, began, clock(), step.attempt)
                 except TransportFailure as failure:
                     outcome = outcome_of(failure)
+                    if failure.reason == "timeout":
+                        self._deadline_passed(server)
                 except asyncio.CancelledError:
                     if (waiter := self._aborted_one(call_id)) is None:
                         raise
@@ -228,6 +231,7 @@ class ServerPool:
             answered_by=dict(totals.answered_by),
             latency=totals.latency.copy(),
             wasted=totals.wasted,
+            given_up=dict(totals.given_up),
             waits="" if now is None else "; ".join(self._scheduler.waits(now)),
         )
 
@@ -301,6 +305,24 @@ class ServerPool:
             raise failed
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
+    # --- what was given up --------------------------------------------------------------------
+
+    def _deadline_passed(self, server: Server) -> None:
+        """A deadline that the user set has ended a request."""
+        limit = server.request_timeout
+        of = "the HTTP client's timeout" if limit is None else f"request_timeout {limit:g} s"
+        said = f"no whole answer within {of}; the server may have generated these answers all the same"
+        self._given_up("request_timeout", server.name, said)
+
+    def _given_up(self, cause: str, server: str, why: str) -> None:
+        """Count a request that was given up, and keep the server's note of it up to date."""
+        self._totals.given_up[cause] += 1
+        place, number = self._counted.get((server, cause), (len(self.notes), 0))
+        number += 1
+        self._counted[server, cause] = place, number
+        said = f"{server}: {number:,} request{'' if number == 1 else 's'} given up: {why}"
+        self.notes[place : place + 1] = [said]
+
     # --- carrying out what was decided --------------------------------------------------------
 
     def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
@@ -311,8 +333,10 @@ class ServerPool:
         self._waiters[call_id] = waiter
         return waiter
 
-    def _abort(self, call_id: int) -> None:
+    def _abort(self, abort: Abort) -> None:
         """Cancel a call's exchange; the call itself waits for what is decided next, maybe in the same list."""
+        call_id = abort.call_id
+        self._given_up(abort.cause, self._links[abort.replica].server.name, abort.why)
         task = self._senders.get(call_id)
         if task is not None:
             waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
@@ -338,7 +362,7 @@ class ServerPool:
         async def ask() -> None:
             ok = await answers(server, probe.timeout_s)
             assert self._clock is not None
-            self._apply(self._scheduler.probe_result(server.name, ok, self._clock()), 0)
+            self._apply(self._scheduler.probe_result(server.name, ok, self._clock(), probe.number), 0)
 
         task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
         self._probes.add(task)
@@ -357,7 +381,7 @@ class ServerPool:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(action)
             elif isinstance(action, Abort):
-                self._abort(action.call_id)
+                self._abort(action)
             elif isinstance(action, Probe):
                 self._probe(action)
             elif self.halted is None:

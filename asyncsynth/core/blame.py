@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Abort, Action, Call, Probe
-from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
+from asyncsynth.core.calls import Action, Call
+from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.retry import SERVER_FAULTS, GiveUp, RetryPolicy, Rng, decide, out_of_attempts
@@ -22,7 +22,6 @@ from asyncsynth.core.waiting import WaitingRoom
 
 HALT_AFTER = 3  #: identical refusals (401, 403, 404) of one model by one replica, with no success in between
 BURST_S = 0.25  #: connections that die within so short a time die together
-PROBE_S = 60.0  #: what a probe of a busy server may take, at first
 AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
 LOST_CHECK_S = 1.0  #: or, where nobody brings it back, whether a call waits for it
 
@@ -242,26 +241,8 @@ class FaultJudge:
         elif replica.breaker.state is DOWN or any(m in self._balancer.bare_since for m in replica.models):
             self._timers.alarm(replica, Alarm.OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
-    # --- silence ------------------------------------------------------------------------------
-
-    def check_silence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Calls are in flight and nothing was heard for a while: ask."""
-        due = replica.heard_at + SILENCE_S
-        if due <= now:
-            if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * self._patience(replica):
-                replica.asked_at = now
-                out.append(Probe(replica.index, self._patience(replica)))
-            due = now + SILENCE_S
-        self._timers.alarm(replica, Alarm.STALL, due)
-
-    def _patience(self, replica: Replica) -> float:
-        """Deadline of a probe of a busy server. It doubles after each hang: no slow server is declared hung twice."""
-        if replica.breaker.state is not CLOSED:
-            return CANARY_S  # one call at most is in flight there
-        return PROBE_S * 2.0 ** min(replica.stalls, 4)
-
     def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """The result of the driver's `Probe`."""
+        """The result of a `Probe` that the server answered, or by which the driver tries a paused one."""
         by_driver = replica.breaker.probe == CANARY
         if ok:
             self._slots.heard(replica, now)
@@ -275,18 +256,6 @@ class FaultJudge:
         elif by_driver:
             self.is_dead(replica, now, out)
             self.pause(replica, now, "does not answer a probe", out)
-        elif replica.in_flight and replica.asked_at > replica.heard_at:
-            self._hangs(replica, now, out)
-
-    def _hangs(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Neither a call nor a probe is answered: pause it; its calls go elsewhere, and nobody is charged."""
-        replica.stalls += replica.breaker.state is CLOSED
-        calls = self._slots.abandon(replica)
-        self.pause(replica, now, f"no answer for {now - replica.heard_at:.0f} s, nor to a probe", out)
-        for call in calls:
-            self._book.left(call, replica)
-            out.append(Abort(call.id))
-            self._slots.place(call, now, out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
         """Sets the alarm that looks whether the replica's outage has lasted too long."""

@@ -83,7 +83,7 @@ class Slots:
         call.attempts = attempts = call.attempts + 1
         replica.in_flight = in_flight = replica.in_flight + 1
         if in_flight == 1:
-            replica.heard_at = now
+            replica.heard_at = replica.busy_since = now
             if Alarm.STALL not in replica.alarms:
                 self._timers.alarm(replica, Alarm.STALL, now + SILENCE_S)
         replica.limiter.on_start(in_flight, now)

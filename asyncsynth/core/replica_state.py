@@ -77,9 +77,10 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms", "asked_at", "blocked", "breaker", "budget", "extra", "gate", "gated_for", "health", "heard_at",
-        "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers", "queue", "quiet",
-        "refusals", "report", "seen", "shared", "stalls", "starved", "troubled",
+        "alarms", "asked", "asked_at", "blocked", "breaker", "budget", "busy_since", "extra", "gate", "gated_for",
+        "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter", "models", "name", "overloads",
+        "press", "probers", "queue", "quiet", "refusals", "report", "seen", "shared", "slowest", "stalls", "starved",
+        "troubled",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -97,6 +98,7 @@ class Replica:
         # core.dispatch
         self.in_flight: int = 0
         self.heard_at: float = 0.0  # the last sign of life
+        self.busy_since: float = 0.0  # calls have been in flight without a break since then
         self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
         self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
         self.gated_for: Call | None = None  # the call that waits for the gate
@@ -107,8 +109,12 @@ class Replica:
         self.overloads: int = 0  # since the last success
         self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
+        # core.silence
         self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.asked: int = 0  # how often that was
         self.stalls: int = 0  # how often it was found hung
+        self.slowest: float = 0.0  # the longest that a call was seen in flight while it answered others, in seconds
+        self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
         self.troubled: bool = False  # something needs resetting at the next success
         self.blocked: bool = False  # gated or quiet
@@ -116,7 +122,7 @@ class Replica:
         self.extra: int = 0  # by that report: requests there that are not ours
         self.press: float = 0.0  # by that report: weight of a request in the server's queue
         self.queue: int = 0  # by that report: its queue, less our requests in flight then
-        self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
+        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # what moves, as last reported
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
@@ -151,7 +157,7 @@ class Replica:
 
     def works_on(self, load: ServerLoad) -> bool:
         """Whether this report shows that it has done something since the last one."""
-        before, self.seen = self.seen, (load.running, load.kv)
+        before, self.seen = self.seen, (load.progress, load.running, load.kv)
         return before != self.seen
 
     def gate_for(self, call: Call | None) -> None:

@@ -19,6 +19,7 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - `core.suspects`: who may have killed a server, and whom to try first;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
 - `core.blame`: what a failure means, and for whom;
+- `core.silence`: whether a silent server is slow or hung;
 - `core.waits`: in words, why calls wait.
 """
 
@@ -28,11 +29,13 @@ from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
+from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Abort, Action, Call, Finish, Halt, Probe, Start
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
 from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
 from asyncsynth.core.retry import SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
@@ -53,6 +56,7 @@ class Scheduler:
         self._book = SuspectBook(self._balancer, self._room, self._timers)
         self._slots = Slots(self._balancer, self._room, self._timers, self._book)
         self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
+        self._silence = SilenceWatch(self._slots, self._judge, self._book, self._balancer, self._timers)
         self._seq = 0
         self.replicas: list[Replica] = self._balancer.replicas  #: all there ever were, by index
         self._calls = self._slots.calls
@@ -63,7 +67,7 @@ class Scheduler:
             Alarm.RATE: self._slots.fill,
             Alarm.REPORT: self._check_report,
             Alarm.OUTAGE: self._judge.check_absence,
-            Alarm.STALL: self._judge.check_silence,
+            Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
             Alarm.ASK: self._not_probed,
         }
@@ -241,12 +245,16 @@ class Scheduler:
         self._room.rehome(replica.models)
         return out
 
-    def probe_result(self, name: str, ok: bool, now: float) -> list[Action]:
+    def probe_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
         """The result of the driver's `Probe`: ok, if the server answered it, however. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
-        if replica is not None and self.halted is None:
+        if replica is None or self.halted is not None:
+            return out
+        if ok or replica.breaker.probe == CANARY:
             self._judge.probed(replica, now, ok, out)
+        else:
+            self._silence.unanswered(replica, number, now, out)
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:
@@ -294,7 +302,7 @@ class Scheduler:
 
     def waits(self, now: float) -> list[str]:
         """Why calls wait for something else than a slot, in words; empty where none does."""
-        return why_calls_wait(self._slots, self._room, self._book, self._balancer, now)
+        return why_calls_wait(self._slots, self._room, self._book, self._silence, self._balancer, now)
 
     def stats(self) -> list[ReplicaStats]:
         """One entry per replica, in the order of their indices; without those removed that have nothing in flight."""

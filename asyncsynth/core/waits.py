@@ -9,6 +9,7 @@ from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.calls import Call
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.replica_state import Replica
+from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import CLOSED, HELD, SLEEPING, STARVED
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.waiting import WaitingRoom
@@ -16,7 +17,9 @@ from asyncsynth.core.waiting import WaitingRoom
 _NAMED = 3  #: servers that a reason names
 
 
-def why_calls_wait(slots: Slots, room: WaitingRoom, book: SuspectBook, balancer: Balancer, now: float) -> list[str]:
+def why_calls_wait(
+    slots: Slots, room: WaitingRoom, book: SuspectBook, silence: SilenceWatch, balancer: Balancer, now: float
+) -> list[str]:
     """The reasons, most important first; empty where every call is in flight or queued for a slot.
 
     Costs O(models); O(calls) only while some call waits for a retry. `now` is in seconds, monotonic.
@@ -33,6 +36,12 @@ def why_calls_wait(slots: Slots, room: WaitingRoom, book: SuspectBook, balancer:
             )
         elif suspects:
             said.append(_suspects(suspects, replicas, book, now))
+    said += [
+        f"an answer of {replica.name}, silent for {now - replica.heard_at:.0f} s: "
+        f"it was asked, and has {silence.patience(replica):.0f} s to answer"
+        for replica in balancer.replicas
+        if replica.in_flight and replica.asked_at > replica.heard_at
+    ]
     others = len(slots.calls) - room.count.waiting - sum(replica.in_flight for replica in balancer.replicas)
     if others > 0:
         said += _between_attempts(slots.calls.values(), now)

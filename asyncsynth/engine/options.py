@@ -36,6 +36,7 @@ class RunSettings(TypedDict, total=False):
     answers: bool | str | Path | None
     use_cache: bool
     concurrency: int | None
+    request_timeout: float | None
     window: int | None
     window_bytes: int
     max_failures: int | str | None
@@ -68,6 +69,9 @@ class RunOptions:
             (False) none, and none is read; any other path all, in a directory that several runs may share.
         use_cache: False starts over in the directory's place, keeping the old one aside.
         concurrency: requests in flight on each server, fixed; None finds out what each server takes.
+        request_timeout: seconds for each whole answer, the server's queue included; a request that takes longer is
+            given up and tried again, which costs its record an attempt. None sets no limit: a request is given up only
+            when its server shows no progress.
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
         window_bytes: what the input rows of the records in flight may take together, in bytes.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
@@ -91,6 +95,7 @@ class RunOptions:
     answers: bool | str | Path | None = None
     use_cache: bool = True
     concurrency: int | None = None
+    request_timeout: float | None = None
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     max_failures: int | str | None = None
@@ -105,6 +110,11 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+        if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
+            raise ConfigurationError(
+                f"request_timeout is {self.request_timeout}; a number of seconds above 0 is needed",
+                hint="Leave it out to set no limit: a request is given up when its server shows no progress.",
+            )
         if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
             raise ConfigurationError(
                 f"answers must be own, run, none or the path of a directory (got {self.answers!r})",

@@ -139,6 +139,7 @@ class Pipeline(Graph):
                     rng=random.Random(),  # noqa: S311 - jitter of retries, not a secret
                     progress=options.on_download,
                     concurrency=options.concurrency,
+                    request_timeout=options.request_timeout,
                     needs=None if options.shard is not None else self.needs(),  # tried before, once for all shards
                     on_found=on_found,
                 ) as pool,

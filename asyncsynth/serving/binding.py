@@ -172,6 +172,7 @@ async def open_pool(
     needs: Sequence[Need] | None = None,
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
     concurrency: int | None = None,
+    request_timeout: float | None = None,
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
 
@@ -187,6 +188,8 @@ async def open_pool(
         on_found: called once with what was found, before anything is refused.
         concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
             configurations name; embedded servers keep their own.
+        request_timeout: seconds for each whole answer, in place of what the configurations name; None where neither
+            sets one: then a request is given up only when its server shows no progress.
 
     A server among those given that does not answer is waited for only while a model needs it; else the pool begins
     without it, says so in its `notes`, and takes it in when it answers.
@@ -203,7 +206,7 @@ async def open_pool(
         started = await all_or_error(
             [_start_child(stack, spec, models, progress, needs, found) for spec, models in plan.embedded.items()]
         )
-        local = [server for server, _ in started]
+        local = [replace(server, request_timeout=request_timeout) for server, _ in started]
         wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
         exchanges = {t.config.base_url: _exchange(stack, t, environ) for t in wanted}
         begun = False
@@ -217,6 +220,7 @@ async def open_pool(
                 exchange=exchange,
                 limiter=_limiter(target.config, concurrency),
                 rates=_rates(target.config),
+                request_timeout=request_timeout or target.config.request_timeout,
             )
             connected = await _connect(target, server, _probe(target, exchange, patience, environ), plan.shared, needs)
             if begun:  # all others have what is needed: only this one is left out where it has not

@@ -67,6 +67,7 @@ class Sim:
         #: when, order, call and its outcome; or replica and whether its probe was answered
         self.events: list[tuple[float, int, int, Outcome | bool]] = []
         self.attempts: dict[int, int] = {}
+        self.probes: dict[int, int] = {}  # order -> number of the probe
         self.flying: dict[int, int] = {}
         self.finished: dict[int, Finish] = {}
         self.live: dict[int, str] = {}
@@ -113,6 +114,7 @@ class Sim:
                 ok = not isinstance(outcome, Transient)
                 self._n += 1
                 at = self.now + min(latency, action.timeout_s)
+                self.probes[self._n] = action.number
                 heapq.heappush(self.events, (at, self._n, action.replica, ok and latency < action.timeout_s))
             elif isinstance(action, Abort):
                 self.servers[self.flying.pop(action.call_id)].busy -= 1
@@ -179,7 +181,7 @@ class Sim:
             return True
         self.now, n, call, outcome = heapq.heappop(self.events)
         if isinstance(outcome, bool):
-            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now))
+            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now, self.probes.pop(n)))
         elif self.attempts.get(call) == n and call in self.flying:
             server = self.servers[self.flying.pop(call)]
             server.busy -= 1
