@@ -21,6 +21,9 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
 HALT_AFTER = 3  #: identical refusals (401, 403, 404) of one model by one replica, with no success in between
+TURNED_AWAY_S = 0.25  #: a connection that is refused is refused so soon
+FULL = 0.1  #: answers of a full server for each connection that it refused, at least; a dead one has hardly any
+FULL_S = 5.0  #: a full server takes requests again so soon after its answers
 BURST_S = 0.25  #: connections that die within so short a time die together
 AWAY_CHECK_S = 60.0  #: how often it is asked whether a replica has been away for too long
 LOST_CHECK_S = 1.0  #: or, where nobody brings it back, whether a call waits for it
@@ -58,6 +61,7 @@ class FaultJudge:
         if breaker.state is CLOSED:
             replica.overloads = 0
             settled = breaker.settle(call.started_at)
+            replica.turned_away = replica.casualties = 0
             if settled:
                 self._slots.release_held(replica, out)
             health = replica.health
@@ -66,6 +70,8 @@ class FaultJudge:
             # Only the probe counts: a server that dies may still have answers on the way.
             replica.overloads = 0
             self.back(replica, now, out)
+        else:
+            replica.survivors += 1
 
     def failed(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
         """An attempt has failed: charge it, forgive it, or hold it; pause the server, or halt all."""
@@ -142,6 +148,10 @@ class FaultJudge:
         breaker = replica.breaker
         refused = outcome.reason == "connect"
         self._book.note_death(call, replica, outcome, now)
+        if outcome.reason in ("connect", "reset") and now - call.started_at < TURNED_AWAY_S:
+            replica.turned_away += 1
+        else:
+            replica.casualties += 1
         what = f"{outcome.reason}: {outcome.message}" if outcome.message else outcome.reason
         if breaker.state is not CLOSED:
             if refused:
@@ -162,6 +172,7 @@ class FaultJudge:
             # This call's note in the streak is taken back by `pause` with the others', so charge it first.
             call.failures().charged += 1
             self._book.fallen(replica, now)
+            replica.fell_at = now
             self.pause(replica, now, what, out)
             self._slots.place(call, now, out)
         else:
@@ -271,10 +282,21 @@ class FaultJudge:
             why = f"gave no answer for {self._policy.outage_limit_s / 60:.0f} min ({cause})"
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
 
+    def _over_its_limit(self, replica: Replica, now: float) -> None:
+        """It is back. It was full rather than dead if it refused connections while it answered all that it had."""
+        held, refused, casualties = replica.survivors, replica.turned_away, replica.casualties
+        replica.survivors = replica.turned_away = replica.casualties = 0
+        # A dying server may have a few answers on the way; one that was away for longer was restarted.
+        answered_all = held and not casualties and held >= FULL * refused
+        if answered_all and refused and now - replica.fell_at < FULL_S + 2 * replica.slowest:
+            replica.limiter.on_capacity(held, now, f"it refused connections beyond {held}")
+            self._book.explain(self._slots.calls.values())
+
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
         """The server answers again; those that probed in vain get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
+        self._over_its_limit(replica, now)
         self._timers.forget(replica, Alarm.ASK)
         self.lives(replica, now, out)
         self._timers.forget(replica, Alarm.PROBE)

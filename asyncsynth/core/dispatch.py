@@ -11,6 +11,7 @@ from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.replica_state import Alarm, Replica
+from asyncsynth.core.starving import Starving
 from asyncsynth.core.states import (
     CLOSED,
     HALF_OPEN,
@@ -45,6 +46,7 @@ class Slots:
         self._timers = timers
         self._book = book
         self._gated: set[Replica] = set()  # those whose published rate is used up
+        self._starving: dict[int, Starving] = {}  # of replicas, while their limits grow
         self.calls: dict[int, Call] = {}  #: all that are not over
         self.halted: Halt | None = None  #: why nothing starts any more
 
@@ -86,7 +88,8 @@ class Slots:
             replica.heard_at = replica.busy_since = now
             if Alarm.STALL not in replica.alarms:
                 self._timers.alarm(replica, Alarm.STALL, now + SILENCE_S)
-        replica.limiter.on_start(in_flight, now)
+        if in_flight > replica.limiter.most:
+            self._more_than_ever(replica, in_flight, now)
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
@@ -97,6 +100,17 @@ class Slots:
             replica.budget.on_first_attempt()
             if replica.starved:
                 self.feed_starved(replica, now, out)
+
+    def _more_than_ever(self, replica: Replica, in_flight: int, now: float) -> None:
+        """The limiter is told, and whether the server works on all that it has is looked at."""
+        limiter = replica.limiter
+        limiter.on_start(in_flight, now)
+        if replica.report is None:  # a server that reports its queue needs no guess
+            starving = self._starving.setdefault(replica.index, Starving())
+            capacity = starving.capacity(replica, limiter.answers, self.calls.values(), now)
+            if capacity is not None:
+                limiter.on_capacity(capacity, now, f"only {capacity} requests are answered at a time")
+                del self._starving[replica.index]
 
     def fill(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Give a replica that may have room the best of the calls that wait for it."""
@@ -312,6 +326,10 @@ class Slots:
         """An attempt there has succeeded: a sign of life, a free slot, and the end of the call."""
         replica.heard_at = now
         replica.in_flight -= 1
+        took = now - call.started_at
+        replica.served_s += took
+        if took > replica.slowest:
+            replica.slowest = took
         call.state = finished[call.state]  # as `finish`, in line: this is the usual end
         del self.calls[call.id]
         out.append(Finish(call.id, outcome, call.attempts))

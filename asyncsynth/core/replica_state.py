@@ -77,10 +77,10 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms", "asked", "asked_at", "blocked", "breaker", "budget", "busy_since", "extra", "gate", "gated_for",
-        "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter", "models", "name", "overloads",
-        "press", "probers", "queue", "quiet", "refusals", "report", "seen", "shared", "slowest", "stalls", "starved",
-        "troubled",
+        "alarms", "asked", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "extra", "fell_at",
+        "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter", "models",
+        "name", "overloads", "press", "probers", "queue", "quiet", "refusals", "report", "seen", "served_s", "shared",
+        "slowest", "stalls", "starved", "survivors", "troubled", "turned_away",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -98,6 +98,8 @@ class Replica:
         # core.dispatch
         self.in_flight: int = 0
         self.heard_at: float = 0.0  # the last sign of life
+        self.slowest: float = 0.0  # the longest that an answer took, in seconds
+        self.served_s: float = 0.0  # seconds that all answers took together
         self.busy_since: float = 0.0  # calls have been in flight without a break since then
         self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
         self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
@@ -108,12 +110,15 @@ class Replica:
         # core.blame
         self.overloads: int = 0  # since the last success
         self.refusals: dict[str, tuple[str, int | None, int]] = {}  # model -> reason, status, times in a row
+        self.fell_at: float = float("-inf")  # when it was last paused for failures
+        self.turned_away: int = 0  # since the last good time: connections refused at once
+        self.casualties: int = 0  # other failures of the server
+        self.survivors: int = 0  # answers after it was paused
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
         # core.silence
         self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
         self.asked: int = 0  # how often that was
         self.stalls: int = 0  # how often it was found hung
-        self.slowest: float = 0.0  # the longest that a call was seen in flight while it answered others, in seconds
         self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
         self.troubled: bool = False  # something needs resetting at the next success

@@ -54,8 +54,6 @@ class SilenceWatch:
                 replica.asked += 1
                 out.append(Probe(replica.index, patience, replica.asked))
             due = now + SILENCE_S
-        elif replica.heard_at > replica.busy_since:
-            replica.slowest = max(replica.slowest, self._oldest(replica))
         if self._does_nothing(replica):
             self._lost(replica, now, out)
         self._timers.alarm(replica, Alarm.STALL, due)
@@ -77,6 +75,8 @@ class SilenceWatch:
         ]
         known = max([replica.slowest, *(peer.slowest for peer in peers)])
         heard = replica.slowest or replica.heard_at > replica.busy_since
+        if heard:
+            known = max(known, self._oldest(replica))
         if not heard and not any(peer.slowest or peer.heard_at > peer.busy_since for peer in peers):
             return UNKNOWN_S
         return max(PROBE_S, known)
