@@ -89,7 +89,7 @@ class Slots:
             if Alarm.STALL not in replica.alarms:
                 self._timers.alarm(replica, Alarm.STALL, now + SILENCE_S)
         if in_flight > replica.limiter.most:
-            self._more_than_ever(replica, in_flight, now)
+            self._more_than_ever(call, replica, in_flight, now)
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
@@ -101,13 +101,13 @@ class Slots:
             if replica.starved:
                 self.feed_starved(replica, now, out)
 
-    def _more_than_ever(self, replica: Replica, in_flight: int, now: float) -> None:
+    def _more_than_ever(self, call: Call, replica: Replica, in_flight: int, now: float) -> None:
         """The limiter is told, and whether the server works on all that it has is looked at."""
         limiter = replica.limiter
         limiter.on_start(in_flight, now)
         if replica.report is None:  # a server that reports its queue needs no guess
             starving = self._starving.setdefault(replica.index, Starving())
-            capacity = starving.capacity(replica, limiter.answers, self.calls.values(), now)
+            capacity = starving.capacity(call, replica, limiter.answers, now)
             if capacity is not None:
                 limiter.on_capacity(capacity, now, f"only {capacity} requests are answered at a time")
                 del self._starving[replica.index]

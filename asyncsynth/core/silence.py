@@ -18,6 +18,8 @@ in flight (a connection that died without a sign). These are ordinary failures.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
 from asyncsynth.core.calls import Abort, Action, Probe
@@ -43,9 +45,12 @@ class SilenceWatch:
         self._book = book
         self._balancer = balancer
         self._timers = timers
+        self._slowest: defaultdict[str, float] = defaultdict(float)  # model -> the longest that an answer took
 
     def check(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Calls have been in flight for a while: has anything been heard?"""
+        for model in replica.models:
+            self._slowest[model] = max(self._slowest[model], replica.slowest)
         due = replica.heard_at + SILENCE_S
         if due <= now:
             patience = self.patience(replica)
@@ -67,19 +72,16 @@ class SilenceWatch:
     def _expected(self, replica: Replica) -> float:
         if replica.report is not None:  # its counters would move
             return PROBE_S
-        peers = [
-            peer
-            for model in replica.models
-            for peer in self._balancer.of_model[model]
-            if peer is not replica and peer.breaker.state is CLOSED
-        ]
-        known = max([replica.slowest, *(peer.slowest for peer in peers)])
-        heard = replica.slowest or replica.heard_at > replica.busy_since
-        if heard:
+        known = max(self._slowest[model] for model in replica.models)
+        if replica.slowest or replica.heard_at > replica.busy_since:
             known = max(known, self._oldest(replica))
-        if not heard and not any(peer.slowest or peer.heard_at > peer.busy_since for peer in peers):
+        elif not known and not self._peer_answers(replica):
             return UNKNOWN_S
         return max(PROBE_S, known)
+
+    def _peer_answers(self, replica: Replica) -> bool:
+        peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
+        return any(peer.slowest and peer.breaker.state is CLOSED for peer in peers)
 
     def _oldest(self, replica: Replica) -> float:
         """How long the oldest call in flight had been there when the server last gave a sign of life."""

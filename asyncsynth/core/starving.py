@@ -1,21 +1,19 @@
 """How many requests a server works on, where it lets all others wait unheard.
 
 A server with a thread for each connection (older llama.cpp, gunicorn) works on a few connections and leaves the rest
-in the kernel's queue. It refuses nothing and reports nothing, and its answers are as quick as ever: only requests beyond
-its capacity are not answered. So each time that more requests are in flight than ever before, the requests that started
-some time ago are looked at. They starve when all this holds:
+in the kernel's queue. It refuses nothing and reports nothing, and its answers are as quick as ever: only the requests
+beyond its capacity are not answered. These are the first requests of new slots, the *pioneers*: a request that follows
+an answer takes over a connection that the server works on. Pioneers starve when both hold:
 
-- Since they started, the server gave three answers for each slot. By Markov's inequality, at most a third of all
-  requests takes longer than three times the mean, whatever their lengths are. Yet two in five or more are unanswered.
-- They have waited for three times as long as the slowest answer of this server took. So long answers of one step beside
-  short ones of another are not taken for it.
+- Three answers for each slot came since they started, and yet 13 of 16 in a row are unanswered. Where so many answers
+  are long, so many short ones do not come.
+- They have waited for three times as long as the slowest answer of this server took.
 
-How many the server works on follows from Little's law: the seconds that its answers took, for each second.
+How many requests the server works on follows from Little's law: the seconds that its answers took, for each second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from asyncsynth.core.calls import Call
@@ -23,61 +21,56 @@ from asyncsynth.core.replica_state import Replica
 from asyncsynth.core.states import IN_FLIGHT
 
 ROUNDS = 3  #: answers for each slot, and times the slowest answer
-STARVED = 8  #: requests at least
-SHARE = 0.4  #: of those that started in the same period
-PERIOD = 16  #: starts in a period, at least
-EVERY = 4  #: new slots between two looks
+COHORT = 16  #: pioneers that are looked at together
+STARVED = 13  #: of these
 
 
-class Mark(NamedTuple):
-    """A moment in which more requests were in flight than ever before."""
+class Pioneer(NamedTuple):
+    """A request that brought more in flight than ever before."""
 
-    at: float  #: seconds, monotonic
-    starts: int
-    due: int  #: answers in all when the requests that had started by then are looked at
-    served_s: float
+    call: Call
+    attempt: int
+    at: float  #: when it started, in seconds, monotonic
+    due: int  #: answers of the server in all, when it is looked at
+    served_s: float  #: seconds that all answers before it took
+
+    def waits(self) -> bool:
+        """Whether it is unanswered."""
+        return self.call.state is IN_FLIGHT and self.call.attempts == self.attempt
 
 
 class Starving:
-    """Looks at one replica as its slow start goes on."""
+    """Looks at the pioneers of one replica while its limit grows."""
 
-    __slots__ = ("_marks", "_new")
+    __slots__ = ("_pioneers",)
 
     def __init__(self) -> None:
-        self._marks: list[Mark] = [Mark(float("-inf"), 0, 0, 0.0)]
-        self._new = 0
+        self._pioneers: list[Pioneer] = []
 
-    def capacity(self, replica: Replica, answers: int, calls: Iterable[Call], now: float) -> int | None:
-        """Call it when more requests are in flight at `replica` than ever before.
+    def capacity(self, call: Call, replica: Replica, answers: int, now: float) -> int | None:
+        """Call it when `call` brings more in flight at `replica` than ever before.
 
         Args:
-            replica: with its requests in flight.
-            answers: how many it has given so far.
-            calls: all that are not over, of all replicas.
+            call: it has just started.
+            replica: with the call in flight.
+            answers: how many good ones it has given so far.
             now: seconds.
 
         Returns:
-            How many requests the server works on at once, if requests starve there; else None.
+            How many requests the server works on at once, if pioneers starve there; else None.
         """
-        self._new += 1
-        if self._new % EVERY:
+        pioneers = self._pioneers
+        due = answers + ROUNDS * replica.limiter.limit
+        pioneers.append(Pioneer(call, call.attempts, now, due, replica.served_s))
+        since = now - ROUNDS * replica.slowest
+        while len(pioneers) > COHORT and self._is_due(pioneers[COHORT], answers, since):
+            del pioneers[0]
+        if len(pioneers) <= COHORT or not self._is_due(last := pioneers[COHORT - 1], answers, since):
             return None
-        limit = replica.limiter.limit
-        marks = self._marks
-        marks.append(Mark(now, answers + replica.in_flight, answers + ROUNDS * limit, replica.served_s))
-        old = next((i for i in range(len(marks) - 2, 0, -1) if marks[i].due <= answers), 0)
-        if not old or marks[old].at > now - ROUNDS * replica.slowest:
+        if sum(pioneer.waits() for pioneer in pioneers[:COHORT]) < STARVED:
             return None
-        mark = marks[old]
-        begin = next((one for one in reversed(marks[:old]) if mark.starts - one.starts >= PERIOD), None)
-        if begin is None:
-            return None
-        index = replica.index
-        starving = sum(
-            call.state is IN_FLIGHT and call.replica == index and begin.at < call.started_at <= mark.at
-            for call in calls
-        )
-        if starving < STARVED or starving < SHARE * (mark.starts - begin.starts):
-            return None
-        served = (replica.served_s - mark.served_s) / (now - mark.at)
-        return max(1, round(served)) if served < 0.7 * replica.in_flight else None
+        return max(1, round((replica.served_s - last.served_s) / (now - last.at)))
+
+    @staticmethod
+    def _is_due(pioneer: Pioneer, answers: int, since: float) -> bool:
+        return pioneer.due <= answers and pioneer.at < since
