@@ -35,6 +35,7 @@ _TOLD = (
     "seed",
     "concurrency",
     "request_timeout",
+    "model_change",
     "window",
     "retry_failed",
     "max_failures",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, encode
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
@@ -104,7 +105,7 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is told each new load."""
 
-    __slots__ = ("load", "poller", "read_at", "report", "server", "timeouts")
+    __slots__ = ("answers_as", "load", "poller", "read_at", "report", "server", "timeouts", "unusable")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server: Server = server
@@ -112,6 +113,8 @@ class Link:
         self.load: ServerLoad | None = None
         self.read_at: float = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
+        self.answers_as: dict[str, str] = {}  #: model that is asked for -> how the server names itself in answers
+        self.unusable: bool = False  #: it answers as another model
         self.timeouts: Timeouts = request_timeouts(server)
 
     def start(self, clock: Callable[[], float]) -> None:
@@ -171,7 +174,7 @@ async def answers(server: Server, timeout_s: float) -> bool:
 
 
 def prompt_head(request: ModelRequest) -> int:
-    """A number that requests share whose prompts begin alike, or 0 where that is worth nothing.
+    """A number that requests share whose prompts begin alike, in every process, or 0 where that is worth nothing.
 
     Of a conversation the first two messages count, so that its later turns go where the first went.
     """
@@ -185,7 +188,10 @@ def prompt_head(request: ModelRequest) -> int:
     texts = _texts(request, 2)
     if sum(map(len, texts)) < _LEAST_HEAD:
         return 0
-    return hash(tuple(text[:_HEAD_CHARS] for text in texts)) or 1
+    head = 0
+    for text in texts:  # not hash(): it differs between processes, which are to agree on a server
+        head = crc32(text[:_HEAD_CHARS].encode("utf-8", "surrogatepass"), head)
+    return head or 1
 
 
 def estimated_tokens(request: ModelRequest) -> int:

@@ -118,6 +118,13 @@ class AdaptiveLimit(CutLimit):
         """How many there were."""
         return self._answers + self._n
 
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this; at least the minimum."""
+        super().bound(maximum)
+        self._ceiling = min(self._ceiling, self.maximum)
+        self._top = min(self._top, self.maximum)
+        self._home = min(self._home, self.maximum)
+
     def on_capacity(self, capacity: int, now: float, why: str) -> None:
         """Settle there; no trial goes past it for ten minutes."""
         if capacity >= self._limit:

@@ -277,7 +277,7 @@ class FaultJudge:
         """Stop, to be resumed, and fail no record."""
         cause = replica.breaker.cause
         if replica.breaker.lost:
-            why = f"is not started again: {cause}"
+            why = f"{replica.breaker.how}: {cause}"
         else:
             why = f"gave no answer for {self._policy.outage_limit_s / 60:.0f} min ({cause})"
         self._slots.halt(f"{replica.name} {why}", replica.name, out)

@@ -22,6 +22,7 @@ class Breaker:
     __slots__ = (
         "cause",
         "failures",
+        "how",
         "knocking",
         "lost",
         "opened_at",
@@ -46,6 +47,7 @@ class Breaker:
         self.probe: int | None = None  # the call that probes
         self.cause: str = ""
         self.lost: bool = False  # down, and nobody tries to bring it back
+        self.how: str = ""  # why it stays away, in words that follow its name
         self.knocking: bool = False  # the driver asks first; a call may try when it is answered
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
@@ -108,9 +110,10 @@ class Breaker:
         self.probed_by(None)
         self.probe_at = None
 
-    def give_up(self, cause: str) -> None:
-        """Its supervisor does not start it again."""
+    def give_up(self, cause: str, how: str) -> None:
+        """It stays away. `how` follows its name in a message: "is not started again"."""
         self.cause = cause
+        self.how = how
         self.lost = True
 
     def remove(self) -> None:

@@ -245,6 +245,13 @@ class Slots:
         replica.heard_at = now
         replica.in_flight -= 1
 
+    def turned_back(self, call: Call, replica: Replica, due: float) -> None:
+        """An attempt never left this machine: the slot is free, and the call waits until `due` seconds."""
+        replica.in_flight -= 1
+        if replica.breaker.probe == call.id:
+            replica.breaker.probed_by(None)
+        self.sleep(call, due)
+
     def heard(self, replica: Replica, now: float) -> None:
         """Another sign of life."""
         replica.heard_at = now

@@ -39,6 +39,15 @@ class Limiter(Protocol):
         """The server refused, as overloaded, a request that had started at `started_at`."""
         ...
 
+    @property
+    def maximum(self) -> int:
+        """The limit is never above."""
+        ...
+
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this."""
+        ...
+
     def on_capacity(self, capacity: int, now: float, why: str) -> None:
         """The server was seen to take this many requests at once, and no more."""
         ...
@@ -90,6 +99,11 @@ class CutLimit:
     def limit(self) -> int:
         """Requests that may be in flight now."""
         return self._limit
+
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this; at least the minimum."""
+        self.maximum = max(self.minimum, min(self.maximum, maximum))
+        self._limit = min(self._limit, self.maximum)
 
     def on_overload(self, now: float, started_at: float) -> None:
         """Cut by a fifth, unless the request belongs to the episode already cut for."""

@@ -31,6 +31,8 @@ from asyncsynth.core.states import Degree
 SERVER_FAULTS = frozenset(
     {"connect", "reset", "timeout", "server_error", "truncated", "protocol", "bad_json", "bad_utf8"}
 )
+MACHINE = "machine"  #: reason of a failure that is this machine's: no open files, ports or memory for a connection
+MACHINE_WAIT_S = 1.0  #: after it, the call waits for this long, and up to twice
 SERVER_REFUSALS = 3  #: attempts of one call that may meet a server-scope Permanent (401, 403, 404)
 
 

@@ -34,7 +34,7 @@ from asyncsynth.core.calls import Abort, Action, Call, Finish, Halt, Probe, Star
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
 from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
-from asyncsynth.core.retry import SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.retry import MACHINE, MACHINE_WAIT_S, SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
 from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
 from asyncsynth.core.suspects import SuspectBook
@@ -50,6 +50,7 @@ class Scheduler:
 
     def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
         self.policy = policy
+        self._rng = rng
         self._balancer = Balancer()
         self._room = WaitingRoom(self._balancer)
         self._timers = Timers()
@@ -133,6 +134,11 @@ class Scheduler:
             if replica.troubled:
                 self._judge.recovered(call, replica, now, out)
             slots.answered(call, replica, outcome, now, out)
+        elif type(outcome) is Transient and outcome.reason == MACHINE:
+            # Neither the server's fault nor the record's: the call waits, and fewer are in flight.
+            self._book.left(call, replica)
+            slots.turned_back(call, replica, now + MACHINE_WAIT_S * (1.0 + self._rng.random()))
+            replica.limiter.on_capacity(max(1, replica.in_flight), now, outcome.message)
         else:
             if isinstance(outcome, Transient | Permanent) and outcome.paid:
                 self._paid(call, replica, outcome, now)
@@ -272,15 +278,17 @@ class Scheduler:
             self._judge.watch_absence(replica, now)
         return out
 
-    def replica_lost(self, name: str, now: float, why: str) -> list[Action]:
-        """A supervisor has given this server up. Calls that nobody else can take end the run at once.
+    def replica_lost(self, name: str, now: float, why: str, how: str = "is not started again") -> list[Action]:
+        """This server stays away: its supervisor gave it up, or it cannot be used. `how` follows its name in messages.
+
+        Calls that no other server can take end the run at once.
 
         Raises:
             KeyError: no replica has this name.
         """
         replica = self._balancer.by_name[name]
         out = self.replica_down(name, now, why)
-        replica.breaker.give_up(why)
+        replica.breaker.give_up(why, how)
         if self.halted is None:
             self._judge.check_absence(replica, now, out)
         for model in replica.models:  # suspects may have waited for it, to spare the last server in use

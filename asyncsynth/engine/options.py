@@ -37,6 +37,7 @@ class RunSettings(TypedDict, total=False):
     use_cache: bool
     concurrency: int | None
     request_timeout: float | None
+    model_change: str
     window: int | None
     window_bytes: int
     max_failures: int | str | None
@@ -72,6 +73,9 @@ class RunOptions:
         request_timeout: seconds for each whole answer, the server's queue included; a request that takes longer is
             given up and tried again, which costs its record an attempt. None sets no limit: a request is given up only
             when its server shows no progress.
+        model_change: what happens when a server's answers begin to name another model than before. "stop" (default)
+            takes none of these answers and sends nothing more there; the run continues with other servers of the
+            model, or stops, resumable. "note" takes them, and says so in the notes.
         window: records in flight at most; None follows the servers' limits: twice their sum and some.
         window_bytes: what the input rows of the records in flight may take together, in bytes.
         on_download: told (bytes got, bytes in all) while an embedded model's weights are fetched.
@@ -96,6 +100,7 @@ class RunOptions:
     use_cache: bool = True
     concurrency: int | None = None
     request_timeout: float | None = None
+    model_change: str = "stop"
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     max_failures: int | str | None = None
@@ -114,6 +119,11 @@ class RunOptions:
             raise ConfigurationError(
                 f"request_timeout is {self.request_timeout}; a number of seconds above 0 is needed",
                 hint="Leave it out to set no limit: a request is given up when its server shows no progress.",
+            )
+        if self.model_change not in ("stop", "note"):
+            raise ConfigurationError(
+                f"model_change must be stop or note (got {self.model_change!r})",
+                hint='"stop" takes no answer of another model; "note" takes it and says so.',
             )
         if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
             raise ConfigurationError(

@@ -140,6 +140,7 @@ class Pipeline(Graph):
                     progress=options.on_download,
                     concurrency=options.concurrency,
                     request_timeout=options.request_timeout,
+                    model_change=options.model_change,
                     needs=None if options.shard is not None else self.needs(),  # tried before, once for all shards
                     on_found=on_found,
                 ) as pool,

@@ -173,6 +173,7 @@ async def open_pool(
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
     concurrency: int | None = None,
     request_timeout: float | None = None,
+    model_change: str = "stop",
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
 
@@ -190,6 +191,7 @@ async def open_pool(
             configurations name; embedded servers keep their own.
         request_timeout: seconds for each whole answer, in place of what the configurations name; None where neither
             sets one: then a request is given up only when its server shows no progress.
+        model_change: see `ServerPool`.
 
     A server among those given that does not answer is waited for only while a model needs it; else the pool begins
     without it, says so in its `notes`, and takes it in when it answers.
@@ -242,7 +244,7 @@ async def open_pool(
             on_found(found)
         require(found, needs or ())
         begun = True
-        pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
+        pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random(), model_change=model_change)  # noqa: S311
         stack.push_async_callback(pool.aclose)
         await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
         names = {target.config.base_url: target.name(wanted) for target in wanted}

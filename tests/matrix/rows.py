@@ -59,6 +59,8 @@ ROWS = {
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    45: Row("no open files, ports or memory on this machine", "0 records and 0 servers charged; waits, and is told"),
+    46: Row("a server that answers as another model", "noticed at the first such answer, none is kept"),
 }
 
 
