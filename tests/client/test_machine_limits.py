@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -20,6 +21,7 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit
 from asyncsynth.core.outcomes import Ok, Outcome, Transient
 from asyncsynth.core.retry import MACHINE
+from asyncsynth.testing import FaultServer
 from asyncsynth.testing.virtual_time import run_virtually
 from tests.core.simulation import Sim, SimServer
 from tests.matrix.plugin import Tried
@@ -32,35 +34,36 @@ import asyncio, random, resource, sys
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.messages import ChatRequest
 from asyncsynth.client.server_pool import Server, ServerPool
-from asyncsynth.testing import FaultServer
 
 async def main():
-    server = FaultServer(models=("m",), delay_s=0.01)
-    await server.start()
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
-    pool = ServerPool([Server("s", server.base_url, frozenset({"m"}), Http11Pool(server.base_url), limit=400)])
+    url = sys.argv[3]
+    pool = ServerPool([Server("s", url, frozenset({"m"}), Http11Pool(url), limit=400)])
     request = ChatRequest("m", [{"role": "user", "content": "hello"}], {"max_tokens": 8})
     answers = await asyncio.gather(*(pool.send(request) for _ in range(600)))
     seen = pool.snapshot()
     print(len(answers), seen.failed, dict(seen.retries), seen.replicas[0].limit, seen.replicas[0].state, pool.notes)
     await pool.aclose()
-    await server.stop()
 
 asyncio.run(main())
 """
 
 
 def child(soft: int, hard: int) -> str:
-    ran = subprocess.run(
-        [sys.executable, "-c", CHILD, str(soft), str(hard)], capture_output=True, text=True, timeout=60
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return ran.stdout
+    async def main() -> str:
+        server = FaultServer(models=("m",), delay_s=0.1)
+        await server.start()
+        command = [sys.executable, "-c", CHILD, str(soft), str(hard), server.base_url]
+        ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+        await server.stop()
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        return ran.stdout
+
+    return asyncio.run(main())
 
 
 @pytest.mark.row(45)
 def test_the_soft_limit_of_open_files_is_raised() -> None:
-    """Both ends of each connection are in one process here: 400 requests need 800 files."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4096:
         pytest.skip("this machine allows fewer open files")
     assert child(128, 4096).strip() == "600 0 {} 400 closed []"
