@@ -73,6 +73,20 @@ def run(
         int | None,
         typer.Option(min=1, help="Fixed number of requests in flight on each server [default: tuned automatically]."),
     ] = None,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Give up a request whose whole answer takes longer [default: no limit while its server progresses].",
+        ),
+    ] = None,
+    model_change: Annotated[
+        str,
+        typer.Option(
+            metavar="stop|note",
+            help="When a server's answers begin to name another model: send nothing more there, or only say so.",
+        ),
+    ] = "stop",
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of records in flight [default: follows the servers' limits]."),
@@ -129,6 +143,8 @@ def run(
         limit=limit,
         seed=seed,
         concurrency=concurrency,
+        request_timeout=request_timeout,
+        model_change=model_change,
         window=window,
         workers=workers,
         retry_failed=retry_failed,

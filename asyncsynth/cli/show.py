@@ -97,6 +97,8 @@ def progress_line(progress: Progress) -> str:
     paused = [one_line(server["name"], 60) for server in progress.servers if server["state"] != "closed"]
     if paused:
         parts.append("paused: " + ", ".join(paused))
+    if progress.waits:
+        parts.append(f"waiting: {one_line(progress.waits, 300)}")
     parts.append(f"{duration(progress.elapsed_s)}, ETA {duration(progress.eta_s)}")
     parts += [server_words(server, 120) for server in progress.servers[:_SERVERS_SHOWN]]
     if len(progress.servers) > _SERVERS_SHOWN:

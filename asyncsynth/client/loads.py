@@ -12,6 +12,7 @@ import contextlib
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -28,9 +29,11 @@ LONGEST_PAUSE_S = 15.0  #: between attempts while a server does not answer
 _TIMEOUTS = Timeouts(connect=2.0, idle=2.0, total=5.0)
 #: A series and its value. The line break is a literal to search for: most of the text is passed over quickly.
 _SERIES = re.compile(
-    r"\nvllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc)"
+    r"\nvllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
+    r"|generation_tokens_total|prompt_tokens_total|iteration_tokens_total_count)"
     r"(?:\{[^\n]*\})?[ \t]+([^\s]+)"
 )
+_MOVES = ("generation_tokens_total", "prompt_tokens_total", "iteration_tokens_total_count")
 _PLAIN = re.compile(r"(?:named_metrics\.)?([a-z_]+)\s*=\s*([^\s,]+)")
 
 
@@ -70,7 +73,9 @@ def parse_metrics(text: str, now: float) -> ServerLoad | None:
             found.setdefault(name, []).append(number)
     waiting, running = found.get("num_requests_waiting"), found.get("num_requests_running")
     kv = found.get("kv_cache_usage_perc") or found.get("gpu_cache_usage_perc")
-    return _load(sum(waiting) if waiting else None, sum(running) if running else None, max(kv) if kv else None, now)
+    moves = [sum(found[name]) for name in _MOVES if name in found]
+    load = _load(sum(waiting) if waiting else None, sum(running) if running else None, max(kv) if kv else None, now)
+    return load if load is None or not moves else replace(load, progress=sum(moves))
 
 
 def _load(waiting: float | None, running: float | None, kv: float | None, now: float) -> ServerLoad | None:

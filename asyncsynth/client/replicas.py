@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
-from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Timeouts, TransportFailure
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Outcome, ServerLoad
 from asyncsynth.core.rates import RateLimits
@@ -16,8 +17,6 @@ from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
 from asyncsynth.core.stats import Histogram, Tally
 
 ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
-BASE_TIMEOUT_S = 120.0  #: of a request, for the server's queue and the prompt
-TIMEOUT_PER_TOKEN_S = 0.5  #: and for each token that it may generate
 HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
 LOAD_FRESH_S = 5.0  #: an older report is not shown
 #: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
@@ -42,6 +41,7 @@ class Server:
     serves_any: str | None = None
     limiter: Limiter | None = None  #: in place of FixedLimit(limit)
     rates: RateLimits | None = None  #: requests and tokens a minute that it allows
+    request_timeout: float | None = None  #: seconds for each whole answer; None: no limit while the server progresses
 
     def spec(self) -> ReplicaSpec:
         """The server as the scheduler knows it."""
@@ -77,6 +77,9 @@ class PoolSnapshot:
     answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
     latency: Histogram  #: seconds, of attempts that answered
     wasted: int = 0  #: answers that were generated, and paid, but are of no use; their tokens are in the sums
+    #: requests that were given up without an answer, by cause: "request_timeout" (the user's deadline), "hung", "lost"
+    given_up: dict[str, int] = field(default_factory=dict)
+    waits: str = ""  #: why requests wait for something else than a slot; '' where none does
 
     @property
     def paid(self) -> int:
@@ -94,6 +97,7 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: Tally = field(default_factory=Tally)
+    given_up: Tally = field(default_factory=Tally)
     answered_by: dict[str, int] = field(default_factory=dict)
     latency: Histogram = field(default_factory=Histogram)
 
@@ -101,7 +105,7 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is told each new load."""
 
-    __slots__ = ("_timeouts", "load", "poller", "read_at", "refused", "report", "server")
+    __slots__ = ("answers_as", "load", "poller", "read_at", "refused", "report", "server", "timeouts", "unusable")
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server: Server = server
@@ -110,7 +114,9 @@ class Link:
         self.refused: ModelRequest | None = None  #: the last request that the server refused as it may refuse all
         self.read_at: float = float("-inf")  #: when a header is worth reading again
         self.poller: LoadPoller | None = None
-        self._timeouts: dict[int, Timeouts] = {}  #: tokens that a request may get -> its own
+        self.answers_as: dict[str, str] = {}  #: model that is asked for -> how the server names itself in answers
+        self.unusable: bool = False  #: it answers as another model
+        self.timeouts: Timeouts = request_timeouts(server)
 
     def start(self, clock: Callable[[], float]) -> None:
         """Begin to ask the server for its load, where it may have one to tell."""
@@ -132,19 +138,6 @@ class Link:
                 self.poller.every_s = RARE_POLL_S
             self._told(load)
 
-    def timeouts_for(self, request: ModelRequest) -> Timeouts:
-        """The server's own, but for the total: it grows with what may be generated."""
-        params = request.params
-        tokens = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-        found = self._timeouts.get(tokens)
-        if found is None:
-            if len(self._timeouts) > 1000:  # per-row max_tokens: do not keep one for each ever seen
-                self._timeouts.clear()
-            own = self.server.exchange.timeouts
-            total = BASE_TIMEOUT_S + TIMEOUT_PER_TOKEN_S * tokens
-            found = self._timeouts[tokens] = Timeouts(own.connect, own.idle, total)
-        return found
-
     def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
         """The server now; a load that is not fresh is left out."""
         load = self.load
@@ -155,6 +148,19 @@ class Link:
     def _told(self, load: ServerLoad) -> None:
         self.load = load
         self.report(self.server.name, load)
+
+
+def request_timeouts(server: Server) -> Timeouts:
+    """Deadlines of the server's requests: those that the user set, and no others.
+
+    How long an answer takes depends on the server's queue. Whether a silent server hangs is for `core.silence` to find.
+    """
+    own = server.exchange.timeouts
+    if server.request_timeout is not None:
+        return Timeouts(own.connect, server.request_timeout, server.request_timeout)
+    if own != DEFAULT_TIMEOUTS:  # of an HTTP client of the user's
+        return own
+    return Timeouts(own.connect, NEVER_S, NEVER_S)
 
 
 async def answers(server: Server, timeout_s: float) -> bool:
@@ -187,7 +193,7 @@ async def canary_outcome(link: Link, timeout_s: float, now_wall: float) -> Outco
 
 
 def prompt_head(request: ModelRequest) -> int:
-    """A number that requests share whose prompts begin alike, or 0 where that is worth nothing.
+    """A number that requests share whose prompts begin alike, in every process, or 0 where that is worth nothing.
 
     Of a conversation the first two messages count, so that its later turns go where the first went.
     """
@@ -201,7 +207,10 @@ def prompt_head(request: ModelRequest) -> int:
     texts = _texts(request, 2)
     if sum(map(len, texts)) < _LEAST_HEAD:
         return 0
-    return hash(tuple(text[:_HEAD_CHARS] for text in texts)) or 1
+    head = 0
+    for text in texts:  # not hash(): it differs between processes, which are to agree on a server
+        head = crc32(text[:_HEAD_CHARS].encode("utf-8", "surrogatepass"), head)
+    return head or 1
 
 
 def estimated_tokens(request: ModelRequest) -> int:

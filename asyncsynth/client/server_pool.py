@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncsynth.client.codec import decode, encode, outcome_of
 from asyncsynth.client.loads import ORCA_HEADER
+from asyncsynth.client.machine_limits import RESERVE, connections_each, machine_limit, open_files, raise_open_files
 from asyncsynth.client.messages import Completion, ModelRequest
 from asyncsynth.client.replicas import (
     ANY_MODEL,
@@ -26,7 +27,7 @@ from asyncsynth.client.replicas import (
 )
 from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
-from asyncsynth.core.retry import RetryPolicy, Rng
+from asyncsynth.core.retry import MACHINE, RetryPolicy, Rng
 from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Probe, Scheduler, Start
 from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
@@ -38,6 +39,8 @@ class ServerPool:
     """Sends requests to servers: as many at once as each takes, to the least busy, again when that may help.
 
     Belongs to one event loop. `rng` gives the jitter; `clock` returns monotonic seconds (default: the loop's).
+    `model_change`: what happens when a server's answers begin to name another model: "stop" sends nothing more there,
+    and takes no such answer; "note" says so.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ServerPool:
         rng: Rng | None = None,
         clock: Callable[[], float] | None = None,
         wall_clock: Callable[[], float] = time.time,
+        model_change: str = "stop",
     ) -> None:
         # Jitter needs no unpredictability.
         chance = rng if rng is not None else random.Random()  # noqa: S311
@@ -57,6 +61,7 @@ class ServerPool:
         self._links = [Link(server, self._report_load) for server in servers]  #: as the scheduler numbers them
         self._spread = len(servers) > 1  #: prefixes matter where there is a choice
         self._rated = any(server.rates is not None for server in servers)
+        self._accepts_other = model_change == "note"
         self._given_clock = clock
         self._clock: Callable[[], float] | None = None  #: set when the pool begins
         self._wall = wall_clock
@@ -71,6 +76,8 @@ class ServerPool:
         self._closed = False
         self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
         self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
+        self._told: set[str] = set()  #: notes that are said once
+        self._counted: dict[tuple[str, str], tuple[int, int]] = {}  #: (server, cause) -> place in `notes`, requests
         self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
         self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets instead
 
@@ -120,10 +127,14 @@ class ServerPool:
                     server = link.server
                     began = clock()
                     # The body has no name here, nor has the answer: it would live on while the call waits for a retry.
-                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts_for(request))
+                    sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts)
                     outcome = self._read(request, await sent, link, began, clock(), step.attempt)
                 except TransportFailure as failure:
                     outcome = outcome_of(failure)
+                    if words := machine_limit(failure):
+                        outcome = self._no_room(words)
+                    elif failure.reason == "timeout":
+                        self._deadline_passed(server)
                 except asyncio.CancelledError:
                     if (waiter := self._aborted_one(call_id)) is None:
                         raise
@@ -172,6 +183,7 @@ class ServerPool:
         self._spread = True
         self._rated = self._rated or server.rates is not None
         link.start(clock)
+        self._bound_by_files()
         self._apply(actions, 0)
 
     def remove_server(self, name: str) -> None:
@@ -204,6 +216,7 @@ class ServerPool:
     def _begin(self) -> Callable[[], float]:
         """The pool's first moment in its event loop."""
         self._clock = clock = self._given_clock or asyncio.get_running_loop().time
+        self._bound_by_files()
         for link in self._links:
             link.start(clock)
         return clock
@@ -236,6 +249,8 @@ class ServerPool:
             answered_by=dict(totals.answered_by),
             latency=totals.latency.copy(),
             wasted=totals.wasted,
+            given_up=dict(totals.given_up),
+            waits="" if now is None else "; ".join(self._scheduler.waits(now)),
         )
 
     async def aclose(self) -> None:
@@ -273,6 +288,10 @@ class ServerPool:
         if ORCA_HEADER in headers and now >= link.read_at:
             link.hear(headers, now)
         if type(outcome) is Ok:
+            named = outcome.value.model
+            if named != link.answers_as.get(request.model) and server.serves_any is None:
+                outcome = self._named(named, request, link, outcome)
+        if type(outcome) is Ok:
             self._count_answer(server, outcome.value, now - began, attempts)
         elif not isinstance(outcome, Ok):
             if outcome.paid:
@@ -282,6 +301,32 @@ class ServerPool:
             if isinstance(outcome, Permanent) and outcome.scope == "server":
                 link.refused = request
         return outcome
+
+    def _named(self, named: str, request: ModelRequest, link: Link, outcome: Ok) -> Outcome:
+        """An answer names another model than this server named before, or it is the first one."""
+        before = link.answers_as.setdefault(request.model, named)
+        if named in (before, request.model):
+            return outcome
+        server = link.server.name
+        why = f"its answers for {request.model!r} name the model {named!r}, and named {before!r} before"
+        if self._accepts_other:
+            link.answers_as[request.model] = named
+            self.notes.append(f"{server}: {why}")
+            return outcome
+        if not link.unusable:
+            link.unusable = True
+            self._advice[server] = (
+                f"serve {before} there again and resume, or take what it answers: --model-change note"
+            )
+            assert self._clock is not None
+            how = "answers as another model"
+            self._apply(self._scheduler.replica_lost(server, self._clock(), why, how), 0)
+            if self.halted is None:
+                self.notes.append(f"{server} {how}, and gets no more requests: {why}")
+        spent = outcome.tokens, outcome.prompt_tokens
+        return Transient(
+            "other_model", f"{server}: {why}", free=True, paid=True, tokens=spent[0], prompt_tokens=spent[1]
+        )
 
     def _count_answer(self, server: Server, completion: Completion, latency: float, attempts: int) -> None:
         completion.server = server.name
@@ -311,6 +356,47 @@ class ServerPool:
             raise failed
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
+    # --- what was given up --------------------------------------------------------------------
+
+    def _deadline_passed(self, server: Server) -> None:
+        """A deadline that the user set has ended a request."""
+        limit = server.request_timeout
+        of = "the HTTP client's timeout" if limit is None else f"request_timeout {limit:g} s"
+        said = f"no whole answer within {of}; the server may have generated these answers all the same"
+        self._given_up("request_timeout", server.name, said)
+
+    def _no_room(self, words: str) -> Transient:
+        """This machine could not open a connection: the request waits, and the user is told once."""
+        if words not in self._told:
+            self._told.add(words)
+            self.notes.append(f"requests wait: {words}")
+        return Transient(MACHINE, words)
+
+    def _bound_by_files(self) -> None:
+        """No more connections than this process may open files."""
+        limiters = [r.limiter for r in self._scheduler.replicas if r.breaker.state is not REMOVED]
+        wanted = sum(limiter.maximum for limiter in limiters)
+        opened = open_files()
+        may_open = raise_open_files(wanted + opened + RESERVE)
+        each = connections_each(len(limiters), wanted, may_open, opened)
+        if each is None:
+            return
+        for limiter in limiters:
+            limiter.bound(each)
+        said = f"this process may open {may_open:,} files, so at most {each:,} requests are in flight at each server"
+        if said not in self._told:
+            self._told.add(said)
+            self.notes.append(f"{said}: raise the hard limit of open files (`ulimit -Hn`) for more")
+
+    def _given_up(self, cause: str, server: str, why: str) -> None:
+        """Count a request that was given up, and keep the server's note of it up to date."""
+        self._totals.given_up[cause] += 1
+        place, number = self._counted.get((server, cause), (len(self.notes), 0))
+        number += 1
+        self._counted[server, cause] = place, number
+        said = f"{server}: {number:,} request{'' if number == 1 else 's'} given up: {why}"
+        self.notes[place : place + 1] = [said]
+
     # --- carrying out what was decided --------------------------------------------------------
 
     def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
@@ -321,8 +407,10 @@ class ServerPool:
         self._waiters[call_id] = waiter
         return waiter
 
-    def _abort(self, call_id: int) -> None:
+    def _abort(self, abort: Abort) -> None:
         """Cancel a call's exchange; the call itself waits for what is decided next, maybe in the same list."""
+        call_id = abort.call_id
+        self._given_up(abort.cause, self._links[abort.replica].server.name, abort.why)
         task = self._senders.get(call_id)
         if task is not None:
             waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
@@ -348,7 +436,7 @@ class ServerPool:
         async def ask() -> None:
             ok = await answers(server, probe.timeout_s)
             assert self._clock is not None
-            self._apply(self._scheduler.probe_result(server.name, ok, self._clock()), 0)
+            self._apply(self._scheduler.probe_result(server.name, ok, self._clock(), probe.number), 0)
 
         task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
         self._probes.add(task)
@@ -380,7 +468,7 @@ class ServerPool:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(action)
             elif isinstance(action, Abort):
-                self._abort(action.call_id)
+                self._abort(action)
             elif isinstance(action, Probe):
                 self._probe(action)
             elif isinstance(action, Canary):

@@ -16,8 +16,8 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024  #: a larger answer is refused, whatever i
 class Timeouts:
     """Deadlines of one exchange, in seconds. Kept by a coarse sweeper: never early, up to two sweeps late.
 
-    `idle` counts from one response byte to the next, after the first; waiting for the first is `total`'s
-    matter, because a server with a queue says nothing until it is done.
+    `idle` counts from one response byte to the next, after the first; `total` bounds the wait for the first, because a
+    server with a queue says nothing until it is done. `NEVER_S` for either: no such deadline.
     """
 
     connect: float = 10.0
@@ -26,6 +26,7 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS = Timeouts()
+NEVER_S = 1e9  #: as a deadline: none
 
 
 @dataclass(slots=True)

@@ -5,7 +5,9 @@ What it goes by, strongest first:
 1. Refusals (429, 503, 529) cut it, once per episode, and it grows back (`CutLimit`).
 2. The server's own report: a queue means that more buys nothing, so the limit settles at running + a small buffer;
    no queue while the limit binds means that the server takes more.
-3. Completed tokens/s, counted over so many completions that the noise of output lengths is below the differences
+3. Starved slots: where the first requests of new slots get no answer while all others turn over several times, the
+   server works on fewer requests than it accepts (`core.starving`), and the limit falls to what it does work on.
+4. Completed tokens/s, counted over so many completions that the noise of output lengths is below the differences
    that decide. Latency is not used: it grows with output length and with the batch, which is no overload.
 
 The phases: slow start (+1 per completion, or twice as many at a report without a queue) until tokens/s rise no
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from asyncsynth.core.limiter import CutLimit
+from asyncsynth.core.limiter import HOLD_S, CutLimit
 from asyncsynth.core.outcomes import ServerLoad
 
 START = "growing"  # slow start
@@ -35,7 +37,6 @@ SETTLE = 3
 STALE_S = 30.0  #: a report older than this says nothing
 REPORT_S = 1.0  #: between two changes that follow reports
 PATIENCE_S = 4.0  #: a queue must last so long before the limit is lowered for it
-KNEE_S = 600.0  #: no trial goes past the place of a refusal for so long
 KV_FULL = 0.92  #: with a queue: preemptions are near
 FLAT = 0.05  #: slow start ends when doubling brings less than this, twice in a row
 STEADY = 0.01  #: rise between two windows at one limit that is not yet the steady state
@@ -61,8 +62,8 @@ class AdaptiveLimit(CutLimit):
 
     __slots__ = (
         "_answers", "_bound", "_buffer", "_ceiling", "_changed_at", "_direction", "_flat", "_full", "_gap", "_home",
-        "_last", "_load", "_mark", "_marks", "_measuring", "_n", "_need", "_pause", "_phase", "_queue_since", "_rate",
-        "_since", "_step", "_tokens", "_top", "_total", "_tries", "_wait", "_why",
+        "_last", "_load", "_mark", "_marks", "_measuring", "_n", "_need", "_pause", "_phase",
+        "_queue_since", "_rate", "_since", "_step", "_tokens", "_top", "_total", "_tries", "_wait", "_why",
     )  # fmt: skip
 
     def __init__(self, *, initial: int = 16, minimum: int = 1, maximum: int = 4096, slots: int | None = None) -> None:
@@ -88,6 +89,7 @@ class AdaptiveLimit(CutLimit):
         self._mark = 0.0
         self._marks: list[tuple[int, float, int, int]] = []
         self._flat = 0
+        self.most = 0
         # Trials.
         self._rate = 0.0  # tokens/s at _home; 0: not measured
         self._direction = DOWN
@@ -109,6 +111,28 @@ class AdaptiveLimit(CutLimit):
             self._marks.append((self._limit, now, 0, 0))
             self._mark = self._limit * 1.414
             self._since = self._last = now
+        self.most = max(self.most, in_flight)
+
+    @property
+    def answers(self) -> int:
+        """How many there were."""
+        return self._answers + self._n
+
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this; at least the minimum."""
+        super().bound(maximum)
+        self._ceiling = min(self._ceiling, self.maximum)
+        self._top = min(self._top, self.maximum)
+        self._home = min(self._home, self.maximum)
+
+    def on_capacity(self, capacity: int, now: float, why: str) -> None:
+        """Settle there; no trial goes past it for ten minutes."""
+        if capacity >= self._limit:
+            return
+        self._limit = self._knee = self.most = max(self.minimum, capacity)
+        self._cut_at = now
+        self._grown = False
+        self._settle(now, why)
 
     def on_ok(self, now: float, in_flight: int, tokens: int) -> None:
         """Count, grow while the limit binds, and judge when the window is full."""
@@ -283,7 +307,7 @@ class AdaptiveLimit(CutLimit):
         for _ in range(2):
             if self._direction is UP:
                 target = min(self._ceiling, max(self._home + 1, int(self._home * (1 + self._step))))
-                if now - self._cut_at < KNEE_S:
+                if now - self._cut_at < HOLD_S:
                     target = min(target, int(self.NEAR * self._knee))
                 possible = target > self._home
             else:

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Abort, Action, Call, Canary, Probe
-from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
+from asyncsynth.core.calls import Action, Call, Canary
+from asyncsynth.core.dispatch import CANARY_S, Slots
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
 from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook, answers
 from asyncsynth.core.replica_state import Alarm, Held, Replica
@@ -29,9 +29,11 @@ UNREADABLE_TRIES = 5  #: unreadable answers of a server that never gave a readab
 REFUSING_S = 30.0  #: the pause of a replica that refuses every request, while others serve the model
 READABLE_S = 30.0  #: after a canary whose answer is readable, unreadable ones are charged to their records
 BURST_S = 0.25  #: connections that die within so short a time die together
-PROBE_S = 60.0  #: what a probe of a busy server may take, at first
 AWAY_CHECK_S = 60.0  #: how often to check whether a replica has been away for too long
 LOST_CHECK_S = 1.0  #: or, if its supervisor gave it up, whether a call waits for it
+TURNED_AWAY_S = 0.25  #: a connection is refused within so short a time
+FULL = 0.1  #: answers of a full server for each connection that it refused, at least; a dead one has hardly any
+FULL_S = 5.0  #: a full server takes requests again within this time after its answers
 
 
 class FaultJudge:
@@ -69,6 +71,7 @@ class FaultJudge:
         if breaker.state is CLOSED:
             replica.overloads = 0
             settled = breaker.settle(call.started_at)
+            replica.turned_away = replica.casualties = 0
             if settled:
                 self._slots.release_held(replica, out)
             health = replica.health
@@ -77,6 +80,8 @@ class FaultJudge:
             # Only the probe counts: a server that dies may still have answers on the way.
             replica.overloads = 0
             self.back(replica, now, out)
+        else:
+            replica.survivors += 1
 
     def failed(self, call: Call, replica: Replica, outcome: Outcome, now: float, out: list[Action]) -> None:
         """An attempt failed: charge it, forgive it, or hold it; pause the server, or halt the run."""
@@ -184,6 +189,10 @@ class FaultJudge:
             return
         refused = outcome.reason == "connect"
         self._book.note_death(call, replica, outcome, now)
+        if outcome.reason in ("connect", "reset") and now - call.started_at < TURNED_AWAY_S:
+            replica.turned_away += 1
+        else:
+            replica.casualties += 1
         what = f"{outcome.reason}: {outcome.message}" if outcome.message else outcome.reason
         if breaker.state is not CLOSED:
             if refused:
@@ -209,6 +218,7 @@ class FaultJudge:
             # This call's note in the streak is taken back by `pause` with the others', so charge it first.
             call.failures().charged += 1
             self._book.fallen(replica, now)
+            replica.fell_at = now
             self.pause(replica, now, what, out)
             self._slots.place(call, now, out)
         else:
@@ -378,47 +388,21 @@ class FaultJudge:
         elif replica.breaker.state is DOWN or any(m in self._balancer.bare_since for m in replica.models):
             self._timers.alarm(replica, Alarm.OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
-    # --- silence ------------------------------------------------------------------------------
-
-    def check_silence(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Calls are in flight and the server has been silent for a while: probe it."""
-        due = replica.heard_at + SILENCE_S
-        if due <= now:
-            if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * self._patience(replica):
-                replica.asked_at = now
-                out.append(Probe(replica.index, self._patience(replica)))
-            due = now + SILENCE_S
-        self._timers.alarm(replica, Alarm.STALL, due)
-
-    def _patience(self, replica: Replica) -> float:
-        """Deadline of a probe of a busy server. It doubles after each hang: no slow server is declared hung twice."""
-        if replica.breaker.state is not CLOSED:
-            return CANARY_S  # one call at most is in flight there
-        return PROBE_S * 2.0 ** min(replica.stalls, 4)
-
     def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """The result of the driver's `Probe`."""
+        """The result of a `Probe` that the server answered, or by which the driver tries a paused one."""
         by_driver = replica.breaker.probe == CANARY
         if ok:
             self._slots.heard(replica, now)
-            if by_driver:
+            if replica.breaker.knocking:  # it answers something small: now a call may try
+                replica.breaker.probed_by(None)
+                self._timers.forget(replica, Alarm.ASK)
+                self._slots.fill(replica, now, out)
+            elif by_driver:
                 self.back(replica, now, out)
                 self._slots.fill(replica, now, out)
         elif by_driver:
             self.is_dead(replica, now, out)
             self.pause(replica, now, "does not answer a probe", out)
-        elif replica.in_flight and replica.asked_at > replica.heard_at:
-            self._hangs(replica, now, out)
-
-    def _hangs(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Neither a call nor a probe is answered: pause the replica, move its calls, and charge none."""
-        replica.stalls += replica.breaker.state is CLOSED
-        calls = self._slots.abandon(replica)
-        self.pause(replica, now, f"no answer for {now - replica.heard_at:.0f} s, nor to a probe", out)
-        for call in calls:
-            self._book.left(call, replica)
-            out.append(Abort(call.id))
-            self._slots.place(call, now, out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
         """Sets the alarm that looks whether the replica's outage has lasted too long."""
@@ -429,15 +413,26 @@ class FaultJudge:
         """Halt the run without failing a record; it can be resumed."""
         cause = replica.breaker.cause
         if replica.breaker.lost:
-            why = f"is not started again: {cause}"
+            why = f"{replica.breaker.how}: {cause}"
         else:
             why = f"gave no answer for {self._policy.outage_limit_s / 60:.0f} min ({cause})"
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
+
+    def _over_its_limit(self, replica: Replica, now: float) -> None:
+        """It is back. It was full rather than dead if it refused connections while it answered all that it had."""
+        held, refused, casualties = replica.survivors, replica.turned_away, replica.casualties
+        replica.survivors = replica.turned_away = replica.casualties = 0
+        # A dying server may have a few answers on the way; one that was away for longer was restarted.
+        answered_all = held and not casualties and held >= FULL * refused
+        if answered_all and refused and now - replica.fell_at < FULL_S + 2 * replica.slowest:
+            replica.limiter.on_capacity(held, now, f"it refused connections beyond {held}")
+            self._book.explain(self._slots.calls.values())
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
         """The server answers again. Calls that probed in vain get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
+        self._over_its_limit(replica, now)
         self._timers.forget(replica, Alarm.ASK)
         self.lives(replica, now, out)
         self._timers.forget(replica, Alarm.PROBE)

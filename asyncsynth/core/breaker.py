@@ -22,6 +22,8 @@ class Breaker:
     __slots__ = (
         "cause",
         "failures",
+        "how",
+        "knocking",
         "lost",
         "opened_at",
         "probe",
@@ -45,6 +47,8 @@ class Breaker:
         self.probe: int | None = None  # the call that probes
         self.cause: str = ""
         self.lost: bool = False  # down, and its supervisor does not restart it
+        self.how: str = ""  # why it stays away, in words that follow its name
+        self.knocking: bool = False  # the driver asks first; a call may try when it is answered
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed. True if the server is at fault and the breaker must open.
@@ -89,7 +93,7 @@ class Breaker:
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
         self.tries += 1
         self.state = paused[self.state]
-        self.probe = None
+        self.probed_by(None)
         self.cause = cause
         self.probe_at = now + max(pause, at_least)
         return self.probe_at
@@ -97,18 +101,19 @@ class Breaker:
     def half_open(self) -> None:
         """The pause is over: one call may try."""
         self.state = tried[self.state]
-        self.probe = None
+        self.probed_by(None)
         self.probe_at = None
 
     def take_down(self) -> None:
         """Paused by its supervisor, which will report when it is back."""
         self.state = taken_down[self.state]
-        self.probe = None
+        self.probed_by(None)
         self.probe_at = None
 
-    def give_up(self, cause: str) -> None:
-        """Its supervisor does not start it again."""
+    def give_up(self, cause: str, how: str) -> None:
+        """It stays away. `how` follows its name in a message: "is not started again"."""
         self.cause = cause
+        self.how = how
         self.lost = True
 
     def remove(self) -> None:
@@ -118,11 +123,17 @@ class Breaker:
     def probed_by(self, call_id: int | None) -> None:
         """A call (or CANARY: the driver itself) probes the server; None: it no longer does."""
         self.probe = call_id
+        self.knocking = False
+
+    def knock(self) -> None:
+        """The driver asks whether the server answers at all; then a call may try."""
+        self.probe = CANARY
+        self.knocking = True
 
     def close(self) -> None:
         """The server answers."""
         self.state = answering[self.state]
-        self.probe = None
+        self.probed_by(None)
         self.probe_at = None
         self.opened_at = None
         self.tries = 0

@@ -44,12 +44,13 @@ class Halt:
 class Probe:
     """Ask this replica something small of the driver's own: a completion of one token, outside slots and statistics.
 
-    Report by `Scheduler.probe_result(name, ok, now)`: ok for an answer within `timeout_s` seconds that is no server's
-    error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
+    Report by `Scheduler.probe_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that is no
+    server's error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
     """
 
     replica: int
     timeout_s: float
+    number: int = 0  #: tells the probes of a silent server apart
 
 
 @dataclass(slots=True)
@@ -66,12 +67,15 @@ class Canary:
 
 @dataclass(slots=True)
 class Abort:
-    """Cancel this call's exchange and report no outcome for it: its server hangs. The call itself goes on.
+    """Cancel this call's exchange at `replica`, and report no outcome for it: no answer will come (`why`).
 
-    It waits again, uncharged; a Start (or Finish) for it may stand later in the same list.
+    The call itself continues: a Start (or Finish) for it may follow in the same list.
     """
 
     call_id: int
+    replica: int
+    cause: str  #: "hung" | "lost"
+    why: str
 
 
 Action = Start | Finish | Halt | Probe | Canary | Abort

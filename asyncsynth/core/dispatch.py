@@ -11,6 +11,7 @@ from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.replica_state import Alarm, Replica
+from asyncsynth.core.starving import Starving
 from asyncsynth.core.states import (
     CLOSED,
     HALF_OPEN,
@@ -45,6 +46,7 @@ class Slots:
         self._timers = timers
         self._book = book
         self._gated: set[Replica] = set()  # those whose published rate is used up
+        self._starving: dict[int, Starving] = {}  # of replicas, while their limits grow
         self.calls: dict[int, Call] = {}  #: all that are not over
         self.halted: Halt | None = None  #: why nothing starts any more
 
@@ -72,9 +74,9 @@ class Slots:
             self.start_or_wait(call, now, out)
             return
         self._room.enter(call)
-        replica = self._balancer.pick(call.model)
-        if replica is not None and self.halted is None:
-            self.fill(replica, now, out)
+        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be probed
+            if replica.can_take() and call.state is WAITING and self.halted is None:
+                self.fill(replica, now, out)
 
     def _start(self, call: Call, replica: Replica, now: float, out: list[Action]) -> None:
         call.state = started[call.state]
@@ -83,10 +85,11 @@ class Slots:
         call.attempts = attempts = call.attempts + 1
         replica.in_flight = in_flight = replica.in_flight + 1
         if in_flight == 1:
-            replica.heard_at = now
+            replica.heard_at = replica.busy_since = now
             if Alarm.STALL not in replica.alarms:
                 self._timers.alarm(replica, Alarm.STALL, now + SILENCE_S)
-        replica.limiter.on_start(in_flight, now)
+        if in_flight > replica.limiter.most:
+            self._more_than_ever(call, replica, in_flight, now)
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
@@ -98,6 +101,17 @@ class Slots:
             if replica.starved:
                 self.feed_starved(replica, now, out)
 
+    def _more_than_ever(self, call: Call, replica: Replica, in_flight: int, now: float) -> None:
+        """The limiter is told, and whether the server works on all that it has is looked at."""
+        limiter = replica.limiter
+        limiter.on_start(in_flight, now)
+        if replica.report is None:  # a server that reports its queue needs no guess
+            starving = self._starving.setdefault(replica.index, Starving())
+            capacity = starving.capacity(call, replica, limiter.answers, now)
+            if capacity is not None:
+                limiter.on_capacity(capacity, now, f"only {capacity} requests are answered at a time")
+                del self._starving[replica.index]
+
     def fill(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Give a replica that may have room the best of the calls that wait for it."""
         if replica.gated_for is not None:
@@ -108,6 +122,8 @@ class Slots:
             and not (self._suspects and self._suspects_first(replica, now, out))
         ):
             self._drain(replica, now, out)
+            if self._suspects and replica.can_take():  # no ordinary call waits any more
+                self._suspects_first(replica, now, out)
         if replica.held and not replica.in_flight:
             self.release_held(replica, out)  # no call is left there that could show whose fault it is
         if replica.shared and replica.can_take():
@@ -166,6 +182,19 @@ class Slots:
             out.append(Probe(replica.index, CANARY_S))
             self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
 
+    def knock(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """Its pause is over: let the driver ask first, where a call that tried in vain could be served elsewhere.
+
+        So no call waits for the deadline of a dead server beside a healthy one. False where there is no other.
+        """
+        peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
+        if self.halted is not None or not any(peer.breaker.state is CLOSED and peer.health.alive for peer in peers):
+            return False
+        replica.breaker.knock()
+        out.append(Probe(replica.index, CANARY_S))
+        self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+        return True
+
     def not_asked(self, replica: Replica, now: float, out: list[Action]) -> None:
         """The driver did not probe: a suspect must."""
         if replica.breaker.probe != CANARY or self.halted is not None:
@@ -215,6 +244,13 @@ class Slots:
         """An attempt there has failed: a sign of life all the same, and a free slot."""
         replica.heard_at = now
         replica.in_flight -= 1
+
+    def turned_back(self, call: Call, replica: Replica, due: float) -> None:
+        """An attempt never left this machine: the slot is free, and the call waits until `due` seconds."""
+        replica.in_flight -= 1
+        if replica.breaker.probe == call.id:
+            replica.breaker.probed_by(None)
+        self.sleep(call, due)
 
     def heard(self, replica: Replica, now: float) -> None:
         """Another sign of life."""
@@ -297,6 +333,10 @@ class Slots:
         """An attempt there has succeeded: a sign of life, a free slot, and the end of the call."""
         replica.heard_at = now
         replica.in_flight -= 1
+        took = now - call.started_at
+        replica.served_s += took
+        if took > replica.slowest:
+            replica.slowest = took
         call.state = finished[call.state]  # as `finish`, in line: this is the usual end
         del self.calls[call.id]
         out.append(Finish(call.id, outcome, call.attempts))

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from asyncsynth.core.outcomes import ServerLoad
 
+HOLD_S = 600.0  #: a limit does not grow past a capacity that was found for so long
+
 
 class Limiter(Protocol):
     """A concurrency limit that learns from what the server answers. Times are seconds, monotonic."""
@@ -13,6 +15,16 @@ class Limiter(Protocol):
     @property
     def limit(self) -> int:
         """Requests that may be in flight now; at least 1."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """`on_start` is called only for starts that bring more in flight than this."""
+        ...
+
+    @property
+    def answers(self) -> int:
+        """Good answers so far; 0 of a limiter that learns nothing from starts."""
         ...
 
     def on_start(self, in_flight: int, now: float) -> None:
@@ -25,6 +37,19 @@ class Limiter(Protocol):
 
     def on_overload(self, now: float, started_at: float) -> None:
         """The server refused, as overloaded, a request that had started at `started_at`."""
+        ...
+
+    @property
+    def maximum(self) -> int:
+        """The limit is never above."""
+        ...
+
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this."""
+        ...
+
+    def on_capacity(self, capacity: int, now: float, why: str) -> None:
+        """The server was seen to take this many requests at once, and no more."""
         ...
 
     def on_load(self, load: ServerLoad) -> None:
@@ -50,7 +75,7 @@ class CutLimit:
     FAST = 8  #: completions for +1 while far from the knee, or fewer
     NEAR = 0.8  #: share of the knee where its neighbourhood begins
 
-    __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "_limit", "cuts", "maximum", "minimum")
+    __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "_limit", "cuts", "maximum", "minimum", "most")
 
     def __init__(self, limit: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= maximum:
@@ -63,11 +88,22 @@ class CutLimit:
         self._grown = False  # since the last cut
         self._cut_at = float("-inf")
         self.cuts: int = 0
+        self.most: int = 1 << 30
+
+    @property
+    def answers(self) -> int:
+        """Not counted."""
+        return 0
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
         return self._limit
+
+    def bound(self, maximum: int) -> None:
+        """From now on, never above this; at least the minimum."""
+        self.maximum = max(self.minimum, min(self.maximum, maximum))
+        self._limit = min(self._limit, self.maximum)
 
     def on_overload(self, now: float, started_at: float) -> None:
         """Cut by a fifth, unless the request belongs to the episode already cut for."""
@@ -95,24 +131,36 @@ class CutLimit:
 class FixedLimit(CutLimit):
     """The user's limit, lowered while the server says that it is too much."""
 
-    __slots__ = ()
+    __slots__ = ("_held_until", "_held_why")
 
     def __init__(self, maximum: int) -> None:
         super().__init__(maximum, 1, maximum)
+        self._held_until = float("-inf")
+        self._held_why = ""
 
     def on_start(self, in_flight: int, now: float) -> None:
         """Nothing to learn from a start."""
 
     def on_ok(self, now: float, in_flight: int, tokens: int) -> None:
         """Count towards growth while the limit binds."""
-        if self._limit < self.maximum and in_flight >= self._limit:
+        if self._limit < self.maximum and in_flight >= self._limit and now >= self._held_until:
+            self._held_why = ""
             self._regrow()
+
+    def on_capacity(self, capacity: int, now: float, why: str) -> None:
+        """Lower the limit to it, for ten minutes."""
+        if capacity < self._limit:
+            self._limit = max(self.minimum, capacity)
+            self._held_until = now + HOLD_S
+            self._held_why = why
 
     def on_load(self, load: ServerLoad) -> None:
         """Nothing: the limit is the user's."""
 
     def explain(self) -> str:
         """Why the limit is what it is."""
+        if self._held_why:
+            return f"{self._limit} of {self.maximum}: {self._held_why}"
         if not self.cuts:
             return f"fixed at {self.maximum}"
         return f"{self._limit} of {self.maximum} after {self.cuts} cuts; the server last refused at {self._knee}"

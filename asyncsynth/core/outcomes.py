@@ -18,12 +18,15 @@ class ServerLoad:
         running: requests that it works on, or None if the report does not say.
         kv: share of its KV cache in use, 0 to 1, or None if the report does not say.
         at: when it was received, in seconds, monotonic.
+        progress: a counter that grows whenever the server does something (tokens, engine steps), or None where the
+            report has none.
     """
 
     waiting: int
     running: int | None
     kv: float | None
     at: float
+    progress: float | None = None
 
 
 @dataclass(slots=True)  # not frozen: one is made for every answer, and a frozen one takes three times as long

@@ -92,10 +92,11 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms", "asked_at", "blocked", "breaker", "budget", "doubted", "extra", "gate", "gated_for", "health",
-        "heard_at", "held", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "probers",
-        "proven", "queue", "quiet", "readable_until", "refusals", "report", "seen", "shared", "spent", "spent_at",
-        "spent_until", "stalls", "starved", "troubled",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "doubted", "extra",
+        "fell_at", "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter",
+        "models", "name", "overloads", "press", "probers", "probes_sent", "proven", "queue", "quiet", "readable_until", "refusals",
+        "report", "seen", "served_s", "shared", "slowest", "spent", "spent_at", "spent_until", "stalls", "starved",
+        "survivors", "troubled", "turned_away",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -113,6 +114,9 @@ class Replica:
         # core.dispatch
         self.in_flight: int = 0
         self.heard_at: float = 0.0  # the last sign of life
+        self.slowest: float = 0.0  # the longest that an answer took, in seconds
+        self.served_s: float = 0.0  # seconds that all answers took together
+        self.busy_since: float = 0.0  # calls have been in flight without a break since then
         self.starved: deque[Call] = deque()  # retries that are due when the budget has a token
         self.held: list[tuple[Call, Outcome]] = []  # out of attempts; finished, unless it is the server's fault
         self.gated_for: Call | None = None  # the call that waits for the gate
@@ -129,9 +133,16 @@ class Replica:
         self.proven: bool = False  # it has answered a call
         self.doubted: bool = False  # it probed with an unreadable answer, and a canary asks whether it always does
         self.readable_until: float = float("-inf")  # until then, unreadable answers are the records' fault
+        self.fell_at: float = float("-inf")  # when it was last paused for failures
+        self.turned_away: int = 0  # since the last good time: connections refused at once
+        self.casualties: int = 0  # other failures of the server
+        self.survivors: int = 0  # answers after it was paused
         self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
+        # core.silence
         self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
+        self.probes_sent: int = 0  # how often that was
         self.stalls: int = 0  # how often it was found hung
+        self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
         self.troubled: bool = True  # something needs resetting at the next success; the first one proves it
         self.blocked: bool = False  # gated or quiet
@@ -139,7 +150,7 @@ class Replica:
         self.extra: int = 0  # by that report: requests there that are not ours
         self.press: float = 0.0  # by that report: weight of a request in the server's queue
         self.queue: int = 0  # by that report: its queue, less our requests in flight then
-        self.seen: tuple[int | None, float | None] = (None, None)  # running and KV use as last reported
+        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # what moves, as last reported
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
@@ -174,7 +185,7 @@ class Replica:
 
     def works_on(self, load: ServerLoad) -> bool:
         """Whether this report shows that it has done something since the last one."""
-        before, self.seen = self.seen, (load.running, load.kv)
+        before, self.seen = self.seen, (load.progress, load.running, load.kv)
         return before != self.seen
 
     def gate_for(self, call: Call | None) -> None:

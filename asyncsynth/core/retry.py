@@ -36,6 +36,8 @@ UNREADABLE = frozenset({"bad_json", "bad_utf8"})
 #: Attempts of one call that may meet a server-scope Permanent (401, 404, ...) while the server answers others: a
 #: gateway may have one bad backend. What refuses a text (403, 451) refuses it again.
 SERVER_REFUSALS, TEXT_REFUSALS = 3, 1
+MACHINE = "machine"  #: reason of a failure that is this machine's: no open files, ports or memory for a connection
+MACHINE_WAIT_S = 1.0  #: after it, the call waits for this long, and up to twice
 
 
 class Rng(Protocol):

@@ -19,7 +19,9 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - `core.suspects`: who may have killed a server, and whom to try first;
 - `core.refusals`: who was refused, and whether others are;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
-- `core.blame`: what a failure means, and for whom.
+- `core.blame`: what a failure means, and for whom;
+- `core.silence`: whether a silent server is slow or hung;
+- `core.waits`: in words, why calls wait.
 """
 
 from __future__ import annotations
@@ -28,15 +30,18 @@ from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
+from asyncsynth.core.breaker import CANARY
 from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, Probe, Start
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
 from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
-from asyncsynth.core.retry import SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.retry import MACHINE, MACHINE_WAIT_S, SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
+from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
+from asyncsynth.core.waits import why_calls_wait
 
 __all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
 
@@ -46,12 +51,14 @@ class Scheduler:
 
     def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
         self.policy = policy
+        self._rng = rng
         self._balancer = Balancer()
         self._room = WaitingRoom(self._balancer)
         self._timers = Timers()
         self._book = SuspectBook(self._balancer, self._room, self._timers)
         self._slots = Slots(self._balancer, self._room, self._timers, self._book)
         self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
+        self._silence = SilenceWatch(self._slots, self._judge, self._book, self._balancer, self._timers)
         self._seq = 0
         self.replicas: list[Replica] = self._balancer.replicas  #: all there ever were, by index
         self._calls = self._slots.calls
@@ -62,7 +69,7 @@ class Scheduler:
             Alarm.RATE: self._slots.fill,
             Alarm.REPORT: self._check_report,
             Alarm.OUTAGE: self._judge.check_absence,
-            Alarm.STALL: self._judge.check_silence,
+            Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
             Alarm.ASK: self._not_probed,
             Alarm.CANARY: self._judge.canary_is_late,
@@ -129,6 +136,11 @@ class Scheduler:
             if replica.troubled:
                 self._judge.recovered(call, replica, now, out)
             slots.answered(call, replica, outcome, now, out)
+        elif type(outcome) is Transient and outcome.reason == MACHINE:
+            # Neither the server's fault nor the record's: the call waits, and fewer are in flight.
+            self._book.left(call, replica)
+            slots.turned_back(call, replica, now + MACHINE_WAIT_S * (1.0 + self._rng.random()))
+            replica.limiter.on_capacity(max(1, replica.in_flight), now, outcome.message)
         else:
             if isinstance(outcome, Transient | Permanent) and outcome.paid:
                 self._paid(call, replica, outcome, now)
@@ -164,6 +176,8 @@ class Scheduler:
 
     def _pause_is_over(self, replica: Replica, now: float, out: list[Action]) -> None:
         replica.breaker.half_open()
+        if replica.health.accused is None and self._slots.knock(replica, now, out):
+            return
         self._slots.fill(replica, now, out)
         if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
             self._slots.ask(replica, now, out)  # no waiting call could probe
@@ -239,12 +253,16 @@ class Scheduler:
         self._room.rehome(replica.models)
         return out
 
-    def probe_result(self, name: str, ok: bool, now: float) -> list[Action]:
+    def probe_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
         """The result of the driver's `Probe`: ok, if the server answered it, however. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
-        if replica is not None and self.halted is None:
+        if replica is None or self.halted is not None:
+            return out
+        if ok or replica.breaker.probe == CANARY:
             self._judge.probed(replica, now, ok, out)
+        else:
+            self._silence.unanswered(replica, number, now, out)
         return out
 
     def canary_result(self, replica: int, model: str, outcome: Outcome, now: float) -> list[Action]:
@@ -270,15 +288,17 @@ class Scheduler:
             self._judge.watch_absence(replica, now)
         return out
 
-    def replica_lost(self, name: str, now: float, why: str) -> list[Action]:
-        """A supervisor has given this server up. Calls that nobody else can take end the run at once.
+    def replica_lost(self, name: str, now: float, why: str, how: str = "is not started again") -> list[Action]:
+        """This server stays away: its supervisor gave it up, or it cannot be used. `how` follows its name in messages.
+
+        Calls that no other server can take end the run at once.
 
         Raises:
             KeyError: no replica has this name.
         """
         replica = self._balancer.by_name[name]
         out = self.replica_down(name, now, why)
-        replica.breaker.give_up(why)
+        replica.breaker.give_up(why, how)
         if self.halted is None:
             self._judge.check_absence(replica, now, out)
         for model in replica.models:  # suspects may have waited for it, to spare the last server in use
@@ -297,6 +317,10 @@ class Scheduler:
         self._judge.back(replica, now, out)
         self._slots.fill(replica, now, out)
         return out
+
+    def waits(self, now: float) -> list[str]:
+        """Why calls wait for something else than a slot, in words; empty where none does."""
+        return why_calls_wait(self._slots, self._room, self._book, self._silence, self._balancer, now)
 
     def stats(self) -> list[ReplicaStats]:
         """One entry per replica, in the order of their indices; without those removed that have nothing in flight."""

@@ -15,9 +15,10 @@ be cheap: finding the one poison record among hundreds, and finding that there i
   that moment convicts nobody. The record ends with Permanent("poison"), and all others are free again. A failure that
   was not the server's end (it answers the next call) is charged like any other.
 
-So one poison record costs four crashes at most. With several replicas: suspects are tried on all of them at once,
-each on one at a time, but not on the last one in use while another may come back within two minutes; and calls are
-tried alone on servers that have crashed already, which are empty when they return.
+So one poison record costs four crashes at most. With several replicas, suspects are tried on all of them at once. The
+last replica in use is spared for two minutes while ordinary calls wait for it: a replica that comes back takes the
+risk instead. When no ordinary call waits, suspects start there at once, so that no healthy server is idle beside them.
+Calls are tried alone on servers that have crashed already, which are empty when they return, or on an unused one.
 
 `SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.blame` tells it what
 came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
@@ -132,7 +133,10 @@ class SuspectBook:
             self._take_all_again(replica)
             return False
         late = now >= self._crashed_at + PATIENCE_S
-        if not (health.examiner or late) or self._spared(replica, call, now):
+        unused = not replica.in_flight and not self._room.ordinary_waits(replica)
+        if not (health.examiner or late or unused) or self._spared(replica, call, now):
+            if replica.quiet:  # its trials would take slots from calls that it may serve at once
+                replica.keep_free(False)
             return False
         replica.keep_free(True)
         return True
@@ -151,9 +155,12 @@ class SuspectBook:
             replica.health.trials.add(call.id)
 
     def _spared(self, replica: Replica, call: Call, now: float) -> bool:
-        """Whether this is the last replica in use, and another may soon take the risk."""
+        """Whether this is the last replica in use, has other work, and another may soon take the risk.
+
+        A replica without other work is not spared: its slots would stay empty, and its crash would cost no other call.
+        """
         peers = self._balancer.of_model[call.model]
-        if len(peers) == 1 or now >= self._crashed_at + PATIENCE_S:
+        if len(peers) == 1 or now >= self._crashed_at + PATIENCE_S or not self._room.ordinary_waits(replica):
             return False
         if any(r is not replica and r.breaker.state is CLOSED and r.health.alive for r in peers):
             return False
@@ -162,6 +169,10 @@ class SuspectBook:
         return any(
             r is not replica and r.breaker.state in (OPEN, HALF_OPEN, DOWN) and not r.breaker.lost for r in peers
         )
+
+    def spared_until(self) -> float:
+        """When suspects are tried on the last replica in use although it has other work, in seconds."""
+        return self._crashed_at + PATIENCE_S
 
     def _take_all_again(self, replica: Replica) -> None:
         if replica.quiet:

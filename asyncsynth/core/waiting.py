@@ -98,6 +98,10 @@ class WaitingRoom:
         """Whether a call for this model waits."""
         return bool(self.queues[model].live) or any(call.model == model for call in self.suspects.values())
 
+    def ordinary_waits(self, replica: Replica) -> bool:
+        """Whether a call that is no suspect waits for this replica."""
+        return any(self.queues[model].live for model in replica.models)
+
     def has_fresh_probe(self, replica: Replica) -> bool:
         """Whether an ordinary call waits that has not failed in this outage yet."""
         heads = [self.queues[model].head() for model in replica.models]

@@ -34,6 +34,8 @@ class RunSettings(TypedDict, total=False):
     answers: bool | str | Path | None
     use_cache: bool
     concurrency: int | None
+    request_timeout: float | None
+    model_change: str
     window: int | None
     window_bytes: int
     max_failures: int | str | None
@@ -67,6 +69,12 @@ class RunOptions:
             there; "none" (False) keeps and reads none; any other path keeps all, in a directory that runs may share.
         use_cache: False starts again in the same place, and keeps the old directory under another name.
         concurrency: requests in flight on each server, fixed; None adapts to each server.
+        request_timeout: seconds for each whole answer, the server's queue included; a request that takes longer is
+            given up and tried again, which costs its record an attempt. None sets no limit: a request is given up only
+            when its server shows no progress.
+        model_change: what happens when a server's answers begin to name another model than before. "stop" (default)
+            takes none of these answers and sends nothing more there; the run continues with other servers of the
+            model, or stops, resumable. "note" takes them, and says so in the notes.
         window: maximum number of records in flight; None takes twice the servers' total limit plus 256.
         window_bytes: maximum size of the input rows of all records in flight, in bytes.
         on_download: called with (bytes so far, bytes in total) while an embedded model's weights are downloaded.
@@ -91,6 +99,8 @@ class RunOptions:
     answers: bool | str | Path | None = None
     use_cache: bool = True
     concurrency: int | None = None
+    request_timeout: float | None = None
+    model_change: str = "stop"
     window: int | None = None
     window_bytes: int = WINDOW_BYTES
     max_failures: int | str | None = None
@@ -106,6 +116,16 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value}; at least {least} is needed")
+        if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
+            raise ConfigurationError(
+                f"request_timeout is {self.request_timeout}; a number of seconds above 0 is needed",
+                hint="Leave it out to set no limit: a request is given up when its server shows no progress.",
+            )
+        if self.model_change not in ("stop", "note"):
+            raise ConfigurationError(
+                f"model_change must be stop or note (got {self.model_change!r})",
+                hint='"stop" takes no answer of another model; "note" takes it and says so.',
+            )
         if not (self.answers is None or (isinstance(self.answers, (bool, Path, str)) and str(self.answers).strip())):
             raise ConfigurationError(
                 f"answers must be own, run, none or the path of a directory (got {self.answers!r})",
@@ -123,7 +143,8 @@ class RunOptions:
 
 #: Options that each worker process resolves again. The others are the parent's.
 _WORKER_OPTIONS = (
-    "servers", "limit", "seed", "concurrency", "window", "window_bytes", "retry_failed", "max_failures", "answers"
+    "servers", "limit", "seed", "concurrency", "request_timeout", "model_change", "window", "window_bytes",
+    "retry_failed", "max_failures", "answers",
 )  # fmt: skip
 
 

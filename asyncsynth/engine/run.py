@@ -36,6 +36,7 @@ class ServerSettings:
         start: starts those that do not run; None starts none.
         embedded: the embedded model that answers for all others.
         concurrency: requests in flight on each server, fixed; None adapts.
+        request_timeout, model_change: as in `RunOptions`.
         retry: waits, stops and budgets.
         on_download, on_servers, on_wait: as in `RunOptions`.
     """
@@ -46,6 +47,8 @@ class ServerSettings:
     start: StartOptions | None
     embedded: EmbeddedSpec | None
     concurrency: int | None
+    request_timeout: float | None
+    model_change: str
     retry: RetryPolicy
     on_download: Callable[[int, int], None] | None
     on_servers: Callable[[Sequence[Capabilities]], None] | None
@@ -103,6 +106,8 @@ def run_of(graph: Graph, plan: Plan, directory: Path, options: RunOptions) -> Ru
             start=options.start,
             embedded=embedded_of(options),
             concurrency=options.concurrency,
+            request_timeout=options.request_timeout,
+            model_change=options.model_change,
             retry=options.retry or RetryPolicy(),
             on_download=options.on_download,
             on_servers=options.on_servers,

@@ -53,6 +53,8 @@ class RunServers:
             progress=settings.on_download,
             on_wait=settings.on_wait,
             concurrency=settings.concurrency,
+            request_timeout=settings.request_timeout,
+            model_change=settings.model_change,
             needs=settings.needs,
             on_found=self._note_found,
         )

@@ -333,6 +333,7 @@ class Runner:
             notes=[*self._run.plan.notes, *self._pool.notes],
             reread_answers=self._answers.reread if self._answers else 0,
             stage=self._totals.name_of(self._stage),
+            waits=pool.waits,
         )
 
     def _keep(self, *, again: bool = True) -> None:

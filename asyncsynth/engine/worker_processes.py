@@ -228,6 +228,7 @@ class Workers:
             servers=merged_lines(said["servers"] for said in now),
             notes=self._notes(),
             reread_answers=sum(said["reread_answers"] for said in every),
+            waits=next((said["waits"] for said in now if said["waits"]), ""),
         )
 
     def at_servers(self) -> int | None:

@@ -33,7 +33,8 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 #: vLLM reads its own key from this variable, so one export serves both sides; it wins over the default.
 _VLLM_KEY_ENV = "VLLM_API_KEY"
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104  # others listen there, not we
-_COMMON_KEYS = ("name", "api_key_env", "limit", "max_concurrency", "requests_per_minute", "tokens_per_minute", "orca")
+_COMMON_KEYS = ("name", "api_key_env", "limit", "max_concurrency", "requests_per_minute", "tokens_per_minute", "orca",
+                "request_timeout")  # fmt: skip
 _URL_KEYS = ("url", "models", "max_num_seqs", *_COMMON_KEYS)
 _CONFIG_KEYS = ("config", *LAUNCH_KEYS, *_COMMON_KEYS)
 
@@ -55,6 +56,7 @@ class ServerConfig:
         requests_per_minute, tokens_per_minute: what a hosted API allows, or None. Tokens are the prompt's and those
             that may be generated.
         orca: ask for the server's load in the headers of every answer. vLLM then logs a line for each of them.
+        request_timeout: seconds for each whole answer of this server, or None: no limit while it makes progress.
         origin: where this was written, ``file:line`` or the option, for messages.
         key_required: `api_key_env` was named on purpose: an unset variable is an error (`require_keys`).
         launch: how to start it here; None for servers that are only known by their URL.
@@ -71,6 +73,7 @@ class ServerConfig:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     orca: bool = False
+    request_timeout: float | None = None
     origin: str = ""
     key_required: bool = False
     launch: Launch | None = field(default=None, repr=False, compare=False)
@@ -252,6 +255,7 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
         "requests_per_minute": tried(entry.at_least_one, "requests_per_minute"),
         "tokens_per_minute": tried(entry.at_least_one, "tokens_per_minute"),
         "orca": tried(entry.get, "orca", bool) or False,
+        "request_timeout": tried(entry.seconds, "request_timeout"),
         "origin": entry.place(),
     }
     name = tried(entry.get, "name", str) or ""

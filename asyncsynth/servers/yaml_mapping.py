@@ -103,3 +103,10 @@ class YamlMapping:
         if value is not None and value < 1:
             self.fail(f"{name} must be at least 1, not {value}", self.values[name.replace("_", "-")])
         return value
+
+    def seconds(self, name: str) -> float | None:
+        """A number of seconds above 0; None where it is absent."""
+        value: float | None = self.get(name, (int, float))
+        if value is not None and not 0 < value < float("inf"):
+            self.fail(f"{name} must be a number of seconds above 0, not {value}", self.values[name.replace("_", "-")])
+        return value

@@ -48,6 +48,8 @@ async def open_pool(
     on_found: Callable[[Sequence[Capabilities]], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
     concurrency: int | None = None,
+    request_timeout: float | None = None,
+    model_change: str = "stop",
 ) -> AsyncIterator[ServerPool]:
     """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
 
@@ -64,6 +66,9 @@ async def open_pool(
         on_wait: gets a line when a server keeps the start waiting for more than some seconds.
         concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
             configurations name; embedded servers keep their own.
+        request_timeout: seconds for each whole answer, in place of what the configurations name; None where neither
+            sets one: then a request is given up only when its server shows no progress.
+        model_change: see `ServerPool`.
 
     A server among those given that does not answer is waited for only while a model needs it; else the pool begins
     without it, says so in its `notes`, and takes it in when it answers.
@@ -74,7 +79,7 @@ async def open_pool(
     given = servers_from_environment(environ) if servers is None else list(servers)
     plan = make_plan(llms, servers=given, embedded=embedded)
     require_named(plan.shared, given)
-    binder = _Binder(plan, llms, needs, ready or ReadyPolicy(), environ, concurrency, on_wait)
+    binder = _Binder(plan, llms, needs, ready or ReadyPolicy(), environ, concurrency, request_timeout, on_wait)
     async with contextlib.AsyncExitStack() as stack:
         found: list[Capabilities] = []
         started = await all_or_error(
@@ -83,13 +88,14 @@ async def open_pool(
         binder.open_exchanges(stack)
         remote, late = await binder.connect_all()
         stack.push_async_callback(cancelled, late)
-        used = [*(server for server, _ in started), *(one.server for one in remote if one.server is not None)]
+        local = [replace(server, request_timeout=request_timeout) for server, _ in started]
+        used = [*local, *(one.server for one in remote if one.server is not None)]
         found += [one for connected in remote for one in connected.found]
         if on_found is not None and found:
             on_found(found)
         require(found, needs or ())
         binder.is_running = True
-        pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
+        pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random(), model_change=model_change)  # noqa: S311
         stack.push_async_callback(pool.aclose)
         pool.notes.extend(binder.notes)
         binder.notes = pool.notes
@@ -122,16 +128,17 @@ class _Binder:
         patience: ReadyPolicy,
         environ: Mapping[str, str] | None,
         concurrency: int | None,
+        request_timeout: float | None,
         on_wait: Callable[[str], None] | None,
     ) -> None:
         self.patience = patience
-        self.is_running = (
-            False  #: the run has what it needs: a server that joins now is left out where it lacks something
-        )
+        #: The run has what it needs. A server that joins now is left out where it lacks something.
+        self.is_running = False
         self._plan = plan
         self._needs = needs
         self._environ = environ
         self._concurrency = concurrency
+        self._request_timeout = request_timeout
         self._on_wait = on_wait
         self._samples = first_samples(llms, needs or ())
         self._wanted = [t for t in plan.targets.values() if t.own or (plan.shared and t.config.models != frozenset())]
@@ -240,6 +247,7 @@ class _Binder:
             exchange=contact.exchange,
             limiter=_limiter(target.config, self._concurrency),
             rates=_rates(target.config),
+            request_timeout=self._request_timeout or target.config.request_timeout,
         )
         return Connected(server, served, trial.found)
 

@@ -107,7 +107,7 @@ class BatchingServer:
         """What `/metrics` would say."""
         self._pass_time(now)
         kv = None if self.kv_tokens is None else min(1.0, self._kv() / self.kv_tokens)
-        return ServerLoad(len(self._waiting), len(self._running), kv, now)
+        return ServerLoad(len(self._waiting), len(self._running), kv, now, progress=self._steps)
 
     def stall(self, seconds: float, now: float) -> None:
         """Pauses for `seconds`: decodes nothing and refuses nothing."""

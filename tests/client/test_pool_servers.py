@@ -14,6 +14,7 @@ from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.client.replicas import estimated_tokens, prompt_head
 from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
+from asyncsynth.core.calls import Abort
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.errors import ModelNotServed, RunStopped
@@ -276,6 +277,9 @@ def test_calls_on_a_server_that_hangs_go_elsewhere_and_end_well() -> None:
         assert [task.cancelled() for task in hung] == [True, False, False]
         assert [task.result().server for task in hung[1:]] == ["b", "b"]
         assert [task.cancelling() for task in hung[1:]] == [0, 0]
+        assert pool.snapshot().given_up == {"hung": 2}
+        [note] = pool.notes
+        assert note.startswith("a: 2 requests given up: no answer for 31 s, nor to a probe"), note
         await pool.aclose()
 
     run(main())
@@ -290,7 +294,7 @@ def test_a_cancellation_that_meets_an_abort_is_kept() -> None:
         tasks = [asyncio.create_task(pool.send(ask())) for _ in range(2)]
         await settle()
         [hung] = [task for task in tasks if not task.done()]
-        pool._abort(next(iter(pool._senders)))
+        pool._abort(Abort(next(iter(pool._senders)), 0, "hung", "silence"))
         hung.cancel()
         await settle()
         assert hung.cancelled()

@@ -12,7 +12,7 @@ import tenacity
 
 from asyncsynth.client.messages import CompletionRequest
 from asyncsynth.client.server_pool import Server, ServerPool
-from asyncsynth.client.transport import DEFAULT_TIMEOUTS, TransportFailure, WireResponse
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.retry import RetryPolicy
 from asyncsynth.errors import ModelNotServed, RequestFailed, ServerRefused, Withdrawn
 from asyncsynth.testing.virtual_time import run_virtually
@@ -268,16 +268,45 @@ def test_a_call_that_sleeps_keeps_neither_its_body_nor_the_answer_in_memory() ->
     run_virtually(asyncio.wait_for(main(), 60))
 
 
-def test_the_total_deadline_grows_with_max_tokens() -> None:
+@pytest.mark.row(17)
+@pytest.mark.parametrize(
+    ("of_server", "of_client", "expected"),
+    [
+        (None, DEFAULT_TIMEOUTS, Timeouts(DEFAULT_TIMEOUTS.connect, NEVER_S, NEVER_S)),
+        (90.0, DEFAULT_TIMEOUTS, Timeouts(DEFAULT_TIMEOUTS.connect, 90.0, 90.0)),
+        (None, Timeouts(3.0, 20.0, 20.0), Timeouts(3.0, 20.0, 20.0)),
+        (90.0, Timeouts(3.0, 20.0, 20.0), Timeouts(3.0, 90.0, 90.0)),
+    ],
+)
+def test_only_the_user_sets_a_deadline(of_server: float | None, of_client: Timeouts, expected: Timeouts) -> None:
+    """Neither the number of tokens nor silence inside an answer ends a request."""
+
     async def main() -> None:
         exchange = FakeExchange()
-        pool = make(exchange)
+        exchange.timeouts = of_client
+        pool = make(exchange, request_timeout=of_server)
         for params in ({"max_tokens": 10}, {"max_tokens": 4000}, {}):
             await pool.send(ask(**params))
-        assert [timeout.total for timeout in exchange.seen] == [125.0, 2120.0, 632.0]
-        assert exchange.seen[0].connect == DEFAULT_TIMEOUTS.connect
+        assert exchange.seen == [expected] * 3
 
     run(main())
+
+
+def test_requests_that_a_deadline_ends_are_counted_and_noted_in_one_line() -> None:
+    late = TransportFailure("timeout", "no whole answer in 5 s")
+
+    async def main() -> None:
+        exchange = FakeExchange(lambda n, body: late if n < 3 else answer())
+        pool = make(exchange, request_timeout=5.0)
+        assert (await pool.send(ask())).attempts == 3
+        assert pool.snapshot().given_up == {"request_timeout": 2}
+        assert pool.notes == [
+            "s: 2 requests given up: no whole answer within request_timeout 5 s; the server may have generated these "
+            "answers all the same"
+        ]
+        await pool.aclose()
+
+    run_virtually(main())
 
 
 def test_models_find_their_servers() -> None:

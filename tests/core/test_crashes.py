@@ -22,6 +22,7 @@ class Crashing:
         self.rng = random.Random(seed)
         self.poison = poison
         self.free = free
+        self.silent = False  # a server that is down takes connections and answers nothing
         self.down_until = [float("-inf")] * replicas
         self.dies_at = [float("inf")] * replicas
         self.crashes: list[tuple[float, int]] = []
@@ -32,10 +33,13 @@ class Crashing:
         def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
             self._pass(i, now)
             if now < self.down_until[i]:
-                return Transient("connect", "refused"), 0.001
+                return (
+                    (Transient("timeout", "silence"), 1e6) if self.silent else (Transient("connect", "refused"), 0.001)
+                )
             latency = self.rng.uniform(0.5, 2.0)
             if call in self.poison:
                 self.dies_at[i] = min(self.dies_at[i], now + self.rng.uniform(0.02, 0.6))
+                latency += 1.0  # it dies before it could answer
             return Ok(None, 10), latency
 
         def ending(outcome: Outcome, now: float) -> Outcome:
@@ -181,3 +185,52 @@ def test_long_generations_are_not_taken_for_a_hang() -> None:
         sim.submit(call, "m")
     sim.run()
     assert set(sim.starts.values()) == {1}
+
+
+# --- a healthy server beside calls that wait ------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
+@pytest.mark.parametrize("total", [60, 400])
+def test_no_call_waits_beside_an_idle_healthy_server(total: int, hangs: bool, seed: int) -> None:
+    """One of two servers dies for good: once the other has nothing else to do, it gets what was in flight there."""
+    fleet = Crashing(2, set(), seed, limit=8)
+    fleet.sim.keep_window(total, 64)
+    fleet.run(until=3.0)
+    fleet.kill(0)
+    fleet.run(until=fleet.sim.now + 1e-6)
+    fleet.down_until[0] = float("inf")
+    fleet.silent = hangs
+    idle, since = 0.0, fleet.sim.now
+    sent_to_dead: set[int] = set()
+    while fleet.sim.live:
+        sim = fleet.sim
+        was_idle = not sim.servers[1].busy and sim.scheduler.waiting
+        assert sim.step(), "stuck"
+        if was_idle:
+            idle += sim.now - since
+        since = sim.now
+        if sim.scheduler.stats()[0].state != "closed":
+            sent_to_dead.add(sim.servers[0].requests)
+    assert len(sent_to_dead) == 1, "once it is known to be gone, the driver asks it, and no record's call"
+    assert all(isinstance(finish.outcome, Ok) for finish in fleet.sim.finished.values())
+    assert idle == 0.0, f"seed={seed}: idle for {idle:.1f} s"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_records_that_killed_two_servers_are_tried_on_an_unused_third(seed: int) -> None:
+    """Suspects of the second degree need a server of their own. One that nobody else wants is such a server."""
+    fleet = Crashing(3, set(), seed, limit=8)
+    for call in range(24):
+        fleet.sim.submit(call, "m")
+    for i in (0, 1):
+        fleet.kill(i)
+        fleet.run(until=fleet.sim.now + 0.01)
+        fleet.down_until[i] = float("inf")
+    started = fleet.sim.now
+    while fleet.sim.live:
+        assert fleet.sim.step()
+    assert len(fleet.sim.finished) == 24
+    assert all(isinstance(finish.outcome, Ok) for finish in fleet.sim.finished.values())
+    assert fleet.sim.now - started < 60.0, f"seed={seed}"

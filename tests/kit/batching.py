@@ -11,7 +11,7 @@ from asyncsynth.core.calls import Action
 from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.outcomes import Ok, Overloaded, ServerLoad
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.core.scheduler import Finish, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Finish, Probe, ReplicaSpec, Scheduler, Start
 from asyncsynth.testing.batching_server import BatchingServer
 
 
@@ -32,7 +32,8 @@ class Job:
     """All records through one server under one limiter. `report_s`: seconds between load reports, or None.
 
     `orca`: each answer also carries waiting and KV use. `at`: (time, what to do then). `refuse` says whether a
-    request that arrives at a time is refused with 429.
+    request that arrives at a time is refused with 429. A probe is a request of one token behind all others; `cut`
+    counts the requests that the scheduler gave up.
     """
 
     server: BatchingServer
@@ -56,6 +57,9 @@ class Job:
         self._refusals: list[tuple[float, int]] = []
         self._todo: Iterator[int] = iter(range(len(self.records)))
         self._flying: set[int] = set()
+        self.cut = 0
+        self.probes = 0
+        self._asked: dict[int, tuple[float, int]] = {}  # a probe in the server's queue -> its deadline, its number
 
     def run(self, window: int = 5000, until: float = float("inf")) -> float:
         """Runs to the end, or to `until`; returns tokens/s over the whole job so far."""
@@ -86,6 +90,12 @@ class Job:
             elif isinstance(action, Finish):
                 assert isinstance(action.outcome, Ok), f"{action} (seed={self.seed})"
                 self.done += 1
+            elif isinstance(action, Probe):
+                self.probes += 1
+                self._asked[-self.probes] = self.now + action.timeout_s, action.number
+                self.server.submit(-self.probes, 10, 1, self.now)
+            elif isinstance(action, Abort):
+                self.cut += 1
         for action in actions:
             if isinstance(action, Finish):
                 self._more()
@@ -94,18 +104,26 @@ class Job:
         times = [self.server.next_event(), self.scheduler.next_tick(), self._report_at]
         times.append(self._refusals[0][0] if self._refusals else None)
         times.append(self._plan[-1][0] if self._plan else None)
+        times.append(min((deadline for deadline, _ in self._asked.values()), default=None))
         at = min((t for t in times if t is not None), default=None)
         assert at is not None, f"stuck after {self.done} records (seed={self.seed})"
         self.now = now = max(self.now, at)
         if self._plan and self._plan[-1][0] <= now:
             self._plan.pop()[1](now)
         for call in self.server.advance(now):
+            if call < 0:
+                if (asked := self._asked.pop(call, None)) is not None:
+                    self._act(self.scheduler.probe_result("s", True, now, asked[1]))
+                continue
             tokens = self.records[call][1]
             self.tokens.append((now, tokens))
             if self.orca:
                 load = self.server.load(now)
                 self._act(self.scheduler.report_load("s", ServerLoad(load.waiting, None, load.kv, now), now))
             self._act(self.scheduler.outcome(call, Ok(None, tokens=tokens), now))
+        for probe in [probe for probe, (deadline, _) in self._asked.items() if deadline <= now]:
+            number = self._asked.pop(probe)[1]
+            self._act(self.scheduler.probe_result("s", False, now, number))
         while self._refusals and self._refusals[0][0] <= now:
             call = heappop(self._refusals)[1]
             self._act(self.scheduler.outcome(call, Overloaded(429, "busy", self.retry_after), now))

@@ -70,6 +70,7 @@ class Sim:
         self.events: list[tuple[float, int, int, Outcome | bool | tuple[Canary, Outcome]]] = []
         self.canaries = 0
         self.attempts: dict[int, int] = {}
+        self.probes: dict[int, int] = {}  # order -> number of the probe
         self.flying: dict[int, int] = {}
         self.finished: dict[int, Finish] = {}
         self.live: dict[int, str] = {}
@@ -116,6 +117,7 @@ class Sim:
                 ok = not isinstance(outcome, Transient)
                 self._n += 1
                 at = self.now + min(latency, action.timeout_s)
+                self.probes[self._n] = action.number
                 heapq.heappush(self.events, (at, self._n, action.replica, ok and latency < action.timeout_s))
             elif isinstance(action, Canary):
                 scripted = self.servers[action.replica].script(CANARY, 1, self.now)
@@ -191,7 +193,7 @@ class Sim:
         if isinstance(outcome, tuple):
             self.act(self.scheduler.canary_result(outcome[0].replica, outcome[0].model, outcome[1], self.now))
         elif isinstance(outcome, bool):
-            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now))
+            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now, self.probes.pop(n)))
         elif self.attempts.get(call) == n and call in self.flying:
             server = self.servers[self.flying.pop(call)]
             server.busy -= 1

@@ -486,6 +486,21 @@ MUTATIONS = (
         "return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S", "return False",
         43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
+    Mutation(
+        "a probe that was sent before the last sign of life counts", "core/silence.py",
+        " or number != replica.probes_sent:", ":",
+        17, ("tests/core/test_silence.py::test_no_request_of_a_slow_server_is_cut",),
+    ),
+    Mutation(
+        "a file that cannot be opened is the server's fault", "client/server_pool.py",
+        "if words := machine_limit(failure):", 'if words := "":',
+        45, ("tests/client/test_machine_limits.py::test_what_this_machine_lacks_charges_no_record_and_no_server",),
+    ),
+    Mutation(
+        "an answer of another model is taken", "client/server_pool.py",
+        "if named in (before, request.model):", "if named:",
+        46, ("tests/client/test_other_model.py",),
+    ),
 )  # fmt: skip
 
 

@@ -69,6 +69,8 @@ ROWS = {
     41: Row("requests refused by themselves, or all of them", "one refusal costs one record; refused for all: a halt"),
     42: Row("errors inside HTTP 200, answers broken off", "as the status they name; no partial text is a result"),
     43: Row("quotas and balances that are spent", "the server's words and until when; pointless waits end"),
+    45: Row("no open files, ports or memory on this machine", "0 records and 0 servers charged; waits, and is told"),
+    46: Row("a server that answers as another model", "noticed at the first such answer, none is kept"),
 }
 
 
