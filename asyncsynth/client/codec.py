@@ -9,7 +9,8 @@ The outcome of each answer (`asyncsynth.core.retry` decides what is *done* about
 | 2xx, a choice null, empty, blank or without content | Transient empty_content, at most 3 attempts        |
 | 2xx, such a choice with a `refusal`                 | Permanent refusal, its text kept                   |
 | 2xx, such a choice with finish_reason content_filter| Permanent content_filter                           |
-| 2xx, such a choice with `tool_calls`                | Permanent tool_calls                               |
+| 2xx, such a choice with `tool_calls`                | Ok if the request offered tools; else Permanent    |
+|                                                     | tool_calls                                         |
 | 2xx, such a choice that thought until max_tokens    | Permanent reasoning_cut, the thought kept          |
 | 2xx, such a choice, max_tokens used up, no thought  | Permanent empty_content                            |
 | 2xx, fewer choices than `n`                         | Transient missing_choices, at most 3               |
@@ -318,12 +319,14 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
             choice.reasoning = reasoning_in(message)
             if choice.reasoning is not None and not request.keep_reasoning:
                 choice.text = text = text.lstrip()  # between the thought and the answer
+            if calls := message.get("tool_calls"):
+                choice.tool_calls = _calls_in(calls)
         # Marks of thinking are rare, and these tests cost next to nothing.
         if "<" in text or "[" in text or "\u25c1" in text or opened or "analysis" in text[:16]:
             _separate(request, choice, opened)
         elif not is_bare and choice.reasoning is not None and choice.logprobs is not None:
             choice.logprobs = answer_logprobs(choice.logprobs, text)
-        if not choice.text or choice.text.isspace():
+        if (not choice.text or choice.text.isspace()) and not (choice.tool_calls and request.params.get("tools")):
             return paid(no_answer(request, message, choice, answer, status), answer)
         choices.append(choice)
     wanted = request.params.get("n") or 1
@@ -336,6 +339,15 @@ def _read_answer(request: ModelRequest, status: int, answer: Any, flags: tuple[s
     prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
     model = str(answer.get("model", request.model))[:SAMPLE_CHARS]
     return Ok(Completion(choices, model, Usage(prompt, completion), flags=flags), completion, prompt)
+
+
+def _calls_in(calls: Any) -> list[dict[str, Any]]:
+    """The tool calls of a message, unchanged. Raises TypeError for another shape."""
+    if not isinstance(calls, list) or not all(
+        isinstance(call, dict) and isinstance(call.get("function", {}), dict) for call in calls
+    ):
+        raise TypeError("tool_calls is no list of calls")
+    return calls
 
 
 def _text_of(content: Any, message: Mapping[str, Any]) -> str:
@@ -379,7 +391,8 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
     """llama.cpp repeats a prefilled answer's beginning, and for `n` counts one choice's tokens."""
     if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
-        prefix = request.messages[-1]["content"]
-        for choice in choices:
-            choice.text = choice.text.removeprefix(prefix)
+        prefix = request.messages[-1].get("content")
+        if isinstance(prefix, str):
+            for choice in choices:
+                choice.text = choice.text.removeprefix(prefix)
     return ("usage_of_first_choice",) if len(choices) > 1 else ()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from asyncsynth.pipeline.chat_messages import text_in
 from asyncsynth.records import Row
 
 #: Characters at a text's end by which it is known, white space counted once. A shorter text is known by all of it.
@@ -161,6 +162,9 @@ def texts_in(value: Any) -> Iterator[tuple[str, str]]:
         role, content = value.get("role"), value.get("content")
         if isinstance(role, str) and isinstance(content, str):
             yield role, content
+        elif isinstance(role, str) and (isinstance(content, list) or "tool_calls" in value):
+            if text := text_in(content):  # an image's data and a call's arguments are no texts
+                yield role, text
         else:
             for item in value.values():
                 yield from texts_in(item)

@@ -11,7 +11,8 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need, needs_of
-from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
+from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed, TaskFailure
+from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import PROVENANCE, Context
 from asyncsynth.pipeline.functions import checked_outputs
 from asyncsynth.pipeline.step import ModelStep, RowCount, nearest
@@ -69,7 +70,9 @@ class Task(ModelStep):
     optional_inputs: tuple[str, ...] = ("system_prompt",)
     #: Name of the prompt in tasks/prompts; its text is part of the fingerprint.
     prompt: ClassVar[str | None] = None
-    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks"})
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks", "reads_tool_calls"})
+    #: Whether the task has a use for an answer that only calls tools. For any other task such an answer is a failure.
+    reads_tool_calls: bool = False
 
     def __init__(
         self,
@@ -229,8 +232,8 @@ class Task(ModelStep):
         """The outputs in one answer to `messages`."""
         messages = self.conversation(row, ctx)
         # What is no list of messages is refused by `LLM.chat`.
-        first: Any = messages[0] if isinstance(messages, list) and messages else None
-        sent = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
+        is_list = isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict)
+        sent = system_text(messages) if is_list else None
         if self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
             ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = sent  # training examples are to hold what was sent
         outputs, completion = await self.ask(
@@ -263,8 +266,11 @@ class Task(ModelStep):
         for reask in range(self.max_reasks + 1):
             seed = ctx.seed(number + reask * REASK_STRIDE)
             completion = await ctx.send((llm or self.llm).chat(messages, schema=schema, seed=seed, **fields))
+            choice = completion.choices[0]
+            if choice.tool_calls and not self.reads_tool_calls and not choice.text.strip():
+                raise RequestFailed(_called_tools(choice), reason="tool_calls", attempts=completion.attempts)
             try:
-                return read(completion.choices[0]), completion
+                return read(choice), completion
             except ParseFailure as failure:
                 if reask == self.max_reasks:
                     failure.attempts = reask + 1
@@ -312,6 +318,15 @@ class Task(ModelStep):
             if self._alone is None:
                 self._alone = AloneRunner(self)
             return self._alone
+
+
+def _called_tools(choice: Choice) -> str:
+    """Why an answer that only calls tools is of no use to a task, and what to do."""
+    names = [str(call.get("function", {}).get("name")) for call in choice.tool_calls or ()]
+    return (
+        f"the model called a tool instead of answering: {', '.join(names)[:200]}; remove `tools` from extra_body, or "
+        "use a task that takes tools (TextGeneration, ChatGeneration, ToolChat)"
+    )
 
 
 def _provenance(task: str, names: Sequence[str]) -> tuple[str, ...]:

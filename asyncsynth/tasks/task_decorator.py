@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from asyncsynth.calling import checked
@@ -12,12 +12,14 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import ChatRequest, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
+from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.functions import checked_outputs, declared_columns
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task, TaskSettings
+from asyncsynth.tasks.tool_schema import ToolGiven, tool_schemas
 
 #: Keeps the seeds of the calls within one sample apart.
 _CALL_STRIDE = 10_000
@@ -49,16 +51,29 @@ class TaskContext:
         messages: str | list[Message],
         *,
         schema: dict[str, Any] | None = None,
+        tools: Sequence[ToolGiven] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
         **overrides: Any,
     ) -> Completion:
-        """Asks the task's model: messages, or a text as the user's only one. Each call has a seed of its own,
-        the same after a resume. A row's or the task's system prompt is *not* added.
+        """Asks the task's model. Each call has a seed of its own, the same after a resume.
 
-        `schema` constrains the answer to JSON; `overrides` are request fields (``temperature=0``).
+        Args:
+            messages: sent as they are, with all their keys; or a text, sent as the user's only message. A row's or
+                the task's system prompt is *not* added.
+            schema: constrains the answer to JSON.
+            tools: what the model may call: schemas of the OpenAI API, or functions, of which schemas are made. The
+                calls are in ``completion.choices[0].tool_calls``; ``choices[0].message()`` continues the conversation.
+            tool_choice: as in the OpenAI API.
+            overrides: other request fields (``temperature=0``).
+
         Raises RequestFailed when the call ends without a completion; `completion.text` is the answer.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if tools is not None:
+            overrides["tools"] = tool_schemas("ctx.chat", tools)
+        if tool_choice is not None:
+            overrides["tool_choice"] = tool_choice
         return await self.send(self.llm.chat(messages, schema=schema, **{"seed": self.seed(), **overrides}))
 
     async def complete(self, prompt: str, **overrides: Any) -> Completion:
@@ -67,11 +82,11 @@ class TaskContext:
 
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
-        if isinstance(request, ChatRequest) and request.messages and request.messages[0]["role"] == "system":
+        if isinstance(request, ChatRequest) and (system := system_text(request.messages)) is not None:
             # Kept with the result: training examples hold what was sent, and only the request shows it.
             sent = self.notes.setdefault(_SYSTEM, [])
-            if request.messages[0]["content"] not in sent:
-                sent.append(request.messages[0]["content"])
+            if system not in sent:
+                sent.append(system)
         return await self._context.send(request)
 
     def seed(self) -> int:
