@@ -17,6 +17,7 @@ from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.core.stats import Histogram
 from asyncsynth.engine.failing import ADVICE, AllAlike, FailureLimit
 from asyncsynth.engine.following_window import FollowingWindow
+from asyncsynth.engine.loop_watch import LoopWatch
 from asyncsynth.engine.options import FinishedRows, RunOptions
 from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -68,7 +69,14 @@ class Runner:
         self._answers = answers
         source = plan.nodes[0].step
         self._foreign_source = isinstance(source, SourceStep) and runs_foreign_code(source)
-        self._walker = Walker(plan, pool, run_seed=options.seed, save=directory.save_step, answers=answers)
+        self._walker = Walker(
+            plan,
+            pool,
+            run_seed=options.seed,
+            save=directory.save_step,
+            answers=answers,
+            is_ending=lambda: self._over,
+        )
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(options.window, options.window_bytes, pool, self._loop.time, share=options.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
@@ -96,9 +104,11 @@ class Runner:
         self._keep()
         try:
             self._directory.note_extent(self._counted_before(), self._options.limit)
-            return await self._run()
+            with LoopWatch(self._loop, self._pool.notes.append):
+                return await self._run()
         finally:
             self._keep(again=False)
+            self._walker.work.close()
 
     async def _run(self) -> RunReport:
         problem: AsyncsynthError | None = None
@@ -135,6 +145,7 @@ class Runner:
         self._draining = True
         self._stopped_why = self._stopped_why or why
         self._pool.withdraw()
+        self._walker.work.withdraw()
         self._room.set()
 
     async def _feed(self, records: asyncio.TaskGroup) -> AsyncsynthError | None:
@@ -224,7 +235,12 @@ class Runner:
         context = contextvars.copy_context()
         while True:
             try:
-                walked = await self._walker.walk(record, self._directory.recall(record))
+                try:
+                    walked = await self._walker.walk(record, self._directory.recall(record))
+                except asyncio.CancelledError as error:
+                    if self._over:
+                        raise
+                    walked = await self._walker.cancelled(record, error)
                 self._directory.finish(record, walked)
                 if self._on_rows is None:
                     self._directory.settle((walked, size))
@@ -238,6 +254,7 @@ class Runner:
                 self._give_back(size)
                 return
             except BaseException:
+                self._over = True  # the run ends: from now on, cancellations are its own
                 self._give_back(size)
                 raise
             del record, walked  # not kept while there is nothing to do
@@ -341,7 +358,7 @@ class Runner:
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
-            notes=[*self._plan.notes, *self._pool.notes],
+            notes=[*self._plan.notes, *self._pool.notes, *self._walker.work.notes],
             reread_answers=self._answers.reread if self._answers else 0,
         )
 
@@ -393,7 +410,12 @@ class Runner:
             advice="" if complete else self._advice,
             total=counts.read if self._exhausted else total,
             unfinished=0 if complete else left or None,
-            notes=[*self._directory.notes, *self._pool.notes, *(self._answers.notes if self._answers else ())],
+            notes=[
+                *self._directory.notes,
+                *self._pool.notes,
+                *self._walker.work.notes,
+                *(self._answers.notes if self._answers else ()),
+            ],
             reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),
         )

@@ -14,7 +14,9 @@ from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed, TaskFailure
 from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import PROVENANCE, Context
+from asyncsynth.pipeline.fingerprint import is_own
 from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.seen import row_error
 from asyncsynth.pipeline.step import ModelStep, RowCount, nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
@@ -191,7 +193,10 @@ class Task(ModelStep):
         sample = self._told if self.provenance else self.sample
         if self.num_generations == 1:
             return [await sample(row, ctx, 0)]
-        answers = await all_or_error([sample(row, ctx, i) for i in range(self.num_generations)])
+        samples = [sample(row, ctx, i) for i in range(self.num_generations)]
+        if not is_own(type(self)):
+            samples = [_in_task(each) for each in samples]
+        answers = await all_or_error(samples)
         if not self.group_generations:
             return answers
         rows = [checked_outputs(answer, self.outputs, where=self.name) for answer in answers]
@@ -318,6 +323,14 @@ class Task(ModelStep):
             if self._alone is None:
                 self._alone = AloneRunner(self)
             return self._alone
+
+
+async def _in_task(sample: Coroutine[Any, Any, T]) -> T:
+    """Awaits a user's code in a task of its own, where a SystemExit would end the event loop."""
+    try:
+        return await sample
+    except SystemExit as error:
+        raise row_error(error, {}) from error
 
 
 def _called_tools(choice: Choice) -> str:
