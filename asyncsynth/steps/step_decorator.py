@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from asyncsynth.calling import checked, nearest
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
-from asyncsynth.pipeline.functions import checked_outputs, declared_columns
+from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, declared_columns
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import RowStep
 from asyncsynth.records import Row
-from asyncsynth.steps.work import RUN_IN, RunIn, WaitingStep, checked_timeout, checked_workers, place_for
+from asyncsynth.steps.work import RUN_IN, RunIn, WaitingStep, checked_workers, place_for
 
 Made = Mapping[str, Any] | list[Any]
 StepFunction = Callable[[Row], Made | Awaitable[Made]]

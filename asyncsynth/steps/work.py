@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.functions import checked_outputs, checked_timeout
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import ModelStep
 from asyncsynth.pipeline.worker_process import FunctionPlace, place_of_function
@@ -102,14 +102,6 @@ def checked_workers(where: str, workers: int | None) -> int | None:
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise ConfigurationError(f"{where}: workers={workers!r}; a whole number from 1 on was expected")
     return workers
-
-
-def checked_timeout(where: str, timeout: float | None) -> float | None:
-    """Raises ConfigurationError for what is no time limit."""
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is not None and not (is_number and 0 < timeout < float("inf")):
-        raise ConfigurationError(f"{where}: timeout={timeout!r}; seconds above 0 were expected")
-    return timeout
 
 
 def place_for(run_in: RunIn, function: Callable[..., Any]) -> FunctionPlace | None:

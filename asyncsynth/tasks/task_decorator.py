@@ -14,7 +14,7 @@ from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.functions import checked_outputs, declared_columns
+from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, declared_columns
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
@@ -109,14 +109,19 @@ class FunctionTask(Task):
 
     Args:
         llm: another model than the decorator's.
+        timeout: another time limit than the decorator's.
         Others: see `Task`. `system_prompt` is the function's own matter.
     """
 
     function: ClassVar[Any]
     default_llm: ClassVar[LLM | None] = None
     declared_needs: ClassVar[tuple[Feature, ...]] = ()
+    default_timeout: ClassVar[float | None] = None
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"timeout", "default_timeout"})
 
-    def __init__(self, llm: LLM | None = None, **settings: Unpack[TaskSettings]) -> None:
+    def __init__(
+        self, llm: LLM | None = None, *, timeout: float | None = None, **settings: Unpack[TaskSettings]
+    ) -> None:
         if not hasattr(type(self), "function"):
             raise PipelineError("FunctionTask is made by @task", hint="@task(llm=..., inputs=[...], outputs=[...])")
         chosen = llm if llm is not None else self.default_llm
@@ -125,6 +130,7 @@ class FunctionTask(Task):
                 f"{type(self).__name__} has no model",
                 hint=f"Give @task(llm=...) one, or write {type(self).__name__}(llm=...).",
             )
+        self.timeout = self.default_timeout if timeout is None else checked_timeout(type(self).__name__, timeout)
         super().__init__(chosen, **settings)
 
     def needs(self) -> tuple[Need, ...]:
@@ -170,6 +176,7 @@ def task(
     llm: LLM | None = None,
     optional_inputs: Iterable[str] = (),
     needs: Iterable[str] = (),
+    timeout: float | None = None,
 ) -> Callable[[TaskFunction], type[FunctionTask]]:
     """Makes a task of an async function: ``(row, ctx) -> dict`` of its outputs.
 
@@ -180,6 +187,8 @@ def task(
         llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
         needs: what the function cannot do without on the server, tried before a run begins: ``"chat"``,
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
+        timeout: seconds that the function may take for a row, apart from waiting for models' answers. A row whose call
+            takes longer fails (`timeout`). It ends only code that awaits.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
@@ -201,6 +210,7 @@ def task(
     """
     if llm is not None and not isinstance(llm, LLM):
         raise ConfigurationError(f"@task(llm=...) wants an LLM, got {type(llm).__name__}")
+    checked_timeout("@task", timeout)
     features = tuple(_feature(need) for need in ([needs] if isinstance(needs, str) else needs))
     columns = {
         "inputs": declared_columns("@task", "inputs", inputs),
@@ -219,6 +229,7 @@ def task(
             "function": staticmethod(function),
             "default_llm": llm,
             "declared_needs": features,
+            "default_timeout": timeout,
             "__doc__": function.__doc__,
         }
         made = type(function.__name__, (FunctionTask,), members)

@@ -59,6 +59,8 @@ ROWS = {
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    47: Row("steps that exit, cancel, hang, block", "their row fails and is named, no other; nothing is lost silently"),
+    48: Row("steps that wait in coroutines, threads, processes", "bounded, kept once, nothing outlives the run"),
 }
 
 
