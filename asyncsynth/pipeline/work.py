@@ -27,6 +27,12 @@ MOST_ABANDONED = 64
 _Outcome = tuple[bool, Any]  #: (True, what was returned) or (False, what was raised)
 
 
+class TimedOut(RecordError):
+    """A call exceeded its time limit."""
+
+    reason = "timeout"
+
+
 class Work:
     """The lanes of one run, or of one loaded task. It belongs to the event loop that first uses it."""
 
@@ -55,7 +61,7 @@ class Work:
     ) -> Any:
         """What a function returns that is called in one of `workers` threads of the step `owner`.
 
-        Raises what the function raises; RecordError (`timeout`) if it does not end within `timeout` seconds; Withdrawn
+        Raises what the function raises; TimedOut if it does not end within `timeout` seconds; Withdrawn
         if the run stops before it begins. The function sees the caller's context variables.
         """
         self._admit()
@@ -128,7 +134,7 @@ class Work:
                 is_good, value = await asyncio.shield(outcome)
         except TimeoutError:
             lanes.abandon(lane)
-            raise RecordError(f"the function did not return within {timeout:g} s", reason="timeout") from None
+            raise TimedOut(f"the function did not return within {timeout:g} s") from None
         except asyncio.CancelledError:
             lanes.abandon(lane)
             raise

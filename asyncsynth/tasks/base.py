@@ -262,12 +262,14 @@ class Task(ModelStep):
         number: int,
         schema: dict[str, Any] | None = None,
         llm: LLM | None = None,
+        fields: dict[str, Any] | None = None,
     ) -> tuple[T, Completion]:
         """One answer as `read` understands it, asked for again with another seed when it cannot be parsed.
 
-        `number` tells a row's requests apart (their seeds); `llm` is another model than the task's own.
+        `number` tells a row's requests apart (their seeds); `llm` is another model than the task's own; `fields` are
+        sent instead of `request_fields`.
         """
-        fields = self.request_fields()
+        fields = self.request_fields() if fields is None else fields
         for reask in range(self.max_reasks + 1):
             seed = ctx.seed(number + reask * REASK_STRIDE)
             completion = await ctx.send((llm or self.llm).chat(messages, schema=schema, seed=seed, **fields))

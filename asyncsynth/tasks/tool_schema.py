@@ -33,6 +33,7 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     list: {"type": "array"},
     dict: {"type": "object"},
 }
+_ANSWER = ("the answer", "the arguments")  #: what a check calls the value
 _ARGS_HEAD = re.compile(r"^(\s*)(?:Args|Arguments|Parameters):\s*$")
 _ARG_LINE = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
 _PARAM_LINE = re.compile(r"^\s*:param\s+(?:[\w\[\], .|]+\s)?(\w+)\s*:\s*(.*)$")
@@ -65,7 +66,7 @@ class Tool:
             "function": {"name": self.name, **about, "parameters": parameters},
         }
         try:
-            self._check: Check = check_of(parameters)
+            self._check = _check_of(parameters)
         except BadSchema as error:
             raise ConfigurationError(f"the tool {self.name}: its parameters make no JSON schema: {error}") from None
         self._whole = [name for name, said in parameters["properties"].items() if said.get("type") == "integer"]
@@ -81,7 +82,9 @@ class Tool:
         if not isinstance(given, dict):
             raise ValueError(f"the arguments must be a JSON object, not {type(given).__name__}")
         if fault := self._check(given):
-            raise ValueError(fault.replace("the answer", "the arguments"))
+            for said, meant in (("answer lacks", "arguments lack"), ("answer has", "arguments have"), _ANSWER):
+                fault = fault.replace(said, meant)
+            raise ValueError(fault)
         made = dict(given)
         for name in self._whole:  # 3.0 is an integer in JSON
             if isinstance(made.get(name), float):
@@ -93,6 +96,14 @@ class Tool:
                     raise ValueError(f"{name}: {fault}")
                 made[name] = value
         return made
+
+
+def _check_of(parameters: dict[str, Any]) -> Check:
+    """The check of arguments. Our own where it can be: the model is told the same whatever is installed."""
+    try:
+        return check_of(parameters, library=False)
+    except BadSchema:
+        return check_of(parameters)
 
 
 def tool_schemas(where: str, tools: Sequence[ToolGiven]) -> list[dict[str, Any]]:
