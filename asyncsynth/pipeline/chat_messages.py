@@ -6,8 +6,11 @@ message; every key of it travels on unchanged.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+import orjson
 
 from asyncsynth.calling import nearest
 from asyncsynth.client.messages import Message
@@ -62,6 +65,24 @@ def text_in(content: Any) -> str:
         texts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text")
         return "\n".join(text for text in texts if isinstance(text, str))
     return ""
+
+
+def for_templates(message: Message) -> Message:
+    """A message with tool calls as chat templates read it: arguments that are the JSON text of an object become that
+    object, and a missing content the empty text. Any other message is returned as it is."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    made: list[dict[str, Any]] = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, Mapping) and isinstance(text := function.get("arguments"), str):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                if isinstance(found := orjson.loads(text or "{}"), dict):
+                    call = {**call, "function": {**function, "arguments": found}}
+        made.append(call)
+    content = message.get("content")
+    return {**message, "content": "" if content is None else content, "tool_calls": made}
 
 
 def is_blank(message: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import PipelineError, RecordError
-from asyncsynth.pipeline.chat_messages import SYSTEM_ROLES, is_blank, text_in
+from asyncsynth.pipeline.chat_messages import SYSTEM_ROLES, for_templates, is_blank, text_in
 from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
@@ -42,6 +42,9 @@ class FormSFT(RowStep):
             message's `reasoning_content`, as chat templates read it, or in the standard layout to the column
             `reasoning`; "text" puts it before the answer as ``<think>`` text. Needs a column `reasoning`: a task
             writes it with ``provenance=["reasoning"]``.
+        tool_calls: "keep" writes tool calls as they are in the row; "object" as chat templates and TRL read them:
+            arguments as JSON objects instead of text, and an empty text beside the calls. Export such rows as JSON
+            Lines: Parquet would give the arguments of every call all the names of any call.
         keep: other columns to keep; None keeps all.
 
     Columns: writes `messages`, or in the standard layout `prompt` and `completion`; with the settings that say so, also
@@ -84,6 +87,7 @@ class FormSFT(RowStep):
         truncated: Truncated = "drop",
         system_prompt: SystemPrompt = "keep",
         reasoning: Literal["drop", "field", "text"] = "drop",
+        tool_calls: Literal["keep", "object"] = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -93,10 +97,12 @@ class FormSFT(RowStep):
         one_of("FormSFT", "truncated", truncated, TRUNCATED)
         one_of("FormSFT", "system_prompt", system_prompt, SYSTEM_PROMPT)
         one_of("FormSFT", "reasoning", reasoning, ("drop", "field", "text"))
+        one_of("FormSFT", "tool_calls", tool_calls, ("keep", "object"))
         self.layout = layout
         self.truncated = truncated
         self.system_prompt = system_prompt
         self.reasoning = reasoning
+        self.tool_calls = tool_calls
         self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
         if system_prompt == "column":
@@ -127,6 +133,8 @@ class FormSFT(RowStep):
         messages, column = with_system(turns, system, self.system_prompt)
         thought = self._thought(seen, messages[-1], makings)
         messages = [self._said(message, makings) for message in messages[:-1]] + [self._with(messages[-1], thought)]
+        if self.tool_calls == "object":
+            messages = [for_templates(message) for message in messages]
         if self.layout == "conversational":
             made: Row = {"messages": messages}
         else:

@@ -15,7 +15,7 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message
 from asyncsynth.errors import AsyncsynthError, ConfigurationError, ParseFailure, TaskFailure, Withdrawn
-from asyncsynth.pipeline.chat_messages import system_text
+from asyncsynth.pipeline.chat_messages import for_templates, system_text
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.dropped import Dropped
 from asyncsynth.pipeline.fingerprint import function_identity
@@ -61,8 +61,9 @@ class ToolChat(Task):
         parallel_tool_calls: False asks the server for one call an answer; None leaves it to the server.
         tool_timeout: seconds for one call; a call that takes longer is an error of the tool. None: any number.
         tool_workers: calls at the same time in threads, over all rows.
-        arguments: how ``messages`` holds the arguments of calls: "object", as chat templates and TRL read them, or
-            "text" (JSON), as the API has them.
+        arguments: how ``messages`` holds tool calls. "object" is what chat templates and TRL read: arguments as JSON
+            objects, and an empty text beside the calls. Export it as JSON Lines: Parquet would give the arguments of
+            every call all the names of any call. "text" is what the API has: arguments as JSON text.
         reasoning: "field" keeps the model's reasoning before each answer as the message's `reasoning_content`, and
             sends it with the next request; "drop" leaves it out.
         Others: see `Task`.
@@ -270,7 +271,7 @@ class ToolChat(Task):
 
     def _outputs(self, messages: list[Message], choice: Choice, completion: Completion, errors: int) -> Row:
         if self.arguments == "object":
-            messages = [_with_objects(message) for message in messages]
+            messages = [for_templates(message) for message in messages]
         return {
             "messages": messages,
             "tools": json.dumps(self._schemas, ensure_ascii=False),
@@ -303,18 +304,3 @@ def _error(said: str) -> dict[str, Any]:
 
 async def _awaited(made: Any) -> Any:
     return await made
-
-
-def _with_objects(message: Message) -> Message:
-    """A message whose calls hold their arguments as JSON objects, where their text is one."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function") or {}
-        try:
-            arguments = _parsed(function.get("arguments"))
-        except ValueError:
-            arguments = function.get("arguments")
-        calls.append({**call, "function": {**function, "arguments": arguments}})
-    return {**message, "tool_calls": calls}

@@ -233,6 +233,11 @@ def test_training_examples_hold_tool_calls() -> None:
         {"role": "user", "content": "Weather?"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
     ]
+    formed = FormSFT(tool_calls="object").apply(row)["messages"][1]
+    assert formed["content"] == ""
+    assert formed["tool_calls"] == [{**CALL, "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+    odd = {**row, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}, {"type": "custom"}]}
+    assert FormSFT(tool_calls="object").apply(odd)["messages"][1]["tool_calls"] == odd["tool_calls"]
     with pytest.raises(Dropped, match="empty_generation"):
         FormSFT().apply({**row, "tool_calls": None})
     for wrong in ({**row, "tool_calls": "f"}, {"messages": [{"role": "user", "content": [IMAGE]}], "generation": "x"}):
