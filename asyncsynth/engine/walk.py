@@ -27,7 +27,15 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.functions import checked_outputs
-from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, given_makings, makings_of
+from asyncsynth.pipeline.making import (
+    CARRIED,
+    Making,
+    Makings,
+    given_makings,
+    makings_of,
+    with_carried,
+    without_carried,
+)
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
 from asyncsynth.pipeline.work import Work
@@ -144,8 +152,8 @@ class Walker:
         if self._learns:
             way.results = []
         if self._is_carried and CARRIED in record.data:
-            items = [(record.key, {name: value for name, value in record.data.items() if name != CARRIED})]
-            way.carried = carried_makings(record.data[CARRIED])
+            row, way.carried = without_carried(record.data)
+            items = [(record.key, row)]
         if self._linear:
             for node, model_step, ask in self._nodes:
                 if model_step is not None:
@@ -185,8 +193,7 @@ class Walker:
     @staticmethod
     def _carrying(way: _Way, row: Row) -> Row:
         """The row with what is known of its texts, for the steps after a step over all rows."""
-        told = way.makings().carried(row)
-        return {**row, CARRIED: told} if told else row
+        return with_carried(row, way.makings().carried(row))
 
     async def _advance(
         self, way: _Way, index: int, made: list[list[Item]], waiting: list[int], branches: asyncio.TaskGroup

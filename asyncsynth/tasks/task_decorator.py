@@ -15,6 +15,7 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, declared_columns
+from asyncsynth.pipeline.making import SYSTEM_OF, end_of
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
@@ -36,12 +37,13 @@ class TaskContext:
         notes: small JSON that is kept with the result.
     """
 
-    __slots__ = ("_calls", "_context", "_sample", "key", "llm", "notes")
+    __slots__ = ("_calls", "_context", "_sample", "_sent", "key", "llm", "notes")
 
     def __init__(self, context: Context, llm: LLM, sample: int) -> None:
         self._context = context
         self._sample = sample
         self._calls = 0
+        self._sent: list[list[str | None]] = []  #: the end of each answer, and the system prompt sent for it
         self.llm: LLM = llm
         self.key: str = context.key
         self.notes: dict[str, Any] = context.notes
@@ -82,12 +84,21 @@ class TaskContext:
 
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
-        if isinstance(request, ChatRequest) and (system := system_text(request.messages)) is not None:
+        system = system_text(request.messages) if isinstance(request, ChatRequest) else None
+        if system is not None:
             # Kept with the result: training examples hold what was sent, and only the request shows it.
             sent = self.notes.setdefault(_SYSTEM, [])
             if system not in sent:
                 sent.append(system)
-        return await self._context.send(request)
+        completion = await self._context.send(request)
+        self._sent += [[end_of(choice.text), system] for choice in completion.choices]
+        return completion
+
+    def note_systems(self, *, several: bool) -> None:
+        """Notes which answer was made under which system prompt, where more than one was sent, or may have been."""
+        systems = {system for _, system in self._sent}
+        if len(systems) > 1 or (several and systems != {None}):
+            self.notes.setdefault(SYSTEM_OF, []).extend(self._sent)
 
     def seed(self) -> int:
         """The next sampling seed of this row's."""
@@ -143,7 +154,8 @@ class FunctionTask(Task):
         return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The one that the function sent; None where it sent several: which answer had which is its own matter."""
+        """The one that the function sent. Where it sent several, `SYSTEM_OF` in the notes says which answer had which;
+        a text that is none of the answers may have any of them."""
         sent = ctx.notes.get(_SYSTEM) or []
         return sent[0] if len(sent) == 1 else None
 
@@ -161,6 +173,7 @@ class FunctionTask(Task):
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
                 continue
+            context.note_systems(several=self.num_generations > 1)
             outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name",))
             if "model_name" in self.outputs and "model_name" not in outputs:
                 outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model

@@ -77,7 +77,9 @@ class ToolChat(Task):
         chat = ToolChat(llm=LLM(model="Qwen/Qwen2.5-7B-Instruct"), tools=[temperature], max_turns=4)
 
     ``{"instruction": "How warm is it in Rome?"}`` gives
-    ``{"messages": [{"role": "user", ...}, {"role": "assistant", "tool_calls": [...], ...}, {"role": "tool", ...},
+    ``{"messages": [{"role": "user", "content": "How warm is it in Rome?"}, {"role": "assistant", "content": "",
+    "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "temperature", "arguments": {"city":
+    "Rome"}}}]}, {"role": "tool", "tool_call_id": "call_1", "name": "temperature", "content": "{\\"city\\": ...}"},
     {"role": "assistant", "content": "21 degrees."}], "tools": "[...]", "generation": "21 degrees.", "tool_errors": 0,
     "model_name": "Qwen/Qwen2.5-7B-Instruct"}``.
 
