@@ -167,8 +167,10 @@ def without_carried(row: Row) -> tuple[Row, list[Making]]:
 
 
 def _is_making(item: Any) -> bool:
-    kinds = (str, bool, bool, (str, type(None)), (str, type(None)), int, bool)
-    return isinstance(item, list) and len(item) == len(kinds) and all(map(isinstance, item, kinds))
+    kinds: tuple[Any, ...] = (str, bool, bool, (str, type(None)), (str, type(None)), int, bool)
+    if not isinstance(item, list) or len(item) != len(kinds):
+        return False
+    return all(isinstance(part, kind) for part, kind in zip(item, kinds, strict=True))
 
 
 def carried_makings(value: Any) -> list[Making]:

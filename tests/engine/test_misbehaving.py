@@ -219,14 +219,18 @@ def test_a_task_function_with_several_answers(what: str, generations: int, tmp_p
 
 
 @pytest.mark.row(47)
-def test_in_a_branch_its_row_is_counted_at_the_join(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("what", ["exit", "cancelled"])
+def test_in_a_branch_its_row_is_counted_at_the_join(what: str, place: int, tmp_path: Path) -> None:
     @step(inputs=["n"], outputs=["m"])
     async def good(row: Row) -> Row:
         return {"m": 1}
 
     with Pipeline(name="odd") as pipeline:
         load = LoadDataFromDicts(data=[{"n": n} for n in range(10)])
-        load >> [of_async_step(exits), good()] >> GroupColumns(columns=["m"])
+        branches: list[Any] = [good()]
+        branches.insert(place, of_async_step(MISBEHAVIOURS[what]))
+        load >> branches >> GroupColumns(columns=["m"])
 
     async def main() -> Result:
         return await pipeline.arun(output=tmp_path / "run")

@@ -405,18 +405,20 @@ MUTATIONS = (
     ),
     Mutation(
         "a step that exits ends the run", "engine/walk.py",
-        "        except BaseException as error:  # SystemExit too: a step", "        except Exception as error:  # a step",
+        "        except BaseException as error:  # SystemExit too: a step",
+        "        except Exception as error:  # a step",
         47, (f"{MISBEHAVING}::test_it_costs_its_row_and_no_more",),
     ),
     Mutation(
         "a record whose step was cancelled vanishes", "engine/walk.py",
         "            if way.is_ending or self._is_ending():\n                raise\n            way.end(key,",
         "            if True:\n                raise\n            way.end(key,",
-        47, (f"{MISBEHAVING}::test_a_task_function_with_several_answers",),
+        47, (f"{MISBEHAVING}::test_in_a_branch_its_row_is_counted_at_the_join",),
     ),
     Mutation(
         "waiting for a model counts against a step's time", "pipeline/context.py",
-        "                left -= loop.time() - since\n                deadline.reschedule(None)\n", "                pass\n",
+        "                left -= loop.time() - since\n                deadline.reschedule(None)\n",
+        "                pass\n",
         47, (f"{MISBEHAVING}::test_the_time_limit_of_a_task_does_not_count_its_model",),
     ),
     Mutation(
