@@ -24,6 +24,7 @@ from asyncsynth.engine.stages import open_segments, run_segments
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
+from asyncsynth.pipeline.worker_process import refuse_run
 from asyncsynth.records import Row
 from asyncsynth.servers.capabilities import Capabilities
 from asyncsynth.serving.binding import answering_models, open_pool
@@ -118,6 +119,7 @@ class Pipeline(Graph):
         on_runner: Callable[[Runner], None] | None = None,
     ) -> RunReport:
         """Checks, opens the run directory, binds the servers; in that order, so that errors come cheap first."""
+        refuse_run()
         plan = self.checked(options)
         options = self.with_place(plan, options)
         await _streams_left()

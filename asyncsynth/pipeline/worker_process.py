@@ -25,15 +25,14 @@ from typing import IO, Any
 
 import orjson
 
-from asyncsynth.errors import AsyncsynthError, PipelineError, RecordError
+from asyncsynth.errors import AsyncsynthError, ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline.dropped import Dropped
 from asyncsynth.pipeline.seen import SeenRow, keepable, row_error
 from asyncsynth.records import Row, plain_json
 
 _LENGTH = struct.Struct("<I")
 _MAINS = frozenset({"__main__", "__mp_main__", "asyncsynth_pipeline"})
-#: Set in worker processes: loading a user's script must not start its run again.
-_MARK = "ASYNCSYNTH_WORKER_PROCESS"
+_is_loading = False  #: this is a worker process that loads a user's script, which must not start its run again
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,13 @@ def place_of_function(function: Callable[..., Any], *, where: str) -> FunctionPl
     return FunctionPlace("__mp_main__", os.path.abspath(file), name)
 
 
-def is_worker_process() -> bool:
-    """True in a process that calls a function for a run."""
-    return _MARK in os.environ
+def refuse_run() -> None:
+    """Raises ConfigurationError in a worker process that loads the script of a run: a run there would never end."""
+    if _is_loading:
+        raise ConfigurationError(
+            "the script starts its run when a worker process loads it",
+            hint='Put the call of run() under `if __name__ == "__main__":`, or the function into a module of its own.',
+        )
 
 
 # --- the parent's side ---------------------------------------------------------------------------
@@ -134,7 +137,7 @@ class WorkerProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     start_new_session=True,
-                    env={**os.environ, _MARK: "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
                 assert self._process.stdin is not None
                 with contextlib.suppress(OSError):  # it ended at once: found out when the answer is read
@@ -208,6 +211,8 @@ def main() -> None:
     place = orjson.loads(requests.get())
     problem: dict[str, Any] | None = None
     function: Callable[[Any], Any] | None = None
+    global _is_loading
+    _is_loading = True
     try:
         sys.argv = place.pop("argv")
         function = _loaded(FunctionPlace(**place))
@@ -216,6 +221,7 @@ def main() -> None:
         told = error.message if isinstance(error, AsyncsynthError) else f"{type(error).__name__}: {error}"
         where = place["file"] or place["module"]
         problem = {"stop": f"its worker process cannot load {place['name']!r} from {where}: {told}", "hint": hint}
+    _is_loading = False
     while True:
         row = orjson.loads(requests.get())["row"]
         _send(answers, _made(function, row) if function is not None else orjson.dumps(problem))

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -125,6 +126,32 @@ def test_a_process_that_cannot_load_the_function_says_so(tmp_path: Path) -> None
             process.call({})
     finally:
         process.close()
+
+
+@pytest.mark.slow
+def test_a_script_that_starts_its_run_where_it_is_loaded_is_told_the_way_out(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            from asyncsynth import LoadDataFromDicts, Pipeline, step
+
+            @step(inputs=["n"], outputs=["m"], run_in="process", workers=1)
+            def inside(row):
+                return {"m": 1}
+
+            with Pipeline(name="inside") as pipeline:
+                LoadDataFromDicts([{"n": 1}]) >> inside()
+            pipeline.run()
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode != 0
+    assert "the script starts its run when a worker process loads it" in done.stderr
+    assert 'under `if __name__ == "__main__":`' in done.stderr
 
 
 def at_top(row: Row) -> Row:
