@@ -268,20 +268,20 @@ def test_the_keyboard_is_no_fault_of_a_row(kind: str) -> None:
 
 @pytest.mark.row(47)
 def test_an_async_step_that_never_returns(tmp_path: Path) -> None:
-    @step(inputs=["n"], outputs=["m"], timeout=0.05)
+    @step(inputs=["n"], outputs=["m"], timeout=0.4)
     async def bad(row: Row) -> Row:
         if is_third(row):
             await asyncio.Event().wait()
         return {"m": 1}
 
-    failed_alone(run(lambda: bad(name="bad"), tmp_path / "run"), "0.05 s", "test_misbehaving.py:", reason="timeout")
+    failed_alone(run(lambda: bad(name="bad"), tmp_path / "run"), "0.4 s", "test_misbehaving.py:", reason="timeout")
 
 
 @pytest.mark.row(47)
 def test_a_thread_that_never_returns_is_left_behind_and_counted(tmp_path: Path) -> None:
     release = threading.Event()
 
-    @step(inputs=["n"], outputs=["m"], run_in="thread", workers=1, timeout=0.05)
+    @step(inputs=["n"], outputs=["m"], run_in="thread", workers=1, timeout=0.4)
     def bad(row: Row) -> Row:
         if is_third(row):
             release.wait()
@@ -289,7 +289,7 @@ def test_a_thread_that_never_returns_is_left_behind_and_counted(tmp_path: Path) 
 
     try:
         result = run(lambda: bad(name="bad"), tmp_path / "run")
-        failed_alone(result, "did not return within 0.05 s", reason="timeout")
+        failed_alone(result, "did not return within 0.4 s", reason="timeout")
         assert any("step 'bad': 1 calls exceeded their timeout" in note for note in result.report.notes)
     finally:
         release.set()
@@ -297,7 +297,7 @@ def test_a_thread_that_never_returns_is_left_behind_and_counted(tmp_path: Path) 
 
 @pytest.mark.row(47)
 def test_the_time_limit_of_a_task_does_not_count_its_model(tmp_path: Path) -> None:
-    @task(llm=M, inputs=["n"], outputs=["m"], timeout=0.2)
+    @task(llm=M, inputs=["n"], outputs=["m"], timeout=0.4)
     async def bad(row: Row, ctx: TaskContext) -> Row:
         said = [one.text for one in await asyncio.gather(ctx.chat("a"), ctx.chat("b"))]
         if is_third(row):
@@ -308,10 +308,10 @@ def test_the_time_limit_of_a_task_does_not_count_its_model(tmp_path: Path) -> No
         LoadDataFromDicts(data=[{"n": n} for n in range(10)]) >> bad(name="bad")
 
     async def main() -> Result:
-        async with server(delay_s=0.3) as fake:
+        async with server(delay_s=0.5) as fake:
             return await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
 
-    failed_alone(run_async(main()), "timeout of 0.2 s (answers of models not counted); it waited at", reason="timeout")
+    failed_alone(run_async(main()), "timeout of 0.4 s (answers of models not counted); it waited at", reason="timeout")
 
 
 def test_a_timeout_error_of_the_steps_own_is_no_time_limit(tmp_path: Path) -> None:

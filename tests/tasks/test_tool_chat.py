@@ -148,12 +148,12 @@ def odd(x: int) -> Any:
         (call("greet", {"name": "x", "style": "loud"}), 'style is "loud", none of'),
         (call("broken", {"what": "luck"}), "ValueError: no luck"),
         (call("broken", {"what": "exit"}), "SystemExit: gone"),
-        (call("broken", {"what": "hang"}), "broken did not return within 0.05 s"),
+        (call("broken", {"what": "hang"}), "broken did not return within 0.5 s"),
     ],
 )
 def test_an_error_goes_back_to_the_model_and_is_counted(wrong: dict[str, Any], said: str) -> None:
     asked = model(calling(wrong, call("add", {"a": 1}, 2)), "done")
-    [made] = generate(ToolChat(llm=M, tools=[add, broken, odd, greet], tool_timeout=0.05), ROW, asked)
+    [made] = generate(ToolChat(llm=M, tools=[add, broken, odd, greet], tool_timeout=0.5), ROW, asked)
     first, second = asked.requests[1].messages[-2:]
     assert first["content"].startswith("Error: ")
     assert said in first["content"]
