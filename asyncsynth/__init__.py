@@ -44,6 +44,7 @@ _HOME = {
     "QualityScorer": "tasks.quality_scorer",
     "Jury": "tasks.jury",
     "ChatGeneration": "tasks.chat_generation",
+    "ToolChat": "tasks.tool_chat",
     "Magpie": "tasks.magpie",
     "MagpieGenerator": "tasks.magpie_generator",
     "PairwiseJudge": "tasks.pairwise_judge",
@@ -126,6 +127,7 @@ __all__ = [
     "TaskContext",
     "TextClassification",
     "TextGeneration",
+    "ToolChat",
     "UltraFeedback",
     "__version__",
     "step",
@@ -174,6 +176,7 @@ if TYPE_CHECKING:
     from asyncsynth.tasks.task_decorator import TaskContext, task
     from asyncsynth.tasks.text_classification import TextClassification
     from asyncsynth.tasks.text_generation import TextGeneration
+    from asyncsynth.tasks.tool_chat import ToolChat
     from asyncsynth.tasks.ultra_feedback import UltraFeedback
 
 

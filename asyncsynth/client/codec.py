@@ -8,7 +8,8 @@ The outcome of each answer (`asyncsynth.core.retry` decides what to do about it)
 |                                                     | (client.reasoning); choices in order of `index`    |
 | 2xx, a choice null, empty, blank or without content | Transient empty_content, at most 3 attempts        |
 | 2xx, such a choice with a `refusal`                 | Permanent refusal, its text kept                   |
-| 2xx, such a choice with `tool_calls`                | Permanent tool_calls                               |
+| 2xx, such a choice with `tool_calls`                | Ok if the request offered tools; else Permanent    |
+|                                                     | tool_calls                                         |
 | 2xx, such a choice that thought until max_tokens    | Permanent reasoning_cut, the thought kept          |
 | 2xx, such a choice, max_tokens used up, no thought  | Permanent empty_content                            |
 | 2xx, finish_reason content_filter and the like      | Permanent content_filter, a partial text kept      |
@@ -295,6 +296,8 @@ def _read_answer(
             choice.reasoning = reasoning_in(message)
             if choice.reasoning is not None and not request.keep_reasoning:
                 choice.text = text = text.lstrip()  # between the thought and the answer
+            if calls := message.get("tool_calls"):
+                choice.tool_calls = _calls_in(calls)
         # Marks of thinking are rare, and these tests cost next to nothing.
         if "<" in text or "[" in text or "\u25c1" in text or opened or "analysis" in text[:16]:
             _separate(request, choice, opened)
@@ -302,7 +305,7 @@ def _read_answer(
             choice.logprobs = answer_logprobs(choice.logprobs, text)
         if not is_whole and (broken := _broken_off(choice, raw, answer, status, now_wall)) is not None:
             return broken
-        if not choice.text or choice.text.isspace():
+        if (not choice.text or choice.text.isspace()) and not (choice.tool_calls and request.params.get("tools")):
             return paid(no_answer(request, message, choice, answer, status), answer)
         choices.append(choice)
     wanted = request.params.get("n") or 1
@@ -335,6 +338,15 @@ def _broken_off(
     error = raw.get("error") or answer.get("error")
     made = error_inside({"error": error}, now_wall) if error else not_whole(choice, status)
     return made if made is None or isinstance(made, Ok) else paid(made, answer)
+
+
+def _calls_in(calls: Any) -> list[dict[str, Any]]:
+    """The tool calls of a message, unchanged. Raises TypeError for another shape."""
+    if not isinstance(calls, list) or not all(
+        isinstance(call, dict) and isinstance(call.get("function", {}), dict) for call in calls
+    ):
+        raise TypeError("tool_calls is no list of calls")
+    return calls
 
 
 def _text_of(content: Any, message: Mapping[str, Any]) -> str:
@@ -386,7 +398,8 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
     """llama.cpp repeats the beginning of a prefilled answer, and counts the tokens of one choice only for `n`."""
     if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
-        prefix = request.messages[-1]["content"]
-        for choice in choices:
-            choice.text = choice.text.removeprefix(prefix)
+        prefix = request.messages[-1].get("content")
+        if isinstance(prefix, str):
+            for choice in choices:
+                choice.text = choice.text.removeprefix(prefix)
     return ("usage_of_first_choice",) if len(choices) > 1 else ()

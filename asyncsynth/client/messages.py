@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Message(TypedDict):
-    """One chat message of the OpenAI API."""
+    """One chat message of the OpenAI API. It is sent with all its keys, also with those not listed here."""
 
-    role: str  #: "system" | "user" | "assistant"
-    content: str
+    role: str  #: "system" | "developer" | "user" | "assistant" | "tool"
+    content: NotRequired[Any]  #: text, or a list of parts (text, images, audio); None beside `tool_calls`
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]  #: of an assistant message
+    tool_call_id: NotRequired[str]  #: of a tool message: the call that it answers
 
 
 @dataclass(slots=True)
@@ -50,7 +53,7 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """One answer. `text` is the answer alone, without the model's reasoning.
+    """One answer. `text` is the answer alone, without the model's reasoning; "" if the model only calls tools.
 
     `logprobs` is the server's own object, unread, if the request asked for it.
     """
@@ -59,6 +62,15 @@ class Choice:
     finish_reason: str | None = None  #: "stop" | "length" (for a server's "max_tokens" too) | "tool_calls" | ...
     logprobs: Any = None
     reasoning: str | None = None  #: the model's reasoning before the answer, if the server or the text shows it
+    #: The tools that the model calls, as the server sent them: ``{"id", "type", "function": {"name", "arguments"}}``,
+    #: where `arguments` is JSON text. None if it calls none.
+    tool_calls: list[dict[str, Any]] | None = None
+
+    def message(self) -> Message:
+        """The answer as an assistant message, to continue a conversation with. It holds no reasoning."""
+        if self.tool_calls is None:
+            return {"role": "assistant", "content": self.text}
+        return {"role": "assistant", "content": self.text or None, "tool_calls": self.tool_calls}
 
 
 @dataclass(slots=True)

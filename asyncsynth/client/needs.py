@@ -108,7 +108,7 @@ def needs_of(
 
 def _prompt_tokens(request: ModelRequest) -> int:
     if isinstance(request, ChatRequest):
-        chars = sum(len(message["content"]) for message in request.messages)
+        chars = sum(len(message.get("content") or "") for message in request.messages)
     else:
         chars = len(request.prompt)
     return ROW_TOKENS + chars // CHARS_PER_TOKEN

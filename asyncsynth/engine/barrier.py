@@ -158,9 +158,9 @@ def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
             what = type(decisions).__name__
             raise TypeError(f"decide returned {what}; one decision for each row was expected{forgotten}")
         yield from decisions
-    except (AsyncsynthError, BarrierStopped):
+    except (AsyncsynthError, BarrierStopped, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: it must not end the process without a word
         raise PipelineError(
             f"step {step.name!r} failed over all rows: {row_error(error, {}).message}",
             step=step.name,

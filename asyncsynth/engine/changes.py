@@ -101,7 +101,7 @@ def survey(
     found.by_position = manifest is not None and manifest.keys == "position"
     found.input_changed = any(change.startswith("input: ") for change in changes)
     for node in plan.nodes:
-        if isinstance(node.step, ModelStep):
+        if isinstance(node.step, ModelStep) and node.step.models():
             found.steps.append(_model_step(node, epoch, old, plan.fields["steps"], journals, records))
         elif not isinstance(node.step, SourceStep):
             changed = _settings_key(plan.fields["steps"][node.step.name]) not in known

@@ -22,7 +22,7 @@ from typing import Any
 
 from asyncsynth.client.messages import ChatRequest, Choice, Completion, CompletionRequest, ModelRequest, Usage
 from asyncsynth.engine.run import Run
-from asyncsynth.pipeline import Node, Plan
+from asyncsynth.pipeline import ModelStep, Node, Plan, Step
 from asyncsynth.records import canonical_json
 from asyncsynth.storage.kept_answers import KEY_BYTES, AnswerStore, check_cache, count_kept, padded
 from asyncsynth.storage.layout import ANSWERS, refuse_own_answers
@@ -31,6 +31,8 @@ from asyncsynth.tasks.typed_schema import TypedSchema
 
 #: Row of a record whose step failed though it was answered: (step fingerprint, row key).
 Refused = tuple[str, str]
+#: Whose the kept parts of a row are: nobody's answers, so that no count of answers has them.
+_PART_TAG = b"part\0\0\0\0"
 _NONE: frozenset[Refused] = frozenset()
 
 
@@ -55,7 +57,7 @@ class KeptAnswers:
         self._answering = plan.answering
         self._run_seed = run_seed
         self._refused = refused
-        self._keeps = {node.index: not only_own or has_own_code(node.step) for node in plan.model_steps}
+        self._keeps = {node.index: not only_own or _keeps_own(node.step) for node in plan.model_steps}
         self.reread = 0  #: answers read from the store instead of being paid for
 
     @property
@@ -112,6 +114,25 @@ class Asker:
         if self._keeps:
             kept._store.put(key, padded(bytes.fromhex(self._seed_id)), saved_form(completion))
         return completion
+
+    async def keep(self, parts: list[Any], make: Callable[[], Awaitable[Any]]) -> Any:
+        """What `make` returned before for this row and these parts, or else what it returns now, which is kept (JSON).
+
+        The parts of the same row that are equal are told apart by their order. Raises what `make` raises.
+        """
+        kept = self._kept
+        try:
+            digest = _hash(["part", parts, kept._run_seed, self._key, self._seed_id])
+        except TypeError:
+            return await make()
+        times = self._asked[digest] = self._asked.get(digest, 0) + 1
+        key = digest if times == 1 else _hash([digest.hex(), times])
+        if not self._anew and (saved := kept._store.get(key)) is not None and "part" in saved:
+            return saved["part"]
+        made = await make()
+        if self._keeps:
+            kept._store.put(key, _PART_TAG, {"part": made})
+        return made
 
     def _key_of(self, request: ModelRequest) -> bytes | None:
         """The key of the request's answer; None for a request that is not JSON, which the client refuses.
@@ -170,6 +191,11 @@ def completion_of(saved: Any) -> Completion | None:
         return None
 
 
+def _keeps_own(step: Step) -> bool:
+    """Whether a step's answers are kept by default: it asks a model, and has user code that may be edited."""
+    return isinstance(step, ModelStep) and bool(step.models()) and has_own_code(step)
+
+
 def has_own_code(step: object) -> bool:
     """Whether a step has user code: a class that is not asyncsynth's, `@task`, a function or a pydantic model in a
     setting."""
@@ -220,7 +246,7 @@ def open_answers(run: Run) -> Iterator[AnswerStore | None]:
     write_to, read_from = answer_places(run.directory, chosen)
     store = AnswerStore(write_to, read_from)
     try:
-        keeps = chosen is not None or any(has_own_code(node.step) for node in run.plan.model_steps)
+        keeps = chosen is not None or any(_keeps_own(node.step) for node in run.plan.model_steps)
         yield store if write_to is not None and (keeps or store.count) else None
     finally:
         store.close()

@@ -24,6 +24,7 @@ from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
 from asyncsynth.pipeline.naming import number_of
+from asyncsynth.pipeline.worker_process import refuse_run
 from asyncsynth.records import Row
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest
@@ -120,6 +121,7 @@ class Pipeline(Graph):
         on_rows: OnRows | None = None,
         on_runner: Callable[[Runner], None] | None = None,
     ) -> RunReport:
+        refuse_run()
         run = self.resolved(options)
         await _streams_left()
         return await execute(run, on_rows=on_rows, on_runner=on_runner)

@@ -19,6 +19,7 @@ from asyncsynth.core.stats import Histogram
 from asyncsynth.engine import run_states
 from asyncsynth.engine.failing import ADVICE, FailureRules
 from asyncsynth.engine.following_window import FollowingWindow
+from asyncsynth.engine.loop_watch import LoopWatch
 from asyncsynth.engine.options import FinishedRows
 from asyncsynth.engine.paid_answers import KeptAnswers
 from asyncsynth.engine.report import Counts, Progress, RunReport
@@ -76,12 +77,20 @@ class Runner:
         self._answers = answers
         source = run.plan.nodes[0].step
         self._foreign_source = isinstance(source, SourceStep) and runs_foreign_code(source)
-        self._walker = Walker(run.plan, pool, run_seed=run.seed, save=directory.save_step, answers=answers)
+        self._walker = Walker(
+            run.plan,
+            pool,
+            run_seed=run.seed,
+            save=directory.save_step,
+            answers=answers,
+            is_ending=lambda: self._is_ending,
+        )
         self._loop = asyncio.get_running_loop()
         self._window = FollowingWindow(run.window, run.window_bytes, pool, self._loop.time, share=run.share)
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._state: RunState = READING
+        self._has_failed = False  #: the task of a record raised, which ends the run
         directory.watch(self._settled, self._journal_failed)
         self._failure_rules = FailureRules(run.max_failures, directory.any_ended_well)
         self.counts: Counts = Counts()
@@ -89,6 +98,11 @@ class Runner:
         # Rates are this stage's; the pool has counted since the start of the first one.
         self._rate_marks = [(self._started, 0, pool.snapshot().completion_tokens)]
         self._keeping: asyncio.TimerHandle | None = None
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether a cancellation is the run's own. Else a step's code caused it, and it costs that record only."""
+        return self._has_failed or self._state is CLOSED
 
     # --- running -------------------------------------------------------------------------------
 
@@ -100,9 +114,11 @@ class Runner:
         self._keep()
         try:
             self._directory.note_extent(self._counted_before(), self._run.limit)
-            return await self._all_ended()
+            with LoopWatch(self._loop, self._pool.notes.append):
+                return await self._all_ended()
         finally:
             self._keep(again=False)
+            self._walker.work.close()
 
     async def _all_ended(self) -> bool:
         problem: AsyncsynthError | None = None
@@ -144,6 +160,7 @@ class Runner:
         self._totals.stop_for(Stop(why, advice))
         self._state = run_states.stopped[self._state]
         self._pool.withdraw()
+        self._walker.work.withdraw()
         self._room.set()
 
     async def _feed(self, records: asyncio.TaskGroup) -> AsyncsynthError | None:
@@ -233,7 +250,12 @@ class Runner:
         context = contextvars.copy_context()
         while True:
             try:
-                walked = await self._walker.walk(record, self._directory.recall(record))
+                try:
+                    walked = await self._walker.walk(record, self._directory.recall(record))
+                except asyncio.CancelledError as error:
+                    if self._is_ending:
+                        raise
+                    walked = await self._walker.cancelled(record, error)
                 self._directory.finish(record, walked)
                 if self._on_rows is None:
                     self._directory.settle((walked, size))
@@ -247,6 +269,7 @@ class Runner:
                 self._give_back(size)
                 return
             except BaseException:
+                self._has_failed = True
                 self._give_back(size)
                 raise
             del record, walked  # not kept while there is nothing to do
@@ -330,7 +353,7 @@ class Runner:
             records_per_s=(done - done_then) / span,
             retries=dict(pool.retries),
             servers=server_lines(pool, self._window.why(pool)),
-            notes=[*self._run.plan.notes, *self._pool.notes],
+            notes=[*self._run.plan.notes, *self._pool.notes, *self._walker.work.notes],
             reread_answers=self._answers.reread if self._answers else 0,
             stage=self._totals.name_of(self._stage),
             waits=pool.waits,
@@ -385,7 +408,12 @@ class Runner:
             retries=dict(pool.retries),
             latency_p50_s=pool.latency.quantile(0.5) if pool.latency.count else None,
             latency_p99_s=pool.latency.quantile(0.99) if pool.latency.count else None,
-            notes=[*self._directory.notes, *self._pool.notes, *(self._answers.notes if self._answers else ())],
+            notes=[
+                *self._directory.notes,
+                *self._pool.notes,
+                *self._walker.work.notes,
+                *(self._answers.notes if self._answers else ()),
+            ],
             reread_answers=self._answers.reread if self._answers else 0,
             limits=server_lines(pool, self._window.why(pool)),
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,9 +27,18 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.functions import checked_outputs
-from asyncsynth.pipeline.making import CARRIED, Making, Makings, carried_makings, given_makings, makings_of
+from asyncsynth.pipeline.making import (
+    CARRIED,
+    Making,
+    Makings,
+    given_makings,
+    makings_of,
+    with_carried,
+    without_carried,
+)
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
+from asyncsynth.pipeline.work import Work
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
 
@@ -65,23 +74,39 @@ class Walker:
         run_seed: what random choices and request seeds are made of.
         save: journals a finished step's results while its record continues.
         answers: those that were paid for earlier, and where new ones are kept; None for neither.
+        is_ending: whether the run cancels its records. A cancellation at any other time comes from a step's own code.
     """
 
     def __init__(
-        self, plan: Plan, pool: ServerPool, *, run_seed: int, save: SaveStep, answers: KeptAnswers | None = None
+        self,
+        plan: Plan,
+        pool: ServerPool,
+        *,
+        run_seed: int,
+        save: SaveStep,
+        answers: KeptAnswers | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan = plan
         self._pool = pool
         self._run_seed = run_seed
         self._save = save
         self._answers = answers
+        self._is_ending = is_ending
+        self.work = Work()  #: threads and processes of its steps; whoever made the walker closes it
         self._answered = [0] * len(plan.nodes)  #: answers got, by node
         self._cut: Counter[tuple[int, str]] = Counter()  #: by node and the setting that cut them
         self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
         self._learns = plan.carries or any(isinstance(n.step, RowStep) and n.step.learns for n in plan.nodes)
         # Steps are abstract base classes: asking for every record which of them ask a model would cost more than the
         # rest here.
-        self._nodes = [(node, node.step if isinstance(node.step, ModelStep) else None) for node in plan.nodes]
+        self._nodes = [
+            (node, node.step, self._ask if node.step.journal else self._compute)
+            if isinstance(node.step, ModelStep)
+            else (node, None, self._ask)
+            for node in plan.nodes
+        ]
+        self._generate = [self._generator(node.step) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
         is_plain = self._linear and len(plan.nodes) > 1 and not self._is_carried
         self._first = self._sees_records(plan.nodes[1]) if is_plain else None
@@ -97,6 +122,18 @@ class Walker:
     def _sees_records(node: Node) -> Node | None:
         """The node after the source, if what its step sees of a record is some of its columns, by their own names."""
         return node if not node.step.input_mappings and type(node.step).view is Step.view else None
+
+    def _generator(self, step: Step) -> Callable[[Row, Context], Awaitable[list[Row]]] | None:
+        """How a model step is called: itself, or with what few steps need."""
+        if not isinstance(step, ModelStep):
+            return None
+        if step.needs_work:
+            return partial(self._generate_with_work, step)
+        return step.generate if step.timeout is None else partial(_generate_in_time, step)
+
+    async def _generate_with_work(self, step: ModelStep, row: Row, ctx: Context) -> list[Row]:
+        ctx.equip(work=self.work, keep=ctx.keep)
+        return await step.generate(row, ctx)
 
     def count_answers(self, counts: Counts) -> None:
         """Writes how many answers each step has paid for so far, and how many of them were cut off."""
@@ -115,12 +152,12 @@ class Walker:
         if self._learns:
             way.results = []
         if self._is_carried and CARRIED in record.data:
-            items = [(record.key, {name: value for name, value in record.data.items() if name != CARRIED})]
-            way.carried = carried_makings(record.data[CARRIED])
+            row, way.carried = without_carried(record.data)
+            items = [(record.key, row)]
         if self._linear:
-            for node, model_step in self._nodes:
+            for node, model_step, ask in self._nodes:
                 if model_step is not None:
-                    items = await self._ask(way, node, model_step, items)
+                    items = await ask(way, node, model_step, items)
                     if way.withdrawn:
                         raise Withdrawn
                 elif node.before:
@@ -143,11 +180,20 @@ class Walker:
             rows = {leaf: [self._carrying(way, row) for row in made_rows] for leaf, made_rows in rows.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
 
+    async def cancelled(self, record: Record, error: BaseException) -> Walked:
+        """What becomes of a record whose task a step's code cancelled beyond that step's end: it fails."""
+        task = asyncio.current_task()
+        way = _Way(record, lambda _: {}, 0, self._run_seed)
+        if task is not None:
+            await self._forget_cancellation(way, task)
+        foreign = [node.step for node in self._plan.nodes if self._foreign[node.index]]
+        way.end(record.key, (foreign or [self._plan.nodes[0].step])[0], error, record.data)
+        return Walked({leaf: [] for leaf in self._plan.leaves}, way.failed)
+
     @staticmethod
     def _carrying(way: _Way, row: Row) -> Row:
         """The row with what is known of its texts, for the steps after a step over all rows."""
-        told = way.makings().carried(row)
-        return {**row, CARRIED: told} if told else row
+        return with_carried(row, way.makings().carried(row))
 
     async def _advance(
         self, way: _Way, index: int, made: list[list[Item]], waiting: list[int], branches: asyncio.TaskGroup
@@ -155,9 +201,9 @@ class Walker:
         """Runs a node, then what it makes ready: one successor here, the others as branches of their own."""
         here: int | None = index
         while here is not None:
-            node, model_step = self._nodes[here]
+            node, model_step, ask = self._nodes[here]
             if model_step is not None:
-                made[here] = await self._ask(way, node, model_step, made[node.before[0]])
+                made[here] = await ask(way, node, model_step, made[node.before[0]])
                 if way.withdrawn:
                     return  # quietly: an error would cancel what other branches have at the servers
             elif node.before:
@@ -195,20 +241,28 @@ class Walker:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
                 kept.append(result)
-                if way.results is not None:
+                if way.results is not None and step.models():
                     way.results.append((node, step, item, result))
                 outputs = result.outputs
                 if len(outputs) == 1:
                     made.append((item[0], step.merge(item[1], outputs[0])))
-                elif not outputs:
-                    way.drop(item[0], step, "no_rows")
-                else:  # several outputs make several rows with keys of their own
-                    made += [(f"{item[0]}.{i}", step.merge(item[1], output)) for i, output in enumerate(outputs)]
+                else:
+                    made += way.several(step, item, outputs)
         if any_fresh:
             if way.models_left > 0 or way.withdrawn:
                 self._save(way.record, node.fingerprint, kept)
             else:
                 way.unsaved.append((node.fingerprint, kept))  # rides in the record's last entry
+        return made
+
+    async def _compute(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
+        """As `_ask`, for a step whose results the journal does not keep."""
+        results = await all_or_error([self._ask_row(way, node, step, item, {}) for item in items])
+        way.models_left -= 1
+        made: list[Item] = []
+        for item, done in zip(items, results, strict=True):
+            if done is not None:
+                made += way.several(step, item, done[0].outputs)
         return made
 
     async def _ask_row(
@@ -245,9 +299,13 @@ class Walker:
             step_id=node.seed_id,
             send=send if asker is None else asker.send,
         )
+        if asker is not None and step.needs_work:
+            ctx.equip(keep=asker.keep)
+        generate = self._generate[node.index]
+        assert generate is not None
         try:
             try:
-                made = await step.generate(SeenRow(view) if is_foreign else view, ctx)
+                made = await generate(SeenRow(view) if is_foreign else view, ctx)
             except asyncio.CancelledError:
                 raise
             except BaseException:
@@ -266,19 +324,47 @@ class Walker:
             way.withdrawn = True
             return None
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if way.is_ending or self._is_ending():
                 raise
-            way.end(key, step, error, view)  # a future of the step's own was cancelled: this row's matter alone
+            way.end(key, step, error, view)  # the step's own code cancelled something: this row's matter alone
             return None
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a step decides on its row, and not on the run
+            if isinstance(error, KeyboardInterrupt) or (isinstance(error, GeneratorExit) and not _has_task()):
+                raise
             way.end(key, step, error, view)
             return None
         finally:
+            if is_foreign and (task := asyncio.current_task()) is not None and task.cancelling():
+                await self._forget_cancellation(way, task)
             self._answered[node.index] += len(ctx.completions)
             for request, _ in ctx.cut:
                 self._cut[node.index, step.limit_of(request)] += 1
         return StepResult(key, digest, outputs, notes), True
+
+    async def _forget_cancellation(self, way: _Way, task: asyncio.Task[Any]) -> None:
+        """Takes back a step's cancellation of the task that it runs in, which would end the record later on."""
+        if way.is_ending or self._is_ending():
+            return
+        while task.cancelling():
+            task.uncancel()
+        try:
+            await asyncio.sleep(0)  # one that was requested and not yet raised
+        except asyncio.CancelledError:
+            if way.is_ending or self._is_ending():
+                raise
+
+
+async def _generate_in_time(step: ModelStep, row: Row, ctx: Context) -> list[Row]:
+    assert step.timeout is not None
+    return await ctx.in_time(step.timeout, step.generate(row, ctx))
+
+
+def _has_task() -> bool:
+    """False where a coroutine is being closed after its event loop has ended."""
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
 
 
 def _plain_outputs(outputs: list[Row]) -> list[Row]:
@@ -329,6 +415,7 @@ class _Way:
         "carried",
         "dropped",
         "failed",
+        "is_ending",
         "models_left",
         "recall",
         "record",
@@ -349,6 +436,7 @@ class _Way:
         self.reused = 0
         self._dropped_keys: list[tuple[str, str]] = []  # row key, step; for the joins
         self.withdrawn = False  #: a request was refused because the run stops
+        self.is_ending = False  #: an error of this record ends the run
         self.run_seed = run_seed
         self.carried: Sequence[Making] = ()  #: of texts made or given before a step over all rows
         #: Kept where a step learns from them.
@@ -388,9 +476,19 @@ class _Way:
         if isinstance(error, Dropped):
             self.drop(key, step, error.reason)
         elif isinstance(error, AsyncsynthError) and not isinstance(error, RecordError):
+            self.is_ending = True
             raise error
         else:
             self.fail(key, step, row_error(error, row))
+
+    def several(self, step: ModelStep, item: Item, outputs: list[Row]) -> list[Item]:
+        """The rows that outputs make of a row. Where there are several, each has a key of its own."""
+        key, row = item
+        if len(outputs) == 1:
+            return [(key, step.merge(row, outputs[0]))]
+        if not outputs:
+            self.drop(key, step, "no_rows")
+        return [(f"{key}.{number}", step.merge(row, output)) for number, output in enumerate(outputs)]
 
     def lost(self, key: str, steps: frozenset[str]) -> Loss | None:
         """What one of `steps` did to a row of that key, to the row that it was made of or to one made of it."""
@@ -408,7 +506,9 @@ class _Way:
             made = step.apply_knowing(seen, self.makings()) if step.learns else step.apply(seen)
             if is_foreign:
                 made = _foreign_rows(made, step)
-        except (Exception, asyncio.CancelledError) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self.end(key, step, error, row)
             return []
         if isinstance(made, dict):
@@ -436,7 +536,9 @@ class _Way:
                     joined.append((key, plain_row(step.join(seen), f"{type(step).__name__}.join")))
                 else:
                     joined.append((key, step.join(rows)))
-            except (Exception, asyncio.CancelledError) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self.end(key, step, error, {column: None for row in rows for column in row})
         return joined
 

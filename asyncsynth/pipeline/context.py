@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
-from asyncsynth.errors import RunStopped, Withdrawn
+from asyncsynth.errors import RecordError, RunStopped, Withdrawn
 from asyncsynth.pipeline.making import end_of
+from asyncsynth.pipeline.seen import place_of
+from asyncsynth.pipeline.work import Work
 from asyncsynth.records import seed_of, stable_seed
 
 #: Columns that a task writes beside its outputs where its `provenance` names them.
@@ -24,7 +27,10 @@ PROVENANCE = (
     "latency_s",
 )
 
+T = TypeVar("T")
 Send = Callable[[ModelRequest], Awaitable[Completion]]
+#: Keeps a part of a row's work: what it is made from, and how.
+Keep = Callable[[list[Any], Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 class Context:
@@ -34,7 +40,19 @@ class Context:
     the same ones. In a run the step id is `Node.seed_id`: an edited parser makes the same requests.
     """
 
-    __slots__ = ("_send", "_step_id", "completions", "cut", "key", "notes", "run_seed", "stopped", "told")
+    __slots__ = (
+        "_keep",
+        "_send",
+        "_step_id",
+        "_work",
+        "completions",
+        "cut",
+        "key",
+        "notes",
+        "run_seed",
+        "stopped",
+        "told",
+    )
 
     def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key: str = key
@@ -46,6 +64,69 @@ class Context:
         self.cut: Sequence[tuple[ModelRequest, Completion]] = ()  #: those of them that ended at max_tokens
         self.told: Completion | None = None  #: the one that the outputs were read from; None: the last
         self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
+
+    def equip(self, *, work: Work | None = None, keep: Keep | None = None) -> None:
+        """Gives the step what few need: threads and processes, and results within a row that outlive a crash."""
+        self._work = work
+        self._keep = keep
+
+    @property
+    def keep(self) -> Keep | None:
+        """What `once` keeps results with; None for nothing."""
+        keep: Keep | None = getattr(self, "_keep", None)
+        return keep
+
+    @property
+    def work(self) -> Work:
+        """Threads and processes of the run, for steps with `needs_work`."""
+        work: Work | None = getattr(self, "_work", None)
+        if work is None:  # used outside of a run
+            work = self._work = Work()
+        return work
+
+    async def once(self, parts: list[Any], make: Callable[[], Awaitable[Any]]) -> Any:
+        """What `make` returns (JSON), or what it returned before a crash for this row and the same `parts` (JSON).
+
+        Only steps with `needs_work` in a run that keeps answers (``--answers``) find anything again.
+        """
+        keep = self.keep
+        return await (make() if keep is None else keep(parts, make))
+
+    async def in_time(self, seconds: float, call: Awaitable[T]) -> T:
+        """Awaits `call` for at most `seconds` of its own time: waiting for a model's answer does not count.
+
+        Raises RecordError (`timeout`) that names the line at which the call was waiting.
+        """
+        loop, send = asyncio.get_running_loop(), self._send
+        left, since, waiting = seconds, loop.time(), 0
+
+        async def timed(request: ModelRequest) -> Completion:
+            nonlocal left, since, waiting
+            if not waiting and not deadline.expired():
+                left -= loop.time() - since
+                deadline.reschedule(None)
+            waiting += 1
+            try:
+                return await send(request)
+            finally:
+                waiting -= 1
+                if not waiting and not deadline.expired():
+                    since = loop.time()
+                    deadline.reschedule(since + left)
+
+        self._send = timed
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await call
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # of the step's own code
+            place = place_of(error.__cause__ or error)
+            where = f"; it waited at {place}" if place else ""
+            said = f"did not end within its timeout of {seconds:g} s (answers of models not counted){where}"
+            raise RecordError(said, reason="timeout") from None
+        finally:
+            self._send = send
 
     def seed(self, sample: int = 0) -> int:
         """The sampling seed for this row's `sample`-th request."""
@@ -72,6 +153,7 @@ class Context:
         """A context for one of several answers: it sees its own completions, and this one sees them too."""
         child = Context(key=self.key, run_seed=self.run_seed, step_id=self._step_id, send=self.send)
         child.notes = self.notes
+        child.equip(work=getattr(self, "_work", None), keep=self.keep)
         return child
 
     def provenance(self) -> dict[str, Any]:

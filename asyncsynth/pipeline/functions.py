@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from asyncsynth.errors import PipelineError, TaskFailure
+from asyncsynth.errors import ConfigurationError, PipelineError, TaskFailure
 from asyncsynth.records import Row
 
 
@@ -36,3 +36,11 @@ def checked_outputs(made: Any, outputs: tuple[str, ...], *, where: str, filled: 
         problems += [f"has {', '.join(unknown)}, which outputs= does not declare"] if unknown else []
         raise TaskFailure(f"the dict that {where} returned {' and '.join(problems)}", reason="bad_output")
     return dict(made)
+
+
+def checked_timeout(where: str, timeout: float | None) -> float | None:
+    """Raises ConfigurationError for what is no time limit."""
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and 0 < timeout < float("inf")):
+        raise ConfigurationError(f"{where}: timeout={timeout!r}; seconds above 0 were expected")
+    return timeout

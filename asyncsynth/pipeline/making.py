@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from asyncsynth.pipeline.chat_messages import text_in
 from asyncsynth.records import Row
 
 #: Characters at a text's end by which it is known, white space counted once. A shorter text is known by all of it.
@@ -23,6 +24,9 @@ _END_CHARS = 64
 _LEAST_CHARS = 12
 #: Where a known text is looked for that something was put behind (a token that ends the turn, a greeting).
 _TAIL_CHARS = 4 * _END_CHARS
+#: In a result's provenance, where its requests began with different system prompts: the end of each answer, and the
+#: system prompt that was sent for it (or None).
+SYSTEM_OF = "system_prompt_of"
 #: Where a row carries its makings across a step over all rows; the walker takes it off again.
 CARRIED = "_asyncsynth_made"
 
@@ -140,8 +144,37 @@ NOTHING = Makings()
 KNOWN: ContextVar[Makings] = ContextVar("asyncsynth_makings", default=NOTHING)
 
 
+#: Keys of the value of `CARRIED`: makings, and the user's own column of that name where there is one.
+_MAKINGS, _OWN = "asyncsynth makings", "own"
+
+
+def with_carried(row: Row, told: list[list[Any]]) -> Row:
+    """The row with makings to carry (`Makings.carried`). A column of the user's own of that name travels inside."""
+    if CARRIED in row:
+        return {**row, CARRIED: {_MAKINGS: told, _OWN: row[CARRIED]}}
+    return {**row, CARRIED: {_MAKINGS: told}} if told else row
+
+
+def without_carried(row: Row) -> tuple[Row, list[Making]]:
+    """The row as it was before `with_carried`, and the makings."""
+    value = row.get(CARRIED)
+    if isinstance(value, dict) and _MAKINGS in value and value.keys() <= {_MAKINGS, _OWN}:
+        plain = {name: item for name, item in row.items() if name != CARRIED}
+        return ({**plain, CARRIED: value[_OWN]} if _OWN in value else plain), carried_makings(value[_MAKINGS])
+    if value and isinstance(value, list) and all(_is_making(item) for item in value):  # of an earlier version
+        return {name: item for name, item in row.items() if name != CARRIED}, carried_makings(value)
+    return row, []  # a column of the user's own
+
+
+def _is_making(item: Any) -> bool:
+    kinds: tuple[Any, ...] = (str, bool, bool, (str, type(None)), (str, type(None)), int, bool)
+    if not isinstance(item, list) or len(item) != len(kinds):
+        return False
+    return all(isinstance(part, kind) for part, kind in zip(item, kinds, strict=True))
+
+
 def carried_makings(value: Any) -> list[Making]:
-    """The makings that a row brought across a step over all rows (`Makings.carried`)."""
+    """The makings in what `Makings.carried` returned."""
     return [Making(*item) for item in value or ()]
 
 
@@ -161,6 +194,9 @@ def texts_in(value: Any) -> Iterator[tuple[str, str]]:
         role, content = value.get("role"), value.get("content")
         if isinstance(role, str) and isinstance(content, str):
             yield role, content
+        elif isinstance(role, str) and (isinstance(content, list) or "tool_calls" in value):
+            if text := text_in(content):  # an image's data and a call's arguments are no texts
+                yield role, text
         else:
             for item in value.values():
                 yield from texts_in(item)
@@ -179,6 +215,7 @@ def makings_of(
     cut = meta.get("cut")
     all_cut = cut is None and meta.get("finish") == "length" and meta.get("calls") == 1
     made: list[Making] = []
+    sent_for = [(end, system) for end, system in meta.get(SYSTEM_OF) or ()]
     for number, outputs in enumerate(samples):
         reasoning = outputs.get("reasoning")
         sent = prompt_of(number)
@@ -189,5 +226,12 @@ def makings_of(
                 if role in ("", "assistant") and (end := end_of(text)):
                     is_cut = all_cut or any(same_end(end, known) for known in cut or ())
                     thought = reasoning if isinstance(reasoning, str) else None
-                    made.append(Making(end, is_cut, is_answer, sent, thought, checksum_of(text)))
+                    systems = _systems_of(end, sent_for) if sent_for else [sent]
+                    made += [Making(end, is_cut, is_answer, each, thought, checksum_of(text)) for each in systems]
     return made
+
+
+def _systems_of(end: str, sent_for: Sequence[tuple[str, str | None]]) -> list[str | None]:
+    """The system prompts that may have been sent for a text: of the answers that end alike, or else of all."""
+    found = [system for known, system in sent_for if known and same_end(end, known)]
+    return list(dict.fromkeys(found or [system for _, system in sent_for]))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any, NoReturn
 
+from asyncsynth.calling import nearest
 from asyncsynth.errors import InputError, RecordError
-from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import NotPlainJson, Row, plain_json
 
 _OWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
@@ -86,6 +88,8 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     if isinstance(error, MissingColumn):
         return RecordError(f"{error}{where}", reason="missing_column")
     said = keepable(error)
+    if isinstance(error, asyncio.CancelledError):
+        said = said or "the step's own code cancelled a task or a future, or awaited one that was cancelled"
     return RecordError(f"{type(error).__name__}{': ' if said else ''}{said}{where}", reason="step_error")
 
 
@@ -102,8 +106,17 @@ def place_of(error: BaseException) -> str:
 
     A line of another installed package is given only when there is no line of user code.
     """
+    return _place(traceback.walk_tb(error.__traceback__))
+
+
+def place_of_frames(frames: Iterable[FrameType]) -> str:
+    """As `place_of`, for the frames of a running stack, the innermost first."""
+    return _place((frame, frame.f_lineno) for frame in reversed(list(frames)))
+
+
+def _place(frames: Iterable[tuple[FrameType, int]]) -> str:
     users = installed = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
+    for frame, line in frames:
         path = frame.f_code.co_filename
         if path.startswith((_OWN, "<frozen ")):
             continue

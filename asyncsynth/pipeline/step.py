@@ -27,6 +27,7 @@ from asyncsynth.calling import nearest as nearest  # where steps and tasks take 
 from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
+from asyncsynth.pipeline.dropped import Dropped as Dropped
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.usercode import Code, Collector
@@ -323,14 +324,6 @@ class SourceStep(Step):
         return code.code
 
 
-class Dropped(Exception):
-    """Raised by a RowStep: the row leaves the pipeline for a counted `reason`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class RowStep(Step):
     """Changes one row; asks no model. Must be pure: it is computed again on every resume."""
 
@@ -378,7 +371,18 @@ class JoinStep(Step):
 
 
 class ModelStep(Step):
-    """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash."""
+    """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash.
+
+    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.work`): `models` then
+    returns none.
+    """
+
+    #: Seconds that `generate` may take for a row, apart from waiting for models' answers; None: any number.
+    timeout: float | None = None
+    #: Whether the step uses `ctx.work` or `ctx.once`.
+    needs_work: ClassVar[bool] = False
+    #: Whether the journal keeps the results. False: they are computed again after an interruption.
+    journal: bool = True
 
     @abstractmethod
     def models(self) -> tuple[LLM, ...]:

@@ -32,7 +32,17 @@ _SAMPLED_CHARS = 8000
 _BIAS = "position_bias"
 #: What `Context.provenance` writes; other numbers in a result's metadata are notes of its task.
 _PROVENANCE = frozenset(
-    {"calls", "attempts", "prompt_tokens", "completion_tokens", "latency_s", "parse_failures", "cut", "system_prompts"}
+    {
+        "calls",
+        "attempts",
+        "prompt_tokens",
+        "completion_tokens",
+        "latency_s",
+        "parse_failures",
+        "cut",
+        "system_prompts",
+        "system_prompt_of",
+    }
 )
 
 

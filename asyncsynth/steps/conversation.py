@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import RecordError
+from asyncsynth.pipeline.chat_messages import ASKING_ROLES, SYSTEM_ROLES, message_fault, system_text, text_in
 from asyncsynth.pipeline.making import Makings
 from asyncsynth.records import Row
 
@@ -22,7 +23,7 @@ SYSTEM_PROMPT = ("keep", "column", "drop")
 def prompt_messages(seen: Row) -> list[Message]:
     """The conversation to be answered: `messages`, or the `instruction` as the user's message.
 
-    Raises RecordError (`bad_prompt`) for what is not a conversation that ends with the user.
+    Raises RecordError (`bad_prompt`) for what is not a conversation that ends with the user or a tool.
     """
     if seen.get("messages") is not None:
         messages = checked_messages(seen["messages"])
@@ -31,9 +32,10 @@ def prompt_messages(seen: Row) -> list[Message]:
         if not isinstance(instruction, str) or not instruction.strip():
             raise RecordError(f"the instruction is {instruction!r:.60}; text was expected", reason="bad_prompt")
         messages = [Message(role="user", content=instruction)]
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ASKING_ROLES:
         raise RecordError(
-            f"the last message is the {messages[-1]['role']}'s; the user's was expected", reason="bad_prompt"
+            f"the last message is the {messages[-1]['role']}'s; the user's or a tool's was expected",
+            reason="bad_prompt",
         )
     return messages
 
@@ -42,16 +44,30 @@ def text_of_prompt(messages: list[Message]) -> str:
     """A prompt as text: the system prompt, where there is one, a blank line, and the only user message.
 
     The standard layout has no roles, and a trainer puts no chat template around it, so text before the prompt is
-    the only place where a system prompt reaches the model. Raises RecordError for several turns.
+    the only place where a system prompt reaches the model. Raises RecordError for several turns, and for a message
+    that is more than text.
     """
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    system = system_text(messages) or ""
     messages = messages[1:] if system else messages
     if len(messages) > 1:
         raise RecordError(
             'a conversation of several turns has no standard layout; use layout="conversational"',
             reason="bad_prompt",
         )
-    return f"{system}\n\n{messages[0]['content']}" if system else messages[0]["content"]
+    prompt = text_of_message(messages[0])
+    return f"{system}\n\n{prompt}" if system else prompt
+
+
+def text_of_message(message: Message) -> str:
+    """The message as text. Raises RecordError (`bad_prompt`) where text would lose an image, audio or a tool call."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    if message.get("tool_calls") or any(part.get("type") != "text" for part in parts):
+        what = "tool calls" if message.get("tool_calls") else "parts that are not text"
+        raise RecordError(
+            f'a message with {what} has no standard layout; use layout="conversational"', reason="bad_prompt"
+        )
+    return text_in(content)
 
 
 def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
@@ -93,8 +109,10 @@ def with_system(messages: list[Message], system: str | None, choice: str) -> tup
 
     A system message that the messages have of their own wins over `system`.
     """
-    if messages and messages[0]["role"] == "system":
-        system, messages = messages[0]["content"], messages[1:]
+    if messages and messages[0]["role"] in SYSTEM_ROLES:
+        if choice == "keep" and system_text(messages):
+            return messages, None  # as it is written, with all its keys
+        system, messages = system_text(messages), messages[1:]
     if not system or choice == "drop":
         return messages, None
     if choice == "column":
@@ -107,10 +125,11 @@ def checked_messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise RecordError(f"{value!r:.60} is not a list of messages", reason="bad_prompt")
     messages: list[Message] = []
-    for message in value:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise RecordError(f"{message!r:.60} is not a message with role and content", reason="bad_prompt")
-        messages.append(cast(Message, dict(message)))  # other keys (reasoning_content, a name) travel
+    for number, message in enumerate(value):
+        if fault := message_fault(message, any_role=True):
+            raise RecordError(
+                f"message {number}: {message!r:.60} is not a message with role and content; {fault}",
+                reason="bad_prompt",
+            )
+        messages.append(cast(Message, dict(message)))  # all its keys travel
     return messages

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row, stable_seed
@@ -147,7 +148,7 @@ class FormPreference(RowStep):
         standard = self.layout == "standard"
         messages = prompt_messages(seen)
         chosen, rejected = self._pair(self._answers(seen, makings))
-        head = messages[0]["content"] if messages[0]["role"] == "system" else None
+        head = system_text(messages)
         is_told = "system_prompt" in self.input_mappings
         systems = [
             None if self.system_prompt == "drop" else head or system_of(seen, answer.text, makings, is_told=is_told)

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import PipelineError, RecordError
+from asyncsynth.pipeline.chat_messages import SYSTEM_ROLES, for_templates, is_blank, text_in
 from asyncsynth.pipeline.making import KNOWN, Makings
 from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
@@ -21,6 +22,7 @@ from asyncsynth.steps.conversation import (
     checked_messages,
     prompt_messages,
     system_of,
+    text_of_message,
     text_of_prompt,
     with_system,
 )
@@ -40,13 +42,17 @@ class FormSFT(RowStep):
             message's `reasoning_content`, as chat templates read it, or in the standard layout to the column
             `reasoning`; "text" puts it before the answer as ``<think>`` text. Needs a column `reasoning`: a task
             writes it with ``provenance=["reasoning"]``.
+        tool_calls: "keep" writes tool calls as they are in the row; "object" as chat templates and TRL read them:
+            arguments as JSON objects instead of text, and an empty text beside the calls. Export such rows as JSON
+            Lines: Parquet would give the arguments of every call all the names of any call.
         keep: other columns to keep; None keeps all.
 
     Columns: writes `messages`, or in the standard layout `prompt` and `completion`; with the settings that say so, also
     `system_prompt` and `reasoning`.
 
-    Reads `generation` and `instruction` or `messages`, or a whole `conversation`, as Magpie makes them. Rows without
-    an answer are dropped and counted (`empty_generation`).
+    Reads `generation` and `instruction` or `messages`, or a whole `conversation`, as Magpie makes them. An answer may
+    call tools (`tool_calls`). Rows without an answer are dropped and counted (`empty_generation`). Messages keep all
+    their keys: tool calls, names, parts of a content.
 
     How an answer was made is known by its text, whatever column it is in: a row that a task filled, also some steps
     earlier, is checked. A text that the input brought, or that a step of your own wrote anew, counts as whole, and
@@ -71,6 +77,7 @@ class FormSFT(RowStep):
         "conversation",
         "system_prompt",
         "reasoning",
+        "tool_calls",
     )
 
     def __init__(
@@ -80,6 +87,7 @@ class FormSFT(RowStep):
         truncated: Truncated = "drop",
         system_prompt: SystemPrompt = "keep",
         reasoning: Literal["drop", "field", "text"] = "drop",
+        tool_calls: Literal["keep", "object"] = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -89,10 +97,12 @@ class FormSFT(RowStep):
         one_of("FormSFT", "truncated", truncated, TRUNCATED)
         one_of("FormSFT", "system_prompt", system_prompt, SYSTEM_PROMPT)
         one_of("FormSFT", "reasoning", reasoning, ("drop", "field", "text"))
+        one_of("FormSFT", "tool_calls", tool_calls, ("keep", "object"))
         self.layout = layout
         self.truncated = truncated
         self.system_prompt = system_prompt
         self.reasoning = reasoning
+        self.tool_calls = tool_calls
         self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
         if system_prompt == "column":
@@ -111,22 +121,24 @@ class FormSFT(RowStep):
         makings = KNOWN.get()
         seen = self.view(row)
         turns = _turns(seen)
-        answer = turns[-1]["content"]
+        answer = text_in(turns[-1].get("content"))
         if self.truncated == "drop":
             for turn in turns:
-                if turn["role"] == "assistant" and makings.is_cut(turn["content"]):
+                if turn["role"] == "assistant" and makings.is_cut(text_in(turn.get("content"))):
                     raise Dropped("truncated")
         is_told = "system_prompt" in self.input_mappings
         system = None
-        if self.system_prompt != "drop" and turns[0]["role"] != "system":
+        if self.system_prompt != "drop" and turns[0]["role"] not in SYSTEM_ROLES:
             system = system_of(seen, answer, makings, is_told=is_told)
         messages, column = with_system(turns, system, self.system_prompt)
         thought = self._thought(seen, messages[-1], makings)
         messages = [self._said(message, makings) for message in messages[:-1]] + [self._with(messages[-1], thought)]
+        if self.tool_calls == "object":
+            messages = [for_templates(message) for message in messages]
         if self.layout == "conversational":
             made: Row = {"messages": messages}
         else:
-            made = {"prompt": text_of_prompt(messages[:-1]), "completion": messages[-1]["content"]}
+            made = {"prompt": text_of_prompt(messages[:-1]), "completion": text_of_message(messages[-1])}
         made.update({"system_prompt": column, "reasoning": thought})
         made = {name: made[name] for name in self.outputs}
         kept = row if self.keep is None else {column: row[column] for column in self.keep}
@@ -145,8 +157,9 @@ class FormSFT(RowStep):
         own: Any = message.get("reasoning_content")
         if own is None:
             own = seen.get("reasoning")
-            thoughts = makings.thoughts(message["content"])
-            making = makings.of(message["content"])
+            said = text_in(message.get("content"))
+            thoughts = makings.thoughts(said)
+            making = makings.of(said)
             if own not in thoughts and making is not None and not making.is_given:
                 own = making.reasoning  # the column is another answer's
         return own if isinstance(own, str) and own.strip() else None
@@ -155,7 +168,11 @@ class FormSFT(RowStep):
         """A message of the model's, with what it thought where that is wanted."""
         made: Any = {name: value for name, value in message.items() if name != "reasoning_content"}
         if thought is not None and self.reasoning == "text":
-            made["content"] = f"<think>\n{thought.strip()}\n</think>\n\n{message['content']}"
+            before, content = f"<think>\n{thought.strip()}\n</think>\n\n", message.get("content")
+            if isinstance(content, list):
+                made["content"] = [{"type": "text", "text": before}, *content]
+            else:
+                made["content"] = before + (content or "")
         elif thought is not None and self.layout == "conversational":
             made["reasoning_content"] = thought
         return cast(Message, made)
@@ -183,12 +200,16 @@ def _turns(seen: Row) -> list[Message]:
     """The conversation with the answer at its end. Raises Dropped where there is no answer, RecordError."""
     if seen.get("conversation") is not None:
         messages = checked_messages(seen["conversation"])
-        if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        if messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
             raise Dropped("empty_generation")
         prompt_messages({"messages": messages[:-1]})
         return messages
-    answer = _answer(seen.get("generation"))
-    return [*prompt_messages(seen), Message(role="assistant", content=answer)]
+    if calls := seen.get("tool_calls"):
+        said = seen.get("generation") or None  # a text beside the calls stays
+        answer = checked_messages([{"role": "assistant", "content": said, "tool_calls": calls}])[0]
+    else:
+        answer = Message(role="assistant", content=_answer(seen.get("generation")))
+    return [*prompt_messages(seen), answer]
 
 
 def _answer(generation: object) -> str:

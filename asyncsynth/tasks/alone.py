@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncsynth.errors import ConfigurationError, RecordError
 from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.work import Work
 from asyncsynth.records import Row, content_hash
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class _Held:
         self.users = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pool: Sender | None = None
+        self.work = Work()  #: threads for the tools that tasks call
         self._llms = llms
         self._opener = opener
         self._stopping: asyncio.Event | None = None
@@ -123,6 +125,7 @@ class _Held:
             for task in rows:
                 task.cancel()
             await asyncio.gather(*rows, return_exceptions=True)
+            self.work.close()
 
 
 class AloneRunner:
@@ -158,7 +161,7 @@ class AloneRunner:
         held = self._held
         if held is None or held.loop is None or held.pool is None or not held.alive:
             raise ConfigurationError(f"{task.name} was unloaded", hint="Call load() again.")
-        return asyncio.run_coroutine_threadsafe(self._run(task, row, key, run_seed, held.pool), held.loop)
+        return asyncio.run_coroutine_threadsafe(self._run(task, row, key, run_seed, held.pool, held.work), held.loop)
 
     def close_soon(self) -> None:
         """Gives the pool back, without waiting; the last user closes it."""
@@ -183,10 +186,11 @@ class AloneRunner:
                 del _held[held.key]
         return held
 
-    async def _run(self, task: ModelStep, row: Row, key: str, run_seed: int, pool: Sender) -> list[Row]:
+    async def _run(self, task: ModelStep, row: Row, key: str, run_seed: int, pool: Sender, work: Work) -> list[Row]:
         if (current := asyncio.current_task()) is not None:
             current.set_name(_ROW_TASK)
         ctx = Context(key=key, run_seed=run_seed, step_id=self._step_id, send=pool.send)
+        ctx.equip(work=work)
         try:
             view = task.view(row)
         except KeyError as missing:
@@ -194,7 +198,9 @@ class AloneRunner:
                 f"{task.name}: the row has no column {missing}; it has {', '.join(row) or 'none'}",
                 reason="missing_column",
             ) from None
-        return [task.merge(row, outputs) for outputs in await task.generate(view, ctx)]
+        made = task.generate(view, ctx)
+        made = made if task.timeout is None or task.needs_work else ctx.in_time(task.timeout, made)
+        return [task.merge(row, outputs) for outputs in await made]
 
 
 def _acquire(llms: list[LLM], opener: Opener) -> _Held:

@@ -11,9 +11,12 @@ from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import SAMPLE_SEED, Feature, Need, needs_of
-from asyncsynth.errors import ConfigurationError, ParseFailure, TaskFailure
+from asyncsynth.errors import ConfigurationError, ParseFailure, RequestFailed, TaskFailure
+from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import PROVENANCE, Context
+from asyncsynth.pipeline.fingerprint import is_own
 from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.seen import row_error
 from asyncsynth.pipeline.step import ModelStep, RowCount, nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.alone import AloneRunner, Rows
@@ -79,7 +82,9 @@ class Task(ModelStep):
     prompt: ClassVar[str | None] = None
     #: False for a task whose own code gets all choices of an answer.
     reads_one_choice: ClassVar[bool] = True
-    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks", "explain_reasks"})
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks", "explain_reasks", "reads_tool_calls"})
+    #: Whether the task has a use for an answer that only calls tools. For any other task such an answer is a failure.
+    reads_tool_calls: bool = False
 
     def __init__(
         self,
@@ -212,7 +217,10 @@ class Task(ModelStep):
         sample = self._told if self.provenance else self.sample
         if self.num_generations == 1:
             return [await sample(row, ctx, 0)]
-        answers = await all_or_error([sample(row, ctx, i) for i in range(self.num_generations)])
+        samples = [sample(row, ctx, i) for i in range(self.num_generations)]
+        if not is_own(type(self)):
+            samples = [_in_task(each) for each in samples]
+        answers = await all_or_error(samples)
         if not self.group_generations:
             return answers
         rows = [checked_outputs(answer, self.outputs, where=self.name) for answer in answers]
@@ -254,7 +262,7 @@ class Task(ModelStep):
         messages = self.conversation(row, ctx)
         # What is no list of messages is refused by `LLM.chat`.
         first: Any = messages[0] if isinstance(messages, list) and messages else None
-        sent = first.get("content") if isinstance(first, dict) and first.get("role") == "system" else None
+        sent = system_text(messages) if isinstance(first, dict) else None
         told = row.get("system_prompt") or self.system_prompt
         # Most conversations begin as the row or the task says, and there is nothing to compare.
         is_noted = sent == (told or None) and not ctx.notes
@@ -281,6 +289,7 @@ class Task(ModelStep):
         number: int,
         schema: dict[str, Any] | None = None,
         llm: LLM | None = None,
+        fields: dict[str, Any] | None = None,
     ) -> tuple[T, Completion]:
         """One answer as `read` understands it, requested again when it cannot be parsed.
 
@@ -290,14 +299,18 @@ class Task(ModelStep):
         Args:
             number: tells a row's requests apart (their seeds).
             llm: another model than the task's own.
+            fields: sent instead of `request_fields`.
         """
-        fields = self.request_fields()
+        fields = self.request_fields() if fields is None else fields
         asked = messages
         for reask in range(self.max_reasks + 1):
             seed = ctx.seed(number + reask * REASK_STRIDE)
             completion = await ctx.send((llm or self.llm).chat(asked, schema=schema, seed=seed, **fields))
+            choice = completion.choices[0]
+            if choice.tool_calls and not self.reads_tool_calls and not choice.text.strip():
+                raise RequestFailed(_called_tools(choice), reason="tool_calls", attempts=completion.attempts)
             try:
-                return read(completion.choices[0]), completion
+                return read(choice), completion
             except ParseFailure as failure:
                 if reask == self.max_reasks:
                     failure.attempts = reask + 1
@@ -356,6 +369,23 @@ class Task(ModelStep):
             if self._alone is None:
                 self._alone = AloneRunner(self)
             return self._alone
+
+
+async def _in_task(sample: Coroutine[Any, Any, T]) -> T:
+    """Awaits a user's code in a task of its own, where a SystemExit would end the event loop."""
+    try:
+        return await sample
+    except SystemExit as error:
+        raise row_error(error, {}) from error
+
+
+def _called_tools(choice: Choice) -> str:
+    """Why an answer that only calls tools is of no use to a task, and what to do."""
+    names = [str(call.get("function", {}).get("name")) for call in choice.tool_calls or ()]
+    return (
+        f"the model called a tool instead of answering: {', '.join(names)[:200]}; remove `tools` from extra_body, or "
+        "use a task that takes tools (TextGeneration, ChatGeneration, ToolChat)"
+    )
 
 
 def _provenance(task: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
-from asyncsynth.client.messages import Choice, Message
+from asyncsynth.client.llm import LLM
+from asyncsynth.client.messages import Message
 from asyncsynth.errors import TaskFailure
+from asyncsynth.pipeline.chat_messages import ASKING_ROLES, checked_conversation, is_blank, system_text
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import Task
+from asyncsynth.tasks.base import TaskSettings
+from asyncsynth.tasks.generation import Generation
+from asyncsynth.tasks.tool_schema import ToolGiven
 
-_ROLES = ("system", "user", "assistant")
 
+class ChatGeneration(Generation):
+    """Answers a conversation, whose last message must be the user's or a tool's.
 
-class ChatGeneration(Task):
-    """Answers a conversation, whose last message must be the user's.
+    Columns: ``messages`` (list of messages), optionally ``system_prompt`` -> ``generation``, ``model_name`` (the model
+    that really answered).
 
-    Columns: ``messages`` (list of ``{"role", "content"}``), optionally ``system_prompt`` -> ``generation``,
-    ``model_name`` (the model that really answered).
+    A message is a mapping with the keys of the OpenAI API. It is sent as it is in the row: text or a list of parts
+    (images, audio), ``tool_calls``, ``name`` and keys that only your server knows. A system message at the head of
+    ``messages`` wins over the row's and the task's system prompt. A conversation that is malformed, or ends with
+    another message, fails its row (`bad_input`).
 
-    A system message at the head of ``messages`` wins over the row's and the task's system prompt. A
-    conversation that is malformed, or does not end with the user, fails its row (`bad_input`).
-
-    Args: see `Task`.
+    Args:
+        tools: what the model may call: schemas of the OpenAI API, or Python functions, of which schemas are made. The
+            task then also writes ``tool_calls``: the calls as the server sent them, or None. `ToolChat` runs them.
+        tool_choice: as in the OpenAI API: "auto", "none", "required", or a mapping that names a function.
+        Others: see `Task`.
 
     Example::
 
@@ -35,43 +44,41 @@ class ChatGeneration(Task):
     inputs: tuple[str, ...] = ("messages",)
     outputs: tuple[str, ...] = ("generation", "model_name")
 
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        tools: Sequence[ToolGiven] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        **settings: Unpack[TaskSettings],
+    ) -> None:
+        super().__init__(llm, tools=tools, tool_choice=tool_choice, **settings)
+
     def conversation(self, row: Row, ctx: Context) -> list[Message]:
         """The messages, with the system prompt before them unless they have one."""
         messages = self.messages(row, ctx)
-        return messages if messages[0]["role"] == "system" else super().conversation(row, ctx)
+        return messages if system_text(messages) is not None else super().conversation(row, ctx)
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
         """That of the messages, the row's or the task's."""
-        head = row["messages"][0]
-        return head["content"] if head["role"] == "system" else super().system_sent(row, ctx, number)
+        own = system_text(row["messages"])
+        return own if own is not None else super().system_sent(row, ctx, number)
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The row's messages, checked."""
         return user_conversation(row["messages"])
 
-    def parse(self, choice: Choice, row: Row) -> Row:
-        """The text as the model wrote it, without surrounding white space."""
-        return {"generation": choice.text.strip()}
-
 
 def user_conversation(value: Any) -> list[Message]:
-    """A copy of a list of messages that ends with the user's. Raises TaskFailure (`bad_input`) for another."""
-    if not isinstance(value, list) or not value:
-        raise TaskFailure("the input 'messages' is not a list of messages", reason="bad_input")
-    messages: list[Message] = []
-    for number, message in enumerate(value):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str):
-            raise TaskFailure(
-                f"message {number} is {message!r:.80}; a role ({', '.join(_ROLES)}) and a text were expected",
-                reason="bad_input",
-            )
-        if role == "system" and number:
-            raise TaskFailure(f"message {number} is a system message; it can only be the first", reason="bad_input")
-        messages.append({"role": role, "content": content})
+    """A copy of a list of messages that ends with the user's or a tool's. Raises TaskFailure (`bad_input`)."""
+    messages, fault = checked_conversation(value)
+    if fault:
+        raise TaskFailure(f"the input 'messages': {fault}", reason="bad_input")
     last = messages[-1]
-    if last["role"] != "user":
-        raise TaskFailure(f"the last message is the {last['role']}'s; the user's was expected", reason="bad_input")
-    if not last["content"].strip():
+    if last["role"] not in ASKING_ROLES:
+        raise TaskFailure(
+            f"the last message is the {last['role']}'s; the user's or a tool's was expected", reason="bad_input"
+        )
+    if last["role"] == "user" and is_blank(last):
         raise TaskFailure("the last message is blank", reason="bad_input")
     return messages

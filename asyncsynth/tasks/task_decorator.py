@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from asyncsynth.calling import checked
@@ -12,12 +12,15 @@ from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import ChatRequest, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
+from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.functions import checked_outputs, declared_columns
+from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, declared_columns
+from asyncsynth.pipeline.making import SYSTEM_OF, end_of
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import nearest
 from asyncsynth.records import Row
 from asyncsynth.tasks.base import REASK_STRIDE, Task, TaskSettings
+from asyncsynth.tasks.tool_schema import ToolGiven, tool_schemas
 
 #: Keeps the seeds of the calls within one sample apart.
 _CALL_STRIDE = 10_000
@@ -34,12 +37,13 @@ class TaskContext:
         notes: small JSON that is kept with the result.
     """
 
-    __slots__ = ("_calls", "_context", "_sample", "key", "llm", "notes")
+    __slots__ = ("_calls", "_context", "_sample", "_sent", "key", "llm", "notes")
 
     def __init__(self, context: Context, llm: LLM, sample: int) -> None:
         self._context = context
         self._sample = sample
         self._calls = 0
+        self._sent: list[list[str | None]] = []  #: the end of each answer, and the system prompt sent for it
         self.llm: LLM = llm
         self.key: str = context.key
         self.notes: dict[str, Any] = context.notes
@@ -49,16 +53,29 @@ class TaskContext:
         messages: str | list[Message],
         *,
         schema: dict[str, Any] | None = None,
+        tools: Sequence[ToolGiven] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
         **overrides: Any,
     ) -> Completion:
-        """Asks the task's model: messages, or a text as the user's only one. Each call has a seed of its own,
-        the same after a resume. A row's or the task's system prompt is *not* added.
+        """Asks the task's model. Each call has a seed of its own, the same after a resume.
 
-        `schema` constrains the answer to JSON; `overrides` are request fields (``temperature=0``).
+        Args:
+            messages: sent as they are, with all their keys; or a text, sent as the user's only message. A row's or
+                the task's system prompt is *not* added.
+            schema: constrains the answer to JSON.
+            tools: what the model may call: schemas of the OpenAI API, or functions, of which schemas are made. The
+                calls are in ``completion.choices[0].tool_calls``; ``choices[0].message()`` continues the conversation.
+            tool_choice: as in the OpenAI API.
+            overrides: other request fields (``temperature=0``).
+
         Raises RequestFailed when the call ends without a completion; `completion.text` is the answer.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if tools is not None:
+            overrides["tools"] = tool_schemas("ctx.chat", tools)
+        if tool_choice is not None:
+            overrides["tool_choice"] = tool_choice
         return await self.send(self.llm.chat(messages, schema=schema, **{"seed": self.seed(), **overrides}))
 
     async def complete(self, prompt: str, **overrides: Any) -> Completion:
@@ -67,12 +84,21 @@ class TaskContext:
 
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
-        if isinstance(request, ChatRequest) and request.messages and request.messages[0]["role"] == "system":
+        system = system_text(request.messages) if isinstance(request, ChatRequest) else None
+        if system is not None:
             # Kept with the result: training examples hold what was sent, and only the request shows it.
             sent = self.notes.setdefault(_SYSTEM, [])
-            if request.messages[0]["content"] not in sent:
-                sent.append(request.messages[0]["content"])
-        return await self._context.send(request)
+            if system not in sent:
+                sent.append(system)
+        completion = await self._context.send(request)
+        self._sent += [[end_of(choice.text), system] for choice in completion.choices]
+        return completion
+
+    def note_systems(self, *, several: bool) -> None:
+        """Notes which answer was made under which system prompt, where more than one was sent, or may have been."""
+        systems = {system for _, system in self._sent}
+        if len(systems) > 1 or (several and systems != {None}):
+            self.notes.setdefault(SYSTEM_OF, []).extend(self._sent)
 
     def seed(self) -> int:
         """The next sampling seed of this row's."""
@@ -94,6 +120,7 @@ class FunctionTask(Task):
 
     Args:
         llm: another model than the decorator's.
+        timeout: another time limit than the decorator's.
         Others: see `Task`. `system_prompt` is the function's own matter.
     """
 
@@ -101,8 +128,12 @@ class FunctionTask(Task):
     function: ClassVar[Any]
     default_llm: ClassVar[LLM | None] = None
     declared_needs: ClassVar[tuple[Feature, ...]] = ()
+    default_timeout: ClassVar[float | None] = None
+    not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"timeout", "default_timeout"})
 
-    def __init__(self, llm: LLM | None = None, **settings: Unpack[TaskSettings]) -> None:
+    def __init__(
+        self, llm: LLM | None = None, *, timeout: float | None = None, **settings: Unpack[TaskSettings]
+    ) -> None:
         if not hasattr(type(self), "function"):
             raise PipelineError("FunctionTask is made by @task", hint="@task(llm=..., inputs=[...], outputs=[...])")
         chosen = llm if llm is not None else self.default_llm
@@ -111,6 +142,7 @@ class FunctionTask(Task):
                 f"{type(self).__name__} has no model",
                 hint=f"Give @task(llm=...) one, or write {type(self).__name__}(llm=...).",
             )
+        self.timeout = self.default_timeout if timeout is None else checked_timeout(type(self).__name__, timeout)
         super().__init__(chosen, **settings)
 
     def needs(self) -> tuple[Need, ...]:
@@ -123,7 +155,8 @@ class FunctionTask(Task):
         return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The one that the function sent; None where it sent several: which answer had which is its own matter."""
+        """The one that the function sent. Where it sent several, `SYSTEM_OF` in the notes says which answer had which;
+        a text that is none of the answers may have any of them."""
         sent = ctx.notes.get(_SYSTEM) or []
         return sent[0] if len(sent) == 1 else None
 
@@ -141,6 +174,7 @@ class FunctionTask(Task):
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
                 continue
+            context.note_systems(several=self.num_generations > 1)
             outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name",))
             if "model_name" in self.outputs and "model_name" not in outputs:
                 outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model
@@ -156,6 +190,7 @@ def task(
     llm: LLM | None = None,
     optional_inputs: Iterable[str] = (),
     needs: Iterable[str] = (),
+    timeout: float | None = None,
 ) -> Callable[[TaskFunction], type[FunctionTask]]:
     """Makes a task of an async function: ``(row, ctx) -> dict`` of its outputs.
 
@@ -166,6 +201,8 @@ def task(
         llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
         needs: what the function cannot do without on the server, tried before a run begins: ``"chat"``,
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
+        timeout: seconds that the function may take for a row, apart from waiting for models' answers. A row whose call
+            takes longer fails (`timeout`). It ends only code that awaits.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
@@ -187,6 +224,7 @@ def task(
     """
     if llm is not None and not isinstance(llm, LLM):
         raise ConfigurationError(f"@task(llm=...) wants an LLM, got {type(llm).__name__}")
+    checked_timeout("@task", timeout)
     features = tuple(_feature(need) for need in ([needs] if isinstance(needs, str) else needs))
     columns = {
         "inputs": declared_columns("@task", "inputs", inputs),
@@ -205,6 +243,7 @@ def task(
             "function": staticmethod(function),
             "default_llm": llm,
             "declared_needs": features,
+            "default_timeout": timeout,
             "__doc__": function.__doc__,
         }
         made = type(function.__name__, (FunctionTask,), members)

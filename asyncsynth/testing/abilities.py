@@ -54,7 +54,7 @@ class Abilities:
         is_cut = limit <= self.thinking_tokens
         words = " ".join(["Hmm,", *["perhaps"] * (min(limit, self.thinking_tokens) - 1)])
         for choice in made["choices"]:
-            message, text = choice["message"], choice["message"]["content"]
+            message, text = choice["message"], choice["message"]["content"] or ""
             if self.thinks == "field":
                 message |= {"content": None if is_cut else text, "reasoning_content": words}
             else:

@@ -41,14 +41,16 @@ def words(seed: bytes, count: int) -> str:
 
 
 def request_seed(body: Mapping[str, Any], choice: int) -> bytes:
-    """What an answer depends on: model, prompt, seed, constraint, and which of the `n` choices it is."""
-    parts = (
+    """What an answer depends on: model, prompt, seed, constraint, tools, and which of the `n` choices it is."""
+    parts: tuple[Any, ...] = (
         body.get("model"),
         body.get("messages", body.get("prompt")),
         body.get("seed"),
         body.get("response_format"),
         choice,
     )
+    if body.get("tools"):
+        parts = (*parts, body["tools"], body.get("tool_choice"))
     return hashlib.blake2b(orjson.dumps(parts), digest_size=16).digest()
 
 
@@ -164,6 +166,32 @@ def _bounds(schema: Mapping[str, Any], step: float) -> tuple[Any, Any]:
     return low, low + 100 if high is None else high
 
 
+def tool_calls(body: Mapping[str, Any], seed: bytes) -> list[dict[str, Any]]:
+    """The calls that the model makes of the tools in a request; [] where it answers with text.
+
+    It calls a tool or two wherever the request offers tools, but not in reply to a tool's result: then only if
+    `tool_choice` is "required" or names a function.
+    """
+    tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
+    choice = body.get("tool_choice") or "auto"
+    last = (body.get("messages") or [{}])[-1].get("role")
+    if not tools or choice == "none" or (choice == "auto" and last == "tool"):
+        return []
+    bits = Bits(seed)
+    if isinstance(choice, dict):
+        wanted = [tool for tool in tools if tool["name"] == choice.get("function", {}).get("name")]
+    else:
+        count = 1 if body.get("parallel_tool_calls") is False else 1 + bits.below(2)
+        wanted = [tools[bits.below(len(tools))] for _ in range(count)]
+    made: list[dict[str, Any]] = []
+    for number, tool in enumerate(wanted):
+        own = hashlib.blake2b(seed + bytes([number]), digest_size=8)
+        given = schema_instance(tool.get("parameters") or {"type": "object"}, own.digest())
+        function = {"name": tool["name"], "arguments": orjson.dumps(given).decode()}
+        made.append({"id": f"call_{own.hexdigest()}", "type": "function", "function": function})
+    return made
+
+
 def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) -> dict[str, Any]:
     """The completion object for a request body; `tokens` is how many words unconstrained text has."""
     limit = body.get("max_tokens") or body.get("max_completion_tokens") or tokens
@@ -182,7 +210,11 @@ def answer(body: Mapping[str, Any], *, chat: bool, tokens: int, served_as: str) 
         if body.get("stop"):
             text, finish = _stopped(text, body["stop"], finish)
         choice: dict[str, Any] = {"index": index, "finish_reason": finish}
-        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        if chat and (calls := tool_calls(body, seed)):
+            choice["finish_reason"] = "tool_calls"
+            choice["message"] = {"role": "assistant", "content": None, "tool_calls": calls}
+        else:
+            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choice["logprobs"] = _logprobs(text, body, chat) if body.get("logprobs") not in (None, False) else None
         choices.append(choice)
     prompt = body.get("messages", body.get("prompt"))

@@ -50,6 +50,7 @@ from asyncsynth import (
     TaskContext,
     TextClassification,
     TextGeneration,
+    ToolChat,
     UltraFeedback,
     step,
     task,
@@ -68,7 +69,8 @@ jury = Jury([llm, small], how="median", quorum=1)
 TextGeneration(llm, template="{{ text }}", system_prompt="Be brief.", num_generations=2, group_generations=True)
 TextGeneration(llm=llm, max_reasks=0, provenance=("server",), name="gen", input_mappings={"instruction": "prompt"})
 TextGeneration(llm, output_mappings={"generation": "response"}, name=None, system_prompt=None)
-ChatGeneration(llm, system_prompt="Be brief.", num_generations=2)
+ChatGeneration(llm, system_prompt="Be brief.", num_generations=2, tools=[{"type": "function"}], tool_choice="auto")
+ToolChat(llm, tools=[len], max_turns=3, tool_timeout=2.5, arguments="text", reasoning="field", num_generations=2)
 SelfInstruct(llm, num_instructions=3, structured=True, max_reasks=1)
 EvolInstruct(llm, num_evolutions=2, store_evolutions=True, mutations=["deepen"], check_gain=True, name="evolve")
 EvolComplexity(llm, num_evolutions=2, generate_answers=True, provenance=["model"])

@@ -275,7 +275,7 @@ def test_classes_that_mix_in_others_are_made_as_before() -> None:
 
 
 def test_a_signature_is_still_the_class_own() -> None:
-    assert list(inspect.signature(TextGeneration).parameters) == ["llm", "template", "settings"]
+    assert list(inspect.signature(TextGeneration).parameters) == ["llm", "template", "tools", "tool_choice", "settings"]
     assert list(inspect.signature(Passing).parameters) == ["llm", "mine", "settings"]
     assert inspect.iscoroutinefunction(Pipeline().arun)
 

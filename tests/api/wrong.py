@@ -29,6 +29,7 @@ from asyncsynth import (
     TaskContext,
     TextClassification,
     TextGeneration,
+    ToolChat,
     UltraFeedback,
     step,
     task,
@@ -52,6 +53,8 @@ TextGeneration(llm, "{{ text }}")  # wrong
 TextGeneration(llm, templat="x")  # wrong
 TextGeneration(llm, num_generations="2")  # wrong
 ChatGeneration(llm, template="x")  # wrong
+ToolChat(llm)  # wrong
+ToolChat(llm, tools=[len], arguments="dict")  # wrong
 SelfInstruct(llm, num_instruction=3)  # wrong
 EvolInstruct(llm, num_evolution=3)  # wrong
 EvolComplexity(llm, num_evolutions="3")  # wrong

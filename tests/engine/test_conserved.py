@@ -463,7 +463,7 @@ def test_what_must_stop_the_run_comes_out_of_a_branch() -> None:
 def test_a_cancelled_future_of_the_steps_own_fails_its_row() -> None:
     walked, _ = walk(joined(CombineOutputs(), Tagged("a"), [Tagged("b"), Forgetful(name="f")]), {"x": 1})
     assert [(row.step, row.reason) for row in walked.failed] == [("f", "step_error")]
-    assert walked.failed[0].message.startswith("CancelledError (")
+    assert walked.failed[0].message.startswith("CancelledError: the step's own code cancelled")
     assert walked.rows == {"default": []}
     assert walked.dropped == {"combine_outputs_0": {"partner_failed": 1}}
 

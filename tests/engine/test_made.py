@@ -319,6 +319,44 @@ def test_pools_under_two_system_prompts(tmp_path: Path) -> None:
 
 
 @pytest.mark.row(33)
+@pytest.mark.parametrize("generations", [1, 2])
+def test_a_function_that_sends_several_system_prompts(generations: int, tmp_path: Path) -> None:
+    def under(system: str, text: str) -> list[dict[str, str]]:
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+    @task(llm=WHOLE, inputs=["instruction"], outputs=["draft", "generation", "mix"])
+    async def two(row: Any, ctx: Any) -> Any:
+        draft = (await ctx.chat(under(CASUAL, row["instruction"]))).text
+        final = (await ctx.chat(under(CAREFUL, f"Improve: {draft}"))).text
+        return {"draft": draft, "generation": final, "mix": "A text of neither answer, " + "but of the function."}
+
+    def chosen(column: str) -> Pipeline:
+        return chain(lambda: [two(num_generations=generations), FormSFT(input_mappings={"generation": column})])
+
+    count = 4 * generations
+    assert system_prompts(run(tmp_path / "final", lambda: chosen("generation"))) == [CAREFUL] * count
+    assert system_prompts(run(tmp_path / "draft", lambda: chosen("draft"))) == [CASUAL] * count
+    mixed = run(tmp_path / "mix", lambda: chosen("mix"))
+    assert mixed.report.counts.failures == {"unknown_system_prompt": count}
+
+
+def test_a_column_of_the_carriers_name_crosses_a_step_over_all_rows(tmp_path: Path) -> None:
+    def steps() -> Any:
+        return [TextGeneration(llm=WHOLE, system_prompt=CAREFUL), Deduplicate(["instruction"]), FormSFT()]
+
+    def own() -> Pipeline:
+        with Pipeline(name="own") as pipeline:
+            before, middle, after = steps()
+            data = [{"instruction": f"Hi {number}", "_asyncsynth_made": [1, number]} for number in range(3)]
+            LoadDataFromDicts(data=data) >> before >> middle >> after
+        return pipeline
+
+    found = run(tmp_path / "run", own)
+    assert [row["_asyncsynth_made"] for row in made(found)] == [[1, 0], [1, 1], [1, 2]]
+    assert system_prompts(found) == [CAREFUL] * 3
+
+
+@pytest.mark.row(33)
 def test_a_functions_own_system_message_and_a_rows_own(tmp_path: Path) -> None:
     function = chain(lambda: [asked(llm=WHOLE), FormSFT()])
     assert system_prompts(run(tmp_path / "function", lambda: function)) == ["Sent by a function."] * 4

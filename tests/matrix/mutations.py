@@ -27,6 +27,8 @@ STOPPING = "tests/engine/test_stopping.py"
 CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
 ANSWERS = "tests/engine/test_paid_answers.py"
+MISBEHAVING = "tests/engine/test_misbehaving.py"
+WAITING = "tests/steps/test_waiting_steps.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +437,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what is known of texts is lost at a barrier", "engine/walk.py",
-        "return {**row, CARRIED: told} if told else row", "return row",
+        "return with_carried(row, way.makings().carried(row))", "return row",
         33, ("tests/engine/test_made.py::test_no_cut_answer_is_a_training_target",),
     ),
     Mutation(
@@ -443,6 +445,44 @@ MUTATIONS = (
         'return noted.get(str(number), row.get("system_prompt") or self.system_prompt)\n',
         'return row.get("system_prompt")\n',
         33, ("tests/engine/test_made.py::test_a_tasks_system_prompt_reaches_the_training_rows",),
+    ),
+    Mutation(
+        "a step that exits ends the run", "engine/walk.py",
+        "        except BaseException as error:  # SystemExit too: a step",
+        "        except Exception as error:  # a step",
+        47, (f"{MISBEHAVING}::test_it_costs_its_row_and_no_more",),
+    ),
+    Mutation(
+        "a record whose step was cancelled vanishes", "engine/walk.py",
+        "            if way.is_ending or self._is_ending():\n                raise\n            way.end(key,",
+        "            if True:\n                raise\n            way.end(key,",
+        47, (f"{MISBEHAVING}::test_in_a_branch_its_row_is_counted_at_the_join",),
+    ),
+    Mutation(
+        "waiting for a model counts against a step's time", "pipeline/context.py",
+        "                left -= loop.time() - since\n                deadline.reschedule(None)\n",
+        "                pass\n",
+        47, (f"{MISBEHAVING}::test_the_time_limit_of_a_task_does_not_count_its_model",),
+    ),
+    Mutation(
+        "any number of calls at once", "pipeline/work.py",
+        "        while len(self._busy) >= self._limit:\n", "        while False:\n",
+        48, (f"{WAITING}::test_no_more_calls_at_once_than_workers",), hangs=True,
+    ),
+    Mutation(
+        "what a costly step made is not kept", "engine/walk.py",
+        "self._ask if node.step.journal else self._compute", "self._compute",
+        48, (f"{WAITING}::test_a_journaled_step_is_not_called_again",),
+    ),
+    Mutation(
+        "a stopped run begins calls that waited", "pipeline/work.py",
+        "                turn.set_exception(Withdrawn())\n", "                turn.set_result(None)\n",
+        48, (f"{WAITING}::test_a_stop_begins_no_call_and_loses_no_row",), hangs=True,
+    ),
+    Mutation(
+        "tools are called again after a crash", "engine/paid_answers.py",
+        'kept._store.put(key, _PART_TAG, {"part": made})', "pass",
+        48, ("tests/tasks/test_tool_chat.py::test_an_interrupted_conversation_pays_no_turn_and_calls_no_tool_twice",),
     ),
     Mutation(
         "a failed call may not wait again", "core/states.py",

@@ -71,6 +71,8 @@ ROWS = {
     43: Row("quotas and balances that are spent", "the server's words and until when; pointless waits end"),
     45: Row("no open files, ports or memory on this machine", "0 records and 0 servers charged; waits, and is told"),
     46: Row("a server that answers as another model", "noticed at the first such answer, none is kept"),
+    47: Row("steps that exit, cancel, hang, block", "their row fails and is named, no other; nothing is lost silently"),
+    48: Row("steps that wait in coroutines, threads, processes", "bounded, kept once, nothing outlives the run"),
 }
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsynth.pipeline.making import (
+    CARRIED,
     NOTHING,
     Making,
     Makings,
@@ -19,6 +20,8 @@ from asyncsynth.pipeline.making import (
     makings_of,
     same_end,
     texts_in,
+    with_carried,
+    without_carried,
 )
 
 CUT = "The moon pulls the sea, and so does the sun, which is why the tides are highest when both stand in"
@@ -147,6 +150,18 @@ def test_what_is_known_survives_a_barrier(makings: list[Making]) -> None:
             assert after.systems(text) == before.systems(text)
             assert after.systems() in (before.systems(), before.systems()[::-1])
     assert after.of("another text") is None  # the row does not hold it
+
+
+@pytest.mark.parametrize("own", [None, [], "text", [[1]], {"a": 1}, {"asyncsynth makings": []}, {"own": 2}])
+def test_a_users_column_of_the_carriers_name_comes_through(own: Any) -> None:
+    row = {CARRIED: own, "text": "t"}
+    told = [list(Making("end", True, True, "system"))]
+    for made in (told, []):
+        assert without_carried(with_carried(row, made)) == (row, carried_makings(made))
+        assert without_carried(with_carried({"text": "t"}, made)) == ({"text": "t"}, carried_makings(made))
+    if not isinstance(own, dict) or "asyncsynth makings" not in own:
+        assert without_carried(row) == (row, [])  # where nothing is carried at all
+    assert without_carried({"text": "t", CARRIED: told}) == ({"text": "t"}, carried_makings(told))  # an earlier version
 
 
 @pytest.mark.parametrize("value", [None, [], ()])

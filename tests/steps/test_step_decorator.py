@@ -60,7 +60,7 @@ def test_what_is_returned_is_what_was_declared(made: Any, message: str) -> None:
 def test_what_is_no_plain_function() -> None:
     with pytest.raises(PipelineError, match="is async"):
 
-        @step(inputs=[], outputs=["a"])  # type: ignore[arg-type]
+        @step(inputs=[], outputs=["a"], run_in="thread")
         async def waits(row: Row) -> Row:
             return {}
 

@@ -37,6 +37,7 @@ from asyncsynth.tasks.structured_generation import StructuredGeneration
 from asyncsynth.tasks.task_decorator import FunctionTask, task
 from asyncsynth.tasks.text_classification import TextClassification
 from asyncsynth.tasks.text_generation import TextGeneration
+from asyncsynth.tasks.tool_chat import ToolChat
 from asyncsynth.tasks.ultra_feedback import UltraFeedback
 from asyncsynth.testing.answers import schema_instance
 
@@ -57,6 +58,11 @@ ROW: Row = {
     "anchor": "The cat sleeps.",
     "schema": SCHEMA,
 }
+
+
+def look_up(word: str) -> str:
+    """Looks a word up."""
+    return word
 
 
 class Server:
@@ -95,6 +101,7 @@ def sent_by(made: Task) -> dict[tuple[str, Feature], int]:
 CASES: list[Callable[[], Task]] = [
     lambda: TextGeneration(M),
     lambda: ChatGeneration(M),
+    lambda: ToolChat(M, tools=[look_up]),
     lambda: StructuredGeneration(M, schema=SCHEMA),
     lambda: StructuredGeneration(M, show_schema=False),
     lambda: TextClassification(M, labels=["good", "bad"]),
