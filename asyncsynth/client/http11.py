@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from asyncsynth.client.connection import Connection
+from asyncsynth.client.matching import ID_HEADER, MAX_RESTING, RESENDS, REST_S, Crossed, Matching
 from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
@@ -31,6 +32,8 @@ from asyncsynth.errors import ConfigurationError
 KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
 SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
+STARVED_S = 0.05  #: an idle connection is closed after this time if a request on a new one has had no byte
+_LEAST_RESTING = 32  #: connections that may rest, even where fewer are in use
 ADDRESS_S = 60.0  #: how long a resolved address is kept
 
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
@@ -95,9 +98,12 @@ class Http11Pool:
         self._resolved_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._rests = True  #: connections rest between requests, where the server returns no ids
         self._sweeper: asyncio.TimerHandle | None = None
+        self._starving: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
         self._forget_all()
+        self.matching: Matching = Matching(self.origin, sends_ids=ID_HEADER not in {k.lower() for k in headers or {}})
 
     def __repr__(self) -> str:
         return f"Http11Pool({self.base_url!r})"
@@ -113,21 +119,42 @@ class Http11Pool:
         return await self.send(self._head("GET", path, at_origin), b"", timeout)
 
     async def send(self, head: Head, body: bytes, timeout: Timeouts) -> WireResponse:
-        """One exchange. `head` ends in "content-length: "; the number and the body follow."""
+        """One exchange. `head` ends in "content-length: "; the number and the body follow.
+
+        POST requests share connections, one after another; any other request gets one of its own.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
-        connection = self._take_idle() or await self._acquire(loop, timeout)
-        answer: asyncio.Future[WireResponse] = loop.create_future()
-        connection.start(answer, timeout, head, body)
-        try:
-            response = await answer
-        except asyncio.CancelledError:
-            if connection.answer is answer:  # else it came, and the connection may serve another by now
-                connection.abort()
-            elif answer.done() and not answer.cancelled():
-                answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
-            raise
+        shared = head.startswith(b"POST ")
+        connection = (self._take_idle() if shared else None) or await self._acquire(loop, timeout, reuse=shared)
+        refused: list[WireResponse] = []
+        while True:
+            answer: asyncio.Future[WireResponse] = loop.create_future()
+            connection.start(answer, timeout, head, body, self.matching.token() if shared else b"", last=not shared)
+            try:
+                response = await answer
+                break
+            except asyncio.CancelledError:
+                if connection.answer is answer or (connection.held is not None and connection.held[0] is answer):
+                    connection.abort()  # else it came, and the connection may serve another by now
+                elif answer.done() and not answer.cancelled():
+                    answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
+                raise
+            except Crossed as crossed:
+                self.matching.refused()
+                if len(refused) > 1 and refused[-1].body == crossed.response.body:
+                    self.matching.ids_are_no_proof()
+                    response = crossed.response
+                    break
+                if len(refused) == RESENDS:
+                    raise TransportFailure("crossed", f"{1 + RESENDS} answers belonged to other requests") from None
+                refused.append(crossed.response)
+                connection = await self._acquire(loop, timeout, reuse=False)
+            except TransportFailure as failure:
+                if failure.reason == "reset" and not failure.free and self._idle:
+                    self._rests = False  # the server may take no more connections than are in use
+                raise
         if self._redactor:
             redact(response, self._redactor)
         return response
@@ -138,6 +165,9 @@ class Http11Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._starving is not None:
+            self._starving.cancel()
+            self._starving = None
         for connection in list(self._open):
             connection.fail("reset", "the pool was closed")
         while self._waiting:
@@ -160,6 +190,8 @@ class Http11Pool:
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._connecting = 0
         self._sweeper = None
+        self._starving = None
+        self._untried = 0  #: connections that have brought no answer yet
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         """A new event loop: what belonged to the last one went with it."""
@@ -168,18 +200,36 @@ class Http11Pool:
 
     def _take_idle(self) -> Connection | None:
         idle = self._idle
+        if not self.matching.at_once:
+            return self._take_rested()
         while idle:
             connection = idle.pop()
             if not connection.dead and not connection.transport.is_closing():
                 return connection
         return None
 
-    async def _acquire(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts) -> Connection:
-        """An idle connection, or a new one; connections are opened `MAX_CONNECTING` at a time."""
+    def _take_rested(self) -> Connection | None:
+        """The connection that has been idle longest, if it has rested; see `matching`."""
+        idle, loop = self._idle, self._loop
+        assert loop is not None
+        while idle:
+            connection = idle[0]
+            usable = not connection.dead and not connection.transport.is_closing()
+            if usable and self._rests and loop.time() - connection.idle_since < REST_S:
+                busy = len(self._open) - len(idle)
+                if len(idle) < min(MAX_RESTING, max(_LEAST_RESTING, busy)):
+                    return None
+            del idle[0]
+            if usable:
+                return connection
+        return None
+
+    async def _acquire(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts, *, reuse: bool = True) -> Connection:
+        """An idle connection (if `reuse`), or a new one; connections are opened `MAX_CONNECTING` at a time."""
         while True:
             if self._closed:
                 raise TransportFailure("reset", "the pool was closed")
-            connection = self._take_idle()
+            connection = self._take_idle() if reuse else None
             if connection is not None:
                 return connection
             if self._connecting < MAX_CONNECTING:
@@ -193,7 +243,9 @@ class Http11Pool:
                     self._pass_on(ticket.result())
                 raise
             if connection is not None and not connection.dead:
-                return connection
+                if reuse or not connection.served:
+                    return connection
+                self._idle.append(connection)
 
     def _pass_on(self, connection: Connection | None) -> None:
         """Give a free connection, or (None) the turn to open one, to the longest waiting request."""
@@ -208,14 +260,47 @@ class Http11Pool:
     def released(self, connection: Connection) -> None:
         """See `connection.Owner`."""
         connection.idle_since = self._loop.time()  # type: ignore[union-attr]  # a connection has a loop
-        if self._waiting:
+        if connection.untried:
+            self._tried(connection)
+        if self._waiting and (self.matching.at_once or not self._rests):
             self._pass_on(connection)
-        else:
-            self._idle.append(connection)
+            return
+        self._idle.append(connection)
+        if self._untried and self._starving is None:
+            self._starving = self._loop.call_later(STARVED_S, self._feed)  # type: ignore[union-attr]
+
+    def _tried(self, connection: Connection) -> None:
+        connection.untried = False
+        self._untried -= 1
+
+    def hold(self, connection: Connection, seconds: float) -> None:
+        """See `connection.Owner`."""
+        assert self._loop is not None
+        self._loop.call_later(seconds, connection.believe)
+
+    def _feed(self) -> None:
+        """Close connections that are idle while a request on a new one has had no byte.
+
+        A server with a thread for each connection accepts the new one only when another ends.
+        """
+        self._starving = None
+        loop = self._loop
+        if loop is None or self._closed or not self._idle or not any(c.unheard for c in self._open):
+            return
+        oldest = loop.time() - STARVED_S
+        kept = [c for c in self._idle if not c.dead and c.idle_since > oldest]
+        for connection in self._idle:
+            if connection.idle_since <= oldest and not connection.dead:
+                connection.close()
+        self._idle = kept
+        if kept:
+            self._starving = loop.call_later(STARVED_S, self._feed)
 
     def lost(self, connection: Connection, *, unanswered: bool) -> None:
         """See `connection.Owner`."""
         self._open.discard(connection)
+        if connection.untried:
+            self._tried(connection)
         if unanswered:
             # Its idle neighbours are as old or older: better a few new connections than one lost race each.
             idle, self._idle = self._idle, []
@@ -243,6 +328,8 @@ class Http11Pool:
             connection.abort()
             raise TransportFailure("reset", "the pool was closed")
         self.opened += 1
+        connection.untried = True
+        self._untried += 1
         if not connection.dead:  # else `start` will say so
             self._open.add(connection)
         if self._sweeper is None:

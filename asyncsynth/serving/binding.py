@@ -240,6 +240,9 @@ async def open_pool(
         begun = True
         pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random())  # noqa: S311
         stack.push_async_callback(pool.aclose)
+        for exchange in exchanges.values():
+            if isinstance(exchange, Http11Pool):
+                exchange.matching.notes = pool.notes
         await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
         names = {target.config.base_url: target.name(wanted) for target in wanted}
         join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)

@@ -31,7 +31,7 @@ async def test_paths_keys_and_headers_reach_the_server() -> None:
         assert headers["x-team"] == "a"
         assert headers["accept-encoding"] == "identity"
         assert headers["host"] == f"127.0.0.1:{server.port}"
-        assert pool.opened == 1
+        assert pool.opened == 3, "only POST requests share connections"
         wrong = Http11Pool(server.base_url, api_key=Secret("canary-key-2"))
         assert (await wrong.post(CHAT, chat_body())).status == 401
         await wrong.aclose()

@@ -59,6 +59,7 @@ ROWS = {
     34: Row("each thing that a user's step reads, edited", "noticed; what it does not read costs nothing"),
     35: Row("paid answers are read again", "an edited reader pays 0 requests, an edited prompt all, none is wrong"),
     36: Row("writers pointed at a run's own files", "each refused, every byte as before"),
+    44: Row("answers sent twice, sooner or later", "none at another record; what was met is said"),
 }
 
 
