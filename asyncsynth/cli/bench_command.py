@@ -12,9 +12,7 @@ from typing import Any
 from asyncsynth.cli.show import event
 from asyncsynth.cli.signals import run_until_signal
 from asyncsynth.cli.text import complain, number, one_line, say
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.messages import Message, ModelRequest
 from asyncsynth.client.server_pool import Server
 from asyncsynth.core.adaptive import AdaptiveLimit
@@ -23,6 +21,7 @@ from asyncsynth.errors import EXIT_FAILED_RECORDS, EXIT_OK, ConfigurationError, 
 from asyncsynth.inputs.jsonl import JsonlReader
 from asyncsynth.inputs.reader import BadRow
 from asyncsynth.servers.configs import ServerConfig, parse_servers, require_keys, servers_from_environment
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.inspection import Inspection, inspect
 from asyncsynth.servers.load_test import BenchPlan, Finding, Level, bench, limited_by
 from asyncsynth.servers.readiness import not_served
@@ -77,9 +76,7 @@ async def _one(
     llm = LLM(model=chosen, max_tokens=max_tokens)
 
     def server(limiter: Limiter) -> Server:
-        headers = ORCA_REQUEST if config.orca else None
-        exchange = Http11Pool(config.base_url, headers, api_key=config.key())
-        return Server(config.name, config.base_url, frozenset([chosen]), exchange, limiter=limiter)
+        return Server(config.name, config.base_url, frozenset([chosen]), exchange_for(config), limiter=limiter)
 
     def told(level: Level) -> None:
         if as_json:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from asyncsynth.client.adopt import adopt
 from asyncsynth.client.concurrency import all_or_error
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.messages import ModelRequest
 from asyncsynth.client.needs import Feature, Need, needs_of
 from asyncsynth.client.transport import Exchange
 from asyncsynth.errors import AsyncsynthError
 from asyncsynth.servers.capabilities import Capabilities, survey
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.readiness import Probe, ReadyPolicy
 
 _PATIENCE = ReadyPolicy(connect_s=5.0, load_s=5.0, canary_s=60.0)
@@ -66,11 +64,7 @@ async def inspect(
     """
     inspection = Inspection(config=config)
     key = config.key(environ)
-    exchange: Exchange
-    if client is not None:
-        exchange = adopt(client, config.base_url)
-    else:
-        exchange = Http11Pool(config.base_url, ORCA_REQUEST if config.orca else None, api_key=key)
+    exchange = exchange_for(config, client=client, environ=environ)
     key_env = "" if config.api_key is not None else config.key_variable(environ)
     probe = Probe(exchange, key_env=key_env, has_key=key is not None, policy=ready)
     try:

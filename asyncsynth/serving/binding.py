@@ -15,11 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from asyncsynth.client.adopt import adopt
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.loads import ORCA_REQUEST
 from asyncsynth.client.needs import Need
 from asyncsynth.client.server_pool import Server, ServerPool
 from asyncsynth.client.transport import Exchange
@@ -30,6 +28,7 @@ from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.errors import ConfigurationError, ServerError, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.readiness import Probe, ReadyPolicy, not_served
 from asyncsynth.serving.embedded import EmbeddedServer, EmbeddedSpec
 from asyncsynth.serving.joining import Connected, cancelled, connect_all, joining
@@ -280,12 +279,7 @@ async def _start_child(
 
 
 def _exchange(stack: contextlib.AsyncExitStack, target: Target, environ: Mapping[str, str] | None) -> Exchange:
-    config = target.config
-    if target.client is not None:
-        exchange: Exchange = adopt(target.client, config.base_url)
-    else:
-        headers = ORCA_REQUEST if config.orca else None
-        exchange = Http11Pool(config.base_url, headers, api_key=config.key(environ))
+    exchange = exchange_for(target.config, client=target.client, environ=environ)
     stack.push_async_callback(exchange.aclose)
     return exchange
 

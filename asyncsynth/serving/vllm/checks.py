@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
 from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.readiness import Probe, ReadyPolicy
@@ -213,7 +213,7 @@ async def already_served(server: ServerConfig, environ: Mapping[str, str] | None
     """
     if is_local(server) and not port_in_use(server):
         return False
-    exchange = Http11Pool(server.base_url, api_key=server.key(environ))
+    exchange = exchange_for(server, environ=environ)
     try:
         probe = Probe(exchange, policy=ReadyPolicy(connect_s=0.0, load_s=900.0))
         await probe.wait_ready()

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import AsyncsynthError, ConfigurationError, ServerUnreachable
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.servers.launch_settings import GPU_VARIABLE, Launch
 from asyncsynth.servers.readiness import Probe, ReadyPolicy
 from asyncsynth.serving.guarded import GuardedProcess
@@ -189,7 +189,7 @@ class VLLMServer:
 
     async def _answers(self) -> None:
         config = self.config
-        exchange = Http11Pool(config.base_url, api_key=config.key(self._environ))
+        exchange = exchange_for(config, environ=self._environ)
         policy = ReadyPolicy(connect_s=self._ready_s, load_s=self._ready_s, canary_s=_CANARY_S)
         try:
             probe = Probe(
@@ -207,7 +207,7 @@ class VLLMServer:
 
     async def healthy(self, answer_s: float) -> str:
         """Ask /health once, on a connection of its own, for `answer_s` seconds; '' for a good answer, or what came."""
-        exchange = Http11Pool(self.config.base_url, api_key=self.config.key(self._environ))
+        exchange = exchange_for(self.config, environ=self._environ)
         try:
             answer = await exchange.get("/health", Timeouts(answer_s, answer_s, answer_s), at_origin=True)
         except TransportFailure as failure:
