@@ -45,7 +45,8 @@ def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
     if request.url != httpx.URL(url):  # e.g. user information or default parameters
         return HttpxExchange(client, url)
     headers = PrivateHeaders((k, v) for k, v in request.headers.items() if k not in _NOT_COPIED)
-    return Http11Pool(url, headers, ssl_context=_ssl_context(client), timeouts=_timeouts(client))
+    # No proxies of the environment: the client has none for this URL.
+    return Http11Pool(url, headers, ssl_context=_ssl_context(client), environ={}, timeouts=_timeouts(client))
 
 
 def reason_to_keep(client: httpx.AsyncClient, url: str) -> str:
@@ -207,7 +208,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[origin] = Http11Pool(origin, ssl_context=self._ssl)
+            pool = self._pools[origin] = Http11Pool(origin, ssl_context=self._ssl, environ={})
         body = await request.aread()
         try:
             answer = await pool.send(_head_of(request), body, self._limits(request))

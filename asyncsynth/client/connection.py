@@ -43,6 +43,7 @@ class Owner(Protocol):
     sweep_s: float
     max_response_bytes: int
     matching: Matching
+    opened: int
 
     def released(self, connection: Connection) -> None:
         """The answer is complete and the connection can serve another request."""
@@ -221,7 +222,8 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.fail("protocol", f"the answer is no HTTP/1.1: {str(error)[:200]}")
+            hint = "; the server speaks TLS: does its URL begin with https://?" if data[:2] == b"\x15\x03" else ""
+            self.fail("protocol", f"the answer is no HTTP/1.1: {str(error)[:200]}{hint}")
             return
         if self._spare and self.answer is None:  # it has begun and not ended
             self._refuse()
@@ -256,6 +258,8 @@ class Connection(asyncio.Protocol):
         else:
             how = str(exc) if exc is not None else "closed by the server"
             where = f"after {self._size} bytes of the body" if self._head_done else "before the headers"
+            if not self._heard and not self.served and self._pool.opened <= 1:
+                where += " (if the server speaks TLS, its URL begins with https://)"
             self.fail("truncated" if self._head_done else "reset", f"{how} {where}")
         self._parser = None  # it holds us, we hold it
 

@@ -163,6 +163,13 @@ class Matching:
             self._doubtful += history.unproven
         self._say()
 
+    def report_to(self, notes: list[str]) -> None:
+        """Move the notes to a list of the caller's."""
+        if self._note_at is not None:
+            self._note_at += len(notes)
+        notes += self.notes
+        self.notes = notes
+
     def _say(self) -> None:
         self.at_once = False
         found = self._surplus + self._refused

@@ -26,6 +26,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
 from asyncsynth.errors import ConfigurationError, ServerError, ServerUnreachable
+from asyncsynth.servers.access import check_values
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, parse_url, servers_from_environment
 from asyncsynth.servers.exchange import exchange_for
@@ -130,6 +131,16 @@ def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
 def _base_url(llm: LLM) -> str:
     """The server that an LLM names itself, or ''."""
     url = llm.base_url or (str(llm.http_client.base_url) if llm.http_client is not None else "")
+    if not url and (llm.headers or llm.query):
+        raise ConfigurationError(
+            f"LLM({llm.model!r}) has headers or query without a base_url",
+            hint="Give base_url, or write headers and query into the server's entry of a fleet file.",
+        )
+    if llm.http_client is not None and (llm.headers or llm.query):
+        raise ConfigurationError(
+            f"LLM({llm.model!r}) has an http_client as well as headers or query",
+            hint="Give headers and query (params) to the client.",
+        )
     if not url:
         return ""
     if llm.is_embedded:
@@ -139,16 +150,29 @@ def _base_url(llm: LLM) -> str:
 
 def _add_own(plan: Plan, llm: LLM, url: str) -> None:
     origin = f"base_url of LLM({llm.model!r})"
+    check_values("headers", llm.headers, f"LLM({llm.model!r})")
+    check_values("query", llm.query, f"LLM({llm.model!r})")
     target = plan.targets.get(url)
     if target is None:
         config = ServerConfig(
-            base_url=url, models=frozenset(), api_key_env=llm.api_key_env, origin=origin
+            base_url=url,
+            models=frozenset(),
+            api_key_env=llm.api_key_env,
+            origin=origin,
+            headers=llm.headers,
+            query=llm.query,
         )  # no models for others: this server was named for this model
         target = plan.targets[url] = Target(config, client=llm.http_client)
     elif not target.own:  # also among the servers given: one connection pool, one limit
         target.client = llm.http_client
         if os.environ.get(llm.api_key_env, "").strip():
             target.config = replace(target.config, api_key_env=llm.api_key_env)
+        if llm.headers or llm.query:
+            target.config = replace(target.config, headers=llm.headers, query=llm.query)
+    elif (llm.headers, llm.query) != (target.config.headers, target.config.query):
+        raise ConfigurationError(
+            f"two LLMs name the server {url} with different headers or query", hint="Use the same for both."
+        )
     elif target.client is not llm.http_client or target.config.api_key_env != llm.api_key_env:
         raise ConfigurationError(
             f"two LLMs name the server {url} with different clients or keys",
@@ -241,7 +265,7 @@ async def open_pool(
         stack.push_async_callback(pool.aclose)
         for exchange in exchanges.values():
             if isinstance(exchange, Http11Pool):
-                exchange.matching.notes = pool.notes
+                exchange.report_to(pool.notes)
         await stack.enter_async_context(kept(*(keep(child, pool, note=pool.notes.append) for _, child in started)))
         names = {target.config.base_url: target.name(wanted) for target in wanted}
         join = joining(pool, late, connect, lambda target: names[target.config.base_url], retry_s=patience.retry_s)

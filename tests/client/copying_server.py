@@ -33,10 +33,13 @@ async def listening(
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        await asyncio.wait(tasks, timeout=1) if tasks else None
-        for task in tasks:
-            task.cancel()
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        finally:
+            if tasks:
+                await asyncio.wait(tasks, timeout=1)
+            for task in tasks:
+                task.cancel()
 
 
 class CopyingServer:
