@@ -12,7 +12,7 @@ import ssl
 
 import httpx
 
-from asyncsynth.client.connection import compressed
+from asyncsynth.client.connection import compressed, content_encoding
 from asyncsynth.client.http11 import Head, Http11Pool, redact
 from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
@@ -163,8 +163,8 @@ class HttpxExchange:
         return (_redactor_of(sent) if sent is not None else known).text(known.text(str(error)))
 
     async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise TransportFailure("protocol", compressed(answer.headers["content-encoding"]))
+        if encoding := content_encoding(answer.headers):
+            raise TransportFailure("protocol", compressed(encoding))
         parts: list[bytes] = []
         size = 0
         pieces = answer.aiter_bytes()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import zlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import httptools
@@ -13,11 +15,21 @@ from asyncsynth.client.matching import Crossed, History, Matching, Verdict
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 
 #: Of one answer's headers, and of anything that is no body in a row (trailers, 1xx answers, chunk extensions).
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 100 * 1024  # httpx's bound
 _ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+_UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})  #: encodings that are read, though identity was asked for
+MAX_EXPANSION = 200  #: times; texts expand 3 to 20 times, what expands more is made to fill the memory
 #: Refusals after which a connection to a server that returns ids is used again. After any other, a late copy would be
 #: taken for the next request's answer: errors carry no id.
 _REUSED_AFTER = frozenset({429, 503, 529})
+
+#: What other clients take as well: folded header lines, LF without CR, blanks after the size of a chunk. Two lengths, a
+#: length beside chunks, and header names with blanks stay refused.
+_LENIENCIES = {
+    "lenient_headers": True,
+    "lenient_optional_cr_before_lf": True,
+    "lenient_spaces_after_chunk_size": True,
+}
 
 _NAMES: dict[bytes, str] = {}  #: header names as they came -> in lower case; those that servers send are few
 _MAX_NAMES = 1000
@@ -34,6 +46,29 @@ def compressed(encoding: str) -> str:
     """The message for an answer in a content encoding; a server's own words stay out of it."""
     shown = encoding if encoding in _ENCODINGS else "somehow"
     return f"the answer is {shown}-compressed though identity was asked for"
+
+
+def content_encoding(headers: Mapping[str, str]) -> str:
+    """The answer's content encoding, or '' for identity, however it is written."""
+    encoding = headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def unpacked(body: bytes, encoding: str, most: int) -> bytes:
+    """A gzip or deflate body as it was before. Raises TransportFailure over `most` bytes, and for what is neither."""
+    raw_deflate = encoding == "deflate" and body[:1] != b"\x78"  # some servers leave out zlib's two bytes
+    unpacker = zlib.decompressobj(-15 if raw_deflate else 47)
+    try:
+        plain = unpacker.decompress(body, min(most, MAX_EXPANSION * len(body)) + 1)
+    except zlib.error as error:
+        raise TransportFailure("protocol", f"the answer's {encoding} body cannot be read: {error}") from None
+    if len(plain) > most:
+        raise TransportFailure("too_large", f"an answer over {most} bytes (once it is unpacked)")
+    if len(plain) > MAX_EXPANSION * len(body):
+        raise TransportFailure("protocol", f"the answer's {encoding} body expands more than {MAX_EXPANSION} times")
+    if not unpacker.eof:
+        raise TransportFailure("protocol", f"the answer's {encoding} body is cut off")
+    return plain
 
 
 class Owner(Protocol):
@@ -94,6 +129,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(**_LENIENCIES)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self.answer: asyncio.Future[WireResponse] | None = None
         self.dead: bool = False
@@ -285,9 +321,10 @@ class Connection(asyncio.Protocol):
             self._length = int(length)  # llhttp has checked it
             if self._length > self._pool.max_response_bytes:
                 self._too_large(f"{self._length} bytes announced")
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            self.fail("protocol", compressed(encoding))
+        if "content-encoding" in headers:
+            encoding = content_encoding(headers)
+            if encoding and encoding not in _UNPACKED:
+                self.fail("protocol", compressed(encoding))
 
     def on_body(self, data: bytes) -> None:
         if self.answer is None and not self._spare:
@@ -322,6 +359,13 @@ class Connection(asyncio.Protocol):
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         status = self._status
+        if "content-encoding" in self._headers and body and (encoding := content_encoding(self._headers)):
+            try:
+                body = unpacked(body, encoding, self._pool.max_response_bytes)
+            except TransportFailure as failure:
+                self.answer = answer
+                self.fail(failure.reason, failure.message)
+                return
         response = WireResponse(status, self._headers, body)
         matching = self._pool.matching
         verdict = Verdict.ACCEPT
