@@ -174,7 +174,7 @@ class Matching:
         self.at_once = False
         found = self._surplus + self._refused
         said = (
-            f"{self.name} sent {_counted(found, 'answer')} that belong to another request or to none (a proxy or "
+            f"{self.name} sent {_counted(found, 'answer')} meant for another request or for none (a proxy or "
             "server that sends an answer twice does this). None of these was used: the connections were closed"
         )
         if self._refused:

@@ -89,7 +89,7 @@ def test_rows_of_three_steps_are_right_and_the_run_says_what_it_met(tmp_path: Pa
             made = list(done["default"]["train"])
             assert len(made) == 40
             assert all(row["three"] == "answer to answer to answer to " + row["instruction"] for row in made)
-            assert any("belong to another request or to none" in note for note in done.report.notes)
+            assert any("meant for another request or for none" in note for note in done.report.notes)
 
     asyncio.run(asyncio.wait_for(scene(), 30))
 
