@@ -12,7 +12,7 @@ import ssl
 
 import httpx
 
-from asyncsynth.client.connection import compressed
+from asyncsynth.client.connection import compressed, content_encoding
 from asyncsynth.client.http11 import Http11Pool, redact
 from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
@@ -45,7 +45,8 @@ def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
     if request.url != httpx.URL(url):  # e.g. user information or default parameters
         return HttpxExchange(client, url)
     headers = PrivateHeaders((k, v) for k, v in request.headers.items() if k not in _NOT_COPIED)
-    return Http11Pool(url, headers, ssl_context=_ssl_context(client), timeouts=_timeouts(client))
+    # No proxies of the environment: the client has none for this URL.
+    return Http11Pool(url, headers, ssl_context=_ssl_context(client), environ={}, timeouts=_timeouts(client))
 
 
 def reason_to_keep(client: httpx.AsyncClient, url: str) -> str:
@@ -162,8 +163,8 @@ class HttpxExchange:
         return (_redactor_of(sent) if sent is not None else known).text(known.text(str(error)))
 
     async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise TransportFailure("protocol", compressed(answer.headers["content-encoding"]))
+        if encoding := content_encoding(answer.headers):
+            raise TransportFailure("protocol", compressed(encoding))
         parts: list[bytes] = []
         size = 0
         pieces = answer.aiter_bytes()

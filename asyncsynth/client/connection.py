@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+import zlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import httptools
 
+from asyncsynth.client.matching import Crossed, History, Matching, Verdict
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 
 #: Of one answer's headers, and of anything that is no body in a row (trailers, 1xx answers, chunk extensions).
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 100 * 1024  # httpx's bound
 _ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+_UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})  #: encodings that are read, though identity was asked for
+MAX_EXPANSION = 200  #: times; texts expand 3 to 20 times, what expands more is made to fill the memory
+#: Refusals after which a connection to a server that returns ids is used again. After any other, a late copy would be
+#: taken for the next request's answer: errors carry no id.
+_REUSED_AFTER = frozenset({429, 503, 529})
 
+#: What other clients take as well: folded header lines, LF without CR, blanks after the size of a chunk. Two lengths, a
+#: length beside chunks, and header names with blanks stay refused.
+_LENIENCIES = {
+    "lenient_headers": True,
+    "lenient_optional_cr_before_lf": True,
+    "lenient_spaces_after_chunk_size": True,
+}
 
 _NAMES: dict[bytes, str] = {}  #: header names as they came -> in lower case; those that servers send are few
 _MAX_NAMES = 1000
@@ -31,12 +48,37 @@ def compressed(encoding: str) -> str:
     return f"the answer is {shown}-compressed though identity was asked for"
 
 
+def content_encoding(headers: Mapping[str, str]) -> str:
+    """The answer's content encoding, or '' for identity, however it is written."""
+    encoding = headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def unpacked(body: bytes, encoding: str, most: int) -> bytes:
+    """A gzip or deflate body as it was before. Raises TransportFailure over `most` bytes, and for what is neither."""
+    raw_deflate = encoding == "deflate" and body[:1] != b"\x78"  # some servers leave out zlib's two bytes
+    unpacker = zlib.decompressobj(-15 if raw_deflate else 47)
+    try:
+        plain = unpacker.decompress(body, min(most, MAX_EXPANSION * len(body)) + 1)
+    except zlib.error as error:
+        raise TransportFailure("protocol", f"the answer's {encoding} body cannot be read: {error}") from None
+    if len(plain) > most:
+        raise TransportFailure("too_large", f"an answer over {most} bytes (once it is unpacked)")
+    if len(plain) > MAX_EXPANSION * len(body):
+        raise TransportFailure("protocol", f"the answer's {encoding} body expands more than {MAX_EXPANSION} times")
+    if not unpacker.eof:
+        raise TransportFailure("protocol", f"the answer's {encoding} body is cut off")
+    return plain
+
+
 class Owner(Protocol):
     """What a connection needs of its pool."""
 
     clock: float
     sweep_s: float
     max_response_bytes: int
+    matching: Matching
+    opened: int
 
     def released(self, connection: Connection) -> None:
         """The answer is complete and the connection can serve another request."""
@@ -44,43 +86,62 @@ class Owner(Protocol):
     def lost(self, connection: Connection, *, unanswered: bool) -> None:
         """The connection is gone. `unanswered`: reused, and it died before any response byte."""
 
+    def hold(self, connection: Connection, seconds: float) -> None:
+        """Call `connection.believe` after this many seconds."""
+
 
 class Connection(asyncio.Protocol):
-    """States: idle (`answer` is None), busy, dead. The pool owns idle ones; a request owns a busy one.
+    """States: idle (`answer` is None), busy, dead; and, rarely, `held`: its answer waits to be believed.
 
-    `fail` is the one way from busy to dead, `_complete` the one from busy to idle.
+    The pool owns idle ones; a request owns a busy or held one. `fail` is the one way from busy to dead, `_complete` the
+    one from busy to idle or held.
     """
 
     __slots__ = (
         "_bare_bytes",
+        "_began",
         "_body",
         "_chunked",
         "_deadline",
         "_head_done",
         "_headers",
         "_heard",
+        "_last",
         "_last_byte",
         "_length",
         "_parser",
         "_pool",
-        "_served",
         "_size",
+        "_spare",
         "_status",
         "_timeouts",
+        "_token",
         "answer",
         "dead",
+        "held",
+        "history",
         "idle_since",
+        "served",
         "transport",
+        "untried",
     )
 
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(**_LENIENCIES)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self.answer: asyncio.Future[WireResponse] | None = None
         self.dead: bool = False
         self.idle_since: float = 0.0
-        self._served = 0
+        self.held: tuple[asyncio.Future[WireResponse], WireResponse] | None = None
+        self.history: History = History()
+        self.served: int = 0  #: answers so far
+        self.untried: bool = False  #: counted by the pool as one that has brought no answer
+        self._began = 0.0
+        self._spare = False  #: the message that is being read answers no request
+        self._token = b""
+        self._last = False
         self._timeouts = DEFAULT_TIMEOUTS
         self._deadline = 0.0
         self._last_byte = 0.0
@@ -99,22 +160,43 @@ class Connection(asyncio.Protocol):
 
     # --- the pool's side -----------------------------------------------------------------------
 
-    def start(self, answer: asyncio.Future[WireResponse], timeouts: Timeouts, head: bytes, body: bytes) -> None:
+    def start(
+        self,
+        answer: asyncio.Future[WireResponse],
+        timeouts: Timeouts,
+        head: bytes,
+        body: bytes,
+        token: bytes = b"",
+        *,
+        last: bool = False,
+    ) -> None:
         """Write the whole request in one go; `answer` gets the response or a TransportFailure.
 
-        `head` (which may hold a key, and does not print) ends in "content-length: "; the number follows.
+        `head` (which may hold a key, and does not print) ends in "content-length: "; the number follows. `token` is the
+        request's id, or empty. `last`: the connection is not used again.
         """
         self.answer = answer
+        self._token = token
+        self._last = last
         self._timeouts = timeouts
         # The clock may be one sweep behind: deadlines are never early.
         self._deadline = self._pool.clock + self._pool.sweep_s + timeouts.total
+        if not self._pool.matching.returns_ids:
+            self._began = time.monotonic()
         self._heard = False
         self._size = self._bare_bytes = 0
         self._head_done = False  # the rest is reset when the answer begins
         if self.dead:
             self.fail("reset", "closed by the server right after connecting")
+        elif token:
+            self.transport.write(b"%b%d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), token, body))
         else:
             self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+
+    @property
+    def unheard(self) -> bool:
+        """True while its first request waits for the first byte: the server may not have accepted the connection."""
+        return self.answer is not None and not self._heard and not self.served and not self._last
 
     def check(self, clock: float) -> None:
         """Fail when a deadline has passed."""
@@ -128,15 +210,29 @@ class Connection(asyncio.Protocol):
     def fail(self, reason: str, message: str) -> None:
         """Give up this answer and this connection."""
         answer, self.answer = self.answer, None
-        unanswered = reason == "reset" and not self._heard and self._served > 0 and answer is not None
+        if self.held is not None:
+            answer = self.held[0]
+        unanswered = reason == "reset" and not self._heard and self.served > 0 and answer is not None
         self.abort()
         self._pool.lost(self, unanswered=unanswered)
         if answer is not None and not answer.done():
             answer.set_exception(TransportFailure(reason, message, free=unanswered))
 
+    def believe(self) -> None:
+        """No other answer followed the held one: give it to its request."""
+        held, self.held = self.held, None
+        if held is None or self.dead:
+            return
+        answer, response = held
+        self._pool.matching.repeats += 1
+        self.history.add(hash(response.body))
+        self._pool.released(self)
+        if not answer.done():
+            answer.set_result(response)
+
     def abort(self) -> None:
         """Drop the connection at once, with no answer to anyone."""
-        self.answer = None
+        self.answer = self.held = None
         self.dead = True
         if self.transport is not None:
             self.transport.abort()
@@ -153,8 +249,8 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # a TCP connection's is an asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
-        if self.answer is None:  # nobody asked
-            self.fail("protocol", "unasked bytes")
+        if self.answer is None:
+            self._read_unasked(data)
             return
         self._heard = True
         self._last_byte = self._pool.clock
@@ -162,14 +258,34 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.fail("protocol", f"the answer is no HTTP/1.1: {str(error)[:200]}")
+            hint = "; the server speaks TLS: does its URL begin with https://?" if data[:2] == b"\x15\x03" else ""
+            self.fail("protocol", f"the answer is no HTTP/1.1: {str(error)[:200]}{hint}")
             return
-        if self.answer is not None:  # unfinished
+        if self._spare and self.answer is None:  # it has begun and not ended
+            self._refuse()
+        elif self.answer is not None:  # unfinished
             self._bare_bytes = self._bare_bytes + len(data) if self._size == size else 0
             if self._bare_bytes > MAX_HEAD_BYTES:
                 self.fail("protocol", f"headers over {MAX_HEAD_BYTES} bytes")
 
+    def _read_unasked(self, data: bytes) -> None:
+        """Bytes that no request asked for: a second answer, or noise. Neither leaves a connection to use again."""
+        self.dead = True
+        with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._parser.feed_data(data)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """Give up the connection, and the answer that is held: it, or another one, belongs to nobody here."""
+        held, self.held = self.held, None
+        self.abort()
+        self._pool.lost(self, unanswered=False)
+        if held is not None and not held[0].done():
+            held[0].set_exception(Crossed(held[1]))
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.held is not None:  # nothing follows any more
+            self.believe()
         self.dead = True
         if self.answer is None:
             self._pool.lost(self, unanswered=False)
@@ -178,14 +294,15 @@ class Connection(asyncio.Protocol):
         else:
             how = str(exc) if exc is not None else "closed by the server"
             where = f"after {self._size} bytes of the body" if self._head_done else "before the headers"
+            if not self._heard and not self.served and self._pool.opened <= 1:
+                where += " (if the server speaks TLS, its URL begins with https://)"
             self.fail("truncated" if self._head_done else "reset", f"{how} {where}")
         self._parser = None  # it holds us, we hold it
 
     # --- httptools -----------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self.answer is None:  # bytes after the end of an answer
-            self.fail("protocol", "unasked bytes")
+        self._spare = self.answer is None  # an answer after the end of an answer
         self._reset_answer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -204,12 +321,13 @@ class Connection(asyncio.Protocol):
             self._length = int(length)  # llhttp has checked it
             if self._length > self._pool.max_response_bytes:
                 self._too_large(f"{self._length} bytes announced")
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            self.fail("protocol", compressed(encoding))
+        if "content-encoding" in headers:
+            encoding = content_encoding(headers)
+            if encoding and encoding not in _UNPACKED:
+                self.fail("protocol", compressed(encoding))
 
     def on_body(self, data: bytes) -> None:
-        if self.answer is None:
+        if self.answer is None and not self._spare:
             return
         self._size += len(data)
         if self._size > self._pool.max_response_bytes:
@@ -225,6 +343,12 @@ class Connection(asyncio.Protocol):
         if self._status < 200:  # 100 Continue, 103 Early Hints: the answer is still to come
             self._head_done = False
             return
+        if self._spare:
+            self._spare = False
+            if self.held is None:
+                self._pool.matching.surplus(self._status, b"".join(self._body), self.history)
+            self._refuse()
+            return
         # Bytes still to be written mean that the server answered before it had read the request.
         keep = self._parser.should_keep_alive() and self.transport.get_write_buffer_size() == 0
         self._complete(keep=keep)
@@ -234,9 +358,36 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        response = WireResponse(self._status, self._headers, body)
-        self._served += 1
-        if keep and not self.dead:
+        status = self._status
+        if "content-encoding" in self._headers and body and (encoding := content_encoding(self._headers)):
+            try:
+                body = unpacked(body, encoding, self._pool.max_response_bytes)
+            except TransportFailure as failure:
+                self.answer = answer
+                self.fail(failure.reason, failure.message)
+                return
+        response = WireResponse(status, self._headers, body)
+        matching = self._pool.matching
+        verdict = Verdict.ACCEPT
+        if status >= 300:
+            keep = keep and status in _REUSED_AFTER and matching.returns_ids is True
+        elif self._token and self._token in body:
+            if not matching.returns_ids:
+                matching.proven()
+        elif not self._last:
+            seconds = time.monotonic() - self._began
+            verdict = matching.judge(self._token, response, self.history, fresh=not self.served, seconds=seconds)
+        self.served += 1
+        if verdict is not Verdict.ACCEPT:
+            self.held = (answer, response)
+            if verdict is Verdict.REFUSE:
+                self._refuse()
+                return
+            if keep and not self.dead:
+                self._pool.hold(self, matching.hold_s())
+                return
+            self.held = None  # the server closes the connection: nothing follows
+        if keep and not self.dead and not self._last:
             self._pool.released(self)
         else:
             self.abort()

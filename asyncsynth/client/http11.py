@@ -1,23 +1,24 @@
 """Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write a request.
 
 General clients spend 5 to 100 times the CPU per request; this one does only what talking to an inference
-server needs. In return it keeps none of their promises about redirects, cookies, proxies or HTTP/2: `adopt`
-decides when the user's own client is used instead.
+server needs. In return it has no cookies, no HTTP/2 and no proxies but HTTP ones: `adopt` decides when the user's own
+client is used instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
-import ipaddress
 import ssl
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from asyncsynth.client.connection import Connection
+from asyncsynth.client.matching import ID_HEADER, MAX_RESTING, RESENDS, REST_S, Crossed, Matching
+from asyncsynth.client.redirects import MAX_HOPS, next_hop
+from asyncsynth.client.route import Proxy, Route, environment_proxy
 from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
@@ -31,8 +32,11 @@ from asyncsynth.errors import ConfigurationError
 KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
 SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
-ADDRESS_S = 60.0  #: how long a resolved address is kept
+STARVED_S = 0.05  #: an idle connection is closed after this time if a request on a new one has had no byte
+_LEAST_RESTING = 32  #: connections that may rest, even where fewer are in use
 
+UNIX_SCHEME = "http+unix"  #: of base URLs whose host is the quoted path of a Unix socket
+_SCHEMES = ("http", "https", UNIX_SCHEME)
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -44,6 +48,11 @@ class Head(bytes):
 
     __str__ = __repr__
 
+    def method_and_target(self) -> tuple[str, str]:
+        """The first two words of the request line."""
+        method, target, _ = self.split(b" ", 2)
+        return method.decode("ascii"), target.decode("ascii")
+
 
 def redact(response: WireResponse, redactor: Redactor) -> None:
     """Blanks what the server repeats of the request's keys, in an error's headers (`location`) too."""
@@ -53,18 +62,13 @@ def redact(response: WireResponse, redactor: Redactor) -> None:
         response.headers = {name: redactor.text(value) for name, value in response.headers.items()}
 
 
-@functools.cache
-def shared_ssl_context() -> ssl.SSLContext:
-    """The verifying context of all pools: making one costs 15 ms, and only https needs it."""
-    return ssl.create_default_context()
-
-
 class Http11Pool:
     """Implements `transport.Exchange` for `base_url` ("http://host:port/v1").
 
     Connections are as many as there are requests in flight: bounding those is the scheduler's matter.
-    `headers` are sent with every request, `api_key` as a bearer token, to this origin only. `keepalive_s` and
-    `sweep_s` are seconds. Raises ConfigurationError for a base URL or header that cannot be sent.
+    `headers` and `query` are sent with every request, `api_key` as a bearer token, to this origin only. `secrets` are
+    further strings that no answer may repeat. `environ` names proxies (None: the process's environment). `keepalive_s`
+    and `sweep_s` are seconds. Raises ConfigurationError for a base URL or header that cannot be sent.
     """
 
     def __init__(
@@ -73,7 +77,10 @@ class Http11Pool:
         headers: Mapping[str, str] | None = None,
         *,
         api_key: Secret | None = None,
+        query: Mapping[str, str] | None = None,
+        secrets: Iterable[Secret] = (),
         ssl_context: ssl.SSLContext | None = None,
+        environ: Mapping[str, str] | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         keepalive_s: float = KEEPALIVE_S,
         sweep_s: float = SWEEP_S,
@@ -87,17 +94,33 @@ class Http11Pool:
         self.clock: float = 0.0
         self.opened: int = 0  #: connections opened so far
         self._keepalive_s = keepalive_s
-        self._parse(base_url)
-        self._ssl = ssl_context
-        self._fields = self._header_fields(headers or {}, api_key)
+        unix_path = self._parse(base_url)
+        self._query = PrivateHeaders(query or {})
+        proxy, note = (None, "") if unix_path else environment_proxy(self._scheme, self._host, self._port, environ)
+        self._route = Route(
+            self.origin, self._host, self._port, secure=self._scheme == "https", ssl_context=ssl_context, proxy=proxy,
+            unix_path=unix_path,
+        )  # fmt: skip
+        self._fields = self._header_fields(headers or {}, api_key, secrets, proxy)
         self._heads: dict[tuple[str, str, bool], Head] = {}
-        self._addresses: list[str] = []
-        self._resolved_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._secured: dict[str, Http11Pool] = {}  #: by origin: where redirects lead from http to https
+        #: Makes a pool for another origin, with the same headers and settings.
+        self._remade = functools.partial(
+            Http11Pool, headers=PrivateHeaders(headers or {}), api_key=api_key, query=self._query,
+            secrets=list(secrets), ssl_context=ssl_context,
+            environ=None if environ is None else PrivateHeaders(environ), timeouts=timeouts,
+            keepalive_s=keepalive_s, sweep_s=sweep_s, max_response_bytes=max_response_bytes,
+        )  # fmt: skip
+        self._rests = True  #: connections rest between requests, where the server returns no ids
         self._sweeper: asyncio.TimerHandle | None = None
+        self._starving: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
         self._forget_all()
+        self.matching: Matching = Matching(self.origin, sends_ids=ID_HEADER not in {k.lower() for k in headers or {}})
+        if note:
+            self.matching.notes.append(note)
 
     def __repr__(self) -> str:
         return f"Http11Pool({self.base_url!r})"
@@ -112,22 +135,71 @@ class Http11Pool:
         """GET; see `transport.Exchange`."""
         return await self.send(self._head("GET", path, at_origin), b"", timeout)
 
-    async def send(self, head: Head, body: bytes, timeout: Timeouts) -> WireResponse:
-        """One exchange. `head` ends in "content-length: "; the number and the body follow."""
+    async def _follow(self, head: Head, body: bytes, response: WireResponse, timeout: Timeouts) -> WireResponse:
+        """The answer where a redirect leads; the redirect itself where it is not followed."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout.total
+        method, target = head.method_and_target()
+        for _ in range(MAX_HOPS):
+            hop = next_hop(method, urljoin(f"{self._scheme}://{self._authority}", target), response)
+            if hop is None:
+                break
+            pool = self if not hop.origin else self._elsewhere(hop.origin)
+            method, target = hop.method, hop.target
+            left = Timeouts(timeout.connect, timeout.idle, max(0.0, ends - loop.time()))
+            sent = body if method == "POST" else b""
+            response = await pool.send(pool._head_for(method, target), sent, left, follow=False)
+            if pool is not self:  # the rest of the way begins there
+                return await pool._follow(pool._head_for(method, target), sent, response, left)
+        return response
+
+    def _elsewhere(self, origin: str) -> Http11Pool:
+        """The pool for https where this one is for http."""
+        pool = self._secured.get(origin)
+        if pool is None:
+            pool = self._secured[origin] = self._remade(origin)
+            pool.matching.notes = self.matching.notes
+        return pool
+
+    async def send(self, head: Head, body: bytes, timeout: Timeouts, *, follow: bool = True) -> WireResponse:
+        """One exchange. `head` ends in "content-length: "; the number and the body follow.
+
+        POST requests share connections, one after another; any other request gets one of its own.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
-        connection = self._take_idle() or await self._acquire(loop, timeout)
-        answer: asyncio.Future[WireResponse] = loop.create_future()
-        connection.start(answer, timeout, head, body)
-        try:
-            response = await answer
-        except asyncio.CancelledError:
-            if connection.answer is answer:  # else it came, and the connection may serve another by now
-                connection.abort()
-            elif answer.done() and not answer.cancelled():
-                answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
-            raise
+        shared = head.startswith(b"POST ")
+        connection = (self._take_idle() if shared else None) or await self._acquire(loop, timeout, reuse=shared)
+        refused: list[WireResponse] = []
+        while True:
+            answer: asyncio.Future[WireResponse] = loop.create_future()
+            connection.start(answer, timeout, head, body, self.matching.token() if shared else b"", last=not shared)
+            try:
+                response = await answer
+                break
+            except asyncio.CancelledError:
+                if connection.answer is answer or (connection.held is not None and connection.held[0] is answer):
+                    connection.abort()  # else it came, and the connection may serve another by now
+                elif answer.done() and not answer.cancelled():
+                    answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
+                raise
+            except Crossed as crossed:
+                self.matching.refused()
+                if len(refused) > 1 and refused[-1].body == crossed.response.body:
+                    self.matching.ids_are_no_proof()
+                    response = crossed.response
+                    break
+                if len(refused) == RESENDS:
+                    raise TransportFailure("crossed", f"{1 + RESENDS} answers belonged to other requests") from None
+                refused.append(crossed.response)
+                connection = await self._acquire(loop, timeout, reuse=False)
+            except TransportFailure as failure:
+                if failure.reason == "reset" and not failure.free and self._idle:
+                    self._rests = False  # the server may take no more connections than are in use
+                raise
+        if follow and 300 <= response.status < 400:
+            response = await self._follow(head, body, response, timeout)
         if self._redactor:
             redact(response, self._redactor)
         return response
@@ -138,6 +210,9 @@ class Http11Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._starving is not None:
+            self._starving.cancel()
+            self._starving = None
         for connection in list(self._open):
             connection.fail("reset", "the pool was closed")
         while self._waiting:
@@ -145,7 +220,13 @@ class Http11Pool:
             if not ticket.done():
                 ticket.set_result(None)
         self._idle.clear()
+        for pool in self._secured.values():
+            await pool.aclose()
         await asyncio.sleep(0)  # one turn of the loop, for the transports to close
+
+    def report_to(self, notes: list[str]) -> None:
+        """Add what there is to say of this server to `notes`, now and from now on."""
+        self.matching.report_to(notes)
 
     # --- connections ---------------------------------------------------------------------------
 
@@ -160,6 +241,8 @@ class Http11Pool:
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._connecting = 0
         self._sweeper = None
+        self._starving = None
+        self._untried = 0  #: connections that have brought no answer yet
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         """A new event loop: what belonged to the last one went with it."""
@@ -168,18 +251,36 @@ class Http11Pool:
 
     def _take_idle(self) -> Connection | None:
         idle = self._idle
+        if not self.matching.at_once:
+            return self._take_rested()
         while idle:
             connection = idle.pop()
             if not connection.dead and not connection.transport.is_closing():
                 return connection
         return None
 
-    async def _acquire(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts) -> Connection:
-        """An idle connection, or a new one; connections are opened `MAX_CONNECTING` at a time."""
+    def _take_rested(self) -> Connection | None:
+        """The connection that has been idle longest, if it has rested; see `matching`."""
+        idle, loop = self._idle, self._loop
+        assert loop is not None
+        while idle:
+            connection = idle[0]
+            usable = not connection.dead and not connection.transport.is_closing()
+            if usable and self._rests and loop.time() - connection.idle_since < REST_S:
+                busy = len(self._open) - len(idle)
+                if len(idle) < min(MAX_RESTING, max(_LEAST_RESTING, busy)):
+                    return None
+            del idle[0]
+            if usable:
+                return connection
+        return None
+
+    async def _acquire(self, loop: asyncio.AbstractEventLoop, timeout: Timeouts, *, reuse: bool = True) -> Connection:
+        """An idle connection (if `reuse`), or a new one; connections are opened `MAX_CONNECTING` at a time."""
         while True:
             if self._closed:
                 raise TransportFailure("reset", "the pool was closed")
-            connection = self._take_idle()
+            connection = self._take_idle() if reuse else None
             if connection is not None:
                 return connection
             if self._connecting < MAX_CONNECTING:
@@ -193,7 +294,9 @@ class Http11Pool:
                     self._pass_on(ticket.result())
                 raise
             if connection is not None and not connection.dead:
-                return connection
+                if reuse or not connection.served:
+                    return connection
+                self._idle.append(connection)
 
     def _pass_on(self, connection: Connection | None) -> None:
         """Give a free connection, or (None) the turn to open one, to the longest waiting request."""
@@ -208,14 +311,47 @@ class Http11Pool:
     def released(self, connection: Connection) -> None:
         """See `connection.Owner`."""
         connection.idle_since = self._loop.time()  # type: ignore[union-attr]  # a connection has a loop
-        if self._waiting:
+        if connection.untried:
+            self._tried(connection)
+        if self._waiting and (self.matching.at_once or not self._rests):
             self._pass_on(connection)
-        else:
-            self._idle.append(connection)
+            return
+        self._idle.append(connection)
+        if self._untried and self._starving is None:
+            self._starving = self._loop.call_later(STARVED_S, self._feed)  # type: ignore[union-attr]
+
+    def _tried(self, connection: Connection) -> None:
+        connection.untried = False
+        self._untried -= 1
+
+    def hold(self, connection: Connection, seconds: float) -> None:
+        """See `connection.Owner`."""
+        assert self._loop is not None
+        self._loop.call_later(seconds, connection.believe)
+
+    def _feed(self) -> None:
+        """Close connections that are idle while a request on a new one has had no byte.
+
+        A server with a thread for each connection accepts the new one only when another ends.
+        """
+        self._starving = None
+        loop = self._loop
+        if loop is None or self._closed or not self._idle or not any(c.unheard for c in self._open):
+            return
+        oldest = loop.time() - STARVED_S
+        kept = [c for c in self._idle if not c.dead and c.idle_since > oldest]
+        for connection in self._idle:
+            if connection.idle_since <= oldest and not connection.dead:
+                connection.close()
+        self._idle = kept
+        if kept:
+            self._starving = loop.call_later(STARVED_S, self._feed)
 
     def lost(self, connection: Connection, *, unanswered: bool) -> None:
         """See `connection.Owner`."""
         self._open.discard(connection)
+        if connection.untried:
+            self._tried(connection)
         if unanswered:
             # Its idle neighbours are as old or older: better a few new connections than one lost race each.
             idle, self._idle = self._idle, []
@@ -235,7 +371,7 @@ class Http11Pool:
             self._waiting.clear()
             raise failure from None
         except OSError as error:
-            raise TransportFailure("connect", self._explain(error)) from error
+            raise TransportFailure("connect", self._route.explain(error)) from error
         finally:
             self._connecting -= 1
             self._pass_on(None)
@@ -243,6 +379,8 @@ class Http11Pool:
             connection.abort()
             raise TransportFailure("reset", "the pool was closed")
         self.opened += 1
+        connection.untried = True
+        self._untried += 1
         if not connection.dead:  # else `start` will say so
             self._open.add(connection)
         if self._sweeper is None:
@@ -251,51 +389,7 @@ class Http11Pool:
         return connection
 
     async def _open_connection(self, loop: asyncio.AbstractEventLoop, seconds: float) -> Connection:
-        """Connect to the first address that answers and remember it. Resolving each time costs more than the
-        connection itself (35 us for `localhost`)."""
-        now = loop.time()
-        if not self._addresses or now - self._resolved_at > ADDRESS_S:
-            self._addresses = await self._resolve(loop)
-            self._resolved_at = now
-        context = (self._ssl or shared_ssl_context()) if self._secure else None
-        name = self._host if self._secure else None
-        addresses = list(self._addresses)
-        for position, address in enumerate(addresses):
-            try:
-                async with asyncio.timeout(seconds / (len(addresses) - position)):
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(self), address, self._port, ssl=context, server_hostname=name
-                    )
-            except OSError:  # TimeoutError is one
-                self._addresses = []
-                if position == len(addresses) - 1:
-                    raise
-                seconds *= 1 - 1 / (len(addresses) - position)
-            else:
-                self._addresses = [address, *(other for other in addresses if other != address)]
-                return connection
-        raise OSError(f"no address for {self._host}")
-
-    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[str]:
-        try:
-            return [str(ipaddress.ip_address(self._host))]
-        except ValueError:
-            pass
-        found = await loop.getaddrinfo(self._host, self._port, type=1)  # SOCK_STREAM
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if self._host == "localhost":  # most servers listen on IPv4 only
-            addresses.sort(key=lambda address: ":" in address)
-        return addresses
-
-    def _explain(self, error: OSError) -> str:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return "too many open files: raise `ulimit -n` or lower the concurrency"
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return (
-                f"{self.origin}: its TLS certificate is refused: {error.verify_message}. For a private authority "
-                "set SSL_CERT_FILE to its certificate; the host name must be one that the certificate names"
-            )
-        return f"{self.origin}: {error}"
+        return await self._route.open(loop, lambda: Connection(self), seconds)
 
     def _sweep(self) -> None:
         """Keep all deadlines of all connections, twice a second: a timer per request would cost 1 us each."""
@@ -316,30 +410,36 @@ class Http11Pool:
 
     # --- what is sent --------------------------------------------------------------------------
 
-    def _parse(self, base_url: str) -> None:
+    def _parse(self, base_url: str) -> str:
+        """Reads the base URL; the result is the path of its Unix socket, or ''."""
         parts = urlsplit(base_url)
         if parts.username is not None or parts.password is not None:
             raise ConfigurationError(
                 "a base URL must not hold a user name or password",
                 hint="name an environment variable: api_key_env",
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
             raise ConfigurationError(
                 f"{shown_url(base_url)!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1"
             )
-        self._secure = parts.scheme == "https"
+        unix_path = unquote(parts.netloc) if parts.scheme == UNIX_SCHEME else ""
+        self._scheme = "https" if parts.scheme == "https" else "http"
         try:
-            self._host = parts.hostname.encode("idna").decode()
-            self._port = parts.port or (443 if self._secure else 80)
+            self._host = "localhost" if unix_path else parts.hostname.encode("idna").decode()
+            port = None if unix_path else parts.port
         except ValueError as error:  # UnicodeError is one
             raise ConfigurationError(f"{shown_url(base_url)!r} is no base URL: {error}") from error
+        self._port = port or (443 if self._scheme == "https" else 80)
         self.base_url: str = base_url.rstrip("/")
         self.base_path: str = parts.path.rstrip("/")
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self._authority = host if parts.port is None else f"{host}:{parts.port}"
-        self.origin: str = f"{parts.scheme}://{self._authority}"
+        self._authority = host if port is None else f"{host}:{port}"
+        self.origin: str = f"unix:{unix_path}" if unix_path else f"{self._scheme}://{self._authority}"
+        return unix_path
 
-    def _header_fields(self, headers: Mapping[str, str], api_key: Secret | None) -> Head:
+    def _header_fields(
+        self, headers: Mapping[str, str], api_key: Secret | None, secrets: Iterable[Secret], proxy: Proxy | None
+    ) -> Head:
         """All header lines but the first and the last, checked; no attribute prints them."""
         # No local variable here holds a key in the open: tools print the locals of a traceback's frames.
         fields = PrivateHeaders(host=self._authority, accept="application/json")
@@ -348,12 +448,15 @@ class Http11Pool:
             fields["authorization"] = f"Bearer {api_key.reveal()}"
         fields |= {k.lower(): v for k, v in headers.items() if k.lower() not in _OURS}
         fields["accept-encoding"] = "identity"  # no bombs, and loopback needs no compression
+        self._absolute = proxy is not None and self._scheme == "http"  # the proxy itself reads the request
+        if self._absolute and proxy is not None and proxy.authorization is not None:
+            fields["proxy-authorization"] = proxy.authorization.reveal()
         for name in fields:
             if not name or not name.isascii() or any(c <= " " or c in ':"' for c in name):
                 raise ConfigurationError(f"{name!r} is no header name")
             if any(c in "\r\n\0" for c in fields[name]) or not fields[name].isascii():
                 raise ConfigurationError(f"the value of header {name!r} holds line breaks or non-ASCII characters")
-        self._redactor = Redactor(secrets_of(fields))
+        self._redactor = Redactor({*secrets_of(fields), *secrets_of(self._query), *secrets})
         return Head("".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("ascii"))
 
     def _head(self, method: str, path: str, at_origin: bool) -> Head:
@@ -363,8 +466,15 @@ class Http11Pool:
             target = path if at_origin else self.base_path + path
             if not path.startswith("/") or not target.isascii() or any(c <= " " for c in target):
                 raise ConfigurationError(f"{path!r} is no path; it begins with / and holds no spaces")
+            if self._query:
+                target += f"{'&' if '?' in target else '?'}{urlencode(self._query, quote_via=quote)}"
             if len(self._heads) > 64:
                 self._heads.clear()
-            line = f"{method} {target} HTTP/1.1\r\n".encode()
-            head = self._heads[key] = Head(line + self._fields + b"content-length: ")
+            head = self._heads[key] = self._head_for(method, target)
         return head
+
+    def _head_for(self, method: str, target: str) -> Head:
+        """`target` is a path with its query, ready to be sent."""
+        if self._absolute:
+            target = self.origin + target
+        return Head(f"{method} {target} HTTP/1.1\r\n".encode() + self._fields + b"content-length: ")

@@ -63,6 +63,8 @@ class LLMSettings(TypedDict, total=False):
     reasoning: str
     base_url: str | None
     api_key_env: str
+    headers: dict[str, str]
+    query: dict[str, str]
     http_client: httpx.AsyncClient | None
 
 
@@ -91,6 +93,8 @@ class LLM:
             the text as the server sends it, for models whose answers hold such marks as data.
         base_url: one server for this model (``http://127.0.0.1:8000/v1``), instead of ``--servers``.
         api_key_env: the *name* of the environment variable that holds the key for `base_url`.
+        headers, query: sent with every request to `base_url`. ``${NAME}`` is the value of an environment variable; keys
+            are given in this form only: ``headers={"api-key": "${AZURE_KEY}"}, query={"api-version": "2024-10-21"}``.
         http_client: your own ``httpx.AsyncClient`` for `base_url`.
         is_embedded: set by `LLM.embedded()`: the model runs on this machine's CPU.
 
@@ -122,6 +126,8 @@ class LLM:
     reasoning: str = "separate"
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
+    headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    query: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     http_client: httpx.AsyncClient | None = field(default=None, repr=False, compare=False)
     is_embedded: bool = False
 

@@ -1,6 +1,6 @@
 """Where models are served, as the user says it: `--servers URL|FILE|DIR` and ASYNCSYNTH_SERVERS.
 
-- a URL: ``http://127.0.0.1:8000/v1`` (``/v1`` is added where there is no path);
+- a URL: ``http://127.0.0.1:8000/v1`` (``/v1`` is added where there is no path), or ``unix:/run/vllm.sock``;
 - a vLLM file, the one given to ``vllm serve --config``: its model, host, port, TLS and api-key are read;
 - a fleet file: ``servers: [...]``, each ``{url, models?, api_key_env?, limit?, name?, ...}`` (it runs elsewhere; all
   `ServerConfig` has all keys) or ``{config, gpus?, env?, flags?, ...}``: a vLLM file, and how to start it (`Launch`);
@@ -18,12 +18,14 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import yaml
 
+from asyncsynth.client.http11 import UNIX_SCHEME
 from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
+from asyncsynth.servers.access import check_values
 from asyncsynth.servers.launch_settings import LAUNCH_KEYS, Launch, read_launch
 from asyncsynth.servers.problems import Problems
 from asyncsynth.servers.yaml_mapping import YamlMapping, read_mapping
@@ -33,9 +35,12 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 #: vLLM reads its own key from this variable, so one export serves both sides; it wins over the default.
 _VLLM_KEY_ENV = "VLLM_API_KEY"
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}  # noqa: S104  # others listen there, not we
+#: A server without a scheme: `localhost:8000`, `10.0.0.7:8000/v1`, `[::1]:8000`.
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):\d{1,5}(?:/[^:]*)?$")
 _COMMON_KEYS = ("name", "api_key_env", "limit", "max_concurrency", "requests_per_minute", "tokens_per_minute", "orca",
                 "request_timeout")  # fmt: skip
-_URL_KEYS = ("url", "models", "max_num_seqs", *_COMMON_KEYS)
+_ACCESS_KEYS = ("headers", "query", "ca_file", "client_cert", "client_key")
+_URL_KEYS = ("url", "models", "max_num_seqs", *_ACCESS_KEYS, *_COMMON_KEYS)
 _CONFIG_KEYS = ("config", *LAUNCH_KEYS, *_COMMON_KEYS)
 
 
@@ -57,6 +62,8 @@ class ServerConfig:
             that may be generated.
         orca: ask for the server's load in the headers of every answer. vLLM then logs a line for each of them.
         request_timeout: seconds for each whole answer of this server, or None: no limit while it makes progress.
+        headers, query: sent with every request; ``${NAME}`` is the value of an environment variable.
+        ca_file, client_cert, client_key: PEM files: an authority to trust, and what this client shows of itself.
         origin: where this was written, ``file:line`` or the option, for messages.
         key_required: `api_key_env` was named on purpose: an unset variable is an error (`require_keys`).
         launch: how to start it here; None for servers that are only known by their URL.
@@ -74,13 +81,18 @@ class ServerConfig:
     tokens_per_minute: int | None = None
     orca: bool = False
     request_timeout: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
     origin: str = ""
     key_required: bool = False
     launch: Launch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", urlsplit(self.base_url).netloc)
+            object.__setattr__(self, "name", unquote(urlsplit(self.base_url).netloc))
 
     def key(self, environ: Mapping[str, str] | None = None) -> Secret | None:
         """The API key to send, if there is one."""
@@ -146,12 +158,21 @@ def _split(text: str) -> list[str]:
 def parse_url(url: str, *, where: str) -> str:
     """A base URL as it is used: checked, ``/v1`` added where there is no path.
 
+    ``unix:/path`` becomes ``http+unix://%2Fpath/v1``.
+
     Raises:
-        ConfigurationError: not http(s), no host, a user, query or fragment in it, or the path of one endpoint.
+        ConfigurationError: neither http(s) nor a Unix socket, no host, a user, query or fragment in it, or the path of
+            one endpoint.
     """
+    url = url.strip()
+    if url.startswith("unix:"):
+        path = url.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ConfigurationError(f"{where}: {url!r} is not the path of a socket", hint="Write unix:/run/vllm.sock")
+        return f"{UNIX_SCHEME}://{quote('/' + path.lstrip('/'), safe='')}/v1"
     try:
-        parts = urlsplit(url.strip())
-        port = parts.port
+        parts = urlsplit(url)
+        port = None if parts.scheme == UNIX_SCHEME else parts.port
     except ValueError as error:
         raise ConfigurationError(f"{where}: {shown_url(url)!r} is not a URL: {error}") from None
     if parts.username or parts.password:  # not quoted: it may be a key
@@ -159,11 +180,15 @@ def parse_url(url: str, *, where: str) -> str:
             f"{where}: a URL for {parts.hostname} holds a user or password",
             hint="Put the key into an environment variable and name it as api_key_env.",
         )
+    if parts.scheme == UNIX_SCHEME and parts.netloc.lower().startswith("%2f"):
+        return f"{UNIX_SCHEME}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigurationError(
-            f"{where}: {shown_url(url)!r} is not the base URL of a server",
-            hint="It looks like http://127.0.0.1:8000/v1",
-        )
+        hint = "It looks like http://127.0.0.1:8000/v1"
+        if _HOST_AND_PORT.match(url):
+            hint = f"Write http://{url}"
+        elif parts.query:
+            hint = "Give what follows the ? as `query` in a fleet file, or as LLM(query={...})."
+        raise ConfigurationError(f"{where}: {shown_url(url)!r} is not the base URL of a server", hint=hint)
     path = parts.path.rstrip("/")
     if path.endswith("/completions"):  # /chat/completions, too
         base = path.removesuffix("/completions").removesuffix("/chat")
@@ -182,7 +207,7 @@ def _base_url(scheme: str, host: str, port: int | None, path: str) -> str:
 
 
 def _load_one(value: str, origin: str, problems: Problems) -> list[ServerConfig]:
-    if "://" in value:
+    if "://" in value or value.startswith("unix:"):
         return [ServerConfig(base_url=parse_url(value, where=origin), origin=origin)]
     path = Path(value).expanduser()
     if path.is_dir():
@@ -190,7 +215,9 @@ def _load_one(value: str, origin: str, problems: Problems) -> list[ServerConfig]
     if not path.is_file():
         raise ConfigurationError(
             f"{origin}: there is no file or folder {value}",
-            hint="Give a URL (http://127.0.0.1:8000/v1), a vLLM --config file, a fleet file, or a folder.",
+            hint=f"For a server there, write http://{value}"
+            if _HOST_AND_PORT.match(value)
+            else "Give a URL (http://127.0.0.1:8000/v1), a vLLM --config file, a fleet file, or a folder.",
         )
     return _servers(read_mapping(path), problems)
 
@@ -270,12 +297,31 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
             return None
         return replace(config, name=name or config.name, launch=launch, **common)
     models, slots = tried(entry.names, "models"), tried(entry.at_least_one, "max_num_seqs")
+    common |= _access(entry, problems)
     url = entry.get("url", str)
     if url is None:
         if not unknown:  # else one of them was meant as the url
             entry.fail("a server without a url or a config")
         return None
     return ServerConfig(base_url=parse_url(url, where=entry.place()), name=name, models=models, slots=slots, **common)
+
+
+def _access(entry: YamlMapping, problems: Problems) -> dict[str, Any]:
+    """How the server of a `url` entry is reached; files are relative to the fleet's folder."""
+    found: dict[str, Any] = {}
+    for kind in ("headers", "query"):
+        if kind in entry.values:
+            values = problems.tried(entry.value, kind)
+            if not isinstance(values, dict):
+                problems.tried(entry.fail, f"{kind} must map names to values", entry.values[kind])
+                continue
+            problems.tried(check_values, kind, values, entry.place(entry.values[kind]))
+            found[kind] = {str(name): str(value) for name, value in values.items()}
+    for kind in ("ca_file", "client_cert", "client_key"):
+        file = problems.tried(entry.get, kind, str)
+        if file is not None:
+            found[kind] = str(entry.path.parent / Path(file).expanduser())
+    return found
 
 
 def _config_file(entry: YamlMapping) -> Path:

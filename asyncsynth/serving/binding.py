@@ -97,8 +97,7 @@ async def open_pool(
         binder.is_running = True
         pool = ServerPool(used, policy=policy or RetryPolicy(), rng=rng or random.Random(), model_change=model_change)  # noqa: S311
         stack.push_async_callback(pool.aclose)
-        pool.notes.extend(binder.notes)
-        binder.notes = pool.notes
+        binder.report_to(pool.notes)
         await stack.enter_async_context(kept(*(_keep(child, pool) for _, child in started)))
         join = joining(pool, late, binder.connect, binder.name, retry_s=binder.patience.retry_s)
         await stack.enter_async_context(join)
@@ -153,6 +152,14 @@ class _Binder:
             exchange = exchange_for(target.config, client=target.client, environ=self._environ)
             stack.push_async_callback(exchange.aclose)
             self._exchanges[target.config.base_url] = exchange
+
+    def report_to(self, notes: list[str]) -> None:
+        """From now on, this list gets the notes on servers and their connections."""
+        notes.extend(self.notes)
+        self.notes = notes
+        for exchange in self._exchanges.values():
+            if isinstance(exchange, Http11Pool):
+                exchange.report_to(notes)
 
     def name(self, target: Target) -> str:
         """How reports call this server."""

@@ -15,6 +15,7 @@ import httpx
 
 from asyncsynth.client.llm import LLM
 from asyncsynth.errors import ConfigurationError
+from asyncsynth.servers.access import check_values
 from asyncsynth.servers.configs import ServerConfig, parse_url
 from asyncsynth.servers.model_lists import Listing, not_served
 from asyncsynth.serving.embedded import EmbeddedSpec
@@ -114,6 +115,16 @@ def require_named(models: set[str], given: Sequence[ServerConfig]) -> None:
 def _base_url(llm: LLM) -> str:
     """The server that an LLM names itself, or ''."""
     url = llm.base_url or (str(llm.http_client.base_url) if llm.http_client is not None else "")
+    if not url and (llm.headers or llm.query):
+        raise ConfigurationError(
+            f"LLM({llm.model!r}) has headers or query without a base_url",
+            hint="Give base_url, or write headers and query into the server's entry of a fleet file.",
+        )
+    if llm.http_client is not None and (llm.headers or llm.query):
+        raise ConfigurationError(
+            f"LLM({llm.model!r}) has an http_client as well as headers or query",
+            hint="Give headers and query (params) to the client.",
+        )
     if not url:
         return ""
     if llm.is_embedded:
@@ -123,16 +134,29 @@ def _base_url(llm: LLM) -> str:
 
 def _add_own(plan: Plan, llm: LLM, url: str) -> None:
     origin = f"base_url of LLM({llm.model!r})"
+    check_values("headers", llm.headers, f"LLM({llm.model!r})")
+    check_values("query", llm.query, f"LLM({llm.model!r})")
     target = plan.targets.get(url)
     if target is None:
         config = ServerConfig(
-            base_url=url, models=frozenset(), api_key_env=llm.api_key_env, origin=origin
+            base_url=url,
+            models=frozenset(),
+            api_key_env=llm.api_key_env,
+            origin=origin,
+            headers=llm.headers,
+            query=llm.query,
         )  # no models for others: this server was named for this model
         target = plan.targets[url] = Target(config, client=llm.http_client)
     elif not target.own:  # also among the servers given: one connection pool, one limit
         target.client = llm.http_client
         if os.environ.get(llm.api_key_env, "").strip():
             target.config = replace(target.config, api_key_env=llm.api_key_env)
+        if llm.headers or llm.query:
+            target.config = replace(target.config, headers=llm.headers, query=llm.query)
+    elif (llm.headers, llm.query) != (target.config.headers, target.config.query):
+        raise ConfigurationError(
+            f"two LLMs name the server {url} with different headers or query", hint="Use the same for both."
+        )
     elif target.client is not llm.http_client or target.config.api_key_env != llm.api_key_env:
         raise ConfigurationError(
             f"two LLMs name the server {url} with different clients or keys",

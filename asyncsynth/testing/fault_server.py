@@ -157,6 +157,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
         self.pending = False  #: a request waits for its answer
+        self.request_id = b""  #: sent back, as vLLM does with --enable-request-id-headers
         self.idle: asyncio.TimerHandle | None = None
         self.loop = asyncio.get_running_loop()
 
@@ -197,6 +198,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         path, body = self.path.decode("latin-1"), b"".join(self.body)
         headers = self.headers
+        self.request_id = next((value for name, value in headers if name.lower() == b"x-request-id"), b"")
         self.path, self.headers, self.body = b"", [], []
         if self.idle is not None:
             self.idle.cancel()
@@ -252,7 +254,7 @@ class _Connection(asyncio.Protocol):
     def _answer(self, path: str, body: bytes, fault: Fault | None) -> None:
         if fault is not None and fault.kind != "none":
             self.server.faults[fault.kind] = self.server.faults.get(fault.kind, 0) + 1
-            inject(self, fault, self.server.complete(path, body))
+            inject(self, fault, self._marked(self.server.complete(path, body)))
             return
         reply = self.server.complete(path, body)
         self.server.answered += reply.startswith(b"HTTP/1.1 200")
@@ -261,9 +263,16 @@ class _Connection(asyncio.Protocol):
     def finish(self, reply: bytes) -> None:
         """Write the (last part of the) answer and wait for the next request."""
         self._done()
-        self.transport.write(reply)
+        self.transport.write(self._marked(reply))
         if self.server.keep_alive_s is not None:
             self.idle = self.loop.call_later(self.server.keep_alive_s, self.transport.close)
+
+    def _marked(self, reply: bytes) -> bytes:
+        """A whole answer with the request's id in its headers, once."""
+        mark = b"\r\nx-request-id: %b\r\n" % self.request_id
+        if not self.request_id or not reply.startswith(b"HTTP/1.1 ") or mark in reply:
+            return reply
+        return reply.replace(b"\r\n", mark, 1)
 
     def later(self, delay: float, action: Callable[..., object], *args: object) -> None:
         """Do it `delay` seconds from now unless the connection is gone by then."""

@@ -75,7 +75,7 @@ def test_the_clients_tls_settings_are_kept() -> None:
     client = httpx.AsyncClient(base_url="https://127.0.0.1:9/v1", verify=False)
     exchange = adopt(client)
     assert isinstance(exchange, Http11Pool)
-    assert exchange._ssl is client._transport._pool._ssl_context  # type: ignore[attr-defined]
+    assert exchange._route.ssl_context is client._transport._pool._ssl_context  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

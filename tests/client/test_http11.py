@@ -328,7 +328,7 @@ async def test_localhost_is_resolved_once_and_a_returned_server_is_found() -> No
         pool = Http11Pool(f"http://localhost:{server.port}/v1")
         for _ in range(3):
             assert (await pool.post(CHAT, chat_body())).status == 200
-        assert pool._addresses[0] == "127.0.0.1"
+        assert pool._route.addresses[0] == "127.0.0.1"
         await server.stop()
         with pytest.raises(TransportFailure):
             await pool.post(CHAT, chat_body())

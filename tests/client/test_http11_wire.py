@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
+import zlib
 
 import orjson
 import pytest
@@ -32,7 +33,7 @@ async def test_paths_keys_and_headers_reach_the_server() -> None:
         assert headers["x-team"] == "a"
         assert headers["accept-encoding"] == "identity"
         assert headers["host"] == f"127.0.0.1:{server.port}"
-        assert pool.opened == 1
+        assert pool.opened == 3, "only POST requests share connections"
         wrong = Http11Pool(server.base_url, api_key=Secret("canary-key-2"))
         assert (await wrong.post(CHAT, chat_body())).status == 401
         await wrong.aclose()
@@ -91,6 +92,14 @@ class _Raw(asyncio.Protocol):
         self.transport.write(self.reply)  # type: ignore[attr-defined]
 
 
+def packed(plain: bytes, encoding: str, wbits: int, cut: int = 0) -> bytes:
+    """A compressed answer, `cut` bytes of its body left out."""
+    body = zlib.compress(plain, wbits=wbits)
+    body = body[: len(body) - cut]
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
@@ -98,6 +107,21 @@ class _Raw(asyncio.Protocol):
         (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"ok"),
+        (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nX: a\r\n  b\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2  \r\nok\r\n0\r\n\r\n", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding:\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok", "protocol"),
+        (packed(b"ok" * 20, "gzip", 31), b"ok" * 20),
+        (packed(b"ok" * 20, "X-GZIP", 31), b"ok" * 20),
+        (packed(b"ok" * 20, "deflate", 15), b"ok" * 20),
+        (packed(b"ok" * 20, "deflate", -15), b"ok" * 20),
+        (packed(b"ok" * 20, "gzip", 31, cut=3), "protocol"),
+        (packed(bytes(1 << 20), "gzip", 31), "protocol"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 13_000 + b"Content-Length: 2\r\n\r\nok", b"ok"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "protocol"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", "protocol"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "protocol"),
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "protocol"),

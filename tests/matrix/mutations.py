@@ -23,6 +23,7 @@ RECOVERY = "tests/storage/test_recovery.py"
 SCHEDULER = "tests/core/test_scheduler.py"
 CODEC = "tests/client/test_codec.py"
 POOL = "tests/client/test_server_pool.py"
+MATCHING = "tests/client/test_matching.py"
 STOPPING = "tests/engine/test_stopping.py"
 CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
@@ -540,6 +541,16 @@ MUTATIONS = (
         "an answer of another model is taken", "client/server_pool.py",
         "if named in (before, request.model):", "if named:",
         46, ("tests/client/test_other_model.py",),
+    ),
+    Mutation(
+        "another attempt's id is no reason to refuse", "client/matching.py",
+        "if self._prefix in returned or self._prefix in response.body:", "if self._prefix == response.body:",
+        44, (f"{MATCHING}::test_an_answer_with_another_attempts_id_or_without_the_usual_one_is_refused",),
+    ),
+    Mutation(
+        "repeated answers are believed at once", "client/matching.py",
+        "if known in history.bodies and self.repeats", "if not known and self.repeats",
+        44, (f"{MATCHING}::test_a_copy_is_never_another_requests_answer",),
     ),
 )  # fmt: skip
 

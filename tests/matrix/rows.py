@@ -73,6 +73,7 @@ ROWS = {
     46: Row("a server that answers as another model", "noticed at the first such answer, none is kept"),
     47: Row("steps that exit, cancel, hang, block", "their row fails and is named, no other; nothing is lost silently"),
     48: Row("steps that wait in coroutines, threads, processes", "bounded, kept once, nothing outlives the run"),
+    44: Row("answers sent twice, sooner or later", "none at another record; what was met is said"),
 }
 
 
