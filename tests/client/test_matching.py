@@ -15,7 +15,7 @@ from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.matching import HARMLESS_REPEATS, History, Matching, Verdict
 from asyncsynth.client.transport import TransportFailure, WireResponse
-from tests.client.copying_server import CopyingServer, listening
+from tests.kit.copying_server import CopyingServer, listening
 from tests.kit.loops import on_both_loops
 from tests.kit.requests import CHAT, chat_body
 from tests.matrix.plugin import Tried

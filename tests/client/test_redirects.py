@@ -10,7 +10,7 @@ from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.redirects import MAX_HOPS, Hop, next_hop
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import WireResponse
-from tests.client.copying_server import listening
+from tests.kit.copying_server import listening
 from tests.kit.loops import on_both_loops
 from tests.kit.requests import CHAT
 

@@ -14,10 +14,10 @@ from asyncsynth.client.route import environment_proxy
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import TransportFailure
 from asyncsynth.errors import ConfigurationError
-from tests.client.copying_server import listening
+from tests.kit.copying_server import listening
 from tests.kit.loops import on_both_loops
 from tests.kit.requests import CHAT
-from tests.security.test_tls import TlsServer, trusting
+from tests.kit.tls import TlsServer, trusting
 
 PROXY = "http://proxy.example:3128"
 

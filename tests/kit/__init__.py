@@ -12,6 +12,7 @@ models              a model without a server: a task is driven through its `Cont
 exchanges           servers without sockets, under a `ServerPool`
 requests            requests and answers as bytes
 pipelines           small pipelines and the fault server that answers them
+scripted_server     a server that answers as a function says; `copying_server` sends answers twice, `tls` speaks TLS
 walking             records walked through a graph without a server
 user_modules        users' pipeline files, imported as in a fresh process
 journals, entries   journals, file systems that fail or forget, entries and run directories

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 
 from asyncsynth.client.adopt import HttpxExchange, adopt
 from asyncsynth.client.http11 import Http11Pool
@@ -21,45 +17,10 @@ from asyncsynth.client.transport import TransportFailure
 from tests.kit.files import ROOT
 from tests.kit.loops import RUNNERS
 from tests.kit.processes import environment
-from tests.kit.requests import CHAT, chat_answer, chat_body
+from tests.kit.requests import CHAT, chat_body
+from tests.kit.tls import AUTHORITY, TlsServer, trusting
 
 KEY = "sk-canary-of-the-handshake"
-AUTHORITY = trustme.CA()
-
-
-class TlsServer:
-    """Answers every request; remembers what came through the handshake, and what did not."""
-
-    def __init__(self, name: str) -> None:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        AUTHORITY.issue_cert(name).configure_cert(self.context)
-        self.received = b""
-        self.port = 0
-
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[TlsServer]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
-        self.port = server.sockets[0].getsockname()[1]
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # refused handshakes
-        async with server:
-            yield self
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.received += head
-            body = chat_answer("hello")
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-            await writer.drain()
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-def trusting() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    AUTHORITY.configure_trust(context)
-    return context
 
 
 @pytest.mark.parametrize("loop", RUNNERS)

@@ -18,7 +18,7 @@ from asyncsynth.servers.exchange import exchange_for
 from asyncsynth.serving.binding import make_plan
 from tests.kit.loops import on_both_loops
 from tests.kit.requests import CHAT
-from tests.security.test_tls import AUTHORITY, TlsServer
+from tests.kit.tls import AUTHORITY, TlsServer
 
 
 def fleet(folder: Path, entry: str) -> list[ServerConfig]:

@@ -12,7 +12,7 @@ from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.inspection import AT_ONCE, Inspection, all_needs, inspect
 from asyncsynth.servers.model_lists import Listing
 from asyncsynth.servers.readiness import ReadyPolicy
-from tests.servers.scripted import Asked, Reply, Script, ScriptedServer, completion, refusal
+from tests.kit.scripted_server import Asked, Reply, Script, ScriptedServer, completion, refusal
 
 HASTY = ReadyPolicy(connect_s=0, load_s=0, canary_s=10)
 _KINDS = (Feature.CHAT, Feature.COMPLETIONS)

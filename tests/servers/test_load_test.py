@@ -21,7 +21,7 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.servers.load_test import BenchPlan, Finding, Level, bench, limited_by
 from asyncsynth.testing.batching_server import BatchingServer
 from asyncsynth.testing.virtual_time import run_virtually
-from tests.servers.scripted import Asked, Reply, ScriptedServer
+from tests.kit.scripted_server import Asked, Reply, ScriptedServer
 
 SLOTS = 64
 

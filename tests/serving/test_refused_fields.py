@@ -18,7 +18,7 @@ from asyncsynth.serving.binding import open_pool
 from asyncsynth.tasks.base import Task
 from asyncsynth.tasks.task_decorator import task
 from asyncsynth.tasks.text_generation import TextGeneration
-from tests.servers.scripted import Asked, Reply, Script, ScriptedServer, completion, refusal
+from tests.kit.scripted_server import Asked, Reply, Script, ScriptedServer, completion, refusal
 
 HASTY = ReadyPolicy(connect_s=0, load_s=0, grace_s=0)
 Refuses = Callable[[dict[str, Any]], bool]

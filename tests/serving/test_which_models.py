@@ -14,7 +14,7 @@ from asyncsynth.errors import ModelNotServed, ServerRefused
 from asyncsynth.servers.configs import ServerConfig
 from asyncsynth.servers.readiness import ReadyPolicy
 from asyncsynth.serving.binding import open_pool
-from tests.servers.scripted import Asked, Reply, Script, ScriptedServer, completion, refusal
+from tests.kit.scripted_server import Asked, Reply, Script, ScriptedServer, completion, refusal
 
 HASTY = ReadyPolicy(connect_s=0, load_s=0.3, grace_s=0)
 

@@ -19,8 +19,7 @@ from asyncsynth.pipeline import Dropped
 from asyncsynth.pipeline.work import MOST_ABANDONED, Work
 from asyncsynth.pipeline.worker_process import FunctionPlace, WorkerProcess, place_of_function
 from asyncsynth.records import Row
-
-from ..engine.helpers import run_async
+from tests.kit.loops import run_async
 
 
 @step(inputs=["n"], outputs=["pid", "double"], run_in="process", workers=2)

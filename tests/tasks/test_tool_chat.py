@@ -19,9 +19,9 @@ from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError, R
 from asyncsynth.pipeline import Dropped
 from asyncsynth.tasks.tool_schema import Tool
 from asyncsynth.testing.faults import Fault, RequestInfo
+from tests.kit.loops import run_async
 from tests.kit.models import Model, generate
-
-from ..engine.helpers import run_async, server
+from tests.kit.pipelines import server
 
 M = LLM(model="model-a")
 
