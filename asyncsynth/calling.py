@@ -80,7 +80,7 @@ class _Shape:
     """The parameters of a function.
 
     Attributes:
-        hidden: 1 where the first one is `self` or `cls`, which nobody gives.
+        hidden: 1 where the first one is `self` or `cls`, which callers do not pass.
         names: what can be given by name, without what only a base class knows.
         passes_on: whether other names are accepted, for a base class's constructor to judge.
         typed: whether all names that are passed on are among `names`.

@@ -35,7 +35,7 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cores:
-    """One core for what is measured, one for the server; None where they cannot be told apart."""
+    """One core for what is measured, one for the server; None if they cannot be told apart."""
 
     client: int | None
     server: int | None

@@ -25,7 +25,7 @@ from asyncsynth.client.transport import (
 )
 from asyncsynth.errors import ConfigurationError
 
-_HTTPX_DEFAULT = httpx.Timeout(5.0)  #: what httpx sets when nobody chose; it fails on any queue
+_HTTPX_DEFAULT = httpx.Timeout(5.0)  #: httpx's default, which fails on any queue
 _NOT_COPIED = ("accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding")
 
 

@@ -276,7 +276,7 @@ class Connection(asyncio.Protocol):
         self._refuse()
 
     def _refuse(self) -> None:
-        """Give up the connection, and the answer that is held: it, or another one, belongs to nobody here."""
+        """Give up the connection, and the answer that is held: it, or another one, belongs to no request here."""
         held, self.held = self.held, None
         self.abort()
         self._pool.lost(self, unanswered=False)
@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
             held[0].set_exception(Crossed(held[1]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.held is not None:  # nothing follows any more
+        if self.held is not None:  # nothing more follows
             self.believe()
         self.dead = True
         if self.answer is None:

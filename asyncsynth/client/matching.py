@@ -67,7 +67,7 @@ class Matching:
 
     `name` is what notes call it; `notes` is a list to which they are added, and where they are kept up to date.
     `sends_ids` is False where the user sends an X-Request-Id of their own.
-    `returns_ids` is None until the first answer, and False for good once an answer of a new connection has no id.
+    `returns_ids` is None until the first answer, and stays False once an answer of a new connection has no id.
     """
 
     __slots__ = (

@@ -15,7 +15,7 @@ from asyncsynth.client.messages import ChatRequest, ModelRequest
 
 #: Characters of a token in English, about; low, so that a prompt is rather taken for longer than it is.
 CHARS_PER_TOKEN = 4
-#: Stands in a sample request for the seed that each request of a run has: the largest one there is.
+#: In a sample request, takes the place of the seed that each request of a run has: the largest one there is.
 SAMPLE_SEED = 2**31 - 1
 #: Tokens that a row itself is allowed for, where nothing is known of the rows.
 ROW_TOKENS = 256

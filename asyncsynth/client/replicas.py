@@ -19,7 +19,7 @@ from asyncsynth.core.stats import Histogram, Tally
 ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
 HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
 LOAD_FRESH_S = 5.0  #: an older report is not shown
-#: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
+#: Prompt heads are compared by this many characters, and only where at least this many are shared: a server reads a
 #: shorter head as quickly as it finds it in its cache.
 _HEAD_CHARS, _LEAST_HEAD = 4096, 1024
 
@@ -103,7 +103,7 @@ class Totals:
 
 
 class Link:
-    """A server of a pool, with what it said of its load. `report` is told each new load."""
+    """A server of a pool, with what it said of its load. `report` is called with each new load."""
 
     __slots__ = ("answers_as", "load", "poller", "read_at", "refused", "report", "server", "timeouts", "unusable")
 
@@ -221,7 +221,7 @@ def estimated_tokens(request: ModelRequest) -> int:
 
 
 def _texts(request: ModelRequest, messages: int | None) -> list[str]:
-    """The prompt's texts, of so many messages; what a message holds besides text counts for nothing."""
+    """The prompt's texts, of at most this many messages. Only text counts."""
     if not isinstance(request, ChatRequest):
         return [request.prompt]
     contents = [message.get("content") for message in request.messages[:messages]]

@@ -192,12 +192,12 @@ class ServerPool:
         self._apply(self._scheduler.remove_replica(name, clock()), 0)
 
     def server_down(self, name: str, why: str) -> None:
-        """Somebody knows that it is gone: nothing is sent there, and nobody charged, until `server_up`."""
+        """Its supervisor reports it gone: nothing is sent there, and no call is charged, until `server_up`."""
         clock = self._clock or self._begin()
         self._apply(self._scheduler.replica_down(name, clock(), why), 0)
 
     def server_lost(self, name: str, why: str, advice: str = "") -> None:
-        """Somebody knows that it stays away: the run goes on with the others; where it needs this one, it ends now.
+        """Its supervisor gives it up: the run goes on with the others; where it needs this one, it ends now.
 
         `advice`: what to do, for the error of a run that ends. KeyError: there is none of that name.
         """
@@ -224,7 +224,7 @@ class ServerPool:
     def _report_load(self, name: str, load: ServerLoad) -> None:
         self._apply(self._scheduler.report_load(name, load, load.at), 0)
 
-    # --- what is told -------------------------------------------------------------------------
+    # --- what is reported -------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
@@ -282,7 +282,7 @@ class ServerPool:
     def _read(
         self, request: ModelRequest, response: WireResponse, link: Link, began: float, now: float, attempts: int
     ) -> Outcome:
-        """What an answer came to, counted."""
+        """Counts an answer by its outcome."""
         server, headers = link.server, response.headers
         outcome = decode(request, response.status, headers, response.body, self._wall(), dialect=server.dialect)
         if ORCA_HEADER in headers and now >= link.read_at:
@@ -362,11 +362,11 @@ class ServerPool:
         """A deadline that the user set has ended a request."""
         limit = server.request_timeout
         of = "the HTTP client's timeout" if limit is None else f"request_timeout {limit:g} s"
-        said = f"no whole answer within {of}; the server may have generated these answers all the same"
+        said = f"no whole answer within {of}; the server may still have generated these answers"
         self._given_up("request_timeout", server.name, said)
 
     def _no_room(self, words: str) -> Transient:
-        """This machine could not open a connection: the request waits, and the user is told once."""
+        """This machine could not open a connection: the request waits, and the user is informed once."""
         if words not in self._told:
             self._told.add(words)
             self.notes.append(f"requests wait: {words}")
@@ -422,7 +422,7 @@ class ServerPool:
             task.cancel()
 
     def _aborted_one(self, call_id: int) -> asyncio.Future[Start | Finish] | None:
-        """What an aborted call waits for next; None where somebody else has cancelled its task (also)."""
+        """What an aborted call waits for next; None if another party has (also) cancelled its task."""
         aborted = self._aborted.pop(call_id, None)
         task = self._senders[call_id]
         if aborted is None or task is None or task.uncancel() > aborted[0]:

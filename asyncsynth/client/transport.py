@@ -50,7 +50,7 @@ class TransportFailure(Exception):
       protocol   what came is not HTTP/1.1, or is compressed though identity was asked for
 
     `free` is True when a *reused* connection died before any response byte: most likely the server closed it
-    while idle and never saw the request, so one resend charges nobody. One: a poison request looks the same.
+    while idle and never saw the request, so one resend is free. One: a poison request looks the same.
     """
 
     def __init__(self, reason: str, message: str, *, free: bool = False) -> None:
@@ -63,7 +63,7 @@ class TransportFailure(Exception):
 class Exchange(Protocol):
     """One server's origin. `path` begins with "/" and is joined to the base URL's path ("/v1"), as in httpx.
 
-    `at_origin=True` leaves the base URL's path out (`/health` stands at the root).
+    `at_origin=True` leaves the base URL's path out (`/health` is at the root).
     Raises TransportFailure. Cancelling a call closes its connection, which makes vLLM abort the generation.
     """
 

@@ -225,7 +225,7 @@ class FaultJudge:
             self._charge(call, replica, outcome, now, out)
 
     def _is_unreadable(self, call: Call, replica: Replica, outcome: Transient, what: str, out: list[Action]) -> bool:
-        """Halts if nobody ever could read what this server answers: it is no outage that passes."""
+        """Halts if no answer of this server could ever be read: such an outage does not pass."""
         tries = replica.breaker.tries
         if self._slots.halted is not None or outcome.reason not in UNREADABLE or replica.proven:
             return False
@@ -340,7 +340,7 @@ class FaultJudge:
     # --- verdicts about a server --------------------------------------------------------------
 
     def is_dead(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead: a call that was alone there is convicted, or tried alone once more."""
+        """The server is dead: a call that was alone there is convicted, or tried alone again."""
         convicted = self._book.convict(replica)
         if convicted is None:
             return

@@ -105,7 +105,7 @@ class Call:
         self.strikes: int = 0  # how often it failed as the one call probing a server
         self.turn: int = 0  # the same in this outage: such calls go behind the others, to probe in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
-        self.passed: int = 0  # how often it stood first and another one was preferred
+        self.passed: int = 0  # how often it was first and another one was preferred
         self.replica: int = -1  # index of the one that its last attempt went to
         self.pays: int | None = None  # index of the one whose retry budget the next attempt takes from
         self.retry: AttemptState | None = None  # made at the first failure

@@ -30,7 +30,7 @@ from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
-SILENCE_S = 30.0  #: a replica with calls in flight that is silent for so long is looked at
+SILENCE_S = 30.0  #: a replica with calls in flight that is silent for this long is checked
 CANARY_S = 30.0  #: what a probe of an empty server may take
 
 
@@ -102,7 +102,7 @@ class Slots:
                 self.feed_starved(replica, now, out)
 
     def _more_than_ever(self, call: Call, replica: Replica, in_flight: int, now: float) -> None:
-        """The limiter is told, and whether the server works on all that it has is looked at."""
+        """Reports to the limiter, and checks whether the server works on all that it has."""
         limiter = replica.limiter
         limiter.on_start(in_flight, now)
         if replica.report is None:  # a server that reports its queue needs no guess
@@ -241,7 +241,7 @@ class Slots:
     # --- between two attempts -----------------------------------------------------------------
 
     def failed(self, replica: Replica, now: float) -> None:
-        """An attempt there has failed: a sign of life all the same, and a free slot."""
+        """An attempt there has failed: still a sign of life, and a free slot."""
         replica.heard_at = now
         replica.in_flight -= 1
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from asyncsynth.core.outcomes import ServerLoad
 
-HOLD_S = 600.0  #: a limit does not grow past a capacity that was found for so long
+HOLD_S = 600.0  #: a limit does not grow past a capacity that was found for this long
 
 
 class Limiter(Protocol):
@@ -62,7 +62,7 @@ class Limiter(Protocol):
 
 
 class CutLimit:
-    """A limit that refusals lower: what limiters share. Not a limiter by itself.
+    """A limit that refusals lower: what limiters share. Not a limiter on its own.
 
     A cut takes a fifth, once per episode: refusals of requests that started before the last cut say nothing new.
     Growth back is quick up to the neighbourhood of the knee, then +1 per `limit` completions. The knee is where the

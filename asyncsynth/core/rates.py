@@ -94,7 +94,7 @@ class RateGate:
         self._tokens = None if limits.tokens_per_minute is None else Rate(limits.tokens_per_minute)
 
     def ready_at(self, tokens: int, now: float) -> float:
-        """When a call of so many tokens may start; `now` or less: at once."""
+        """When a call of this many tokens may start; `now` or earlier means immediately."""
         at = now
         if self._requests is not None:
             at = max(at, self._requests.ready_at(1.0, now))

@@ -14,14 +14,14 @@ from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
 from asyncsynth.core.states import CLOSED, HALF_OPEN
 
-LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for so long
+LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for this long
 KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
 KV_WEIGHT = 6.0  #: what a waiting request weighs when the cache is full (vLLM's balancer: 6 * (kv - 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """One server, as the scheduler is told of it. `models` are the names that calls ask for."""
+    """One server, as the scheduler knows it. `models` are the names that calls ask for."""
 
     name: str
     models: frozenset[str]
@@ -169,7 +169,7 @@ class Replica:
             return -1.0
         busy = self.in_flight + self.extra
         if self.press:
-            # Its queue was not empty: what we sent since stands in it, what was answered since made room.
+            # Its queue was not empty: what we sent since is in it, what was answered since made room.
             return (busy + self.press * max(0, self.in_flight + self.queue)) / self.limiter.limit
         return busy / self.limiter.limit
 

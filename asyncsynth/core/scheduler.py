@@ -6,10 +6,10 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - a replica never gets a call beyond its limit, and a retry that sleeps holds no slot;
 - no slot of a ready replica is idle while a call that it can serve waits;
 - every call finishes once, or is cancelled; a halted scheduler starts nothing;
-- a *server's* fault charges no record: charges are provisional until the server answers somebody well, and are
+- a *server's* fault charges no record: charges are provisional until the server answers some request well, and are
   taken back when its breaker opens. A call that is out of attempts in such a moment is held until that is known.
 
-`Scheduler` has the events. Each part below owns its state and knows only parts that stand before it in this list:
+`Scheduler` has the events. Each part below owns its state and knows only parts above it in this list:
 
 - `core.states`: which state of a call, a replica or a suspicion follows which; the tables;
 - `core.calls`, `core.breaker`, `core.replica_state`: a call and a queue of calls, when to pause a server, a server;
@@ -47,7 +47,7 @@ __all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec"
 
 
 class Scheduler:
-    """See the module's text. `now` is in seconds, monotonic; actions are to be carried out in their order."""
+    """See the module's text. `now` is in seconds, monotonic; carry out the actions in their order."""
 
     def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
         self.policy = policy
@@ -122,7 +122,7 @@ class Scheduler:
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:
-        """What the attempt of a call in flight came to. Unknown and cancelled calls are ignored."""
+        """The result of an attempt of a call in flight. Unknown and cancelled calls are ignored."""
         call = self._calls.get(call_id)
         if call is None or call.state is not IN_FLIGHT:
             return []
@@ -150,7 +150,7 @@ class Scheduler:
         return out
 
     def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
-        """An answer that is of no use took its time and its tokens all the same."""
+        """A useless answer still took its time and its tokens."""
         if outcome.reason not in SERVER_FAULTS:
             replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
         if replica.gate is not None and outcome.tokens:
@@ -241,7 +241,7 @@ class Scheduler:
     def remove_replica(self, name: str, now: float) -> list[Action]:
         """A server leaves: it gets nothing new, what is in flight there may end. Its index stays taken.
 
-        Calls whose model nobody serves any more wait for another to join; `outage_limit_s` ends the run.
+        Calls whose model no server has any more wait for another to join; `outage_limit_s` ends the run.
 
         Raises:
             KeyError: no replica has this name.
@@ -274,7 +274,7 @@ class Scheduler:
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:
-        """A supervisor knows that this server is gone: pause it, charge nobody, until `replica_up`.
+        """A supervisor knows that this server is gone: pause it and charge no call until `replica_up`.
 
         Raises:
             KeyError: no replica has this name.

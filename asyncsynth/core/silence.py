@@ -8,7 +8,7 @@ given up has mostly been paid for. A server is given up when it shows no progres
 - and it does not answer a request for one token that the driver sends then.
 
 How long the last may take is learned from the server itself. Where it reports counters, these would move, so a minute
-is enough. Where it reports none, the small request may stand in the same queue as all others: it gets as long as
+is enough. Where it reports none, the small request may wait in the same queue as all others: it gets as long as
 answers took here before, or at a peer that serves the same models. A server that has answered nothing yet, without a
 peer to compare with, gets ten minutes: no other server could take its requests anyway.
 

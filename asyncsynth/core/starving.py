@@ -1,12 +1,12 @@
-"""How many requests a server works on, where it lets all others wait unheard.
+"""How many requests a server works on, if it lets all others wait without a sign.
 
 A server with a thread for each connection (older llama.cpp, gunicorn) works on a few connections and leaves the rest
-in the kernel's queue. It refuses nothing and reports nothing, and its answers are as quick as ever: only the requests
+in the kernel's queue. It refuses nothing and reports nothing, and its answers are as fast as before: only the requests
 beyond its capacity are not answered. These are the first requests of new slots, the *pioneers*: a request that follows
 an answer takes over a connection that the server works on. Pioneers starve when both hold:
 
-- Three answers for each slot came since they started, and yet 13 of 16 in a row are unanswered. Where so many answers
-  are long, so many short ones do not come.
+- Three answers for each slot came since they started, and yet 13 of 16 in a row are unanswered. Long answers do not
+  explain this: then fewer short ones would have come.
 - They have waited for three times as long as the slowest answer of this server took.
 
 How many requests the server works on follows from Little's law: the seconds that its answers took, for each second.

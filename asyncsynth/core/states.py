@@ -15,7 +15,7 @@ A *replica* takes calls while it is CLOSED (its breaker lets everything through,
   it and whose failure is the next PAUSE.
 - A supervisor that knows more says TAKE_DOWN, always of a paused one, and its word holds until an ANSWER: nothing
   but that, or REMOVE, leads out of DOWN.
-- REMOVE is for good, and takes down first.
+- REMOVE is final, and takes the replica down first.
 
 A *suspicion* is about a record that may kill servers (`core.suspects` has the reasoning).
 

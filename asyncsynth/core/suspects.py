@@ -1,18 +1,18 @@
-"""Which record kills the server: those in flight at a crash are suspects, and are tried until one is convicted.
+"""Which record kills the server: records in flight at a crash are suspects, and are tried until one is convicted.
 
-A crash: a server that answered fails all its calls in flight, or its supervisor says that it is gone. Each costs a
+A crash: a server that has answered fails all its calls in flight, or its supervisor reports it gone. Each costs a
 restart, minutes for a large model, and most are no record's fault (out of memory, a pre-empted machine), so both must
 be cheap: finding the one poison record among hundreds, and finding that there is none.
 
 - **First crash**: all n in flight become suspects of the first degree. They are tried among ordinary calls, at most
   about sqrt(n) at a time on each replica, those that started last first (poison mostly kills at once). The replica
   stays full with others; an answer of any kind clears a suspect, and each time as many are cleared as may be tried at
-  once, that number doubles. After a kill from outside everybody is cleared in a few rounds, beside the usual work.
+  once, that number doubles. After a kill from outside, all are cleared in a few rounds, beside the usual work.
 - **Second crash**: the poison is among those in flight at *both*: about sqrt(n) of them. They become suspects of the
   second degree and are tried alone, one after the other, on a server where nothing else is in flight: 16 for n = 256,
   where trying all of them alone after the first crash would keep the server nearly idle for 256 latencies.
-- **Third and fourth crash**: with one call alone in flight there is no doubt; twice, so that a kill from outside in
-  that moment convicts nobody. The record ends with Permanent("poison"), and all others are free again. A failure that
+- **Third and fourth crash**: with one call alone in flight there is no doubt; twice, so that a kill from outside just
+  then convicts no record. The record ends with Permanent("poison"), and all others are free again. A failure that
   was not the server's end (it answers the next call) is charged like any other.
 
 So one poison record costs four crashes at most. With several replicas, suspects are tried on all of them at once. The
@@ -20,8 +20,8 @@ last replica in use is spared for two minutes while ordinary calls wait for it: 
 risk instead. When no ordinary call waits, suspects start there at once, so that no healthy server is idle beside them.
 Calls are tried alone on servers that have crashed already, which are empty when they return, or on an unused one.
 
-`SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.blame` tells it what
-came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
+`SuspectBook` decides and starts nothing: `core.dispatch` asks it which call to try, `core.blame` reports the
+results. Its terms: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
 *cleared* (answered, so innocent), or *accused* (it failed alone; whether the server died of it is not known yet). An
 accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
 tried alone, and *spared* a trial while it is the last one in use.
@@ -53,7 +53,7 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
 DEADLY = frozenset({"reset", "server_error", "truncated", "protocol"})  #: how a call in flight meets a crash
-MEMORY_S = 10.0  #: failures so long before a fall belong to it
+MEMORY_S = 10.0  #: failures up to this long before a crash belong to it
 PATIENCE_S = 120.0  #: how long suspects wait for a crashed replica to return rather than risk a healthy one
 LEAST_TRIALS = 4
 SOLO_CRASHES = 2  #: crashes with one call alone in flight that convict it

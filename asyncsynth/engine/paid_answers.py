@@ -31,7 +31,7 @@ from asyncsynth.tasks.typed_schema import TypedSchema
 
 #: Row of a record whose step failed though it was answered: (step fingerprint, row key).
 Refused = tuple[str, str]
-#: Whose the kept parts of a row are: nobody's answers, so that no count of answers has them.
+#: The tag of kept parts of rows. It belongs to no step's answers, so that no count of answers includes them.
 _PART_TAG = b"part\0\0\0\0"
 _NONE: frozenset[Refused] = frozenset()
 
@@ -41,7 +41,7 @@ class KeptAnswers:
 
     Args:
         only_own: keep only the answers of steps with user code (`has_own_code`).
-        refused: record key -> rows that failed on their answers and are tried again: these are asked anew.
+        refused: record key -> rows that failed on their answers and are tried again: these are sent again.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where steps over all rows may stand: at a cut of the graph, and nowhere else.
+"""Where steps over all rows are allowed: at a cut of the graph, and nowhere else.
 
 A `GlobalStep` waits for every row before it. A branch beside it, or a connection that leads around it, would
 mix rows that have waited with rows that have not; such graphs are refused before anything runs.

@@ -181,7 +181,7 @@ class Graph:
         return [need for step in self.steps if isinstance(step, ModelStep) for need in step.needs()]
 
     def columns(self) -> dict[Step, ColumnOrigins]:
-        """The columns that leave each step, as far as they can be told; nothing for a graph that is not valid."""
+        """The columns that leave each step, as far as they are known; nothing for a graph that is not valid."""
         try:
             nodes = self._sorted()
             flows = self._check_columns(nodes)

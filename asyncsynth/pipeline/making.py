@@ -70,7 +70,7 @@ class Makings:
     def of(self, text: str) -> Making | None:
         """How a text was made, or None where neither a model step of this record nor the input made it.
 
-        A text that a rewriting step left as it was has two makings: it is cut if either says so, and its system
+        A text that a rewriting step left unchanged has two makings: it is cut if either says so, and its system
         prompt is that of the answer.
         """
         found = self._of(text)

@@ -57,7 +57,7 @@ class SeenRow(dict[str, Any]):
         super().__delitem__(column)
 
     def pop(self, column: str, *default: Any) -> Any:
-        """As of a dict."""
+        """As in a dict."""
         return super().pop(column, *default) if default else super().pop(column, self[column])
 
     def copy(self) -> SeenRow:

@@ -6,9 +6,9 @@ There are five kinds, told apart by what the engine has to do with them:
 - `RowStep` changes one row without asking a model (recomputed on resume, never journaled);
 - `JoinStep` merges the rows that its branches made of one record;
 - `ModelStep` asks a model (its results are journaled; see `asyncsynth.tasks.base.Task`);
-- `GlobalStep` sees all rows before the first one goes on.
+- `GlobalStep` sees all rows before it passes on the first one.
 
-A step is told its columns by `inputs` / `outputs` and by the user's mappings, as in the field:
+A step gets its columns from `inputs` / `outputs` and by the user's mappings, as in the field:
 ``input_mappings={"instruction": "prompt"}`` reads the step's input `instruction` from the column `prompt`;
 ``output_mappings={"generation": "response"}`` writes its output `generation` to the column `response`.
 """
@@ -117,7 +117,7 @@ class Step:
         return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
     def argument(self, name: str) -> Any:
-        """What the constructor was given as `name`, so that `--set` can make the step anew. AttributeError where the
+        """What the constructor was given as `name`, so that `--set` can make the step again. AttributeError where the
         step does not keep it."""
         if inspect.isroutine(getattr(type(self), name, None)):
             raise AttributeError(name)  # a method of that name is not it
@@ -428,7 +428,7 @@ class ModelStep(Step):
 
 
 class AllRows(Protocol):
-    """All rows that reach a GlobalStep, in input order. Each iteration begins anew and reads lazily."""
+    """All rows that reach a GlobalStep, in input order. Each iteration starts from the first row and reads lazily."""
 
     def __iter__(self) -> Iterator[Row]: ...
 
@@ -436,7 +436,7 @@ class AllRows(Protocol):
 
 
 class GlobalStep(Step):
-    """Sees all rows before the first one goes on: a barrier. Asks no model.
+    """Sees all rows before it passes on the first one: a barrier. Asks no model.
 
     Everything before it must flow into it, everything after must come out of it (`pipeline.barriers`).
     """

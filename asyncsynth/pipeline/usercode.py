@@ -154,7 +154,7 @@ class Collector:
             self._inside.discard(id(value))
 
     def _inside_project(self, path: str) -> str | None:
-        """A path in the user's project, from there: whoever moves the project changes no result."""
+        """A path in the user's project, from there, so that moving the project changes no result."""
         if not path.startswith(os.sep):
             return None
         path = os.path.normpath(path)
@@ -185,7 +185,7 @@ class Collector:
     # --- kinds of values -----------------------------------------------------------------------
 
     def _callable(self, value: Any, path: str) -> Any:
-        """The form of a function and what is made of one; None for what is none of these."""
+        """The form of a function and what is made of one; None for anything else."""
         match value:
             case types.FunctionType():
                 return {"code": self._function(value)}

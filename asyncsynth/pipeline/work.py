@@ -185,7 +185,7 @@ class _RunningLane(_Lane):
                 done = False, error
             try:
                 outcome.get_loop().call_soon_threadsafe(_settle, outcome, done)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed: nothing waits any more
                 return
             del given, job, outcome, done
 
@@ -273,7 +273,7 @@ class _Lanes:
             self.give(lane)
 
     def abandon(self, lane: _Lane) -> None:
-        """Nobody waits for the lane's call any more."""
+        """The caller has given up waiting for the lane's call."""
         if lane in self._busy and lane.abandon():
             self._busy.discard(lane)
             self._left.add(lane)

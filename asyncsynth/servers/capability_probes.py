@@ -291,4 +291,4 @@ def read_prefill(choices: list[dict[str, Any]], *, repeats: bool) -> Finding:
         return Finding("no", f"the answer starts over: {_shown(text)}")
     if text.startswith(_REST):
         return Finding("yes")
-    return Finding("unknown", f"cannot be told from the answer {_shown(text)}")
+    return Finding("unknown", f"not clear from the answer {_shown(text)}")

@@ -296,7 +296,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def limited_by(finding: Finding) -> str:
-    """What keeps the server from more tokens/s, in a line for a person, as far as it can be told from here."""
+    """What keeps the server from more tokens/s, in a line for a person, as far as can be seen from here."""
     if finding.refusal:
         return finding.refusal
     best, last = finding.best, finding.levels[-1] if finding.levels else None

@@ -51,7 +51,7 @@ async def open_pool(
     request_timeout: float | None = None,
     model_change: str = "stop",
 ) -> AsyncIterator[ServerPool]:
-    """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
+    """A pool that answers for every model in `llms`; embedded servers run while it is open.
 
     Args:
         llms: every LLM of the pipeline.

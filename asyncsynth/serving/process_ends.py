@@ -40,7 +40,7 @@ def _signal_name(number: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Log text without control bytes; of a line that a progress bar rewrote, what stood there last."""
+    """Log text without control bytes; of a line that a progress bar rewrote, the last text."""
     plain = _ANSI.sub("", text.replace("\r\n", "\n"))
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n")]
     return "\n".join(_CONTROL.sub("\ufffd", line) for line in lines)

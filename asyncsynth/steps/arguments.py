@@ -1,4 +1,4 @@
-"""Checks of what steps are told, in one voice."""
+"""Checks of the arguments of steps, with messages of one form."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str |
     systems = systems or makings.systems()
     if len(systems) > 1:
         raise RecordError(
-            f"it cannot be told under which system prompt the answer {text!r:.60} was made: the tasks of this row sent "
+            f"it is not known under which system prompt the answer {text!r:.60} was made: the tasks of this row sent "
             f"{len(systems)} different system prompts. Name the column of its own with "
             "input_mappings={'system_prompt': ...}, or choose system_prompt=\"drop\"",
             reason="unknown_system_prompt",

@@ -1,4 +1,4 @@
-"""`Filter`: keeps the rows for which a function of the user's says so."""
+"""`Filter`: keeps the rows that a function of the user's accepts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Filter(RowStep):
 
     Args:
         predicate: takes the row (do not change it) and returns whether it stays. It must depend on the row
-            alone: it is asked again on every resume. A row on which it raises fails, its neighbours go on.
+            alone: it is asked again on every resume. A row on which it raises fails; other rows continue.
         columns: the columns it reads, to be checked before the run.
         reason: what dropped rows are counted under.
 

@@ -110,7 +110,7 @@ class CombineOutputs(JoinStep):
     """Puts the branches' columns side by side into one row.
 
     Two branches may not have made the same column; only `model_name` may be in several, and the last
-    branch's is kept, as it would be if the steps stood one after the other.
+    branch's is kept, as it would be if the steps followed one another.
 
     Args:
         missing: what happens to a row that a branch failed or dropped: "drop" it (counted), or keep it with None

@@ -213,7 +213,7 @@ class FormPreference(RowStep):
         return answers
 
     def _pair(self, answers: list[_Answer]) -> tuple[_Answer, _Answer]:
-        """(chosen, rejected). Dropped with what stands in the way of the lowest-rated other answer."""
+        """(chosen, rejected). Dropped with what is wrong with the lowest-rated other answer."""
         chosen = max(answers, key=lambda answer: answer.rating)  # the first of equals
         others = sorted((answer for answer in answers if answer is not chosen), key=lambda answer: answer.rating)
         if all(_words(answer.text) == _words(chosen.text) for answer in others):

@@ -55,7 +55,7 @@ class FormSFT(RowStep):
     their keys: tool calls, names, parts of a content.
 
     How an answer was made is known by its text, whatever column it is in: a row that a task filled, also some steps
-    earlier, is checked. A text that the input brought, or that a step of your own wrote anew, counts as whole, and
+    earlier, is checked. A text that the input brought, or that a step of your own rewrote, counts as whole, and
     its system prompt is the row's column `system_prompt`. Name that column in `input_mappings` to use it in any case.
 
     Example::

@@ -1,9 +1,9 @@
-"""The resume index: what the journal says of each record, in arrays, about 45 bytes a record and 8 more a step.
+"""The resume index: what the journal has for each record, in arrays, about 45 bytes a record and 8 more a step.
 
 It is built while the journal is opened (`Journal.open(directory, visitor=index)`), or for reading only by
 `JournalView(directory).walk(index)`. A segment's columns come from its sidecar or from its lines, and are copied
-in slices where no earlier segment spoke of the records, which is nearly everywhere. While the run goes on the
-index is not changed by new entries: it answers what was there at the start, once for each record.
+in slices where no earlier segment has entries of the records, which is nearly everywhere. New entries do
+not change the index during a run: it answers what was there at the start, once for each record.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Claim:
     done: bool = False  #: it ended in this epoch, from an equal row; `failed` tells how
     failed: bool = False
     lost_rows: bool = False  #: it, or some of the rows that were made of it, failed
-    moved: bool = False  #: it stood elsewhere in the input, or had left it: journal its position
+    moved: bool = False  #: it was elsewhere in the input, or had left it: journal its position
     ended: bool = False  #: it ended in this epoch, also if from another row: the journal counts it
     steps: Mapping[str, int] = field(default_factory=dict)
 

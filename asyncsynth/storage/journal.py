@@ -391,4 +391,4 @@ class Journal:
 
 
 def _ignore(_: object) -> None:
-    """Nobody watches."""
+    """Does nothing: the default observer."""

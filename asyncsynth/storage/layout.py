@@ -1,4 +1,4 @@
-"""Every name in a run directory. Whoever writes at a path that a user chose asks here first: `refuse_own_files`.
+"""Every name in a run directory. Code that writes to a path chosen by a user first calls `refuse_own_files`.
 
 A run directory has names of two kinds: the run's own, which this module lists, and all others, which are the user's
 (`result.jsonl` and other exports among them). A name is the run's own whether or not the file is there yet: a

@@ -1,6 +1,6 @@
 """`journal repair`: the way out when a journal is damaged. Every entry that still checks is kept, originals too.
 
-A damaged segment is written anew beside its place and then takes its name; the original lies in `damaged/` by
+A damaged segment is rewritten beside its place and then takes its name; the original is kept in `damaged/` by
 then. Lost lines get a line `{"t":"lost"}` under their number, so that the count of lines stays whole and the other
 segments stay as they are. What the lost lines said is simply not known any more: the next run does it again.
 """

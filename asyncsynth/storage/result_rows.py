@@ -32,7 +32,7 @@ _NUMBERED = re.compile(r"\.\d+\Z")
 
 
 class RunRows(Sequence[Row]):
-    """The rows of one end of a run's graph, as they stood when this was made.
+    """The rows of one end of a run's graph, as they were when this was made.
 
     Takes an index, a slice (lazy) or a column's name (lazy): ``rows[0]``, ``rows[:10]``, ``rows["chosen"]``.
 
@@ -176,7 +176,7 @@ class _RowMap:
         return self._rows
 
     def row(self, number: int) -> Row:
-        """The row, 0 <= number < len. Read anew each time: a caller may change it."""
+        """The row, 0 <= number < len. Read again each time, because a caller may change it."""
         record, at = self._place(number)
         rows: list[Row] = self._entry(record)["rows"][self._leaf]
         return rows[at]

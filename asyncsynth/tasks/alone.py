@@ -1,7 +1,7 @@
 """A task on its own, outside a pipeline: a thread with its own event loop and pool.
 
 The thread makes `next(task.process(rows))` work in a notebook, where a loop is already running. It is a
-daemon thread: a task that nobody unloads must not keep the interpreter from ending. Its pool is closed
+daemon thread: a task that is never unloaded must not keep the interpreter from ending. Its pool is closed
 nevertheless, for an embedded model's process hangs on it: when the task is unloaded, when it is garbage, at
 the latest when the interpreter ends.
 """
@@ -107,7 +107,7 @@ class _Held:
         except BaseException as error:
             if not self._opened.done():
                 self._opened.set_exception(error)
-            # Else the pool did not close cleanly; nobody is left who could act on it.
+            # Else the pool did not close cleanly; no caller is left to act on it.
         finally:
             if _held.get(self.key) is self:
                 del _held[self.key]
@@ -174,7 +174,7 @@ class AloneRunner:
             held.close()
 
     def _release(self) -> _Held | None:
-        """The holder, if nobody uses it any more."""
+        """The holder, if it has no users left."""
         held, self._held = self._held, None
         if held is None:
             return None

@@ -358,7 +358,7 @@ class Task(ModelStep):
 
     async def __call__(self, row: Row, *, key: str = "0", run_seed: int = 0) -> list[Row]:
         """The row with the outputs added (several rows when they expand), awaited in a running loop."""
-        # Loading may take seconds (an embedded model starts): the caller's loop goes on meanwhile.
+        # Loading may take seconds (an embedded model starts): the caller's loop continues meanwhile.
         runner = self._alone
         if runner is None:
             runner = await asyncio.to_thread(self._runner)
@@ -404,7 +404,7 @@ def _provenance(task: str, names: Sequence[str]) -> tuple[str, ...]:
 
 def text_of(row: Row, name: str) -> str:
     """A text input of a row. Raises TaskFailure for None, blanks and what is not text: a model that is asked
-    "None" answers something, and nobody would notice."""
+    "None" answers something, and the mistake would pass unnoticed."""
     value = row[name]
     if isinstance(value, str) and value.strip():
         return value

@@ -33,7 +33,7 @@ _DEFAULT_SYSTEM = {
     "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 }
 _CHATML_STOP = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
-#: Stands where the user would speak. Letters only, so that a template's `trim` leaves it alone.
+#: Takes the place of the user's text. Letters only, so that a template's `trim` leaves it alone.
 _PLACEHOLDER = "QzUserTurnPlaceholderQz"
 _MAX_CONFIG_BYTES = 16 << 20
 

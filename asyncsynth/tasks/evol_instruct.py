@@ -145,7 +145,7 @@ class EvolInstruct(Evolution):
         answers: list[str] = await all_or_error(
             [self._answer(text, row, ctx, at) for text, at in zip(wanted, numbers, strict=False)]
         )
-        first = len(wanted) - len(chain.evolved)  # before it stands the original
+        first = len(wanted) - len(chain.evolved)  # the original comes before it
         for place in reversed(range(first, len(wanted))):
             if is_no_answer(answers[place], wanted[place]):
                 chain.drop(place - first, "unanswerable")

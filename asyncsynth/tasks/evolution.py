@@ -46,7 +46,7 @@ class Chain:
 
     @property
     def last(self) -> str:
-        """The text as it stands."""
+        """The current text."""
         return self.evolved[-1] if self.evolved else self.original
 
     def add(self, mutation: str, text: str, fault: str | None) -> None:

@@ -47,7 +47,7 @@ class Generation(Task):
         return fields
 
     def settings(self) -> dict[str, Any]:
-        """As of every task; without settings that are not used, so that earlier results stay valid."""
+        """As for every task; without settings that are not used, so that earlier results stay valid."""
         settings = super().settings()
         for name in ("tools", "tool_choice"):
             if settings[name] is None:

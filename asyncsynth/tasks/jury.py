@@ -52,7 +52,7 @@ class Jury:
         return self.quorum if self.quorum is not None else len(self.judges) // 2 + 1
 
     def verdict(self, votes: Sequence[float | None]) -> float | None:
-        """One rating from those of the judges; None where nobody gave one."""
+        """One rating from those of the judges; None if no judge gave one."""
         given = [vote for vote in votes if vote is not None]
         if not given:
             return None

@@ -53,7 +53,7 @@ class PairwiseJudge(Task):
 
     Columns: ``instruction``, ``generations`` (list of two texts) -> ``preference`` (0 or 1, the place of the
     better one in ``generations``; None for a tie), ``position_bias`` ("first" or "second" when the judge chose
-    that place in both orders, whatever stood there; else None), ``ratings`` ([1.0, 0.0], [0.0, 1.0] or
+    that place in both orders, whichever answer was there; else None), ``ratings`` ([1.0, 0.0], [0.0, 1.0] or
     [0.5, 0.5], as `FormPreference` reads them), ``rationales`` (list of two, one for each order),
     ``model_name``.
 
@@ -99,7 +99,7 @@ class PairwiseJudge(Task):
         return False
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """Both orders side by side, and what they come to together."""
+        """Both orders side by side, and the verdict of both together."""
         first, second = _two_texts(row["generations"])
         if not (first.strip() and second.strip()) or first.strip() == second.strip():
             winner = None if bool(first.strip()) == bool(second.strip()) else int(not first.strip())
@@ -148,7 +148,7 @@ class PairwiseJudge(Task):
 
 
 def preference_of(straight: Verdict, swapped: Verdict) -> Row:
-    """What the verdicts on both orders come to; in `swapped` the second answer was shown first."""
+    """The verdict of both orders together; in `swapped` the second answer was shown first."""
     turned = None if swapped.winner is None else 1 - swapped.winner
     preference = straight.winner if straight.winner == turned else None
     biased = straight.winner is not None and straight.winner == swapped.winner
@@ -163,7 +163,7 @@ def preference_of(straight: Verdict, swapped: Verdict) -> Row:
 def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
     """The verdict in JSON, or in what a server without schemas lets a judge write.
 
-    Raises ParseFailure where none, or more than one, can be told.
+    Raises ParseFailure if it finds no verdict, or more than one.
     """
     if (last := last_value(text, _given)) is not None:
         (given, why), after = last
@@ -179,7 +179,7 @@ def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
             why = read[: said[0].start()].strip(' \n\t:-*["')
             values = {match["value"] for match in said} | _said_after(read[said[-1].end() :])
             return _verdict(values, why, text, allow_ties)
-    raise ParseFailure("no verdict can be told in the answer", raw=text)
+    raise ParseFailure("no verdict was found in the answer", raw=text)
 
 
 def _said_after(after: str) -> set[str]:

@@ -241,7 +241,7 @@ def rewritten_text(text: str) -> str:
 
 
 def _last_labelled(text: str) -> str:
-    """What stands under the last label, where the text begins with the same label or calls itself a draft."""
+    """The text under the last label, where the text begins with the same label or calls itself a draft."""
     marks = list(_LABEL_LINE.finditer(text))
     if not marks or not (_DRAFT.match(text) or (len(marks) > 1 and marks[0].start() == 0)):
         return text
@@ -251,7 +251,7 @@ def _last_labelled(text: str) -> str:
 
 
 def _inside_tags(text: str) -> str:
-    """What stands in a pair of tags that holds most of the text; else the text without stray tags around it."""
+    """The text in a pair of tags that holds most of it; else the text without stray tags around it."""
     opening = _TAG.search(text)
     if opening is not None:
         # Several drafts in the same tags: the last whole one counts.

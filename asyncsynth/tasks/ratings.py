@@ -81,7 +81,7 @@ _RATIONALE_LABEL = re.compile(
 def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evaluation]:
     """`count` evaluations on a scale from 1 to `highest`. Raises ParseFailure, with `text` kept, for all else."""
     raw = text
-    why = f"no {count} ratings can be told in the answer"
+    why = f"the answer has no {count} ratings that can be read"
     text = _numbers_as_headers(text, count)
     plain = without_markdown(text)
     readings: tuple[Callable[[str, int, int], list[Evaluation] | None], ...] = (
@@ -181,7 +181,7 @@ def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
 
 
 def _same_again(ratings: list[int | None], after: str, highest: int, pattern: re.Pattern[str]) -> None:
-    """Raises _Unreadable where as many ratings are said anew, and others."""
+    """Raises _Unreadable if as many ratings are given again, and they differ."""
     for found in pattern.finditer(after):
         numbers = [int(number) for number in re.findall(r"\d+", re.sub(r"/\s*\d+", "", found["values"]))]
         is_scale = all(LOWEST <= number <= highest for number in numbers)
@@ -277,7 +277,7 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
         elif count == 1 and _is_final(marks[-1], text):
             marks, ratings = marks[-1:], ratings[-1:]
         elif len(marks) > count:
-            raise _Unreadable(f"it has {len(marks)} ratings that differ, and no {count} can be told")
+            raise _Unreadable(f"it has {len(marks)} ratings that differ, so the {count} are not clear")
         else:
             return None
     _same_again(ratings, text[marks[-1].end("value") :], highest, _TAKEN_BACK)

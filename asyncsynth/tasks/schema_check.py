@@ -42,7 +42,7 @@ _LIST = frozenset(["allOf", "anyOf", "oneOf", "prefixItems", "items"])
 _MAP = frozenset(["properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"])
 #: Keywords whose schemas look at the same value as the schema that they are in.
 _IN_PLACE = frozenset(["allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"])
-#: Keywords of the standard that are no typing errors, whoever checks them.
+#: Keywords of the standard that are no typing errors, whichever checker is used.
 _STANDARD = frozenset(
     ["contains", "minContains", "maxContains", "if", "then", "else", "format", "propertyNames", "$anchor", "$id",
      "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"]
@@ -142,7 +142,7 @@ def _of_library(schema: Any) -> Check:
     if dialect == DIALECT:
         checked -= {"additionalItems"}
     beside = {name: first for first, names in _BESIDE.items() for name in names if name not in kind.VALIDATORS}
-    # Up to draft 7, what stands beside a $ref is not looked at.
+    # Up to draft 7, keywords beside a $ref are ignored.
     is_alone = not {"$recursiveRef", "$dynamicRef"} & kind.VALIDATORS.keys()
     formats = kind.FORMAT_CHECKER
     known = checked | _DESCRIBING | _NAMING

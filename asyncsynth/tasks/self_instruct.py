@@ -29,7 +29,7 @@ DEFAULT_APPLICATION = "an AI assistant that answers in writing"
 
 
 class SelfInstruct(Task):
-    """Makes instructions that users could give an assistant, from a text that says what they are to be about.
+    """Makes instructions that users could give an assistant, from a text that gives their subject.
 
     Columns: ``input`` -> ``instructions`` (list of str), ``model_name``. The list is clean: no preamble,
     numbering, bullets, blanks, duplicates, or sentences copied from the text or the prompt. It holds at most
@@ -102,7 +102,7 @@ class SelfInstruct(Task):
         return {"instructions": done[: self.num_instructions], "model_name": model}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
-        """The text first and what is wanted last: small models forget what stands before a text."""
+        """The text first and what is wanted last: small models forget what comes before a text."""
         taken = row.get("taken", [])
         values = {
             "input": text_of(row, "input"),

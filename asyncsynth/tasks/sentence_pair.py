@@ -151,7 +151,7 @@ class GenerateSentencePair(Task):
 
 
 def read_pair(text: str) -> dict[str, str]:
-    """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be told."""
+    """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be read."""
     if (last := last_value(text, _texts)) is not None:
         found, after = last
         if _LABEL.search(without_markdown(after)):

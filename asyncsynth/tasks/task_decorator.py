@@ -146,7 +146,7 @@ class FunctionTask(Task):
         super().__init__(chosen, **settings)
 
     def needs(self) -> tuple[Need, ...]:
-        """What the decorator was told; the function's requests are not known before it runs."""
+        """The decorator's arguments; the function's requests are not known before it runs."""
         return tuple(Need(step=self.name, model=self.llm.model, feature=feature) for feature in self.declared_needs)
 
     def code_roots(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def task(
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
-    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called anew. Requests
+    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called again. Requests
     that stay the same are answered from those kept (``--answers``).
 
     Example::

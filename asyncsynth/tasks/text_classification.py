@@ -156,7 +156,7 @@ def _named(plain: str, labels: Sequence[str], text: str) -> list[str]:
         return []
     if chosen := _mentioned(rest, labels):
         return chosen
-    raise ParseFailure("no label can be told in the answer", raw=text)
+    raise ParseFailure("no label was found in the answer", raw=text)
 
 
 def _mentioned(rest: str, labels: Sequence[str]) -> list[str]:

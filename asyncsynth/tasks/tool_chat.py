@@ -144,7 +144,7 @@ class ToolChat(Task):
         return {**super().settings(), "schemas": self._schemas}
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
-        """As of every step; one of `messages` and `instruction` must be there."""
+        """As for every step; one of `messages` and `instruction` must be there."""
         if self.source_of("messages") not in incoming[0]:
             self.require(incoming[0], ("instruction",))
         return super().flow(incoming)

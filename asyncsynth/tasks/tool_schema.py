@@ -99,7 +99,7 @@ class Tool:
 
 
 def _check_of(parameters: dict[str, Any]) -> Check:
-    """The check of arguments. Our own where it can be: the model is told the same whatever is installed."""
+    """The check of arguments. Our own where possible, so that the model reads the same errors whatever is installed."""
     try:
         return check_of(parameters, library=False)
     except BadSchema:

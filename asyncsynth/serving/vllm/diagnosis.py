@@ -1,7 +1,7 @@
 """Why a vLLM server did not start, or ended: the likely cause from the end of its log, and what to do.
 
 The signs are the words of vLLM, PyTorch, transformers and the Hub's client; the first that fits wins, so causes
-stand before what they cause ("out of memory" also ends with "engine core initialization failed").
+come before what they cause ("out of memory" also ends with "engine core initialization failed").
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _SIGNS: tuple[tuple[str, str, str, str], ...] = (
     ("too_many_files", r"^(?!.*can cause fd limit errors).*Too many open files",
      "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
     ("missing_package", r"ModuleNotFoundError: |ImportError: |PackageNotFoundError",
-     "a Python package is missing or does not fit", "Install it into vLLM's environment, or make that anew."),
+     "a Python package is missing or does not fit", "Install it into vLLM's environment, or recreate that."),
     ("nccl", r"NCCL error|ncclInternalError|ncclSystemError", "the GPUs cannot talk to each other",
      "Try NCCL_DEBUG=INFO in `env`; in containers, a larger /dev/shm."),
 )  # fmt: skip
@@ -88,7 +88,7 @@ def diagnose(log: str, exit_code: int | None = None) -> Diagnosis:
     """
     lines = clean(log).splitlines()
     for kind, pattern, cause, advice in _COMPILED:
-        # The last that says so: earlier ones may have been overcome.
+        # The last such line: the process may have recovered from earlier ones.
         for line in reversed(lines):
             if pattern.search(line):
                 return Diagnosis(kind, cause, advice, without_prefix(line))
