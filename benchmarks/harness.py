@@ -42,7 +42,7 @@ class Cores:
 
     @classmethod
     def found(cls) -> Cores:
-        """Two of those that this process may use; none where there is one only, or the system has no such call."""
+        """Two of those that this process may use; none if there is one only, or the system has no such call."""
         if not hasattr(os, "sched_setaffinity"):
             return cls(None, None)
         usable = sorted(os.sched_getaffinity(0))

@@ -62,7 +62,7 @@ def parse_orca(value: str, now: float) -> ServerLoad | None:
 
 
 def parse_metrics(text: str, now: float) -> ServerLoad | None:
-    """The load in Prometheus' text form as vLLM writes it; None where its series are missing.
+    """The load in Prometheus' text form as vLLM writes it; None if its series are missing.
 
     Queues are summed over the engines of the server; its cache is as full as the fullest. `now` is the time of
     arrival, in seconds, monotonic.
@@ -91,7 +91,7 @@ def _load(waiting: float | None, running: float | None, kv: float | None, now: f
 
 def _number(value: object) -> float | None:
     try:
-        number = float(value)  # type: ignore[arg-type]  # what is no number raises
+        number = float(value)  # type: ignore[arg-type]  # raises for anything but a number
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
@@ -101,7 +101,7 @@ class LoadPoller:
     """Reads one server's `/metrics` while it runs: one task, one request a second.
 
     A server that answers without vLLM's series is never asked again. While a server does not answer, the pauses
-    grow to 15 s. Nothing that goes wrong here reaches the requests.
+    grow to 15 s. No failure here affects the requests.
 
     Args:
         exchange: of the server; `/metrics` is at its origin.
@@ -122,7 +122,7 @@ class LoadPoller:
         self._clock = clock
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
-        self.every_s = POLL_S  #: pause between two looks
+        self.every_s = POLL_S  #: pause between two polls
 
     def start(self) -> None:
         """Start, in the running event loop."""
@@ -144,7 +144,7 @@ class LoadPoller:
                 answer = await self._exchange.get("/metrics", _TIMEOUTS, at_origin=True)
             except TransportFailure:
                 answer = None
-            except Exception:  # a client of the user's, its hooks included: its matter, but not ours to fail by
+            except Exception:  # the user's client and its hooks may raise anything; polling must survive it
                 return
             if answer is None or answer.status >= 500 or answer.status == 429:
                 silent += 1
@@ -158,6 +158,6 @@ class LoadPoller:
 
 
 def header_load(headers: Mapping[str, str], now: float) -> ServerLoad | None:
-    """The load that an answer's headers tell, if they do."""
+    """The load in an answer's headers, if there is one."""
     value = headers.get(ORCA_HEADER)
     return None if value is None else parse_orca(value, now)

@@ -21,12 +21,12 @@ from asyncsynth.core.replica_state import Replica
 from asyncsynth.core.states import IN_FLIGHT
 
 ROUNDS = 3  #: answers for each slot, and times the slowest answer
-COHORT = 16  #: pioneers that are looked at together
+COHORT = 16  #: pioneers that are judged together
 STARVED = 13  #: of these
 
 
 class Pioneer(NamedTuple):
-    """A request that brought more in flight than ever before."""
+    """A request that brought the number in flight to a new maximum."""
 
     call: Call
     attempt: int
@@ -35,7 +35,7 @@ class Pioneer(NamedTuple):
     served_s: float  #: seconds that all answers before it took
 
     def waits(self) -> bool:
-        """Whether it is unanswered."""
+        """Whether the request is unanswered."""
         return self.call.state is IN_FLIGHT and self.call.attempts == self.attempt
 
 
@@ -48,7 +48,7 @@ class Starving:
         self._pioneers: list[Pioneer] = []
 
     def capacity(self, call: Call, replica: Replica, answers: int, now: float) -> int | None:
-        """Call it when `call` brings more in flight at `replica` than ever before.
+        """Call it when `call` brings the number in flight at `replica` to a new maximum.
 
         Args:
             call: it has just started.

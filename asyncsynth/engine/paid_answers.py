@@ -66,7 +66,7 @@ class KeptAnswers:
         return self._store.notes()
 
     def asker(self, node: Node, record: str, key: str, send: Callable[..., Awaitable[Completion]]) -> Asker | None:
-        """How a step asks for one row; None where there is nothing to read and nothing to keep."""
+        """How a step asks for one row; None if there is nothing to read and nothing to keep."""
         keeps = self._keeps[node.index]
         if not keeps and not self._store.count:
             return None
@@ -235,7 +235,7 @@ def answer_places(directory: Path, chosen: bool | Path | None) -> tuple[Path | N
 
 @contextmanager
 def open_answers(run: Run) -> Iterator[AnswerStore | None]:
-    """The store of a run; None where nothing is kept and nothing can be read, which costs a run nothing.
+    """The store of a run; None if nothing is kept and nothing can be read, which costs a run nothing.
 
     Raises ConfigurationError for a named path that is something else or a run's own, StorageError.
     """

@@ -360,7 +360,7 @@ async def _generate_in_time(step: ModelStep, row: Row, ctx: Context) -> list[Row
 
 
 def _has_task() -> bool:
-    """False where a coroutine is being closed after its event loop has ended."""
+    """False if a coroutine is being closed after its event loop has ended."""
     try:
         return asyncio.current_task() is not None
     except RuntimeError:

@@ -32,7 +32,7 @@ def _check_cut(nodes: Sequence[Node], barrier: Node) -> None:
     for node in nodes:
         if node is not barrier and node.index not in before and node.index not in after:
             raise PipelineError(
-                f"step {node.step.name!r} stands beside {name!r}, which waits for all rows",
+                f"step {node.step.name!r} is beside {name!r}, which waits for all rows",
                 step=node.step.name,
                 hint=_HINT,
             )

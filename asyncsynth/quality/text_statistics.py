@@ -161,7 +161,7 @@ class Agreement:
         self._same_orders = 0
 
     def add(self, first: Ratings, second: Ratings) -> None:
-        """Both judges' ratings of one row's answers, as many from each; None where there is none."""
+        """Both judges' ratings of one row's answers, as many from each; None if there is none."""
         both = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
         if not both:
             return

@@ -90,7 +90,7 @@ class Finding:
 
     @property
     def best(self) -> Level | None:
-        """The level with the most tokens/s; None where none is settled."""
+        """The level with the most tokens/s; None if none is settled."""
         return max((one for one in self.levels if one.settled), key=lambda one: one.tokens_per_s, default=None)
 
     @property

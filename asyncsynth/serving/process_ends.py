@@ -22,7 +22,7 @@ class Diagnosis:
 
 
 def by_exit_code(exit_code: int | None) -> Diagnosis:
-    """What is known without a log. `exit_code`: negative for a signal, None where the process still runs."""
+    """What is known without a log. `exit_code`: negative for a signal, None if the process still runs."""
     if exit_code == -signal.SIGKILL:
         advice = "Check the kernel's log (dmesg) for an out-of-memory kill. Or someone used kill -9."
         return Diagnosis("killed", "it was killed (SIGKILL)", advice)

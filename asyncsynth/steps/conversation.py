@@ -71,7 +71,7 @@ def text_of_message(message: Message) -> str:
 
 
 def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
-    """The system prompt that the model was sent for an answer; None where there was none.
+    """The system prompt that the model was sent for an answer; None if there was none.
 
     The record's results say it exactly. For a text that the input brought it is the row's `system_prompt`. Where
     neither is known of the text (a step of the user's own wrote it), it is the row's `system_prompt`, or else the one

@@ -31,7 +31,7 @@ class DeitaFilter(GlobalStep):
         action: "remove" drops the others, counted as `no_score` (missing or None), `too_similar` or `over_budget`;
             "flag" keeps all rows and adds the column `is_selected`.
 
-    Adds the column `deita_score` (None where there is no score). Memory: 0.2 KB per row and 1.5 KB more per
+    Adds the column `deita_score` (None if there is no score). Memory: 0.2 KB per row and 1.5 KB more per
     kept row.
 
     Example::

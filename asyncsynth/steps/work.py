@@ -105,5 +105,5 @@ def checked_workers(where: str, workers: int | None) -> int | None:
 
 
 def place_for(run_in: RunIn, function: Callable[..., Any]) -> FunctionPlace | None:
-    """Where a worker process finds a function. Raises PipelineError where it cannot."""
+    """Where a worker process finds a function. Raises PipelineError if it cannot."""
     return place_of_function(function, where=f"@step: {function.__name__}") if run_in == "process" else None

@@ -116,7 +116,7 @@ def chatml(model: str = "") -> ChatTemplate:
 def read_template(path: str | Path) -> ChatTemplate:
     """The template in a model's tokenizer_config.json (or in the model folder that holds one).
 
-    Raises ConfigurationError when there is none, or when it does not work.
+    Raises ConfigurationError if there is none, or when it does not work.
     """
     file = Path(path)
     if file.is_dir():

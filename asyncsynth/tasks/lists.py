@@ -46,7 +46,7 @@ _LEAST_WORDS, _LEAST_CHARS = 2, 6
 
 def read_list(text: str, *, cut: bool = False) -> list[str]:
     """The items in a text, in their order, each once. `cut` says that the text ends at max_tokens: what is
-    unfinished is left out. [] where there is none."""
+    unfinished is left out. [] if there is none."""
     text = text.replace("\r\n", "\n").strip()
     if is_refusal(text):
         return []

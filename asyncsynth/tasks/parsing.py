@@ -101,7 +101,7 @@ def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | 
     """What `read` makes of the last JSON value that it can read, and the text after that value.
 
     A model that drafts and corrects itself writes several values; the first is never its answer. `read` gives None
-    for a value of another kind. None where no value is of the right kind. `refused` as in `json_values`.
+    for a value of another kind. None if no value is of the right kind. `refused` as in `json_values`.
 
     Raises:
         ParseFailure: the last one is not known, since a further value is cut off, is no JSON after all, or cannot be

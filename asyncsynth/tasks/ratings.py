@@ -17,7 +17,7 @@ LOWEST, HIGHEST = 1, 5
 
 @dataclass(slots=True)
 class Evaluation:
-    """The judge's word on one answer. `rating` is None where the judge declined (``N/A``)."""
+    """The judge's word on one answer. `rating` is None if the judge declined (``N/A``)."""
 
     rating: int | None
     rationale: str = ""

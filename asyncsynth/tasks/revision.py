@@ -97,7 +97,7 @@ def read_revision(text: str) -> tuple[str, str]:
 
 
 def _parts(value: Any) -> tuple[str, str] | None:
-    """(rationale, revision) in a JSON object; None where it has no revision."""
+    """(rationale, revision) in a JSON object; None if it has no revision."""
     if not isinstance(value, dict):
         return None
     lowered = {str(key).lower().replace("_", " "): item for key, item in value.items()}

@@ -170,7 +170,7 @@ def read_pair(text: str) -> dict[str, str]:
 
 
 def _texts(value: Any) -> dict[str, str] | None:
-    """The texts in a JSON object; None where it has none."""
+    """The texts in a JSON object; None if it has none."""
     if not isinstance(value, dict):
         return None
     lowered = {str(key).lower(): item for key, item in value.items()}

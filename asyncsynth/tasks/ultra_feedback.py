@@ -204,7 +204,7 @@ class UltraFeedback(Task):
 def expected_ratings(choice: Choice, evaluations: list[Evaluation]) -> list[float | None]:
     """The mean of each rating under the probabilities of the token that gave it, over the tokens 1 to 5.
 
-    None where the server sent no probabilities or the rating's tokens were not found.
+    None if the server sent no probabilities or the rating's tokens were not found.
     """
     nothing: list[float | None] = [None] * len(evaluations)
     tokens = choice.logprobs.get("content") if isinstance(choice.logprobs, dict) else None

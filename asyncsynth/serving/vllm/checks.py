@@ -38,7 +38,7 @@ def check_servers(
     """Everything that is wrong with servers that will be started together on this machine; starts nothing.
 
     Args:
-        vllm: what would run; None when there is none, then the flags are those of the pinned version.
+        vllm: what would run; None if there is none, then the flags are those of the pinned version.
         gpus: how many GPUs the machine has; None asks it.
     """
     table = table or load_table()

@@ -84,7 +84,7 @@ def diagnose(log: str, exit_code: int | None = None) -> Diagnosis:
 
     Args:
         log: the end of its log.
-        exit_code: of its process, negative for a signal; None where it still runs.
+        exit_code: of its process, negative for a signal; None if it still runs.
     """
     lines = clean(log).splitlines()
     for kind, pattern, cause, advice in _COMPILED:
@@ -106,7 +106,7 @@ def without_prefix(line: str) -> str:
 
 
 def read_tail(path: Path, *, start: int = 0, limit: int = _TAIL_BYTES) -> str:
-    """The end of a log, at most `limit` bytes, nothing before the offset `start`; '' where it cannot be read."""
+    """The end of a log, at most `limit` bytes, nothing before the offset `start`; '' if it cannot be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)
