@@ -451,7 +451,7 @@ class GlobalStep(Step):
         raise NotImplementedError
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
 

@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
 
 
 class PairwiseJudge(Task):
-    """Says which of two answers is better. Judges favour a place in the list, so both orders are asked
+    """Says which of two answers is better. Judges favour a place in the list, so it asks in both orders
     (arXiv 2306.05685): an answer is preferred only when it wins in both.
 
     Columns: ``instruction``, ``generations`` (list of two texts) -> ``preference`` (0 or 1, the place of the
@@ -62,8 +62,8 @@ class PairwiseJudge(Task):
 
     Args:
         criterion: what makes an answer the better one, as the end of a sentence.
-        rationales: ask for a reason before the verdict; without, a call costs a few tokens.
-        allow_ties: let the judge call a tie. Where it may not, orders that disagree still make one.
+        rationales: ask for a reason before the verdict; otherwise a call costs only a few tokens.
+        allow_ties: let the judge call a tie. If it may not, two orders that disagree still make one.
         Others: see `Task`.
 
     Example::
@@ -75,7 +75,7 @@ class PairwiseJudge(Task):
     "model_name": ...}``.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 2  # if an answer holds several values, the last one counts
     inputs: tuple[str, ...] = ("instruction", "generations")
     outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "model_name")
     prompt: ClassVar[str | None] = "pairwise_judge"
@@ -95,7 +95,7 @@ class PairwiseJudge(Task):
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
@@ -161,7 +161,7 @@ def preference_of(straight: Verdict, swapped: Verdict) -> Row:
 
 
 def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
-    """The verdict in JSON, or in what a server without schemas lets a judge write.
+    """The verdict in JSON, or in the judge's text on a server without schemas.
 
     Raises ParseFailure if it finds no verdict, or more than one.
     """
@@ -183,7 +183,7 @@ def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
 
 
 def _said_after(after: str) -> set[str]:
-    """The verdicts in what follows a verdict."""
+    """The verdicts in the text after a verdict."""
     patterns = ((_BRACKETS, after), *((pattern, without_markdown(after)) for pattern in (_VERDICT, _TAKEN_BACK, _LINE)))
     return {match["value"] for pattern, text in patterns for match in pattern.finditer(text)}
 
@@ -199,9 +199,9 @@ def _given(value: Any) -> tuple[str, str] | None:
 
 
 def _verdict(values: set[str], rationale: str, text: str, allow_ties: bool) -> Verdict:
-    """One verdict of what was said, if it is one."""
+    """The verdict, if all that were given are the same."""
     winners = {{"a": 0, "b": 1}.get(value.lower()) for value in values}  # None: a tie
-    if len(winners) != 1:  # a tie and a tie, by whatever words, are one
+    if len(winners) != 1:  # two ties in different words are one verdict
         raise ParseFailure("the answer has several verdicts, or none", raw=text)
     [winner] = winners
     if winner is None and not allow_ties:
