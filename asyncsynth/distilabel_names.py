@@ -20,7 +20,7 @@ INSTEAD: dict[str, tuple[str, str]] = {
     "MinHashDedup": ("Deduplicate", 'Deduplicate(["instruction"], method="minhash")'),
     "DeitaFiltering": ("DeitaFilter", "DeitaFilter()"),
     "CLAIR": ("Revision", "Revision(llm=...)"),
-    "GeneratorStep": ("LoadDataFromDicts", "a loader, or MagpieGenerator; a source of your own subclasses SourceStep"),
+    "GeneratorStep": ("LoadDataFromDicts", "a loader, or MagpieGenerator; your own source subclasses SourceStep"),
     "Distiset": ("Result", 'pipeline.run() returns a Result: result["default"]["train"]'),
     "RayPipeline": ("Pipeline", "Pipeline(); `asyncsynth run --workers N` uses several processes"),
     "OpenAILLM": ("LLM", 'LLM(model="gpt-4o", base_url="https://api.openai.com/v1"); the key is OPENAI_API_KEY'),
