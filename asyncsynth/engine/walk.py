@@ -27,6 +27,7 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.pipeline.making import (
     CARRIED,
     Making,
@@ -38,7 +39,6 @@ from asyncsynth.pipeline.making import (
 )
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
-from asyncsynth.pipeline.work import Work
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
 

@@ -373,8 +373,8 @@ class JoinStep(Step):
 class ModelStep(Step):
     """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash.
 
-    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.work`): `models` then
-    returns none.
+    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.waiting_step`): `models`
+    then returns none.
     """
 
     #: Seconds that `generate` may take for a row, apart from waiting for models' answers; None: any number.

@@ -129,7 +129,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an overload is the record's fault", "core/blame.py",
-        "            self._overloaded(call, replica, outcome, probing, now, out)\n",
+        "            self._overloaded(call, replica, outcome, is_test, now, out)\n",
         "            self._charge(call, None, Transient('overloaded', '', outcome.status), now, out)\n",
         15, (f"{SCHEDULER}::test_sustained_429_shrinks_to_the_minimum_and_recovers",),
     ),
@@ -466,7 +466,7 @@ MUTATIONS = (
         47, (f"{MISBEHAVING}::test_the_time_limit_of_a_task_does_not_count_its_model",),
     ),
     Mutation(
-        "any number of calls at once", "pipeline/work.py",
+        "any number of calls at once", "pipeline/lanes.py",
         "        while len(self._busy) >= self._limit:\n", "        while False:\n",
         48, (f"{WAITING}::test_no_more_calls_at_once_than_workers",), hangs=True,
     ),
@@ -476,7 +476,7 @@ MUTATIONS = (
         48, (f"{WAITING}::test_a_journaled_step_is_not_called_again",),
     ),
     Mutation(
-        "a stopped run begins calls that waited", "pipeline/work.py",
+        "a stopped run begins calls that waited", "pipeline/lanes.py",
         "                turn.set_exception(Withdrawn())\n", "                turn.set_result(None)\n",
         48, (f"{WAITING}::test_a_stop_begins_no_call_and_loses_no_row",), hangs=True,
     ),
@@ -528,8 +528,8 @@ MUTATIONS = (
         43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
     Mutation(
-        "a probe that was sent before the last sign of life counts", "core/silence.py",
-        " or number != replica.probes_sent:", ":",
+        "a health check that was sent before the last sign of life counts", "core/silence.py",
+        " or number != replica.checks_sent:", ":",
         17, ("tests/core/test_silence.py::test_no_request_of_a_slow_server_is_cut",),
     ),
     Mutation(
