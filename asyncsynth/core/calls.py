@@ -45,7 +45,7 @@ class HealthCheck:
     """Ask this replica something small of the driver's own: a completion of one token, outside slots and statistics.
 
     Report by `Scheduler.health_check_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that
-    is no server's error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
+    is no server's error (2xx, 4xx, 503, 529). If the driver never reports, only hung servers are not found.
     """
 
     replica: int

@@ -190,7 +190,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty answers count as answers", "client/codec.py",
-        "        if not choice.text or choice.text.isspace():\n", "        if False:\n",
+        "        if (not choice.text or choice.text.isspace()) and not (", "        if False and not (",
         11, ("tests/matrix/test_faults.py",),
     ),
     Mutation(
@@ -367,7 +367,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step that makes no rows is not counted", "engine/walk.py",
-        '            self.drop(key, step, "no_rows")\n', "            pass\n",
+        '            self.drop(key, step, "no_rows")\n        return [(f"{key}.{number}", child)',
+        '            pass\n        return [(f"{key}.{number}", child)',
         30, (f"{CONSERVED}::test_every_row_that_goes_into_a_step_comes_out_or_is_counted",),
     ),
     Mutation(
@@ -382,7 +383,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step's own cancelled future ends its record without a word", "engine/walk.py",
-        "            if task is not None and task.cancelling():\n                raise\n", "            raise\n",
+        "            way.end(key, step, error, view)  # the step's own",
+        "            raise  # the step's own",
         30, (f"{CONSERVED}::test_a_cancelled_future_of_the_steps_own_fails_its_row",),
     ),
     Mutation(
