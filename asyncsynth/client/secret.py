@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import quote
-
-from asyncsynth.errors import ConfigurationError
 
 
 class _Unprinted(bytes):
@@ -32,16 +29,6 @@ class Secret:
     def reveal(self) -> str:
         """The string itself. Call this where the string is used, and do not store the result in an attribute."""
         return self._value
-
-    @classmethod
-    def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable. Raises ConfigurationError, naming it, when it is unset."""
-        value = os.environ.get(name, "").strip()
-        if not value:
-            raise ConfigurationError(
-                f"the environment variable {name} is not set", hint=f"export {name}=<the server's API key>"
-            )
-        return cls(value)
 
     def __repr__(self) -> str:
         return "Secret(***)"

@@ -68,14 +68,6 @@ class Counts:
     failed_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    @property
-    def by_reason(self) -> Counter[str]:
-        """Failed rows by reason, whatever the step."""
-        found: Counter[str] = Counter()
-        for (_, reason), n in self.failed_rows.items():
-            found[reason] += n
-        return found
-
 
 class RunIndex:
     """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id".
