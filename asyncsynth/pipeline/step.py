@@ -28,9 +28,10 @@ from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.dropped import Dropped as Dropped
+from asyncsynth.pipeline.findings import Code
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
-from asyncsynth.pipeline.usercode import Code, Collector
+from asyncsynth.pipeline.usercode import Collector
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
