@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import yaml
 
-from asyncsynth.client.http11 import UNIX_SCHEME
+from asyncsynth.client.request_heads import UNIX_SCHEME
 from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.access import check_values
