@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncsynth.core.retry import Rng
 from asyncsynth.core.states import CLOSED, ReplicaState, answering, paused, removed, taken_down, tried
 
-#: Stand-ins for the id of the call that tests a server. The driver tests it, by a `HealthCheck`; its answer closes the
+#: Stand-ins for the id of the call that tests a server: the driver tests it, by a `HealthCheck`. Its answer closes the
 #: breaker, or (DRIVER_FIRST) only lets a call test the server.
 DRIVER, DRIVER_FIRST = -1, -2
 
@@ -14,7 +14,8 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Breaker:
-    """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
+    """Pauses a server that only fails: *different* calls fail, and none succeeds (with a record's fault, one call
+    fails).
 
     While closed, it notes which calls failed since the last success. When there are enough of them (`blame`), it opens:
     a pause of 0.5 s, doubling to 30 s, with jitter, then one call as a test. Its answer closes the
@@ -48,7 +49,7 @@ class Breaker:
         self.test_call: int | None = None  # id of the call that tests the server, DRIVER or DRIVER_FIRST
         self.cause: str = ""
         self.lost: bool = False  # down, and its supervisor does not restart it
-        self.how: str = ""  # why it stays away, in words that follow its name
+        self.how: str = ""  # why it does not come back, in words that follow its name
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed. True if the server is at fault and the breaker must open.
@@ -111,13 +112,13 @@ class Breaker:
         self.test_at = None
 
     def give_up(self, cause: str, how: str) -> None:
-        """It stays away. `how` follows its name in a message: "is not started again"."""
+        """The server does not come back. `how` follows its name in a message: "is not started again"."""
         self.cause = cause
         self.how = how
         self.lost = True
 
     def remove(self) -> None:
-        """It leaves the fleet."""
+        """The server leaves the fleet."""
         self.state = removed[self.state]
 
     def tested_by(self, call_id: int | None) -> None:

@@ -20,7 +20,7 @@ from asyncsynth.pipeline.reads import absolute_names
 
 @dataclasses.dataclass(slots=True)
 class Code:
-    """What a step's results depend on beside its settings.
+    """What a step's results depend on besides its settings.
 
     Attributes:
         parts: name -> the value of a constant, or the hash of a function, class or module; JSON.
@@ -66,7 +66,7 @@ class Findings:
         return label
 
     def part(self, path: str, form: Any, *, unless: str | None = None) -> None:
-        """Notes a part; not where it would only say that the function `unless` is known by its own name."""
+        """Notes a part, unless it would only say that the function `unless` has its own name."""
         if path != unless:
             self.code.parts[path] = shown(form)
 
@@ -83,7 +83,7 @@ class Findings:
             self._folders[os.path.realpath(folder)] = None
 
     def inside_project(self, path: str) -> str | None:
-        """A path in the user's project, from there: whoever moves the project changes no result."""
+        """A path in the user's project, from there, so that moving the project changes no result."""
         if not path.startswith(os.sep):
             return None
         path = os.path.normpath(path)
