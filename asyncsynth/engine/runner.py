@@ -92,6 +92,10 @@ class Runner:
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._state: RunState = READING
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()  #: by a caller that caught it and runs a pipeline nevertheless
         self._has_failed = False  #: the task of a record raised, which ends the run
         directory.watch(self._settled, self._journal_failed)
         self._failure_rules = FailureRules(run.max_failures, directory.any_ended_well)
@@ -105,8 +109,12 @@ class Runner:
 
     @property
     def _is_ending(self) -> bool:
-        """Whether a cancellation is the run's own. Else a step's code caused it, and it costs that record only."""
-        return self._has_failed or self._state is CLOSED
+        """Whether a cancellation is the run's own. Else a step's code caused it, and it costs that record only.
+
+        A loop that closes (`asyncio.run` after a `stream()` was left) cancels the tasks of records and of the run at
+        once, in any order.
+        """
+        return self._has_failed or self._state is CLOSED or self._task.cancelling() > self._cancelled_before
 
     # --- running -------------------------------------------------------------------------------
 

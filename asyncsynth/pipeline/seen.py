@@ -75,7 +75,7 @@ def runs_foreign_code(step: object) -> bool:
 
 def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     """Why a step failed on `row`, from whatever it raised."""
-    if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code: what one of its tasks raised says why
+    if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code
         return row_error(first_error(error), row)
     if isinstance(error, RecordError):
         return error
