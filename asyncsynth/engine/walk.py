@@ -473,6 +473,8 @@ class _Way:
 
     def end(self, key: str, step: Step, error: BaseException, row: Row) -> None:
         """A step raised on a row: its end, by the cause. Raises the error itself where it must stop the run."""
+        if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code
+            error = first_error(error)
         if isinstance(error, Dropped):
             self.drop(key, step, error.reason)
         elif isinstance(error, AsyncsynthError) and not isinstance(error, RecordError):

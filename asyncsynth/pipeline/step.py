@@ -47,8 +47,9 @@ RowCount = int | Literal["list", "unknown"]
 #: column -> name of the step that made it; what the checker carries along the graph
 ColumnOrigins = dict[str, str]
 
-#: Columns of provenance, which a later step may overwrite without an output mapping.
-PROVENANCE_COLUMNS = frozenset({"model_name"})
+#: Columns that name the model that wrote a row's text, and the one that judged or labelled it. A later step may
+#: overwrite them without being told to; a judge leaves the writer's name alone.
+PROVENANCE_COLUMNS = frozenset({"model_name", "judge_model"})
 
 
 #: Attributes that every step and every task has, and that decide no result.
