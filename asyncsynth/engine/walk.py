@@ -3,7 +3,7 @@
 A record may become several rows on its way (a list of questions expanded, several generations); each row
 has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. Joins match rows by key.
 
-No row is lost without a word: for every step, the rows that come in, each counted as often as the step expands it,
+No row is lost silently: for every step, the rows that come in, each counted as often as the step expands it,
 are those that go out, those that failed and those that were dropped for a reason (see `engine.joins` for joins).
 What a step returns is JSON from then on (`records.plain_json`): a value that is not fails its row, here and at once,
 so that a run that was interrupted and one that was not have the same values.
