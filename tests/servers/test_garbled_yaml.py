@@ -34,10 +34,12 @@ host: 0.0.0.0
 served-model-name: [a, b]
 max-num-seqs: 256
 """
-JUNK = (
-    "[ ] { } : - &a *a <<: !!int !!timestamp 2024-13-45 0x 0b2 1e999 \t \x07 \u0085 \ufeff ' \" | > % @ ? null ~ true -5"
-    " {[a]:1} !!binary !!set !!float !!bool = 1:2:3 1_ 0o9 2001-01-01T99:99:99 [[[ \x00 # ~nobody/x http://["
-).split(" ")
+JUNK = [
+    "[", "]", "{", "}", ":", "-", "&a", "*a", "<<:", "!!int", "!!timestamp", "2024-13-45", "0x", "0b2", "1e999", "\t",
+    "\x07", "\u0085", "\ufeff", "'", '"', "|", ">", "%", "@", "?", "null", "~", "true", "-5", "{[a]:1}", "!!binary",
+    "!!set", "!!float", "!!bool", "=", "1:2:3", "1_", "0o9", "2001-01-01T99:99:99", "[[[", "\x00", "#", "~nobody/x",
+    "http://[",
+]  # fmt: skip
 JUNK += ["9" * 400, "[" * 2000, "a: " * 2000]
 SPOT = re.compile(r"(?<=[:\-,\[] )[^\n,\]\}]+")
 KEYS = (
@@ -63,6 +65,15 @@ def garbled(text: str, rng: random.Random) -> str:
     return text
 
 
+def refusal(file: Path) -> str:
+    """What is said of a file; '' if it is read. Any error but a ConfigurationError fails the test."""
+    try:
+        parse_servers([str(file)])
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.row(49)
 def test_a_garbled_fleet_or_vllm_file_is_read_or_refused_with_the_file(tmp_path: Path, tried: Tried) -> None:
     seed = int(os.environ.get("ASYNCSYNTH_SEED", "1"))
@@ -71,10 +82,8 @@ def test_a_garbled_fleet_or_vllm_file_is_read_or_refused_with_the_file(tmp_path:
     for at in range(2000 if FULL else 150):
         fleet.write_text(garbled(FLEET, rng) if at % 2 else FLEET)
         vllm.write_text(VLLM if at % 2 else garbled(VLLM, rng))
-        try:
-            parse_servers([str(fleet)])
-        except ConfigurationError as error:
-            assert ".yaml" in str(error), (seed, at, fleet.read_text(), vllm.read_text())
+        said = refusal(fleet)
+        assert not said or ".yaml" in said, (seed, at, fleet.read_text(), vllm.read_text())
         tried(1, "YAML files garbled")
 
 
@@ -85,7 +94,7 @@ def test_a_key_typed_as_the_name_of_a_variable_is_refused_and_not_shown(tmp_path
     file.write_text(
         f"servers:\n  - url: http://127.0.0.1:1\n    api_key_env: {key}\n    headers: {{x-a: '${{{key}}}'}}\n"
     )
-    header = {"x-a": "${%s}" % key}
+    header = {"x-a": f"${{{key}}}"}
     for attempt in (
         lambda: parse_servers([str(file)]),
         lambda: LLM(model="m", api_key_env=key),
@@ -103,5 +112,5 @@ def test_names_that_people_give_to_variables_pass_and_others_do_when_they_are_se
     for name in NAMES:
         check_variable(name, "here", {})
     check_variable("myCompanyKeyOf2026", "here", {"myCompanyKeyOf2026": "x"})
-    with pytest.raises(ConfigurationError, match="^here: "):
+    with pytest.raises(ConfigurationError, match=r"^here: "):
         check_variable("myCompanyKeyOf2026", "here", {})
