@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from dataclasses import replace
 from typing import Any
 
+from asyncsynth.client.adopt import HttpxExchange
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
@@ -158,7 +159,7 @@ class _Binder:
         notes.extend(self.notes)
         self.notes = notes
         for exchange in self._exchanges.values():
-            if isinstance(exchange, Http11Pool):
+            if isinstance(exchange, Http11Pool | HttpxExchange):
                 exchange.report_to(notes)
 
     def name(self, target: Target) -> str:
