@@ -72,6 +72,7 @@ class Scheduler:
             Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
             Alarm.ASK: self._not_probed,
+            Alarm.REFUSED: self._judge.take_back,
             Alarm.CANARY: self._judge.canary_is_late,
         }
         for spec in replicas:
