@@ -145,6 +145,36 @@ def test_each_way_to_die() -> None:
 
 
 @on_both_loops
+async def test_silence_after_headers_or_blanks_is_the_server_at_work() -> None:
+    """Only silence inside the body, or inside the headers, ends an answer before its total deadline."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+    for first, then, reason in (
+        (head, b"\n\n  {}", ""),
+        (head + b"\n\n", b"  {}", ""),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", head + b"\n\n  {}", ""),
+        (head[:20], head[20:] + b"\n\n  {}", "timeout"),
+        (head + b"\n\n  {", b"}", "timeout"),
+    ):
+
+        async def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = first, then: bytes = then
+        ) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(first)
+            await asyncio.sleep(0.25)
+            writer.write(then)
+
+        async with listening(serve) as url:
+            pool = Http11Pool(url, sweep_s=0.01)
+            try:
+                found = (await pool.post(CHAT, b"", Timeouts(idle=0.05, total=5.0))).body.strip()
+                assert (found, reason) == (b"{}", "")
+            except TransportFailure as failure:
+                assert failure.reason == reason
+            await pool.aclose()
+
+
+@on_both_loops
 async def test_deadlines_hold_by_the_sweeper() -> None:
     for fault, wording in (
         (Fault("hang"), "no whole answer in 0.1 s"),
