@@ -286,7 +286,7 @@ def counted(part: str, records: int, root: Path, answers: str) -> int:
 
 
 def a_record(part: str, sizes: tuple[int, int], root: Path, repeat: int, answers: str) -> int | None:
-    """Instructions for one record more; None where the checkout has not what the part replaces."""
+    """Instructions for one record more; None if the checkout has not what the part replaces."""
     small, large = sizes
     try:
         with ThreadPoolExecutor(2) as both:

@@ -1,6 +1,6 @@
-"""Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write a request.
+"""Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write per request.
 
-General clients spend 5 to 100 times the CPU per request; this one does only what talking to an inference
+General clients spend 5 to 100 times the CPU per request; this one does only what an inference
 server needs. In return it has no cookies, no HTTP/2 and no proxies but HTTP ones: `adopt` decides when the user's own
 client is used instead.
 """
@@ -33,7 +33,7 @@ KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
 SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
 STARVED_S = 0.05  #: an idle connection is closed after this time if a request on a new one has had no byte
-_LEAST_RESTING = 32  #: connections that may rest, even where fewer are in use
+_LEAST_RESTING = 32  #: connections that may rest, even if fewer are in use
 
 UNIX_SCHEME = "http+unix"  #: of base URLs whose host is the quoted path of a Unix socket
 _SCHEMES = ("http", "https", UNIX_SCHEME)
@@ -55,7 +55,7 @@ class Head(bytes):
 
 
 def redact(response: WireResponse, redactor: Redactor) -> None:
-    """Blanks what the server repeats of the request's keys, in an error's headers (`location`) too."""
+    """Blanks any of the request's keys that the server repeats, also in an error's headers (`location`)."""
     refused = response.status >= 300
     response.body = redactor.body(response.body, plain_only=not refused)
     if refused:
@@ -65,7 +65,7 @@ def redact(response: WireResponse, redactor: Redactor) -> None:
 class Http11Pool:
     """Implements `transport.Exchange` for `base_url` ("http://host:port/v1").
 
-    Connections are as many as there are requests in flight: bounding those is the scheduler's matter.
+    It opens one connection for each request in flight; the scheduler bounds these.
     `headers` and `query` are sent with every request, `api_key` as a bearer token, to this origin only. `secrets` are
     further strings that no answer may repeat. `environ` names proxies (None: the process's environment). `keepalive_s`
     and `sweep_s` are seconds. Raises ConfigurationError for a base URL or header that cannot be sent.
@@ -136,7 +136,7 @@ class Http11Pool:
         return await self.send(self._head("GET", path, at_origin), b"", timeout)
 
     async def _follow(self, head: Head, body: bytes, response: WireResponse, timeout: Timeouts) -> WireResponse:
-        """The answer where a redirect leads; the redirect itself where it is not followed."""
+        """The answer at a redirect's target; the redirect itself if it is not followed."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout.total
         method, target = head.method_and_target()
@@ -149,14 +149,14 @@ class Http11Pool:
             left = Timeouts(timeout.connect, timeout.idle, max(0.0, ends - loop.time()))
             sent = body if method == "POST" else b""
             response = await pool.send(pool._head_for(method, target), sent, left, follow=False)
-            if pool is not self:  # the rest of the way begins there
+            if pool is not self:  # further redirects start from there
                 return await pool._follow(pool._head_for(method, target), sent, response, left)
         if response.status < 300 or response.status >= 400:
             return response
         raise TransportFailure("protocol", f"more than {MAX_HOPS} redirects in a row")
 
     def _elsewhere(self, origin: str) -> Http11Pool:
-        """The pool for https where this one is for http."""
+        """The https pool of the same host."""
         pool = self._secured.get(origin)
         if pool is None:
             pool = self._secured[origin] = self._remade(origin)
@@ -166,7 +166,7 @@ class Http11Pool:
     async def send(self, head: Head, body: bytes, timeout: Timeouts, *, follow: bool = True) -> WireResponse:
         """One exchange. `head` ends in "content-length: "; the number and the body follow.
 
-        POST requests share connections, one after another; any other request gets one of its own.
+        POST requests reuse connections; any other request gets its own.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -182,9 +182,9 @@ class Http11Pool:
                 break
             except asyncio.CancelledError:
                 if connection.answer is answer or (connection.held is not None and connection.held[0] is answer):
-                    connection.abort()  # else it came, and the connection may serve another by now
+                    connection.abort()  # else the answer came, and the connection may serve another request by now
                 elif answer.done() and not answer.cancelled():
-                    answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
+                    answer.exception()  # read: a failure during a cancellation is not logged
                 raise
             except Crossed as crossed:
                 self.matching.refused()
@@ -227,7 +227,7 @@ class Http11Pool:
         await asyncio.sleep(0)  # one turn of the loop, for the transports to close
 
     def report_to(self, notes: list[str]) -> None:
-        """Add what there is to say of this server to `notes`, now and from now on."""
+        """Add the notes about this server to `notes`, now and from now on."""
         self.matching.report_to(notes)
 
     # --- connections ---------------------------------------------------------------------------
@@ -244,10 +244,10 @@ class Http11Pool:
         self._connecting = 0
         self._sweeper = None
         self._starving = None
-        self._untried = 0  #: connections that have brought no answer yet
+        self._untried = 0  #: connections without an answer yet
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A new event loop: what belonged to the last one went with it."""
+        """A new event loop: connections of the last one ended with it."""
         self._forget_all()
         self._loop = loop
 
@@ -367,7 +367,7 @@ class Http11Pool:
                 connection = await self._open_connection(loop, timeout.connect)
         except TimeoutError:
             failure = TransportFailure("connect", f"no connection to {self.origin} in {timeout.connect:g} s")
-            for ticket in self._waiting:  # they would only wait the same time in vain, one after another
+            for ticket in self._waiting:  # each of them would wait for the same time without success
                 if not ticket.done():
                     ticket.set_exception(TransportFailure(failure.reason, failure.message))
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Answers of no use: what came in place of a text, and its price in tokens. Pure; a part of the codec."""
+"""Useless answers: what came in place of a text, and its cost in tokens. Pure; a part of the codec."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from asyncsynth.client.messages import Choice, ModelRequest
 from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
-DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
+DEFAULT_MAX_TOKENS = 1024  #: always sent: without a limit llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 #: How servers say that max_tokens or the context ended an answer, in lower case: OpenAI; its Responses API; Anthropic,
@@ -122,7 +122,7 @@ def paid(outcome: Failed, answer: Mapping[str, Any]) -> Failed:
 
 
 def count(given: Any) -> int:
-    """A number of tokens; 0 for what is no number, or one that no server can have counted (negative, or too large
+    """A number of tokens; 0 for anything but a number, and for a count that cannot be right (negative, or too large
     to be journaled)."""
     number = given
     if type(given) is not int:

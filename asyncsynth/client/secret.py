@@ -1,4 +1,4 @@
-"""API keys from the environment to one header: they never print, and texts that repeat them are blanked."""
+"""API keys from the environment to one header: they are never printed, and are blanked in texts that repeat them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _password(token: str) -> str:
 class Redactor:
     """Blanks secrets in a server's answers, so that a key that it repeats reaches no journal and no log.
 
-    Finds a key verbatim, percent-encoded, in base64 (anywhere in the encoded text) and with JSON's escaped slashes.
+    It finds a key verbatim, percent-encoded, in base64 (anywhere in the encoded text) and with JSON's escaped slashes.
     """
 
     __slots__ = ("_forms", "_plain")

@@ -1,10 +1,10 @@
-"""What a failure means, and for whom: the record is charged, or its server is paused.
+"""What a failure means: either the record is charged, or its server is paused.
 
 `FaultJudge` decides, and changes the breakers. `core.dispatch` carries out its decisions about calls, `core.suspects`
-keeps who may have killed a server, and `core.refusals` who was refused; they explain their own words. The other words:
-a failure is *charged* to a record (one attempt of those that it has), or *held* until it is known whose fault it is. A
-replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused server
-and fails.
+keeps the calls that may have killed a server, and `core.refusals` those that were refused; both explain their terms.
+The other terms: a failure is *charged* to a record (one attempt of those that it has), or *held* until the fault is
+known. A replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused
+server and fails.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class FaultJudge:
             self._resend(call, replica, outcome, now, out)
         elif isinstance(outcome, Transient) and outcome.reason in SERVER_FAULTS:
             self._server_fault(call, replica, outcome, probing, now, out)
-        else:  # the server did answer, though not well
+        else:  # the server did answer, though badly
             self._book.clear(call)
             if probing:
                 self.back(replica, now, out)
@@ -182,7 +182,7 @@ class FaultJudge:
     def _server_fault(
         self, call: Call, replica: Replica, outcome: Transient, probing: bool, now: float, out: list[Action]
     ) -> None:
-        """Charge the record, unless the server is known, or now turns out, to be the one at fault."""
+        """Charge the record, unless the server is known to be at fault, or now turns out to be."""
         breaker = replica.breaker
         if outcome.reason in UNREADABLE and now < replica.readable_until:
             self._charge(call, None, outcome, now, out)
@@ -204,8 +204,8 @@ class FaultJudge:
                 if outcome.reason in UNREADABLE:
                     replica.doubted = True
                     out.append(Canary(replica.index, call.model, CANARY_S))
-                # A refused connection says nothing about the call. Another failure, alone on the server, may: such
-                # calls take turns with all others, and only one that fails alone again and again is given up.
+                # A refused connection says nothing about the call. Another failure, alone on the server, may do so:
+                # such calls take turns with all others, and only one that fails alone again and again is given up.
                 if not refused:
                     call.strikes += 1
                     call.turn += 1
@@ -225,7 +225,7 @@ class FaultJudge:
             self._charge(call, replica, outcome, now, out)
 
     def _is_unreadable(self, call: Call, replica: Replica, outcome: Transient, what: str, out: list[Action]) -> bool:
-        """Halts if nobody ever could read what this server answers: it is no outage that passes."""
+        """Halts if no answer of this server could ever be read: such an outage does not pass."""
         tries = replica.breaker.tries
         if self._slots.halted is not None or outcome.reason not in UNREADABLE or replica.proven:
             return False
@@ -239,7 +239,7 @@ class FaultJudge:
         return True
 
     def _charge(self, call: Call, blamed: Replica | None, outcome: Outcome, now: float, out: list[Action]) -> None:
-        """One attempt on the record's account. `blamed`: the replica whose streak has this failure, if any."""
+        """Charge the record one attempt. `blamed`: the replica whose streak has this failure, if any."""
         state = call.failures()
         decision = decide(self._policy, outcome, state, now, self._rng)
         state.charged += 1
@@ -255,7 +255,7 @@ class FaultJudge:
     # --- refusals -----------------------------------------------------------------------------
 
     def _refused(self, call: Call, replica: Replica, outcome: Permanent, now: float, out: list[Action]) -> None:
-        """It may be the call's fault or the server's: hold it, and ask."""
+        """The refusal may be the call's fault or the server's: hold the call, and send a canary."""
         self._slots.hold(call)
         if self._refusals.note(call, replica, outcome, now):
             self._refuses_all(call.model, replica, outcome, now, out)
@@ -293,12 +293,12 @@ class FaultJudge:
         self._send_canary(model, replica, now, out)
 
     def canary_is_late(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked to send canaries, and said nothing."""
+        """The driver was asked to send canaries, and has not reported."""
         for model in [*replica.refusals]:
             self.canary(replica, model, None, now, out)
 
     def _refused_alone(self, call: Call, outcome: Permanent, now: float, out: list[Action]) -> None:
-        """The server answers others: this refusal is about the call."""
+        """The server answers other requests: this refusal is about the call."""
         if call.state is not HELD:
             return
         status = f"HTTP {outcome.status}; " if outcome.status else ""
@@ -356,7 +356,7 @@ class FaultJudge:
     # --- verdicts about a server --------------------------------------------------------------
 
     def is_dead(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead: a call that was alone there is convicted, or tried alone once more."""
+        """The server is dead: a call that was alone there is convicted, or tried alone again."""
         convicted = self._book.convict(replica)
         if convicted is None:
             return
@@ -405,11 +405,11 @@ class FaultJudge:
             self._timers.alarm(replica, Alarm.OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
     def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """The result of a `Probe` that the server answered, or by which the driver tries a paused one."""
+        """The result of a `Probe` that the server answered, or with which the driver tests a paused one."""
         by_driver = replica.breaker.probe == CANARY
         if ok:
             self._slots.heard(replica, now)
-            if replica.breaker.knocking:  # it answers something small: now a call may try
+            if replica.breaker.knocking:  # it answers a small request: now a call may try
                 replica.breaker.probed_by(None)
                 self._timers.forget(replica, Alarm.ASK)
                 self._slots.fill(replica, now, out)
@@ -421,8 +421,8 @@ class FaultJudge:
             self.pause(replica, now, "does not answer a probe", out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
-        """Sets the alarm that looks whether the replica's outage has lasted too long."""
-        # A moment later than the limit, or it is found not to be over yet.
+        """Sets the alarm that checks whether the replica's outage has lasted too long."""
+        # A moment later than the limit; else the check would come too early.
         self._timers.alarm(replica, Alarm.OUTAGE, now + self._policy.outage_limit_s + 1.0)
 
     def _give_up_waiting(self, replica: Replica, out: list[Action]) -> None:
@@ -435,7 +435,8 @@ class FaultJudge:
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
 
     def _over_its_limit(self, replica: Replica, now: float) -> None:
-        """It is back. It was full rather than dead if it refused connections while it answered all that it had."""
+        """The server is back. It was full rather than dead if it refused connections while it answered all that it
+        had."""
         held, refused, casualties = replica.survivors, replica.turned_away, replica.casualties
         replica.survivors = replica.turned_away = replica.casualties = 0
         # A dying server may have a few answers on the way; one that was away for longer was restarted.
@@ -445,7 +446,7 @@ class FaultJudge:
             self._book.explain(self._slots.calls.values())
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server answers again. Calls that probed in vain get their places in the queue back."""
+        """The server answers again. Calls whose probes failed get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
         self._over_its_limit(replica, now)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from asyncsynth.core.retry import Rng
 from asyncsynth.core.states import CLOSED, ReplicaState, answering, paused, removed, taken_down, tried
 
-CANARY = -1  #: as the call that probes: the driver probes, with a request of its own
+CANARY = -1  #: in place of a call: the driver probes, with its own request
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
 
 class Breaker:
-    """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
+    """Pauses a server that only fails: *different* calls fail, and none succeeds (with a record's fault, one call
+    fails).
 
     While closed, it notes which calls failed since the last success. When there are enough of them (`blame`), it opens:
     a pause of 0.5 s, doubling to 30 s, with jitter, then one call as a probe. An answer to the probe closes the
@@ -47,7 +48,7 @@ class Breaker:
         self.probe: int | None = None  # the call that probes
         self.cause: str = ""
         self.lost: bool = False  # down, and its supervisor does not restart it
-        self.how: str = ""  # why it stays away, in words that follow its name
+        self.how: str = ""  # why it does not come back, in words that follow its name
         self.knocking: bool = False  # the driver asks first; a call may try when it is answered
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
@@ -111,13 +112,13 @@ class Breaker:
         self.probe_at = None
 
     def give_up(self, cause: str, how: str) -> None:
-        """It stays away. `how` follows its name in a message: "is not started again"."""
+        """The server does not come back. `how` follows its name in a message: "is not started again"."""
         self.cause = cause
         self.how = how
         self.lost = True
 
     def remove(self) -> None:
-        """It leaves the fleet."""
+        """The server leaves the fleet."""
         self.state = removed[self.state]
 
     def probed_by(self, call_id: int | None) -> None:

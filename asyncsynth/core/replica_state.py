@@ -1,4 +1,4 @@
-"""One server as the scheduler knows it: what it serves, how busy it is, how it fares."""
+"""One server as the scheduler knows it: what it serves, how busy it is, and how healthy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
 from asyncsynth.core.states import CLOSED, HALF_OPEN
 
-LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for so long
+LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for this long
 KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
 KV_WEIGHT = 6.0  #: what a waiting request weighs when the cache is full (vLLM's balancer: 6 * (kv - 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """One server, as the scheduler is told of it. `models` are the names that calls ask for."""
+    """One server, as the scheduler knows it. `models` are the names that calls ask for."""
 
     name: str
     models: frozenset[str]
@@ -51,9 +51,9 @@ class Alarm(StrEnum):
     OUTAGE = "outage"  # has it been away for too long?
     STALL = "stall"  # has it been silent for too long?
     SPARE = "spare"  # suspects have waited for another replica long enough
-    ASK = "ask"  # the driver was asked to probe it and said nothing
+    ASK = "ask"  # the driver was asked to probe it and has not reported
     REFUSED = "refused"  # models that it refused are tried there again
-    CANARY = "canary"  # the driver was asked to send canaries and said nothing
+    CANARY = "canary"  # the driver was asked to send canaries and has not reported
 
 
 class Health:
@@ -63,7 +63,7 @@ class Health:
 
     def __init__(self) -> None:
         self.alive: bool = True  # it has answered since its last fall
-        self.deaths: deque[tuple[float, Call]] = deque()  # who failed lately as in a crash
+        self.deaths: deque[tuple[float, Call]] = deque()  # calls that failed lately as in a crash
         self.fallen_at: float = float("-inf")
         self.candidates: set[int] = set()  # ids of those in flight at that fall
         self.examiner: bool = False  # has crashed; tries suspects alone when it is back
@@ -87,9 +87,9 @@ class Refused:
 
 
 class Replica:
-    """A server's state in the scheduler. Each part of it has one owner, named beside it; all may read it.
+    """A server's state in the scheduler. Each part has one owner, named beside it; all may read it.
 
-    What can be changed from several places is changed by a method of the class itself.
+    State that several places change is changed by methods of this class.
     """
 
     __slots__ = (
@@ -146,13 +146,13 @@ class Replica:
         self.stalls: int = 0  # how often it was found hung
         self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
-        self.troubled: bool = True  # something needs resetting at the next success; the first one proves it
+        self.troubled: bool = True  # the next success must reset something
         self.blocked: bool = False  # gated or quiet
         self.report: ServerLoad | None = None  # its own report, while fresh
         self.extra: int = 0  # by that report: requests there that are not ours
         self.press: float = 0.0  # by that report: weight of a request in the server's queue
         self.queue: int = 0  # by that report: its queue, less our requests in flight then
-        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # what moves, as last reported
+        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # last reported progress
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
@@ -171,7 +171,7 @@ class Replica:
             return -1.0
         busy = self.in_flight + self.extra
         if self.press:
-            # Its queue was not empty: what we sent since stands in it, what was answered since made room.
+            # Its queue was not empty: requests sent since are in it, answers since made room.
             return (busy + self.press * max(0, self.in_flight + self.queue)) / self.limiter.limit
         return busy / self.limiter.limit
 

@@ -6,20 +6,20 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - a replica never gets a call beyond its limit, and a retry that sleeps holds no slot;
 - no slot of a ready replica is idle while a call that it can serve waits;
 - every call finishes once, or is cancelled; a halted scheduler starts nothing;
-- a *server's* fault charges no record: charges are provisional until the server answers somebody well, and are
-  taken back when its breaker opens. A call that is out of attempts in such a moment is held until that is known.
+- a *server's* fault charges no record: charges are provisional until the server answers some request well, and are
+  taken back when its breaker opens. A call that is out of attempts at such a moment is held until this is known.
 
-`Scheduler` has the events. Each part below owns its state and knows only parts that stand before it in this list:
+`Scheduler` has the events. Each part below owns its state and knows only parts above it in this list:
 
 - `core.states`: which state of a call, a replica or a suspicion follows which; the tables;
 - `core.calls`, `core.breaker`, `core.replica_state`: a call and a queue of calls, when to pause a server, a server;
 - `core.timers`: what is due when;
-- `core.balancer`: the fleet, and who in it is the least busy;
-- `core.waiting`: who waits for a slot, and who is next;
-- `core.suspects`: who may have killed a server, and whom to try first;
-- `core.refusals`: who was refused, and whether others are;
+- `core.balancer`: the fleet, and its least busy replica;
+- `core.waiting`: which calls wait for a slot, and which is next;
+- `core.suspects`: which calls may have killed a server, and which to try first;
+- `core.refusals`: which calls were refused, and whether others are too;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
-- `core.blame`: what a failure means, and for whom;
+- `core.blame`: what a failure means, for the record and the server;
 - `core.silence`: whether a silent server is slow or hung;
 - `core.waits`: in words, why calls wait.
 """
@@ -47,7 +47,7 @@ __all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec"
 
 
 class Scheduler:
-    """See the module's text. `now` is in seconds, monotonic; actions are to be carried out in their order."""
+    """See the module's text. `now` is in seconds, monotonic; carry out the actions in their order."""
 
     def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
         self.policy = policy
@@ -60,7 +60,7 @@ class Scheduler:
         self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
         self._silence = SilenceWatch(self._slots, self._judge, self._book, self._balancer, self._timers)
         self._seq = 0
-        self.replicas: list[Replica] = self._balancer.replicas  #: all there ever were, by index
+        self.replicas: list[Replica] = self._balancer.replicas  #: all replicas that ever joined, by index
         self._calls = self._slots.calls
         self._queues = self._room.queues
         self._on_alarm: dict[Alarm, Callable[[Replica, float, list[Action]], None]] = {
@@ -90,7 +90,7 @@ class Scheduler:
 
     @property
     def halted(self) -> Halt | None:
-        """Why nothing is started any more, or None."""
+        """Why nothing more is started, or None."""
         return self._slots.halted
 
     # --- events -------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Scheduler:
         Args:
             call_id: any number, not negative, that no unfinished call has.
             model: a name that some replica serves, or has served (then the call waits for one that does).
-            priority: the lower goes first.
+            priority: lower goes first.
             now: seconds.
             affinity: calls with the same number (not 0) prefer the same replica, for its prefix cache.
             tokens: estimate of prompt and completion tokens, an upper bound at best; for rates of tokens.
@@ -123,7 +123,7 @@ class Scheduler:
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:
-        """What the attempt of a call in flight came to. Unknown and cancelled calls are ignored."""
+        """The result of an attempt of a call in flight. Unknown and cancelled calls are ignored."""
         call = self._calls.get(call_id)
         if call is None or call.state is not IN_FLIGHT:
             return []
@@ -151,7 +151,7 @@ class Scheduler:
         return out
 
     def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
-        """An answer that is of no use took its time and its tokens all the same."""
+        """A useless answer still took its time and its tokens."""
         if outcome.reason not in SERVER_FAULTS:
             replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
         if replica.gate is not None and outcome.tokens:
@@ -184,7 +184,8 @@ class Scheduler:
             self._slots.ask(replica, now, out)  # no waiting call could probe
 
     def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked to, and has not reported: a call that waits for the verdict is not convicted."""
+        """The driver was asked for a probe, and has not reported: a call that waits for the verdict is not
+        convicted."""
         self._judge.lives(replica, now, out)
         self._slots.not_asked(replica, now, out)
 
@@ -202,7 +203,7 @@ class Scheduler:
     # --- replicas -----------------------------------------------------------------------------
 
     def report_load(self, name: str, load: ServerLoad, now: float) -> list[Action]:
-        """What a server says about its own load; counts for 5 s from `load.at`. Unknown names are ignored."""
+        """A server's report of its own load; counts for 5 s from `load.at`. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         if replica is None or load.at + LOAD_FRESH_S <= now:
             return []
@@ -240,9 +241,9 @@ class Scheduler:
         return out
 
     def remove_replica(self, name: str, now: float) -> list[Action]:
-        """A server leaves: it gets nothing new, what is in flight there may end. Its index stays taken.
+        """A server leaves: it gets no new calls; those in flight may end. Its index stays taken.
 
-        Calls whose model nobody serves any more wait for another to join; `outage_limit_s` ends the run.
+        Calls whose model no server has any more wait for another to join; `outage_limit_s` ends the run.
 
         Raises:
             KeyError: no replica has this name.
@@ -255,7 +256,7 @@ class Scheduler:
         return out
 
     def probe_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
-        """The result of the driver's `Probe`: ok, if the server answered it, however. Unknown names are ignored."""
+        """The result of the driver's `Probe`: ok if the server answered in any way. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
         if replica is None or self.halted is not None:
@@ -275,7 +276,7 @@ class Scheduler:
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:
-        """A supervisor knows that this server is gone: pause it, charge nobody, until `replica_up`.
+        """A supervisor knows that this server is gone: pause it and charge no call until `replica_up`.
 
         Raises:
             KeyError: no replica has this name.
@@ -290,7 +291,8 @@ class Scheduler:
         return out
 
     def replica_lost(self, name: str, now: float, why: str, how: str = "is not started again") -> list[Action]:
-        """This server stays away: its supervisor gave it up, or it cannot be used. `how` follows its name in messages.
+        """This server does not come back: its supervisor gave it up, or it cannot be used. `how` follows its name in
+        messages.
 
         Calls that no other server can take end the run at once.
 
@@ -320,11 +322,11 @@ class Scheduler:
         return out
 
     def waits(self, now: float) -> list[str]:
-        """Why calls wait for something else than a slot, in words; empty where none does."""
+        """Why calls wait for anything other than a slot, in words; empty if none does."""
         return why_calls_wait(self._slots, self._room, self._book, self._silence, self._balancer, now)
 
     def stats(self) -> list[ReplicaStats]:
-        """One entry per replica, in the order of their indices; without those removed that have nothing in flight."""
+        """One entry per replica, in the order of their indices; except removed ones with nothing in flight."""
         queues = self._queues
         return [
             replica.stats(sum(queues[model].live for model in replica.models))

@@ -93,7 +93,7 @@ class Walker:
         self._save = save
         self._answers = answers
         self._is_ending = is_ending
-        self.work = Work()  #: threads and processes of its steps; whoever made the walker closes it
+        self.work = Work()  #: threads and processes of its steps; the walker's creator closes it
         self._answered = [0] * len(plan.nodes)  #: answers got, by node
         self._cut: Counter[tuple[int, str]] = Counter()  #: by node and the setting that cut them
         self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
@@ -360,7 +360,7 @@ async def _generate_in_time(step: ModelStep, row: Row, ctx: Context) -> list[Row
 
 
 def _has_task() -> bool:
-    """False where a coroutine is being closed after its event loop has ended."""
+    """False if a coroutine is being closed after its event loop has ended."""
     try:
         return asyncio.current_task() is not None
     except RuntimeError:

@@ -2,10 +2,10 @@
 
 A collector follows functions, classes, constants, closures, defaults, `module.attribute` and imports inside functions,
 to any depth, through every module that is not installed. It executes none of the user's code: values are inspected
-in place. What has no stable form (a client, an open file) is named instead.
+in place. Values without a stable form (a client, an open file) are named instead.
 
-The rule is to follow too much rather than too little: a redone result costs a request, an old one that passes for a
-new one costs the data set.
+The rule is to follow too much rather than too little: a redone result costs a request; an old result taken for a new
+one spoils the data set.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from asyncsynth.pipeline.constants import SILENT, is_plain, parts_of_alias, show
 from asyncsynth.pipeline.known import held_by
 from asyncsynth.pipeline.reads import Reads, absolute_names
 
-#: Who reads these may read any attribute of a module.
+#: Code that reads these may read any attribute of a module.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})
 _IMPORTS_BY_NAME = frozenset({"import_module", "__import__", "modules"})  #: the last as in `sys.modules`
 _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
 _MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
-#: Names of a module that hold its place: moving a project changes no result.
+#: Names of a module that hold its location: moving a project changes no result.
 _PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
 _OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
 _SEQUENCES: tuple[Any, ...] = (list, tuple, deque)
@@ -69,7 +69,7 @@ _LRU_CACHE = type(functools.lru_cache(maxsize=1)(lambda: None))
 
 @dataclasses.dataclass(slots=True)
 class Code:
-    """What a step's results depend on beside its settings.
+    """What a step's results depend on besides its settings.
 
     Attributes:
         parts: name -> the value of a constant, or the hash of a function, class or module; JSON.
@@ -83,7 +83,7 @@ class Code:
 
 
 class Collector:
-    """Follows what it is given; `code` is what it found.
+    """Follows values; `code` holds the findings.
 
     Args:
         home: the module whose names are reported without its own name before them.
@@ -102,11 +102,11 @@ class Collector:
         self._quiet = 0
         self._modules: set[str] = set()
         self._roots: set[str] = set()
-        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in the order of their finding
+        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in order of discovery
 
     @property
     def code(self) -> Code:
-        """All that there is, followed to its end."""
+        """Follows everything that is left, and returns the result."""
         while self._waiting:
             if self._objects > _MAX_OBJECTS:
                 self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
@@ -154,7 +154,7 @@ class Collector:
             self._inside.discard(id(value))
 
     def _inside_project(self, path: str) -> str | None:
-        """A path in the user's project, from there: whoever moves the project changes no result."""
+        """A path in the user's project, from there, so that moving the project changes no result."""
         if not path.startswith(os.sep):
             return None
         path = os.path.normpath(path)
@@ -164,7 +164,7 @@ class Collector:
         return None
 
     def add_installed(self, kind: type) -> None:
-        """Takes in the text of a step's class that comes with an installed package: it has no `version` of ours."""
+        """Adds the text of a step's class that comes with an installed package: it has no `version` of ours."""
         self._package(kind.__module__)
         text = class_text(kind, file_of(kind), methods=True)
         self._code.parts[f"{kind.__module__}.{kind.__qualname__}"] = _digest(text)
@@ -185,7 +185,7 @@ class Collector:
     # --- kinds of values -----------------------------------------------------------------------
 
     def _callable(self, value: Any, path: str) -> Any:
-        """The form of a function and what is made of one; None for what is none of these."""
+        """The form of a function or of an object made from one; None for anything else."""
         match value:
             case types.FunctionType():
                 return {"code": self._function(value)}
@@ -254,8 +254,8 @@ class Collector:
         return form
 
     def attribute(self, owner: Any, name: str, value: Any, path: str) -> Any:
-        """The form of an object's attribute. What its own methods change (a counter, a cache) counts as it was when
-        this process first saw it: else each run in a process would refuse the results of the one before."""
+        """The form of an object's attribute. A value that its own methods change (a counter, a cache) counts as it was
+        when this process first saw it: else each run in a process would refuse the results of the one before."""
         kind = owner if isinstance(owner, type) else type(owner)
         return self._first(owner, name, self.add(value, path), path, changes=name in stored_attributes_of(kind))
 
@@ -266,7 +266,7 @@ class Collector:
         return _seen_first.setdefault((id(owner), name), (owner, form))[1]
 
     def _installed_object(self, value: Any, path: str) -> Any:
-        """The form of an object of a class that is not the user's, where it has one."""
+        """The form of an object of a class that is not the user's, if it has one."""
         kind = type(value)
         if isinstance(value, SILENT):
             return {"object": kind.__qualname__}
@@ -324,7 +324,7 @@ class Collector:
                 self._value(self._prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
         for module in sorted(self._imported(reads, scope)):
             self._static_module(module)
-        for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps what it wraps here
+        for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps the wrapped function here
             if not name.startswith("__") or name == "__wrapped__":
                 self._part(f"{label}.{name}", self.add(value, f"{label}.{name}"))
 
@@ -369,7 +369,7 @@ class Collector:
                     self._value(self._prefixed(scope.get("__name__", ""), name), scope[name], reads)
 
     def _value(self, path: str, value: Any, reads: Reads, *, escapes: bool = True) -> None:
-        """Something that a function reads by name."""
+        """A value that a function reads by name."""
         if isinstance(value, types.ModuleType):
             by_name = bool((reads.globals | reads.attributes) & _BY_NAME)
             self._module(value, reads.attributes, whole=by_name or escapes)
@@ -426,7 +426,7 @@ class Collector:
     # --- modules -------------------------------------------------------------------------------
 
     def _module(self, module: types.ModuleType, attributes: Iterable[str], *, whole: bool) -> None:
-        """What of a module is read: by these names, or all of it."""
+        """Follows the parts of a module that are read: these names, or all of it."""
         name = module.__name__
         if not is_users(getattr(module, "__file__", None) or _package_file(module)):
             self._package(name)
@@ -512,7 +512,7 @@ class Collector:
         return label
 
     def _part(self, path: str, form: Any, *, unless: str | None = None) -> None:
-        """Notes a part; not where it would only say that the function `unless` is known by its own name."""
+        """Notes a part, unless it would only say that the function `unless` has its own name."""
         if path != unless:
             self._code.parts[path] = shown(form)
 
@@ -522,7 +522,7 @@ _seen_first: dict[tuple[int, str], tuple[Any, Any]] = {}
 
 
 def _package_file(module: types.ModuleType) -> str:
-    """A place inside a namespace package; '' for what is built in."""
+    """A place inside a namespace package; '' for a built-in module."""
     places = list(getattr(module, "__path__", ()))
     if places:
         return f"{places[0]}/__init__.py"

@@ -41,21 +41,21 @@ class FormPreference(RowStep):
         layout: "standard" writes prompt, chosen and rejected as text; "conversational" as lists of messages.
         rejected: which of the worse answers: the "lowest" rated, or a "random" one (always the same for the
             same row).
-        min_margin: least difference between the two ratings.
-        ties: with all remaining answers rated as the chosen one: "drop" the row, or take the "first" as
+        min_margin: the smallest allowed difference between the two ratings.
+        ties: if all remaining answers have the rating of the chosen one: "drop" the row, or take the "first" as
             chosen and the next different one as rejected.
-        max_similarity: answers more alike than this (0.0 to 1.0; see `steps.similarity`) make no pair.
+        max_similarity: answers more similar than this (0.0 to 1.0; see `steps.similarity`) make no pair.
         missing_ratings: "skip" answers without a rating, or "drop" the row.
         truncated: "drop" answers that ended at max_tokens: such an answer becomes neither chosen nor rejected, and a
             row that keeps fewer than two others is dropped (`truncated`); or "keep" them.
-        system_prompt: the system prompt that the model was sent for both answers. "keep" writes it as the first
+        system_prompt: the system prompt that was sent to the model for both answers. "keep" writes it as the first
             message of the prompt, or in the standard layout as text before the prompt, with a blank line between;
             "column" writes it to the column `system_prompt` instead; "drop" leaves it out. Where the two answers were
             made under different ones, none is written to the prompt; `chosen_system_prompt` and
             `rejected_system_prompt` have each answer's own, unless it is "drop".
         keep: other columns to keep; None keeps all.
 
-    Reads `generations`, `ratings`, `instruction` or `messages`, and where they are there `generation_models`
+    Reads `generations`, `ratings`, `instruction` or `messages`, and, if present, `generation_models`
     and `system_prompt`. Writes `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`,
     `chosen_model`, `rejected_model`, `chosen_system_prompt`, `rejected_system_prompt`. An answer that is blank has no
     rating. A row without a pair is dropped for a counted reason: `truncated`, `missing_rating`, `too_few_rated`,
@@ -138,11 +138,11 @@ class FormPreference(RowStep):
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
     def apply(self, row: Row) -> Row:
-        """The row with its pair, or Dropped for the reason why there is none."""
+        """The row with its pair, or Dropped with the reason why there is none."""
         makings = KNOWN.get()
         seen = self.view(row)
         standard = self.layout == "standard"
@@ -213,7 +213,7 @@ class FormPreference(RowStep):
         return answers
 
     def _pair(self, answers: list[_Answer]) -> tuple[_Answer, _Answer]:
-        """(chosen, rejected). Dropped with what stands in the way of the lowest-rated other answer."""
+        """(chosen, rejected). Dropped with what is wrong with the lowest-rated other answer."""
         chosen = max(answers, key=lambda answer: answer.rating)  # the first of equals
         others = sorted((answer for answer in answers if answer is not chosen), key=lambda answer: answer.rating)
         if all(_words(answer.text) == _words(chosen.text) for answer in others):
@@ -240,7 +240,7 @@ class FormPreference(RowStep):
 
 
 def _is_rated(index: int, rating: Any) -> bool:
-    """Whether there is a rating. None and NaN are none; what is no number fails the row."""
+    """Whether there is a rating. None and NaN count as none; any other value that is not a number fails the row."""
     if rating is None:
         return False
     if isinstance(rating, bool) or not isinstance(rating, (int, float)):
@@ -249,5 +249,5 @@ def _is_rated(index: int, rating: Any) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """The text but for its white space: two answers that differ in nothing else are the same."""
+    """The text without its white space: answers that differ in nothing else are the same."""
     return text.split()

@@ -127,7 +127,10 @@ def packed(plain: bytes, encoding: str, wbits: int, cut: int = 0) -> bytes:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: a\r\ncontent-length:2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nok", "protocol"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok", "protocol"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",
+            "protocol",
+        ),
         (packed(zlib.compress(b"ok" * 20), "deflate, deflate", 15), b"ok" * 20),
         (packed(b"ok" * 20, "identity, gzip", 31), b"ok" * 20),
         (packed(b"ok" * 20, "gzip, br", 31), "protocol"),

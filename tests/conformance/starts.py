@@ -21,7 +21,6 @@ def _paged(asked: Asked) -> Reply:
     return Reply({**page, "has_more": not after, "last_id": MODEL if after else "last"})
 
 
-
 def _any_name(server: Server, asked: Asked) -> Reply:
     if asked.is_list:
         return Reply({"object": "list", "data": []})

@@ -85,7 +85,7 @@ def test_a_server_that_was_never_heard_gets_ten_minutes_unless_a_peer_answers() 
         assert sim.scheduler.stats()[0].state == "closed"
         if replicas == 1:
             assert sim.scheduler.waits(sim.now) == [
-                f"an answer of s0, silent for {sim.now:.0f} s: it was asked, and has 600 s to answer"
+                f"an answer of s0, silent for {sim.now:.0f} s: it was sent a probe, and has 600 s to answer"
             ]
         sim.run(until=SILENCE_S + seconds + 1)
         assert sim.scheduler.stats()[0].state != "closed"

@@ -35,10 +35,10 @@ def check_servers(
     environ: Mapping[str, str] | None = None,
     gpus: int | None = None,
 ) -> list[Finding]:
-    """Everything that is wrong with servers that are to be started together on this machine; starts nothing.
+    """Everything that is wrong with servers that will be started together on this machine; starts nothing.
 
     Args:
-        vllm: what would run; None when there is none, then the flags are those of the pinned version.
+        vllm: what would run; None if there is none, then the flags are those of the pinned version.
         gpus: how many GPUs the machine has; None asks it.
     """
     table = table or load_table()
@@ -163,7 +163,7 @@ def _check_memory(servers: Sequence[ServerConfig], machine: int) -> Iterator[Fin
     for server in servers:
         launch = _launch(server)
         if "kv-cache-memory-bytes" in launch.flags:
-            continue  # it takes so much as it says, whatever the share is
+            continue  # it takes as much as it says, whatever the share is
         name = "gpu-memory-utilization"
         share = launch.number(name, launch.number("device-memory-utilization", _DEFAULT_UTILIZATION))
         gpus = launch.gpus
