@@ -185,7 +185,7 @@ class HttpxExchange:
     async def _exchange(
         self, method: str, url: str, body: bytes | None, timeout: Timeouts, token: bytes = b""
     ) -> tuple[WireResponse, Any]:
-        """The answer, and the connection that it came on: None where httpx names none, or it carries several at once."""
+        """The answer and its connection: None where httpx names none, or where it carries several at once."""
         headers = {"accept-encoding": "identity"}
         if token:
             headers[ID_HEADER] = token.decode("ascii")

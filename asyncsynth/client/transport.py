@@ -17,8 +17,8 @@ class Timeouts:
     """Deadlines of one exchange, in seconds. Kept by a coarse sweeper: never early, up to two sweeps late.
 
     `idle` counts from one response byte to the next, inside the headers and once the body has begun with more than
-    blanks, because some servers send headers or blanks at once and then generate; `total` bounds the wait for the first, because a
-    server with a queue says nothing until it is done. `NEVER_S` for either: no such deadline.
+    blanks: some servers send headers or blanks at once and then generate. `total` bounds the wait for the first byte,
+    because a server with a queue says nothing until it is done. `NEVER_S` for either: no such deadline.
     """
 
     connect: float = 10.0

@@ -94,8 +94,8 @@ class Replica:
 
     __slots__ = (
         "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "doubted", "extra",
-        "fell_at", "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "left_out", "limiter",
-        "models", "name", "overloads", "press", "probers", "probes_sent", "proven", "queue", "quiet",
+        "fell_at", "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "left_out",
+        "limiter", "models", "name", "overloads", "press", "probers", "probes_sent", "proven", "queue", "quiet",
         "readable_until", "refusals", "report", "seen", "served_s", "shared", "slowest", "spent", "spent_at",
         "spent_until", "stalls", "starved", "survivors", "troubled", "turned_away",
     )  # fmt: skip

@@ -272,7 +272,7 @@ class FirstContact:
 
     def _no_answer(self, model: str, outcome: Transient | Permanent) -> ServerError:
         has_list = self.listing.names is not None
-        if outcome.status == 401 or (outcome.reason in ("auth", "refused") and not (has_list and self._has_key)):
+        if outcome.status == 401 or (outcome.reason in ("auth", "refused") and not has_list):
             return self.key_refused(outcome.status, outcome.message)
         said = f"{model} at {self._where} did not answer a sample request: {outcome.reason}"
         said += f" (HTTP {outcome.status})" if outcome.status else ""
@@ -280,7 +280,12 @@ class FirstContact:
         if outcome.reason == "model_not_found":
             return ModelNotServed(said)
         if outcome.reason == "auth" or outcome.status == 403:
-            return ServerRefused(said, hint="It answers its list of models with this key: may the key use this model?")
+            if self._has_key:
+                todo = "with this key: may the key use this model?"
+            else:
+                wanted = f": export {self._key_env}=..." if self._key_env else ""
+                todo = f"without a key, not this request. Does it want one{wanted}, and may the key use this model?"
+            return ServerRefused(said, hint=f"It answers its list of models {todo}")
         if _is_unreadable(outcome):
             return ServerUnreachable(said, hint="Is this an HTTP/1.1 server? A proxy before it may damage its answers.")
         if outcome.reason in ("connect", "reset", "timeout", "truncated"):
