@@ -11,6 +11,7 @@ from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
 DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
+MOST_TOKENS = 1 << 53  #: no server has counted more: it could not be journaled
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 #: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral. The codec
 #: reads them all as "length".
@@ -105,7 +106,7 @@ def count(given: Any) -> int:
             number = int(given or 0)
         except (TypeError, ValueError, OverflowError):
             return 0
-    return number if 0 <= number < 1 << 53 else 0
+    return number if 0 <= number < MOST_TOKENS else 0
 
 
 def sample(raw: bytes | str) -> str:
