@@ -323,7 +323,10 @@ def _read_answer(
     model = answer.get("model")
     if type(model) is not str or not model:
         model = str(model or request.model)
-    return Ok(Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion), flags=flags), completion, prompt)
+    made = Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion))
+    if flags:
+        made.flags = flags
+    return Ok(made, completion, prompt)
 
 
 def _in_order(sent: Sequence[Any]) -> Sequence[Any]:

@@ -231,15 +231,17 @@ class Walker:
 
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
+        answered: Iterable[tuple[Item, tuple[StepResult, bool] | None]]
         if len(items) == 1:
-            results = [await self._ask_row(way, node, step, items[0], known)]
+            answered = ((items[0], await self._ask_row(way, node, step, items[0], known)),)
         else:
             results = await all_or_error([self._ask_row(way, node, step, item, known) for item in items])
+            answered = zip(items, results, strict=True)
         way.models_left -= 1
         kept: list[StepResult] = []
         made: list[Item] = []
         any_fresh = False
-        for item, done in zip(items, results, strict=True):
+        for item, done in answered:
             if done is not None:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
@@ -293,17 +295,13 @@ class Walker:
         # Later steps first, then older records: what is in flight ends before new work begins.
         priority = (-node.depth << _DEPTH_SHIFT) + record.position
         send = partial(self._pool.send, priority=priority)
-        asker = None
-        if self._answers is not None:
-            asker = self._answers.asker(node, record.key, key, send)
-        ctx = Context(
-            key=key,
-            run_seed=self._run_seed,
-            step_id=node.seed_id,
-            send=send if asker is None else asker.send,
-        )
-        if asker is not None and step.needs_work:
-            ctx.equip(keep=asker.keep)
+        asker = None if self._answers is None else self._answers.asker(node, record.key, key, send)
+        if asker is None:
+            ctx = Context(key, self._run_seed, node.seed_id, send)  # by position: keywords would cost a dict
+        else:
+            ctx = Context(key, self._run_seed, node.seed_id, asker.send)
+            if step.needs_work:
+                ctx.equip(keep=asker.keep)
         generate = self._generate[node.index]
         assert generate is not None
         try:
@@ -340,8 +338,9 @@ class Walker:
             if is_foreign and (task := asyncio.current_task()) is not None and task.cancelling():
                 await self._forget_cancellation(way, task)
             self._answered[node.index] += len(ctx.completions)
-            for request, _ in ctx.cut:
-                self._cut[node.index, step.limit_of(request)] += 1
+            if ctx.cut:
+                for request, _ in ctx.cut:
+                    self._cut[node.index, step.limit_of(request)] += 1
         return StepResult(key, digest, outputs, notes), True
 
     async def _forget_cancellation(self, way: _Way, task: asyncio.Task[Any]) -> None:
