@@ -17,7 +17,7 @@ PLAIN = {
     "resumes, continues": r"goes on|going on with|gone on with|went on",
     "must, will": r"(?:is|are|was|were) to (?:be|have)",
     "this many, N": r"so many",
-    "no server, no call, no caller": r"nobody",
+    "no server, no call, no caller": r"(?<![~/])nobody",
     "the name of who does it": r"somebody|whoever",
     "the result of": r"what \w+(?: \w+){0,3} came to",
     "is": r"stands (?:at|beside|before|behind|under|where|in (?:a|an|the|its)|there)",
