@@ -1,8 +1,8 @@
 """`sys.exit` in a task that a step's own code started costs that step's row, and not the run.
 
-asyncio raises a SystemExit of any task out of the event loop, even if another task awaits it. So while a run with user code is
-in a loop, tasks that this code starts (TaskGroup, gather, create_task) turn SystemExit into an error that their awaiter
-gets, as every other exception of theirs.
+asyncio raises a SystemExit of any task out of the event loop, whichever task awaits it. So while a run with user code
+is in a loop, tasks that this code starts (TaskGroup, gather, create_task) turn SystemExit into an error that their
+awaiter gets, as every other exception of theirs.
 """
 
 from __future__ import annotations
