@@ -221,7 +221,7 @@ def makings_of(
         reasoning = outputs.get("reasoning")
         sent = prompt_of(number)
         for name, value in outputs.items():
-            if name in ("model_name", "reasoning"):
+            if name in ("model_name", "judge_model", "reasoning"):
                 continue
             for role, text in texts_in(value):
                 if role in ("", "assistant") and (end := end_of(text)):

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from asyncsynth.calling import nearest
+from asyncsynth.client.concurrency import first_error
 from asyncsynth.errors import InputError, RecordError
 from asyncsynth.records import NotPlainJson, Row, plain_json
 
@@ -74,6 +75,8 @@ def runs_foreign_code(step: object) -> bool:
 
 def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     """Why a step failed on `row`, from whatever it raised."""
+    if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code
+        return row_error(first_error(error), row)
     if isinstance(error, RecordError):
         return error
     if isinstance(error, NotPlainJson):

@@ -18,6 +18,9 @@ TRUNCATED = ("drop", "keep")
 #: What to do with the system prompt under which the model answered.
 SystemPrompt = Literal["keep", "column", "drop"]
 SYSTEM_PROMPT = ("keep", "column", "drop")
+#: How the content of messages is written.
+Content = Literal["keep", "text", "parts"]
+CONTENT = ("keep", "text", "parts")
 
 
 def prompt_messages(seen: Row) -> list[Message]:
@@ -68,6 +71,31 @@ def text_of_message(message: Message) -> str:
             f'a message with {what} has no standard layout; use layout="conversational"', reason="bad_prompt"
         )
     return text_in(content)
+
+
+def with_content(messages: list[Message], content: Content) -> list[Message]:
+    """The messages with the content of each as it is ("keep"), as text, or as a list of parts.
+
+    Raises RecordError (`bad_prompt`) where text would lose an image or audio.
+    """
+    return messages if content == "keep" else [_with_content(message, content) for message in messages]
+
+
+def _with_content(message: Message, content: Content) -> Message:
+    value: Any = message.get("content")
+    if content == "parts":
+        if value is None:
+            value = []
+        return {**message, "content": [{"type": "text", "text": value}] if isinstance(value, str) else value}
+    if not isinstance(value, list):
+        return message
+    if others := sorted({str(part.get("type")) for part in value} - {"text"}):
+        raise RecordError(
+            f'the {message["role"]}\'s message has parts that are not text ({", ".join(others)}), which content="text" '
+            'would lose; use content="parts"',
+            reason="bad_prompt",
+        )
+    return {**message, "content": text_in(value)}
 
 
 def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:

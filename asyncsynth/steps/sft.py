@@ -13,9 +13,11 @@ from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import one_of
 from asyncsynth.steps.conversation import (
+    CONTENT,
     LAYOUTS,
     SYSTEM_PROMPT,
     TRUNCATED,
+    Content,
     Layout,
     SystemPrompt,
     Truncated,
@@ -24,6 +26,7 @@ from asyncsynth.steps.conversation import (
     system_of,
     text_of_message,
     text_of_prompt,
+    with_content,
     with_system,
 )
 
@@ -45,6 +48,10 @@ class FormSFT(RowStep):
         tool_calls: "keep" writes tool calls as they are in the row; "object" as chat templates and TRL read them:
             arguments as JSON objects instead of text, and an empty text beside the calls. Export such rows as JSON
             Lines: Parquet would give the arguments of every call all the names of any call.
+        content: how messages hold their content. "keep": as in the row; "text": parts of text become one text, as
+            templates of text models want it, and a message with an image or audio fails its row (`bad_prompt`);
+            "parts": a text becomes a list of one part, as processors of vision models want it. Parquet has typed
+            columns: rows of which some have text and others have parts fit into it only with one of these two.
         keep: other columns to keep; None keeps all.
 
     Columns: writes `messages`, or in the standard layout `prompt` and `completion`; depending on the settings, also
@@ -70,6 +77,7 @@ class FormSFT(RowStep):
     """
 
     learns = True
+    content: Content = "keep"
     optional_inputs: tuple[str, ...] = (
         "instruction",
         "messages",
@@ -88,6 +96,7 @@ class FormSFT(RowStep):
         system_prompt: SystemPrompt = "keep",
         reasoning: Literal["drop", "field", "text"] = "drop",
         tool_calls: Literal["keep", "object"] = "keep",
+        content: Content = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -98,11 +107,14 @@ class FormSFT(RowStep):
         one_of("FormSFT", "system_prompt", system_prompt, SYSTEM_PROMPT)
         one_of("FormSFT", "reasoning", reasoning, ("drop", "field", "text"))
         one_of("FormSFT", "tool_calls", tool_calls, ("keep", "object"))
+        one_of("FormSFT", "content", content, CONTENT)
         self.layout = layout
         self.truncated = truncated
         self.system_prompt = system_prompt
         self.reasoning = reasoning
         self.tool_calls = tool_calls
+        if content != "keep":  # the default is no setting of its own, so that older runs can be resumed
+            self.content = content
         self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
         if system_prompt == "column":
@@ -136,7 +148,7 @@ class FormSFT(RowStep):
         if self.tool_calls == "object":
             messages = [for_templates(message) for message in messages]
         if self.layout == "conversational":
-            made: Row = {"messages": messages}
+            made: Row = {"messages": with_content(messages, self.content)}
         else:
             made = {"prompt": text_of_prompt(messages[:-1]), "completion": text_of_message(messages[-1])}
         made.update({"system_prompt": column, "reasoning": thought})

@@ -173,10 +173,27 @@ def _write_parquet(rows: RunRows, file: NewFile) -> None:
             for batch in _batches(rows, columns):
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
     except pyarrow.ArrowException as error:
+        place = _misfit(rows, list(columns))
         raise ConfigurationError(
-            f"{file.path}: the rows do not fit into Parquet's typed columns ({error})",
-            hint="Export to .jsonl, or make the column's values of one type.",
+            f"{file.path}: {place or 'the rows'} does not fit into Parquet's typed columns ({error})",
+            hint="Export to .jsonl, or make the column's values of one type. If it holds messages of which some have "
+            'text and others have parts, FormSFT and FormPreference write all in one form: content="text" or "parts".',
         ) from error
+
+
+def _misfit(rows: RunRows, columns: list[str]) -> str:
+    """The first value that is of no type, or of another than those before it in its column; '' if there is none."""
+    import pyarrow
+
+    types = {column: pyarrow.schema([]) for column in columns}
+    for number, row in enumerate(rows):
+        for column in columns:
+            try:
+                found = pyarrow.schema([(column, pyarrow.infer_type([row.get(column)]))])
+                types[column] = pyarrow.unify_schemas([types[column], found], promote_options="permissive")
+            except pyarrow.ArrowException:
+                return f"the column {column!r} of row {number}"
+    return ""
 
 
 def _batches(rows: RunRows, columns: Row) -> Iterator[list[Row]]:

@@ -123,6 +123,12 @@ def _refusal(directory: Path, told: str) -> RunLockedError:
             " machine any more",
             hint="Wait for it to end, stop it (it may run on another machine), or choose another run directory.",
         )
+    if writer == os.getpid():
+        return RunLockedError(
+            f"{directory}: this process (pid {writer}) is writing this run already",
+            hint="Wait for that run to end, or choose another run directory. A stream() that was left early ends when"
+            " its iterator is closed: `await rows.aclose()`.",
+        )
     return RunLockedError(
         f"{directory}: another process (pid {told or 'unknown'}) is writing this run",
         hint="Wait for it to end, stop it, or choose another run directory.",

@@ -278,6 +278,8 @@ class Task(ModelStep):
         )
         if "model_name" in self.outputs:
             outputs["model_name"] = completion.model
+        elif "judge_model" in self.outputs:  # beside the name of the model that wrote what is judged
+            outputs["judge_model"] = completion.model
         return outputs
 
     async def ask(

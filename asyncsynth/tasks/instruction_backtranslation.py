@@ -22,20 +22,20 @@ class InstructionBacktranslation(Task):
     The curation step of instruction backtranslation: instructions are made for texts that people wrote, and
     pairs in which the text is not a good answer are then filtered out (the paper keeps those with a 5).
 
-    Columns: ``instruction``, ``generation`` -> ``score`` (int), ``reason`` (str), ``model_name``.
+    Columns: ``instruction``, ``generation`` -> ``score`` (int), ``reason`` (str), ``judge_model``.
 
     Args: see `Task`.
 
     Example:
         ``{"instruction": "How do I boil an egg?", "generation": "Eggs are eaten worldwide. Buy ours!"}`` ->
-        ``{"score": 1, "reason": "It advertises and does not say how.", "model_name": "..."}``
+        ``{"score": 1, "reason": "It advertises and does not say how.", "judge_model": "..."}``
 
     Paper: Self-Alignment with Instruction Backtranslation, arXiv 2308.06259.
     """
 
-    version = 2  # if an answer holds several values, the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generation")
-    outputs: tuple[str, ...] = ("score", "reason", "model_name")
+    outputs: tuple[str, ...] = ("score", "reason", "judge_model")
     prompt: ClassVar[str | None] = "instruction_backtranslation"
 
     def answers_prompt(self) -> bool:

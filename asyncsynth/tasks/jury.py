@@ -89,8 +89,8 @@ def merge_verdicts(jury: Jury, verdicts: Sequence[Row], count: int) -> Row:
         "rationales": rationales,
         "rating_spreads": spreads,
         "jury_ratings": [verdict["ratings"] for verdict in verdicts],
-        "jury_models": [verdict["model_name"] for verdict in verdicts],
-        "model_name": " + ".join(verdict["model_name"] for verdict in verdicts),
+        "jury_models": [verdict["judge_model"] for verdict in verdicts],
+        "judge_model": " + ".join(verdict["judge_model"] for verdict in verdicts),
     }
     if "expected_ratings" in verdicts[0]:
         merged["expected_ratings"] = [

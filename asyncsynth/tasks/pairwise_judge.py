@@ -55,7 +55,7 @@ class PairwiseJudge(Task):
     better one in ``generations``; None for a tie), ``position_bias`` ("first" or "second" when the judge chose
     that place in both orders, whichever answer was there; else None), ``ratings`` ([1.0, 0.0], [0.0, 1.0] or
     [0.5, 0.5], as `FormPreference` reads them), ``rationales`` (list of two, one for each order),
-    ``model_name``.
+    ``judge_model``.
 
     A blank answer loses to one that is not, and two equal answers tie, without asking; their rationales
     are empty.
@@ -72,12 +72,12 @@ class PairwiseJudge(Task):
 
     ``{"instruction": "How much is 2 + 2?", "generations": ["4", "5"]}`` gives ``{"preference": 0,
     "position_bias": None, "ratings": [1.0, 0.0], "rationales": ["A is right, B is not.", "B is right."],
-    "model_name": ...}``.
+    "judge_model": ...}``.
     """
 
-    version = 2  # if an answer holds several values, the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generations")
-    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "model_name")
+    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "judge_model")
     prompt: ClassVar[str | None] = "pairwise_judge"
 
     def __init__(
@@ -104,7 +104,7 @@ class PairwiseJudge(Task):
         if not (first.strip() and second.strip()) or first.strip() == second.strip():
             winner = None if bool(first.strip()) == bool(second.strip()) else int(not first.strip())
             turned = None if winner is None else 1 - winner
-            return {**preference_of(Verdict(winner), Verdict(turned)), "model_name": self.llm.model}
+            return {**preference_of(Verdict(winner), Verdict(turned)), "judge_model": self.llm.model}
         orders = ((first, second), (second, first))
         answers = await all_or_error(
             [
@@ -122,7 +122,7 @@ class PairwiseJudge(Task):
         made = preference_of(straight, swapped)
         if not self.rationales:
             made["rationales"] = ["", ""]
-        return {**made, "model_name": completion.model}
+        return {**made, "judge_model": completion.model}
 
     def _messages(self, row: Row, first: str, second: str) -> list[Message]:
         values = {

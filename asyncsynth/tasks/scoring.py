@@ -20,11 +20,11 @@ HIGHEST_SCORE = 6
 class Scorer(Task):
     """Base of the tasks that score a list of texts from 1 to 6."""
 
-    version = 2  # if an answer holds several values, the last one counts
+    version = 3  # the model is named in judge_model
     #: The column with the list.
     subject: ClassVar[str]
 
-    outputs: tuple[str, ...] = ("scores", "model_name")
+    outputs: tuple[str, ...] = ("scores", "judge_model")
 
     def answers_prompt(self) -> bool:
         """False: its texts do not answer the prompt of the row."""
@@ -36,11 +36,11 @@ class Scorer(Task):
         places = [place for place, text in enumerate(texts) if text.strip()]
         scores: list[int | None] = [None] * len(texts)
         if not places:
-            return {"scores": scores, "model_name": self.llm.model}
+            return {"scores": scores, "judge_model": self.llm.model}
         found = await self.answer({**row, self.subject: [texts[place] for place in places]}, ctx, number)
         for place, score in zip(places, found["scores"], strict=True):
             scores[place] = score
-        return {"scores": scores, "model_name": found["model_name"]}
+        return {"scores": scores, "judge_model": found["judge_model"]}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The scale first (servers cache a common prefix), then the texts."""

@@ -117,7 +117,7 @@ TaskFunction = Callable[[Row, TaskContext], Awaitable[Mapping[str, Any]]]
 class FunctionTask(Task):
     """A task that calls an async function; what `@task` makes.
 
-    Columns: the decorator's; ``model_name`` is filled in if it is declared and not returned.
+    Columns: the decorator's; ``model_name`` and ``judge_model`` are filled in if they are declared and not returned.
 
     Args:
         llm: another model than the decorator's.
@@ -176,9 +176,10 @@ class FunctionTask(Task):
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
                 continue
             context.note_systems(several=self.num_generations > 1)
-            outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name",))
-            if "model_name" in self.outputs and "model_name" not in outputs:
-                outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model
+            outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name", "judge_model"))
+            for column in ("model_name", "judge_model"):
+                if column in self.outputs and column not in outputs:
+                    outputs[column] = ctx.completions[-1].model if ctx.completions else self.llm.model
             return outputs
         raise AssertionError("unreachable: the loop returns or raises")
 
@@ -198,7 +199,9 @@ def task(
     Args:
         inputs: columns that the function reads; its row holds these (and `optional_inputs`, where the row has
             them) and nothing else.
-        outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in.
+        outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in, and so is
+            ``judge_model``: declare that one in a task that judges, so that the row keeps the name of the model that
+            wrote what is judged.
         llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
         needs: features that the function requires of the server, tested before a run begins: ``"chat"``,
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.

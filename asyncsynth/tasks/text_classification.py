@@ -28,8 +28,8 @@ class TextClassification(Task):
     """Sorts texts into given categories. The answer is constrained to the labels if the server can do it
     (an ``enum`` in the JSON schema), and is never anything but one of them.
 
-    Columns: ``text``, optionally ``system_prompt`` -> ``label``, ``model_name``; with `multi_label`
-    ``labels`` (list, in the order of the argument, perhaps empty), ``model_name``.
+    Columns: ``text``, optionally ``system_prompt`` -> ``label``, ``judge_model``; with `multi_label`
+    ``labels`` (list, in the order of the argument, perhaps empty), ``judge_model``.
 
     Args:
         labels: the labels, or a dict of label to what it means.
@@ -42,10 +42,10 @@ class TextClassification(Task):
         TextClassification(llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0),
                            labels={"praise": "the writer liked it", "complaint": "the writer did not"})
 
-    ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "model_name": ...}``.
+    ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "judge_model": ...}``.
     """
 
-    version = 2  # if an answer holds several values, the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("text",)
     prompt: ClassVar[str | None] = "text_classification"
 
@@ -70,7 +70,7 @@ class TextClassification(Task):
         self.labels: list[list[str]] = [[label, meaning] for label, meaning in meanings.items()]
         self.multi_label = multi_label
         self.context = context
-        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "model_name")
+        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "judge_model")
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:

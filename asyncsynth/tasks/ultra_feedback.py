@@ -35,7 +35,7 @@ class UltraFeedback(Task):
     """Rates each of several answers from 1 to 5.
 
     Columns: ``instruction``, ``generations`` (list of texts) -> ``ratings`` (list of int, None for an answer
-    that is blank or that the judge declined), ``rationales`` (list of str), ``model_name``. Both lists are
+    that is blank or that the judge declined), ``rationales`` (list of str), ``judge_model``. Both lists are
     always as long as ``generations``. With `expected_rating` also ``expected_ratings`` (list of float or None).
 
     An overall rating without rationales is the cheapest: a few tokens per row instead of some sentences.
@@ -43,7 +43,7 @@ class UltraFeedback(Task):
     Several models may judge: ``llm=[LLM(...), LLM(...)]`` or ``llm=Jury([...], how="median")``. ``ratings`` are
     then the jury's (with ``mean`` and ``median`` floats), ``rationales`` those of the judge whose rating is
     nearest to it, and these columns are added: ``rating_spreads`` (highest rating minus lowest, for each
-    answer), ``jury_ratings`` (one list of ratings per judge) and ``jury_models``. ``model_name`` names all judges.
+    answer), ``jury_ratings`` (one list of ratings per judge) and ``jury_models``. ``judge_model`` names all judges.
     A judge without a readable verdict (a parse failure, a failed request) abstains, which is noted as
     ``abstained`` in the row's provenance; the row fails if fewer than `Jury.quorum` are left.
 
@@ -60,14 +60,14 @@ class UltraFeedback(Task):
 
     Example:
         ``{"instruction": "Who wrote Emma?", "generations": ["Jane Austen.", "I like books."]}`` ->
-        ``{"ratings": [5, 1], "rationales": ["Right and brief.", "It does not answer."], "model_name": "..."}``
+        ``{"ratings": [5, 1], "rationales": ["Right and brief.", "It does not answer."], "judge_model": "..."}``
 
     Paper: UltraFeedback, arXiv 2310.01377.
     """
 
-    version = 2  # if an answer holds several values, the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generations")
-    outputs: tuple[str, ...] = ("ratings", "rationales", "model_name")
+    outputs: tuple[str, ...] = ("ratings", "rationales", "judge_model")
     prompt: ClassVar[str | None] = "ultra_feedback"
 
     def __init__(
@@ -94,7 +94,7 @@ class UltraFeedback(Task):
             "rationales",
             *(("expected_ratings",) if expected_rating else ()),
             *(("rating_spreads", "jury_ratings", "jury_models") if self._jury is not None else ()),
-            "model_name",
+            "judge_model",
         )
         one = self._jury.judges[0] if self._jury is not None else llm
         super().__init__(cast(LLM, one), **settings)  # what is no model either is refused there
@@ -168,7 +168,7 @@ class UltraFeedback(Task):
             for index, place in enumerate(group):
                 for name, values in lists.items():
                     values[place] = answer[name][index]
-        return {**lists, "model_name": answers[-1]["model_name"] if answers else llm.model}
+        return {**lists, "judge_model": answers[-1]["judge_model"] if answers else llm.model}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The rubric first (servers cache a common prefix), then the instruction and the answers."""
