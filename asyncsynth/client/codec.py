@@ -25,10 +25,12 @@ The outcome of each answer (`asyncsynth.core.retry` decides what to do about it)
 | 402; 400, 403, 412, 429 of a spent balance or quota;| Permanent quota, scope server                      |
 | 429 `x-should-retry: false`, or of a quota without  |                                                    |
 | a time to wait                                      |                                                    |
-| 429, 498, 503, 529                                  | Overloaded with the wait that headers or body ask  |
-|                                                     | for (s, ms, HTTP-date, RetryInfo, "try again in")  |
+| 429, 498, 503, 529; 400, 403 with the code of a     | Overloaded with the wait that headers or body ask  |
+| rate limit                                          | for (s, ms, HTTP-date, RetryInfo, "try again in")  |
 | 400, 413, 422, 500 saying the context is too long   | Permanent context_length                           |
-| 408, 409, 421, 423, 424, 425, 444, 460, 499, 5xx    | Transient server_error                             |
+| 408, 409, 421, 423, 424, 425, 444, 460, 499, 5xx;   | Transient server_error                             |
+| any 4xx with `x-should-retry: true`, or that says   |                                                    |
+| that the model is loading                           |                                                    |
 | 400, 403, 422 of a content filter                   | Permanent content_filter                           |
 | 413                                                 | Permanent too_large                                |
 | 401                                                 | Permanent auth, scope server                       |

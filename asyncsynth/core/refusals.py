@@ -9,7 +9,7 @@ in seconds, so "three in a row" shows nothing. A request that is known to be har
 2. The canary is answered, or another call that started after the refusal is: the server works, and the refusal is the
    request's own. The call ends with the reason `refused` (a spent quota keeps its own).
 3. The canary is refused too: all requests are. Once three different calls were refused, or three canaries in a row, the
-   replica is paused, if others serve its model; else the run halts.
+   model goes to the others that serve it, and the replica is paused if it has no other model; else the run halts.
 4. The canary shows neither (the server is busy, or gone): the call is charged one attempt and tried again.
 
 A spent quota needs no canary once three different calls have met it and no later call is answered: the canary is cheap
