@@ -62,7 +62,7 @@ def unchecked(value: Any) -> Any:
 
 
 def _is_bare(function: Any) -> bool:
-    # A user's `functools.wraps` copies the mark, and then wraps something else than the mark says.
+    # A user's `functools.wraps` copies the mark, and then wraps something other than the mark names.
     return "_checks" not in vars(function) or vars(function)["_checks"] is not function.__wrapped__
 
 

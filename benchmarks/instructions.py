@@ -59,7 +59,7 @@ _replaced: set[str] = set()
 
 
 def replace(owner: Any, name: str, stand_in: Callable[..., Any]) -> None:
-    """Puts `stand_in` in the place of a function or class. NotThere when there is none of that name."""
+    """Puts `stand_in` in the place of a function or class. NotThere if there is none of that name."""
     if not hasattr(owner, name):
         raise NotThere(f"{owner.__name__}.{name}")
     key = f"{owner.__name__}.{name}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
@@ -13,12 +14,11 @@ from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Tim
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Outcome, ServerLoad
 from asyncsynth.core.rates import RateLimits
-from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
+from asyncsynth.core.replica_state import LOAD_FRESH_S, ReplicaSnapshot, ReplicaSpec
 from asyncsynth.core.stats import Histogram, Tally
 
 ANY_MODEL = "*"  #: the scheduler's name for a model that no server offers by name
 HEADER_EVERY_S = 0.05  #: an answer's load header is read at most this often, per server
-LOAD_FRESH_S = 5.0  #: an older report is not shown
 #: Prompt heads are compared by this many characters, and only if they share at least this many: a server reads a
 #: shorter head as fast as it finds it in its cache.
 _HEAD_CHARS, _LEAST_HEAD = 4096, 1024
@@ -47,19 +47,6 @@ class Server:
         """The server as the scheduler knows it."""
         models = self.models if self.serves_any is None else self.models | {ANY_MODEL}
         return ReplicaSpec(self.name, models, self.limiter or FixedLimit(self.limit), self.rates)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaSnapshot:
-    """One server now. `waiting`: requests that it could take and that wait for a slot; `why`: its limit or pause."""
-
-    name: str
-    in_flight: int
-    limit: int
-    waiting: int
-    state: str  #: "closed" (in use) | "open" | "half-open" | "down", or another state of the scheduler
-    why: str
-    load: ServerLoad | None = None  #: what the server itself said, in the last seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +85,7 @@ class Totals:
     completion_tokens: int = 0
     retries: Tally = field(default_factory=Tally)
     given_up: Tally = field(default_factory=Tally)
-    answered_by: dict[str, int] = field(default_factory=dict)
+    answered_by: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
 
 
@@ -138,12 +125,12 @@ class Link:
                 self.poller.every_s = RARE_POLL_S
             self._told(load)
 
-    def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
-        """The server now; a load that is not fresh is left out."""
+    def with_load(self, replica: ReplicaSnapshot, now: float | None) -> ReplicaSnapshot:
+        """The same with the server's load, if that is fresh."""
         load = self.load
-        if load is not None and (now is None or now - load.at > LOAD_FRESH_S):
-            load = None
-        return ReplicaSnapshot(stats.name, stats.in_flight, stats.limit, stats.waiting, stats.state, stats.why, load)
+        if load is None or now is None or now - load.at > LOAD_FRESH_S:
+            return replica
+        return replace(replica, load=load)
 
     def _told(self, load: ServerLoad) -> None:
         self.load = load

@@ -33,16 +33,6 @@ class Secret:
         """The string itself. Call this where the string is used, and do not store the result in an attribute."""
         return self._value
 
-    @classmethod
-    def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable. Raises ConfigurationError, naming it, when it is unset."""
-        value = os.environ.get(name, "").strip()
-        if not value:
-            raise ConfigurationError(
-                f"the environment variable {name} is not set", hint=f"export {name}=<the server's API key>"
-            )
-        return cls(value)
-
     def __repr__(self) -> str:
         return "Secret(***)"
 
@@ -71,6 +61,37 @@ class PrivateHeaders(dict[str, str]):
         return f"<{len(self)} headers>"
 
     __str__ = __repr__
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: Parts of a variable's name, between underscores: a word in one case, perhaps with a short number; K8S, GPT4O.
+_WORD = re.compile(r"(?:[A-Z]{0,20}|[a-z]{0,20}|[A-Z][a-z]{0,19})[0-9]{0,4}|[A-Z0-9]{0,8}")
+_MOST_WORDS = 8
+
+
+def check_variable(name: str, where: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuses what cannot be, or hardly is, the name of an environment variable: it may be a key, typed in its place.
+
+    A name that no person would give a variable (``hf_xYz...``) is refused only where no such variable is set. What was
+    typed is not shown.
+
+    Raises:
+        ConfigurationError: with `where` for its place.
+    """
+    is_name = isinstance(name, str) and _VARIABLE.fullmatch(name)
+    if is_name and (_is_plain_name(name) or name in (os.environ if environ is None else environ)):
+        return
+    raise ConfigurationError(
+        f"{where}: the name of an environment variable was expected. What is written there is not shown: it may be a "
+        "key",
+        hint="Write the name, such as OPENAI_API_KEY, and export the key under it. If the text is a key, replace it: "
+        "it is in a file now.",
+    )
+
+
+def _is_plain_name(name: str) -> bool:
+    parts = name.split("_")
+    return len(parts) <= _MOST_WORDS and all(map(_WORD.fullmatch, parts))
 
 
 #: Names of headers and query parameters whose values are keys.

@@ -17,7 +17,6 @@ from asyncsynth.client.replicas import (
     ANY_MODEL,
     Link,
     PoolSnapshot,
-    ReplicaSnapshot,
     Server,
     Totals,
     answers,
@@ -28,11 +27,11 @@ from asyncsynth.client.replicas import (
 from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import MACHINE, RetryPolicy, Rng
-from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Probe, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, HealthCheck, Scheduler, Start
 from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
-__all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
+__all__ = ["PoolSnapshot", "Server", "ServerPool"]
 
 
 class ServerPool:
@@ -69,7 +68,7 @@ class ServerPool:
         self._waiters: dict[int, asyncio.Future[Start | Finish]] = {}
         self._senders: dict[int, asyncio.Task[Any] | None] = {}  #: call -> the task that sends it
         self._aborted: dict[int, tuple[int, asyncio.Future[Start | Finish]]] = {}
-        self._probes: set[asyncio.Task[None]] = set()
+        self._checks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._totals = Totals()
@@ -236,7 +235,7 @@ class ServerPool:
         """The pool's current state and its totals; cheap enough for a display once a second."""
         now = self._clock() if self._clock is not None else None
         by_name = {link.server.name: link for link in self._links}
-        replicas = [by_name[stats.name].snapshot(stats, now) for stats in self._scheduler.stats()]
+        replicas = [by_name[one.name].with_load(one, now) for one in self._scheduler.snapshots()]
         totals = self._totals
         return PoolSnapshot(
             replicas=replicas,
@@ -263,9 +262,9 @@ class ServerPool:
         for waiter in self._waiters.values():
             waiter.cancel()
         self._waiters.clear()
-        for task in self._probes:
+        for task in self._checks:
             task.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await asyncio.gather(*self._checks, return_exceptions=True)
         for link in self._links:
             await link.stop()
         for link in self._links:
@@ -289,12 +288,13 @@ class ServerPool:
         if ORCA_HEADER in headers and now >= link.read_at:
             link.hear(headers, now)
         if type(outcome) is Ok:
-            named = outcome.value.model
-            if named != link.answers_as.get(request.model) and server.serves_any is None:
-                outcome = self._named(named, request, link, outcome)
-        if type(outcome) is Ok:
-            self._count_answer(server, outcome.value, now - began, attempts)
-        elif not isinstance(outcome, Ok):
+            completion: Completion = outcome.value
+            if completion.model != link.answers_as.get(request.model) and server.serves_any is None:
+                outcome = self._named(completion.model, request, link, outcome)
+            if type(outcome) is Ok:
+                self._count_answer(server, completion, now - began, attempts)
+                return outcome
+        if not isinstance(outcome, Ok):
             if outcome.paid:
                 self._totals.wasted += 1
                 self._totals.prompt_tokens += outcome.prompt_tokens
@@ -335,11 +335,11 @@ class ServerPool:
         completion.attempts = attempts
         if server.serves_any is not None:
             completion.model = server.serves_any
-        totals = self._totals
+        totals, usage = self._totals, completion.usage
         totals.ok += 1
-        totals.prompt_tokens += completion.usage.prompt_tokens
-        totals.completion_tokens += completion.usage.completion_tokens
-        totals.answered_by[completion.model] = totals.answered_by.get(completion.model, 0) + 1
+        totals.prompt_tokens += usage.prompt_tokens
+        totals.completion_tokens += usage.completion_tokens
+        totals.answered_by[completion.model] += 1
         totals.latency.add(latency)
 
     def _conclude(self, finish: Finish) -> Completion:
@@ -430,18 +430,18 @@ class ServerPool:
             return None
         return aborted[1]
 
-    def _probe(self, probe: Probe) -> None:
+    def _check_health(self, check: HealthCheck) -> None:
         """Send a silent server a small request, outside its slots and the statistics."""
-        server = self._links[probe.replica].server
+        server = self._links[check.replica].server
 
         async def ask() -> None:
-            ok = await answers(server, probe.timeout_s)
+            ok = await answers(server, check.timeout_s)
             assert self._clock is not None
-            self._apply(self._scheduler.probe_result(server.name, ok, self._clock(), probe.number), 0)
+            self._apply(self._scheduler.health_check_result(server.name, ok, self._clock(), check.number), 0)
 
-        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth health check")
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def _canary(self, canary: Canary) -> None:
         """Send a harmless request to a server that refused one, outside slots and statistics."""
@@ -453,8 +453,8 @@ class ServerPool:
             self._apply(self._scheduler.canary_result(canary.replica, canary.model, outcome, self._clock()), 0)
 
         task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth canary")
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
@@ -470,8 +470,8 @@ class ServerPool:
                     waiter.set_result(action)
             elif isinstance(action, Abort):
                 self._abort(action)
-            elif isinstance(action, Probe):
-                self._probe(action)
+            elif isinstance(action, HealthCheck):
+                self._check_health(action)
             elif isinstance(action, Canary):
                 self._canary(action)
             elif self.halted is None:

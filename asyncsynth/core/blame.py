@@ -3,7 +3,7 @@
 `FaultJudge` decides, and changes the breakers. `core.dispatch` carries out its decisions about calls, `core.suspects`
 keeps the calls that may have killed a server, and `core.refusals` those that were refused; both explain their terms.
 The other terms: a failure is *charged* to a record (one attempt of those that it has), or *held* until the fault is
-known. A replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused
+known. A replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it tests a paused
 server and fails.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.breaker import CANARY
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
 from asyncsynth.core.calls import Action, Call, Canary
-from asyncsynth.core.dispatch import CANARY_S, Slots
+from asyncsynth.core.dispatch import SMALL_REQUEST_S, Slots
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
 from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook, answers
 from asyncsynth.core.replica_state import Alarm, Held, Replica
@@ -76,8 +76,8 @@ class FaultJudge:
                 self._slots.release_held(replica, out)
             health = replica.health
             replica.trouble(bool(replica.refusals or health.trials or health.solo) or not settled)
-        elif breaker.probe == call.id:
-            # Only the probe counts: a server that dies may still have answers on the way.
+        elif breaker.test_call == call.id:
+            # Only the test call counts: a server that dies may still have answers on the way.
             replica.overloads = 0
             self.back(replica, now, out)
         else:
@@ -87,9 +87,9 @@ class FaultJudge:
         """An attempt failed: charge it, forgive it, or hold it; pause the server, or halt the run."""
         replica.trouble(True)
         breaker = replica.breaker
-        probing = breaker.probe == call.id
-        if probing:
-            breaker.probed_by(None)
+        is_test = breaker.test_call == call.id
+        if is_test:
+            breaker.tested_by(None)
         alone = replica.health.solo is call
         self._book.left(call, replica)
         if self._slots.halted is not None:
@@ -97,15 +97,15 @@ class FaultJudge:
         elif alone and isinstance(outcome, Transient) and outcome.reason in DEADLY:
             self._failed_alone(call, replica, outcome, now, out)
         elif isinstance(outcome, Overloaded):
-            self._overloaded(call, replica, outcome, probing, now, out)
+            self._overloaded(call, replica, outcome, is_test, now, out)
         elif isinstance(outcome, Transient) and outcome.free and not call.failures().free_used:
             call.failures().free_used = True
             self._resend(call, replica, outcome, now, out)
         elif isinstance(outcome, Transient) and outcome.reason in SERVER_FAULTS:
-            self._server_fault(call, replica, outcome, probing, now, out)
+            self._server_fault(call, replica, outcome, is_test, now, out)
         else:  # the server did answer, though badly
             self._book.clear(call)
-            if probing:
+            if is_test:
                 self.back(replica, now, out)
             if isinstance(outcome, Permanent) and outcome.scope == "server":
                 self._refused(call, replica, outcome, now, out)
@@ -126,7 +126,7 @@ class FaultJudge:
             self._slots.place(call, now, out)
 
     def _failed_alone(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """A suspect failed with nothing else in flight. A probe shows whether the server died of it."""
+        """A suspect failed with nothing else in flight. A health check shows whether the server died of it."""
         self._slots.hold(call)
         self._book.accuse(call, replica, outcome, now)
         if replica.breaker.state in (DOWN, REMOVED):
@@ -135,7 +135,7 @@ class FaultJudge:
             self.pause(replica, now, outcome.message or outcome.reason, out)
 
     def _overloaded(
-        self, call: Call, replica: Replica, outcome: Overloaded, probing: bool, now: float, out: list[Action]
+        self, call: Call, replica: Replica, outcome: Overloaded, is_test: bool, now: float, out: list[Action]
     ) -> None:
         state = call.failures()
         asked, cap = outcome.retry_after or 0.0, self._policy.retry_after_cap_s
@@ -153,7 +153,7 @@ class FaultJudge:
         replica.limiter.on_overload(now, call.started_at)
         replica.overloads += 1
         refused_all = replica.breaker.state is CLOSED and replica.overloads >= max(3, replica.limiter.limit)
-        if probing or refused_all:
+        if is_test or refused_all:
             self.pause(replica, now, cause, out, at_least=min(asked, cap))
         decision = decide(self._policy, outcome, state, now, self._rng)
         state.overloads += 1
@@ -180,7 +180,7 @@ class FaultJudge:
         return any(other is not replica and other.breaker.state is CLOSED for other in self._balancer.of_model[model])
 
     def _server_fault(
-        self, call: Call, replica: Replica, outcome: Transient, probing: bool, now: float, out: list[Action]
+        self, call: Call, replica: Replica, outcome: Transient, is_test: bool, now: float, out: list[Action]
     ) -> None:
         """Charge the record, unless the server is known to be at fault, or now turns out to be."""
         breaker = replica.breaker
@@ -197,19 +197,19 @@ class FaultJudge:
         if breaker.state is not CLOSED:
             if refused:
                 self.is_dead(replica, now, out)
-            if probing:
+            if is_test:
                 self.pause(replica, now, what, out)
                 if self._is_unreadable(call, replica, outcome, what, out):
                     return
                 if outcome.reason in UNREADABLE:
                     replica.doubted = True
-                    out.append(Canary(replica.index, call.model, CANARY_S))
+                    out.append(Canary(replica.index, call.model, SMALL_REQUEST_S))
                 # A refused connection says nothing about the call. Another failure, alone on the server, may do so:
                 # such calls take turns with all others, and only one that fails alone again and again is given up.
                 if not refused:
                     call.strikes += 1
                     call.turn += 1
-                    replica.probers.append(call)
+                    replica.failed_tests.append(call)
                     if out_of_attempts(self._policy, outcome, call.strikes, call.failures(), now):
                         self._slots.finish(call, outcome, out)
                         return
@@ -264,8 +264,8 @@ class FaultJudge:
 
     def _send_canary(self, model: str, replica: Replica, now: float, out: list[Action]) -> None:
         if self._refusals.wants_canary(replica, model):
-            out.append(Canary(replica.index, model, CANARY_S))
-            self._timers.alarm(replica, Alarm.CANARY, now + 2 * CANARY_S)
+            out.append(Canary(replica.index, model, SMALL_REQUEST_S))
+            self._timers.alarm(replica, Alarm.CANARY, now + 2 * SMALL_REQUEST_S)
 
     def canary(self, replica: Replica, model: str, answer: Outcome | None, now: float, out: list[Action]) -> None:
         """The result of the driver's `Canary`; None if there is none."""
@@ -321,12 +321,19 @@ class FaultJudge:
         out: list[Action],
         judged: Sequence[Held] = (),
     ) -> None:
-        """Pause a replica that others can stand in for; else end the run, to be resumed."""
+        """Send a model's calls elsewhere where others serve it, and pause a replica that has no other model; else end
+        the run, to be resumed."""
         code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
         why = f"refuses model {model!r} ({code}): {outcome.message}"
-        spared = len(replica.models) == 1 and self._has_peer(replica, model)
-        if spared:
+        spared = model in replica.left_out or self._has_peer(replica, model)
+        if model in replica.left_out:
+            pass  # these calls were on their way
+        elif spared and len(replica.models) == 1:
             self.pause(replica, now, why, out, at_least=REFUSING_S)
+        elif spared:
+            self._balancer.leave_out(replica, model, why)
+            self._room.rehome((model,))
+            self._timers.alarm(replica, Alarm.REFUSED, now + REFUSING_S)
         else:
             self._slots.halt(f"{replica.name} {why}", replica.name, out, ADVICE.get(outcome.reason, ""))
         for call, own in (*judged, *self._refusals.give_back(replica, model)):
@@ -336,6 +343,15 @@ class FaultJudge:
                 self._slots.place(call, now, out)
             else:
                 self._slots.finish(call, own, out)
+
+    def take_back(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The pause of the models that it refused is over: their calls may show whether it takes them now."""
+        if replica.breaker.state is REMOVED:
+            return
+        models = [*replica.left_out]
+        self._balancer.take_back(replica)
+        self._room.rehome(models)
+        self._slots.fill(replica, now, out)
 
     # --- verdicts about a server --------------------------------------------------------------
 
@@ -369,7 +385,7 @@ class FaultJudge:
         replica.trouble(True)
         if breaker.state in (DOWN, REMOVED):
             return
-        self._timers.alarm(replica, Alarm.PROBE, breaker.open(now, cause, self._rng, at_least))
+        self._timers.alarm(replica, Alarm.PAUSE, breaker.open(now, cause, self._rng, at_least))
         for call_id, charges in breaker.take_notes():
             call = self._slots.calls.get(call_id)
             if call is not None and call.retry is not None:
@@ -388,21 +404,21 @@ class FaultJudge:
         elif replica.breaker.state is DOWN or any(m in self._balancer.bare_since for m in replica.models):
             self._timers.alarm(replica, Alarm.OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
-    def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """The result of a `Probe` that the server answered, or with which the driver tests a paused one."""
-        by_driver = replica.breaker.probe == CANARY
+    def checked(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
+        """The result of a `HealthCheck` that the server answered, or with which the driver tests a paused one."""
+        tester = replica.breaker.test_call
         if ok:
             self._slots.heard(replica, now)
-            if replica.breaker.knocking:  # it answers a small request: now a call may try
-                replica.breaker.probed_by(None)
-                self._timers.forget(replica, Alarm.ASK)
+            if tester == DRIVER_FIRST:  # it answers a small request: now a call may try
+                replica.breaker.tested_by(None)
+                self._timers.forget(replica, Alarm.CHECK)
                 self._slots.fill(replica, now, out)
-            elif by_driver:
+            elif tester == DRIVER:
                 self.back(replica, now, out)
                 self._slots.fill(replica, now, out)
-        elif by_driver:
+        elif tester in (DRIVER, DRIVER_FIRST):
             self.is_dead(replica, now, out)
-            self.pause(replica, now, "does not answer a probe", out)
+            self.pause(replica, now, "does not answer a health check", out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
         """Sets the alarm that checks whether the replica's outage has lasted too long."""
@@ -430,15 +446,15 @@ class FaultJudge:
             self._book.explain(self._slots.calls.values())
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server answers again. Calls whose probes failed get their places in the queue back."""
+        """The server answers again. Calls whose tests failed get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
         self._over_its_limit(replica, now)
-        self._timers.forget(replica, Alarm.ASK)
+        self._timers.forget(replica, Alarm.CHECK)
         self.lives(replica, now, out)
-        self._timers.forget(replica, Alarm.PROBE)
+        self._timers.forget(replica, Alarm.PAUSE)
         self._timers.forget(replica, Alarm.OUTAGE)
-        probers, replica.probers = replica.probers, []
-        for call in probers:
+        failed_tests, replica.failed_tests = replica.failed_tests, []
+        for call in failed_tests:
             call.turn = 0
             self._room.requeue(call)

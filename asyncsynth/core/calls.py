@@ -41,16 +41,16 @@ class Halt:
 
 
 @dataclass(slots=True)
-class Probe:
+class HealthCheck:
     """Send this replica a small request of the driver's own: a completion of one token, outside slots and statistics.
 
-    Report by `Scheduler.probe_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that is no
-    server's error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
+    Report by `Scheduler.health_check_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that
+    is no server's error (2xx, 4xx, 503, 529). If the driver never reports, only hung servers are not found.
     """
 
     replica: int
     timeout_s: float
-    number: int = 0  #: tells the probes of a silent server apart
+    number: int = 0  #: tells the health checks of a silent server apart
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class Abort:
     why: str
 
 
-Action = Start | Finish | Halt | Probe | Canary | Abort
+Action = Start | Finish | Halt | HealthCheck | Canary | Abort
 
 
 class Call:
@@ -102,8 +102,8 @@ class Call:
         self.seq: int = seq
         self.state: CallState = NEW
         self.attempts: int = 0
-        self.strikes: int = 0  # how often it failed as the one call probing a server
-        self.turn: int = 0  # the same in this outage: such calls go behind the others, to probe in turn
+        self.strikes: int = 0  # how often it failed as the one call that tests a server
+        self.turn: int = 0  # the same in this outage: such calls go behind the others, to test in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
         self.passed: int = 0  # how often it was first and another one was preferred
         self.replica: int = -1  # index of the replica of its last attempt

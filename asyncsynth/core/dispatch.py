@@ -7,8 +7,8 @@ suspects which of them to try first (`core.suspects`). What a failure means is d
 from __future__ import annotations
 
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
+from asyncsynth.core.calls import Action, Call, Finish, Halt, HealthCheck, Start
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.starving import Starving
@@ -31,7 +31,7 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
 SILENCE_S = 30.0  #: a replica with calls in flight that is silent for this long is checked
-CANARY_S = 30.0  #: what a probe of an empty server may take
+SMALL_REQUEST_S = 30.0  #: what a health check or a canary of an empty server may take
 
 
 class Slots:
@@ -74,7 +74,7 @@ class Slots:
             self.start_or_wait(call, now, out)
             return
         self._room.enter(call)
-        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be probed
+        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be tested
             if replica.can_take() and call.state is WAITING and self.halted is None:
                 self.fill(replica, now, out)
 
@@ -93,7 +93,7 @@ class Slots:
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
-            replica.breaker.probed_by(call.id)
+            replica.breaker.tested_by(call.id)
         out.append(Start(call.id, index, attempts))
         if attempts == 1:
             call.first_attempt_at = now
@@ -130,8 +130,8 @@ class Slots:
             self._balancer.freed(replica)
 
     def _drain(self, replica: Replica, now: float, out: list[Action]) -> None:
-        queues = self._queues
-        while replica.in_flight < replica.limiter.limit and replica.can_take():  # the first saves most of the calls
+        queues, limiter = self._queues, replica.limiter
+        while replica.in_flight < limiter.limit and replica.is_open():
             best = None
             for model in replica.models:
                 queue = queues[model]
@@ -163,7 +163,7 @@ class Slots:
                 if not self._start_trial(call, replica, now, out):
                     break
                 book.on_trial(call, replica, alone=False)
-        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._room.has_fresh_probe(replica):
+        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._room.has_untried_call(replica):
             self.ask(replica, now, out)
         return False
 
@@ -176,30 +176,30 @@ class Slots:
         return True
 
     def ask(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Only suspects could probe this server: let the driver do it, with a request of its own."""
+        """Only suspects could test this server: let the driver do it, with a request of its own."""
         if self._room.any_suspect(replica) is not None or replica.health.accused is not None:
-            replica.breaker.probed_by(CANARY)
-            out.append(Probe(replica.index, CANARY_S))
-            self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+            replica.breaker.tested_by(DRIVER)
+            out.append(HealthCheck(replica.index, SMALL_REQUEST_S))
+            self._timers.alarm(replica, Alarm.CHECK, now + 2 * SMALL_REQUEST_S)
 
-    def knock(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        """Its pause is over: the driver tests it first, if a call whose probe failed could be served elsewhere.
+    def ask_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """Its pause is over: the driver tests it first, if a call whose test failed could be served elsewhere.
 
         So no call waits for the deadline of a dead server beside a healthy one. False if there is no other.
         """
         peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
         if self.halted is not None or not any(peer.breaker.state is CLOSED and peer.health.alive for peer in peers):
             return False
-        replica.breaker.knock()
-        out.append(Probe(replica.index, CANARY_S))
-        self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+        replica.breaker.tested_by(DRIVER_FIRST)
+        out.append(HealthCheck(replica.index, SMALL_REQUEST_S))
+        self._timers.alarm(replica, Alarm.CHECK, now + 2 * SMALL_REQUEST_S)
         return True
 
     def not_asked(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver did not probe: a suspect must."""
-        if replica.breaker.probe != CANARY or self.halted is not None:
+        """The driver did not test the server: a suspect must."""
+        if replica.breaker.test_call not in (DRIVER, DRIVER_FIRST) or self.halted is not None:
             return
-        replica.breaker.probed_by(None)
+        replica.breaker.tested_by(None)
         call = self._room.any_suspect(replica) if replica.can_take() else None
         if call is not None:
             self._start_trial(call, replica, now, out)
@@ -248,8 +248,8 @@ class Slots:
     def turned_back(self, call: Call, replica: Replica, due: float) -> None:
         """An attempt never left this machine: the slot is free, and the call waits until `due` seconds."""
         replica.in_flight -= 1
-        if replica.breaker.probe == call.id:
-            replica.breaker.probed_by(None)
+        if replica.breaker.test_call == call.id:
+            replica.breaker.tested_by(None)
         self.sleep(call, due)
 
     def heard(self, replica: Replica, now: float) -> None:
@@ -362,8 +362,8 @@ class Slots:
             replica = self._balancer.replicas[call.replica]
             replica.in_flight -= 1
             self._book.left(call, replica)
-            if replica.breaker.probe == call.id:
-                replica.breaker.probed_by(None)
+            if replica.breaker.test_call == call.id:
+                replica.breaker.tested_by(None)
             self.fill(replica, now, out)
 
     def halt(self, message: str, replica: str, out: list[Action], advice: str = "") -> None:

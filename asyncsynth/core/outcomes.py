@@ -64,7 +64,7 @@ class Transient:
     retry_after: float | None = None
     free: bool = False
     max_attempts: int | None = None  #: a lower cap than the policy's, for answers that repeat (bad JSON: 3)
-    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated a useless answer; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
     raw: str | None = None  #: the model's text, if it is worth keeping
@@ -81,7 +81,7 @@ class Permanent:
     message: str = ""
     status: int | None = None
     scope: str = "record"  #: "record" | "server"
-    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated a useless answer; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
     raw: str | None = None  #: the model's text, if it is worth keeping

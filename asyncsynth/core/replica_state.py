@@ -12,7 +12,7 @@ from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.outcomes import Outcome, Permanent, ServerLoad
 from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
-from asyncsynth.core.states import CLOSED, HALF_OPEN
+from asyncsynth.core.states import CLOSED, HALF_OPEN, ReplicaState
 
 LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for this long
 KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
@@ -30,28 +30,30 @@ class ReplicaSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """One replica, for a person or a progress display. `waiting`: calls that it could serve and that wait."""
+class ReplicaSnapshot:
+    """One server now. `waiting`: calls that it could serve and that wait for a slot; `why`: its limit or pause."""
 
     name: str
     in_flight: int
     limit: int
     waiting: int
-    state: str
+    state: ReplicaState
     why: str
+    load: ServerLoad | None = None  #: what the server itself said, in the last seconds; the pool fills it in
 
 
 class Alarm(StrEnum):
     """What to check on a replica when a timer is due; one timer of each kind at a time."""
 
-    PROBE = "probe"  # its pause is over
+    PAUSE = "pause"  # its pause is over
     BUDGET = "budget"  # its retry budget has a token again
     RATE = "rate"  # its published rate lets the next call through
     REPORT = "report"  # its report of its load is too old
     OUTAGE = "outage"  # has it been away for too long?
     STALL = "stall"  # has it been silent for too long?
     SPARE = "spare"  # suspects have waited for another replica long enough
-    ASK = "ask"  # the driver was asked to probe it and has not reported
+    CHECK = "check"  # the driver was asked for a health check and has not reported
+    REFUSED = "refused"  # models that it refused are tried there again
     CANARY = "canary"  # the driver was asked to send canaries and has not reported
 
 
@@ -92,22 +94,24 @@ class Replica:
     """
 
     __slots__ = (
-        "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "doubted", "extra",
-        "fell_at", "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter",
-        "models", "name", "overloads", "press", "probers", "probes_sent", "proven", "queue", "quiet",
-        "readable_until", "refusals", "report", "seen", "served_s", "shared", "slowest", "spent", "spent_at",
-        "spent_until", "stalls", "starved", "survivors", "troubled", "turned_away",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "checks_sent",
+        "doubted", "extra", "failed_tests", "fell_at", "gate", "gated_for", "health", "heard_at", "held",
+        "idle_checks", "in_flight", "index", "left_out", "limiter", "models", "name", "overloads", "press",
+        "proven", "queue", "quiet", "readable_until", "refusals", "report", "seen", "served_s", "shared",
+        "slowest", "spent", "spent_at", "spent_until", "stalls", "starved", "survivors", "troubled",
+        "turned_away",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
         self.index: int = index
         self.name: str = spec.name
-        self.models: tuple[str, ...] = tuple(sorted(spec.models))
         self.limiter: Limiter = spec.limiter
         self.budget: RetryBudget = budget
         self.breaker: Breaker = Breaker()
         self.gate: RateGate | None = None if spec.rates is None else RateGate(spec.rates)
         # core.balancer
+        self.models: tuple[str, ...] = tuple(sorted(spec.models))  # those that it takes calls for
+        self.left_out: dict[str, str] = {}  # models that it refuses -> why; it takes none for a while
         self.shared: bool = False  # others serve the same models
         # core.timers
         self.alarms: dict[Alarm, float] = {}  # when each is due
@@ -131,16 +135,16 @@ class Replica:
         # core.blame
         self.overloads: int = 0  # since the last success
         self.proven: bool = False  # it has answered a call
-        self.doubted: bool = False  # it probed with an unreadable answer, and a canary asks whether it always does
+        self.doubted: bool = False  # its test call got an unreadable answer, and a canary asks whether it always does
         self.readable_until: float = float("-inf")  # until then, unreadable answers are the records' fault
         self.fell_at: float = float("-inf")  # when it was last paused for failures
         self.turned_away: int = 0  # since the last good time: connections refused at once
         self.casualties: int = 0  # other failures of the server
         self.survivors: int = 0  # answers after it was paused
-        self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
+        self.failed_tests: list[Call] = []  # calls that failed as tests in this outage; they let the others go first
         # core.silence
-        self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
-        self.probes_sent: int = 0  # how often that was
+        self.asked_at: float = float("-inf")  # when the driver was last asked to check it, since it was silent
+        self.checks_sent: int = 0  # how often that was
         self.stalls: int = 0  # how often it was found hung
         self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
@@ -154,13 +158,17 @@ class Replica:
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
-        if self.in_flight >= self.limiter.limit or self.blocked:
+        return self.in_flight < self.limiter.limit and self.is_open()
+
+    def is_open(self) -> bool:
+        """Whether a call may start here as soon as a slot is free."""
+        if self.blocked:
             return False
         breaker = self.breaker
-        return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.probe is None)
+        return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.test_call is None)
 
     def load(self) -> float:
-        """How busy, relative to the limit, so that all replicas compare; one that wants a probe goes first.
+        """How busy, relative to the limit, so that all replicas compare; one that wants a test goes first.
 
         With a fresh report this is vLLM's own score, max(in flight, waiting + running) + 6 waiting max(0, kv - 0.5):
         the report gives what others have there, and our own part is counted as it is now, not as it was then.
@@ -202,10 +210,12 @@ class Replica:
         """Whether the next success has something to reset."""
         self.troubled = troubled
 
-    def stats(self, waiting: int) -> ReplicaStats:
-        """For a person."""
+    def snapshot(self, waiting: int) -> ReplicaSnapshot:
+        """The replica now, without its load."""
         state = self.breaker.state
         why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
         if state is CLOSED and self.gated_for is not None:
             why = f"waits for its published rate; {why}"
-        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state, why)
+        if state is CLOSED and self.left_out:
+            why = f"{'; '.join(self.left_out.values())}; {why}"
+        return ReplicaSnapshot(self.name, self.in_flight, self.limiter.limit, waiting, state, why)

@@ -30,11 +30,11 @@ from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
-from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, Probe, Start
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
+from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, HealthCheck, Start
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
-from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSnapshot, ReplicaSpec
 from asyncsynth.core.retry import MACHINE, MACHINE_WAIT_S, SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
 from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
@@ -43,7 +43,18 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 from asyncsynth.core.waits import why_calls_wait
 
-__all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
+__all__ = [
+    "Abort",
+    "Action",
+    "Canary",
+    "Finish",
+    "Halt",
+    "HealthCheck",
+    "ReplicaSnapshot",
+    "ReplicaSpec",
+    "Scheduler",
+    "Start",
+]
 
 
 class Scheduler:
@@ -64,14 +75,15 @@ class Scheduler:
         self._calls = self._slots.calls
         self._queues = self._room.queues
         self._on_alarm: dict[Alarm, Callable[[Replica, float, list[Action]], None]] = {
-            Alarm.PROBE: self._pause_is_over,
+            Alarm.PAUSE: self._pause_is_over,
             Alarm.BUDGET: self._slots.feed_starved,
             Alarm.RATE: self._slots.fill,
             Alarm.REPORT: self._check_report,
             Alarm.OUTAGE: self._judge.check_absence,
             Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
-            Alarm.ASK: self._not_probed,
+            Alarm.CHECK: self._not_checked,
+            Alarm.REFUSED: self._judge.take_back,
             Alarm.CANARY: self._judge.canary_is_late,
         }
         for spec in replicas:
@@ -165,7 +177,7 @@ class Scheduler:
         return out
 
     def tick(self, now: float) -> list[Action]:
-        """Do what is due: retries, probes, budgets."""
+        """Do what is due: retries, tests, budgets."""
         out: list[Action] = []
         for target, kind in self._timers.due(now):
             if isinstance(target, Call):
@@ -176,14 +188,14 @@ class Scheduler:
 
     def _pause_is_over(self, replica: Replica, now: float, out: list[Action]) -> None:
         replica.breaker.half_open()
-        if replica.health.accused is None and self._slots.knock(replica, now, out):
+        if replica.health.accused is None and self._slots.ask_first(replica, now, out):
             return
         self._slots.fill(replica, now, out)
-        if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
-            self._slots.ask(replica, now, out)  # no waiting call could probe
+        if replica.health.accused is not None and replica.breaker.test_call is None and self.halted is None:
+            self._slots.ask(replica, now, out)  # no waiting call could test it
 
-    def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked for a probe, and has not reported: a call that waits for the verdict is not
+    def _not_checked(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The driver was asked for a health check, and has not reported: a call that waits for the verdict is not
         convicted."""
         self._judge.lives(replica, now, out)
         self._slots.not_asked(replica, now, out)
@@ -254,14 +266,14 @@ class Scheduler:
         self._room.rehome(replica.models)
         return out
 
-    def probe_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
-        """The result of the driver's `Probe`: ok if the server answered in any way. Unknown names are ignored."""
+    def health_check_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
+        """The result of the driver's `HealthCheck`: ok if the server answered in any way. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
         if replica is None or self.halted is not None:
             return out
-        if ok or replica.breaker.probe == CANARY:
-            self._judge.probed(replica, now, ok, out)
+        if ok or replica.breaker.test_call in (DRIVER, DRIVER_FIRST):
+            self._judge.checked(replica, now, ok, out)
         else:
             self._silence.unanswered(replica, number, now, out)
         return out
@@ -285,7 +297,7 @@ class Scheduler:
         self._judge.crashed(replica, now, why, out)
         if replica.breaker.state is not DOWN:
             replica.breaker.take_down()
-            self._timers.forget(replica, Alarm.PROBE)
+            self._timers.forget(replica, Alarm.PAUSE)
             self._judge.watch_absence(replica, now)
         return out
 
@@ -324,11 +336,11 @@ class Scheduler:
         """Why calls wait for anything other than a slot, in words; empty if none does."""
         return why_calls_wait(self._slots, self._room, self._book, self._silence, self._balancer, now)
 
-    def stats(self) -> list[ReplicaStats]:
+    def snapshots(self) -> list[ReplicaSnapshot]:
         """One entry per replica, in the order of their indices; except removed ones with nothing in flight."""
         queues = self._queues
         return [
-            replica.stats(sum(queues[model].live for model in replica.models))
+            replica.snapshot(sum(queues[model].live for model in replica.models))
             for replica in self.replicas
             if replica.breaker.state is not REMOVED or replica.in_flight
         ]

@@ -22,22 +22,22 @@ from collections import defaultdict
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
-from asyncsynth.core.calls import Abort, Action, Probe
-from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
+from asyncsynth.core.calls import Abort, Action, HealthCheck
+from asyncsynth.core.dispatch import SILENCE_S, SMALL_REQUEST_S, Slots
 from asyncsynth.core.outcomes import Transient
 from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.states import CLOSED, IN_FLIGHT
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 
-PROBE_S = 60.0  #: what a probe of a busy server may take at least
+BUSY_CHECK_S = 60.0  #: what a health check of a busy server may take at least
 UNKNOWN_S = 600.0  #: or where nothing is known about how long an answer takes
 LONGEST_S = 3600.0
 IDLE_CHECKS = 10  #: looks, `SILENCE_S` apart, at a server that has nothing to do while requests are in flight there
 
 
 class SilenceWatch:
-    """Probes silent servers, and takes the calls away from hung ones. `now` is in seconds, monotonic."""
+    """Checks silent servers, and takes the calls away from hung ones. `now` is in seconds, monotonic."""
 
     def __init__(self, slots: Slots, judge: FaultJudge, book: SuspectBook, balancer: Balancer, timers: Timers) -> None:
         self._slots = slots
@@ -56,28 +56,28 @@ class SilenceWatch:
             patience = self.patience(replica)
             if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * patience:
                 replica.asked_at = now
-                replica.probes_sent += 1
-                out.append(Probe(replica.index, patience, replica.probes_sent))
+                replica.checks_sent += 1
+                out.append(HealthCheck(replica.index, patience, replica.checks_sent))
             due = now + SILENCE_S
         if self._does_nothing(replica):
             self._lost(replica, now, out)
         self._timers.alarm(replica, Alarm.STALL, due)
 
     def patience(self, replica: Replica) -> float:
-        """Deadline of a probe, in seconds. It doubles after each hang: no slow server is declared hung twice."""
+        """Deadline of a health check, in seconds. It doubles after each hang: no slow server is declared hung twice."""
         if replica.breaker.state is not CLOSED:
-            return CANARY_S  # one call at most is in flight there
+            return SMALL_REQUEST_S  # one call at most is in flight there
         return min(LONGEST_S, self._expected(replica) * 2.0 ** min(replica.stalls, 4))
 
     def _expected(self, replica: Replica) -> float:
         if replica.report is not None:  # its counters would move
-            return PROBE_S
+            return BUSY_CHECK_S
         known = max(self._slowest[model] for model in replica.models)
         if replica.slowest or replica.heard_at > replica.busy_since:
             known = max(known, self._oldest(replica))
         elif not known and not self._peer_answers(replica):
             return UNKNOWN_S
-        return max(PROBE_S, known)
+        return max(BUSY_CHECK_S, known)
 
     def _peer_answers(self, replica: Replica) -> bool:
         peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
@@ -90,17 +90,17 @@ class SilenceWatch:
         return max(ages, default=0.0)
 
     def unanswered(self, replica: Replica, number: int, now: float, out: list[Action]) -> None:
-        """The driver's probe of a busy server was not answered. Unless it has given another sign of life, it hangs:
+        """The health check of a busy server was not answered. Unless it has given another sign of life, it hangs:
         pause it.
 
-        Its calls go elsewhere, and none of them is charged. An earlier probe than the last says nothing: the server was
+        Its calls go elsewhere, and none of them is charged. An earlier check than the last says nothing: the server was
         heard after it.
         """
-        if not replica.in_flight or replica.asked_at <= replica.heard_at or number != replica.probes_sent:
+        if not replica.in_flight or replica.asked_at <= replica.heard_at or number != replica.checks_sent:
             return
         replica.stalls += replica.breaker.state is CLOSED
         calls = self._slots.abandon(replica)
-        why = f"no answer for {now - replica.heard_at:.0f} s, nor to a probe"
+        why = f"no answer for {now - replica.heard_at:.0f} s, nor to a health check"
         self._judge.pause(replica, now, why, out)
         for call in calls:
             self._book.left(call, replica)

@@ -58,7 +58,7 @@ CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (NEW, START): IN_FLIGHT,
     (NEW, QUEUE): WAITING,
     (WAITING, START): IN_FLIGHT,
-    (WAITING, QUEUE): WAITING,  # another place: it became a suspect, or its probes failed and the outage is over
+    (WAITING, QUEUE): WAITING,  # another place: it became a suspect, or failed as a test and the outage is over
     (WAITING, CANCEL): GONE,
     (IN_FLIGHT, START): IN_FLIGHT,  # the next attempt at once, perhaps on another replica
     (IN_FLIGHT, QUEUE): WAITING,
@@ -80,7 +80,7 @@ CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (HELD, CANCEL): GONE,
 }
 
-#: Whether a replica gets calls. `ReplicaStats` shows these words.
+#: Whether a replica gets calls. `ReplicaSnapshot` shows these words.
 ReplicaState = Literal["closed", "open", "half-open", "down", "removed"]
 CLOSED: Final = "closed"  # in use
 OPEN: Final = "open"  # paused for a while
@@ -93,7 +93,7 @@ ReplicaEvent = Literal["pause", "try", "take down", "answer", "remove"]
 PAUSE: Final = "pause"  # it fails
 TRY: Final = "try"  # its pause is over
 TAKE_DOWN: Final = "take down"  # its supervisor says that it is gone
-ANSWER: Final = "answer"  # it answers its probe, or its supervisor says that it is back; of a call: it was answered
+ANSWER: Final = "answer"  # it answers its test call, or its supervisor says that it is back; of a call: it was answered
 REMOVE: Final = "remove"  # it leaves the fleet
 
 REPLICA: Final[Mapping[tuple[ReplicaState, ReplicaEvent], ReplicaState]] = {

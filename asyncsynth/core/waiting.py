@@ -102,7 +102,7 @@ class WaitingRoom:
         """Whether a call that is no suspect waits for this replica."""
         return any(self.queues[model].live for model in replica.models)
 
-    def has_fresh_probe(self, replica: Replica) -> bool:
+    def has_untried_call(self, replica: Replica) -> bool:
         """Whether an ordinary call waits that has not failed in this outage yet."""
         heads = [self.queues[model].head() for model in replica.models]
         return any(head is not None and not head[3].turn for head in heads)

@@ -38,7 +38,7 @@ def why_calls_wait(
             said.append(_suspects(suspects, replicas, book, now))
     said += [
         f"an answer of {replica.name}, silent for {now - replica.heard_at:.0f} s: "
-        f"it was sent a probe, and has {silence.patience(replica):.0f} s to answer"
+        f"it was sent a health check, and has {silence.patience(replica):.0f} s to answer"
         for replica in balancer.replicas
         if replica.in_flight and replica.asked_at > replica.heard_at
     ]

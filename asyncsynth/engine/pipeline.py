@@ -23,8 +23,8 @@ from asyncsynth.engine.run import Run, compiled, default_directory, run_of
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
+from asyncsynth.pipeline.function_process import refuse_run
 from asyncsynth.pipeline.naming import number_of
-from asyncsynth.pipeline.worker_process import refuse_run
 from asyncsynth.records import Row
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
 from asyncsynth.errors import RecordError, RunStopped, Withdrawn
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.pipeline.making import end_of
 from asyncsynth.pipeline.seen import place_of
-from asyncsynth.pipeline.work import Work
 from asyncsynth.records import seed_of, stable_seed
 
 #: Columns that a task writes beside its outputs where its `provenance` names them.
@@ -54,7 +54,7 @@ class Context:
         "told",
     )
 
-    def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
+    def __init__(self, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key: str = key
         self.run_seed: int = run_seed
         self._step_id = step_id

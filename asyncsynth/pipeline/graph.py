@@ -38,7 +38,7 @@ class Graph:
 
     Args:
         name: names the default run directory and the drawings; by default that of the file that makes the pipeline
-            (``pipeline`` where there is none, as in a notebook).
+            (``pipeline`` if there is none, as in a notebook).
     """
 
     @checked

@@ -28,9 +28,10 @@ from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.dropped import Dropped as Dropped
+from asyncsynth.pipeline.findings import Code
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
-from asyncsynth.pipeline.usercode import Code, Collector
+from asyncsynth.pipeline.usercode import Collector
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
@@ -374,8 +375,8 @@ class JoinStep(Step):
 class ModelStep(Step):
     """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash.
 
-    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.work`): `models` then
-    returns none.
+    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.waiting_step`): `models`
+    then returns none.
     """
 
     #: Seconds that `generate` may take for a row, apart from waiting for models' answers; None: any number.

@@ -12,7 +12,7 @@ from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, decl
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import RowStep
 from asyncsynth.records import Row
-from asyncsynth.steps.work import RUN_IN, RunIn, WaitingStep, checked_workers, place_for
+from asyncsynth.steps.waiting_step import RUN_IN, RunIn, WaitingStep, checked_workers, place_for
 
 Made = Mapping[str, Any] | list[Any]
 StepFunction = Callable[[Row], Made | Awaitable[Made]]

@@ -156,7 +156,7 @@ class SegmentFacts:
         return row
 
     def _resize(self, rows: int) -> None:
-        """Columns of this many rows: zeros where there is nothing yet."""
+        """Columns of this many rows: zeros if there is nothing yet."""
         self.flags.extend(bytes(max(0, rows - len(self.flags))))
         del self.flags[rows:]
         for column in (self.keys, *self.columns(), *self.steps.values()):

@@ -68,14 +68,6 @@ class Counts:
     failed_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    @property
-    def by_reason(self) -> Counter[str]:
-        """Failed rows by reason, over all steps."""
-        found: Counter[str] = Counter()
-        for (_, reason), n in self.failed_rows.items():
-            found[reason] += n
-        return found
-
 
 class RunIndex:
     """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id".
@@ -204,7 +196,7 @@ class RunIndex:
             if slot >= self._slots:
                 self._extend(slot + 1)
             return slot
-        slot, free = self._probe(key)
+        slot, free = self._look_up(key)
         if slot >= 0:
             return slot
         slot = self._slots
@@ -225,7 +217,7 @@ class RunIndex:
         self._make_room(self._slots + len(keys))
         table, hashes, mask = self._table, self._key_hash, len(self._table) - 1
         slots = array("Q")
-        for key in keys:  # `_probe`, written out: a call for each of a million keys takes a second
+        for key in keys:  # `_look_up`, written out: a call for each of a million keys takes a second
             at = key & mask
             while found := table[at]:
                 if hashes[found - 1] == key:
@@ -238,7 +230,7 @@ class RunIndex:
         self._extend(len(hashes))
         return slots
 
-    def _probe(self, key: int) -> tuple[int, int]:
+    def _look_up(self, key: int) -> tuple[int, int]:
         """(slot, -) of a key's hash, or (-1, free place in the table)."""
         table, hashes = self._table, self._key_hash
         mask = len(table) - 1
@@ -276,7 +268,7 @@ class RunIndex:
         """The slot of a key, -1 if there is none."""
         if self.by_position:
             return slot if (slot := int(key) // self._stride) < self._slots else -1
-        return self._probe(key_hash(key))[0]
+        return self._look_up(key_hash(key))[0]
 
     # --- asking --------------------------------------------------------------------------------
 

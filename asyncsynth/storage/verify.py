@@ -197,7 +197,7 @@ def _sidecar(found: Verified, segment: SegmentCheck, facts: SegmentFacts, fs: Fi
         return
     loaded = SegmentFacts.load(segment.segment, by_position=facts.by_position, fs=fs)
     if loaded is None:
-        found.notes.append(f"{path}: is of no use; the next run makes it again")
+        found.notes.append(f"{path}: cannot be used; the next run makes it again")
     elif loaded[1:] != (segment.last_seq, segment.entries) or not facts.same_as(loaded[0]):
         found.wrong_sidecars.append(path)
         found.findings.append(Finding(path, None, "differs from its segment"))

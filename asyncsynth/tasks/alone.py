@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncsynth.errors import ConfigurationError, RecordError
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.work import Work
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.records import Row, content_hash
 
 if TYPE_CHECKING:

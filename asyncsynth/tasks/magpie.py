@@ -52,7 +52,7 @@ class Magpie(Task):
     ``instruction``, ``model_name``; with `n_turns` over 1 ``conversation``, ``model_name``. With named system
     prompts also ``system_prompt_key``, the name of the chosen one (None: the row's own).
 
-    An instruction that is blank, that loops or runs on to `max_instruction_tokens`, is asked for again with
+    An instruction that is blank, that loops or runs on to `max_instruction_tokens`, is requested again with
     another seed, `max_reasks` times; then the row fails (`empty_instruction`, `runaway_instruction`).
 
     Args:

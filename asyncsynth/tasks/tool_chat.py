@@ -20,9 +20,9 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.dropped import Dropped
 from asyncsynth.pipeline.fingerprint import function_identity
 from asyncsynth.pipeline.functions import checked_timeout
+from asyncsynth.pipeline.lanes import TimedOut
 from asyncsynth.pipeline.seen import keepable
 from asyncsynth.pipeline.step import ColumnOrigins
-from asyncsynth.pipeline.work import TimedOut
 from asyncsynth.records import NotPlainJson, Row, plain_json
 from asyncsynth.tasks.base import SYSTEM_SENT, Task, TaskSettings, text_of
 from asyncsynth.tasks.chat_generation import user_conversation

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.http11 import Head, Http11Pool
+from asyncsynth.client.http11 import Http11Pool
+from asyncsynth.client.request_heads import Head
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import ConfigurationError
@@ -124,6 +125,17 @@ def packed(plain: bytes, encoding: str, wbits: int, cut: int = 0) -> bytes:
         (b"\x15\x03\x01\x00\x02\x02\x46", "protocol"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", "protocol"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: a\r\ncontent-length:2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nok", "protocol"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",
+            "protocol",
+        ),
+        (packed(zlib.compress(b"ok" * 20), "deflate, deflate", 15), b"ok" * 20),
+        (packed(b"ok" * 20, "identity, gzip", 31), b"ok" * 20),
+        (packed(b"ok" * 20, "gzip, br", 31), "protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: utf-8\r\nContent-Length: 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "protocol"),
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000, "protocol"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "protocol"),

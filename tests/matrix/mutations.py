@@ -29,6 +29,8 @@ CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
 ANSWERS = "tests/engine/test_paid_answers.py"
 MISBEHAVING = "tests/engine/test_misbehaving.py"
+GARBLED = "tests/storage/test_garbled_files.py"
+GARBLED_YAML = "tests/servers/test_garbled_yaml.py"
 WAITING = "tests/steps/test_waiting_steps.py"
 
 
@@ -129,7 +131,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an overload is the record's fault", "core/blame.py",
-        "            self._overloaded(call, replica, outcome, probing, now, out)\n",
+        "            self._overloaded(call, replica, outcome, is_test, now, out)\n",
         "            self._charge(call, None, Transient('overloaded', '', outcome.status), now, out)\n",
         15, (f"{SCHEDULER}::test_sustained_429_shrinks_to_the_minimum_and_recovers",),
     ),
@@ -190,7 +192,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty answers count as answers", "client/codec.py",
-        "        if not choice.text or choice.text.isspace():\n", "        if False:\n",
+        "        if (not choice.text or choice.text.isspace()) and not (", "        if False and not (",
         11, ("tests/matrix/test_faults.py",),
     ),
     Mutation(
@@ -367,7 +369,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step that makes no rows is not counted", "engine/walk.py",
-        '            self.drop(key, step, "no_rows")\n', "            pass\n",
+        '            self.drop(key, step, "no_rows")\n        return [(f"{key}.{number}", child)',
+        '            pass\n        return [(f"{key}.{number}", child)',
         30, (f"{CONSERVED}::test_every_row_that_goes_into_a_step_comes_out_or_is_counted",),
     ),
     Mutation(
@@ -382,7 +385,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step's own cancelled future ends its record without a word", "engine/walk.py",
-        "            if task is not None and task.cancelling():\n                raise\n", "            raise\n",
+        "            way.end(key, step, error, view)  # the step's own",
+        "            raise  # the step's own",
         30, (f"{CONSERVED}::test_a_cancelled_future_of_the_steps_own_fails_its_row",),
     ),
     Mutation(
@@ -466,7 +470,7 @@ MUTATIONS = (
         47, (f"{MISBEHAVING}::test_the_time_limit_of_a_task_does_not_count_its_model",),
     ),
     Mutation(
-        "any number of calls at once", "pipeline/work.py",
+        "any number of calls at once", "pipeline/lanes.py",
         "        while len(self._busy) >= self._limit:\n", "        while False:\n",
         48, (f"{WAITING}::test_no_more_calls_at_once_than_workers",), hangs=True,
     ),
@@ -476,7 +480,7 @@ MUTATIONS = (
         48, (f"{WAITING}::test_a_journaled_step_is_not_called_again",),
     ),
     Mutation(
-        "a stopped run begins calls that waited", "pipeline/work.py",
+        "a stopped run begins calls that waited", "pipeline/lanes.py",
         "                turn.set_exception(Withdrawn())\n", "                turn.set_result(None)\n",
         48, (f"{WAITING}::test_a_stop_begins_no_call_and_loses_no_row",), hangs=True,
     ),
@@ -528,8 +532,8 @@ MUTATIONS = (
         43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
     Mutation(
-        "a probe that was sent before the last sign of life counts", "core/silence.py",
-        " or number != replica.probes_sent:", ":",
+        "a health check that was sent before the last sign of life counts", "core/silence.py",
+        " or number != replica.checks_sent:", ":",
         17, ("tests/core/test_silence.py::test_no_request_of_a_slow_server_is_cut",),
     ),
     Mutation(
@@ -541,6 +545,26 @@ MUTATIONS = (
         "an answer of another model is taken", "client/server_pool.py",
         "if named in (before, request.model):", "if named:",
         46, ("tests/client/test_other_model.py",),
+    ),
+    Mutation(
+        "a manifest's parts may be of any kind", "storage/manifest.py",
+        "return _checked(cls(**values))", "return cls(**values)",
+        49, (f"{GARBLED}::test_a_manifest_with_any_value_replaced_is_usable_or_refused_by_name",),
+    ),
+    Mutation(
+        "threads share a temporary name", "storage/files.py",
+        "_HOST, threading.get_native_id())", "_HOST, 0)",
+        40, (f"{GARBLED}::test_two_threads_that_export_to_one_file_do_not_meet",),
+    ),
+    Mutation(
+        "control characters in YAML are unexpected", "servers/yaml_mapping.py",
+        "except yaml.reader.ReaderError as error:", "except ZeroDivisionError as error:",
+        49, (f"{GARBLED_YAML}::test_a_garbled_fleet_or_vllm_file_is_read_or_refused_with_the_file",),
+    ),
+    Mutation(
+        "any identifier is a variable's name", "client/secret.py",
+        "if is_name and (_is_plain_name(name) or", "if is_name and (True or",
+        50, (f"{GARBLED_YAML}::test_a_key_typed_as_the_name_of_a_variable_is_refused_and_not_shown",),
     ),
     Mutation(
         "another attempt's id is no reason to refuse", "client/matching.py",

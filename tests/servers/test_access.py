@@ -31,7 +31,7 @@ def fleet(folder: Path, entry: str) -> list[ServerConfig]:
 
 def sent_by(config: ServerConfig, environ: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The request line and the headers of a request."""
-    head = bytes(exchange_for(config, environ=environ)._head("POST", CHAT, False)).decode()  # type: ignore[attr-defined]
+    head = bytes(exchange_for(config, environ=environ)._heads.of("POST", CHAT, False)).decode()  # type: ignore[attr-defined]
     line, *fields = head.removesuffix("content-length: ").split("\r\n")
     return line, dict(field.split(": ", 1) for field in fields if field)
 
@@ -62,7 +62,7 @@ def test_headers_and_query_of_a_fleet_file_are_sent_and_keys_come_from_the_envir
         ('headers: {x: "a\\r\\nb: c"}', "cannot be sent"),
         ("headers: {content-length: '3'}", "set by asyncsynth itself"),
         ("headers: {x: 3}", "a name and a string were expected"),
-        ("headers: {x: '${not a name}'}", "names no environment variable"),
+        ("headers: {x: '${not a name}'}", "the name of an environment variable was expected"),
         ("headers: [a]", "headers must map"),
         ("header: {a: b}", "Did you mean headers"),
         ("ca_file: 3", "ca-file"),

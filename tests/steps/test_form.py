@@ -255,7 +255,7 @@ def test_flow() -> None:
         FormPreference().flow([{"instruction": "x", "generations": "x"}])
     with pytest.raises(PipelineError, match="needs a prompt"):
         FormPreference().flow([{"ratings": "x", "generations": "x"}])
-    with pytest.raises(PipelineError, match="is to keep the column 'no'"):
+    with pytest.raises(PipelineError, match="must keep the column 'no'"):
         FormPreference(keep=["no"]).flow([columns])
     with pytest.raises(PipelineError, match="would overwrite the column 'chosen'"):
         FormPreference().flow([{**columns, "chosen": "load"}])

@@ -16,8 +16,8 @@ from asyncsynth import LoadDataFromDicts, Pipeline, RunOptions, step
 from asyncsynth.engine.result import Result
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline import Dropped
-from asyncsynth.pipeline.work import MOST_ABANDONED, Work
-from asyncsynth.pipeline.worker_process import FunctionPlace, WorkerProcess, place_of_function
+from asyncsynth.pipeline.function_process import FunctionPlace, WorkerProcess, place_of_function
+from asyncsynth.pipeline.lanes import MOST_ABANDONED, Work
 from asyncsynth.records import Row
 from tests.kit.loops import run_async
 

@@ -198,10 +198,10 @@ def port_in_use(server: ServerConfig) -> bool:
     parts = urlsplit(server.base_url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 8000
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports that only linger are free
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports that only linger are free
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False

@@ -133,7 +133,7 @@ class WorkerProcess:
                 raise RecordError("the run ended", reason="worker_died")
             if self._process is None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", "from asyncsynth.pipeline.worker_process import main; main()"],
+                    [sys.executable, "-c", "from asyncsynth.pipeline.function_process import main; main()"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     start_new_session=True,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from asyncsynth.errors import RecordError, Withdrawn
-from asyncsynth.pipeline.worker_process import FunctionPlace, WorkerProcess
+from asyncsynth.pipeline.function_process import FunctionPlace, WorkerProcess
 from asyncsynth.records import Row
 
 #: Threads of one step that may be left behind by calls that do not end; beyond this number, its rows fail without a

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.function_process import FunctionPlace, place_of_function
 from asyncsynth.pipeline.functions import checked_outputs, checked_timeout
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import ModelStep
-from asyncsynth.pipeline.worker_process import FunctionPlace, place_of_function
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
