@@ -6,11 +6,12 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 from asyncsynth.calling import checked
 from asyncsynth.client.llm import LLM
-from asyncsynth.client.messages import ChatRequest, Completion, Message, ModelRequest
+from asyncsynth.client.messages import ChatRequest, Choice, Completion, Message, ModelRequest
 from asyncsynth.client.needs import Feature, Need
 from asyncsynth.errors import ConfigurationError, ParseFailure, PipelineError
 from asyncsynth.pipeline.chat_messages import system_text
@@ -38,12 +39,16 @@ class TaskContext:
         notes: small JSON that is kept with the result.
     """
 
-    __slots__ = ("_calls", "_context", "_sample", "_sent", "key", "llm", "notes")
+    __slots__ = ("_answered", "_calls", "_context", "_sample", "_sent", "_unread", "key", "llm", "notes")
 
-    def __init__(self, context: Context, llm: LLM, sample: int) -> None:
+    def __init__(
+        self, context: Context, llm: LLM, sample: int, unread: tuple[list[Message], list[Message]] | None = None
+    ) -> None:
         self._context = context
         self._sample = sample
         self._calls = 0
+        self._unread = unread  #: a conversation whose answer the function could not read, and what is sent in its place
+        self._answered: list[tuple[ModelRequest, Choice]] = []  #: as the function asked, with the first choice
         self._sent: list[list[str | None]] = []  #: the end of each answer, and the system prompt sent for it
         self.llm: LLM = llm
         self.key: str = context.key
@@ -91,7 +96,11 @@ class TaskContext:
             sent = self.notes.setdefault(_SYSTEM, [])
             if system not in sent:
                 sent.append(system)
+        asked = request
+        if self._unread is not None and isinstance(request, ChatRequest) and request.messages == self._unread[0]:
+            request = replace(request, messages=self._unread[1])
         completion = await self._context.send(request)
+        self._answered.append((asked, completion.choices[0]))
         self._sent += [[end_of(choice.text), system] for choice in completion.choices]
         return completion
 
@@ -163,8 +172,9 @@ class FunctionTask(Task):
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
         """One call of the function; again, with other seeds, when it raises ParseFailure."""
+        unread = None
         for reask in range(self.max_reasks + 1):
-            context = TaskContext(ctx, self.llm, number + reask * REASK_STRIDE)
+            context = TaskContext(ctx, self.llm, number + reask * REASK_STRIDE, unread)
             try:
                 made = await self.function(SeenRow(row), context)
             except ParseFailure as failure:
@@ -174,6 +184,7 @@ class FunctionTask(Task):
                         failure.raw = ctx.completions[-1].text
                     raise
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
+                unread = self._explanation(context, failure)
                 continue
             context.note_systems(several=self.num_generations > 1)
             outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name", "judge_model"))
@@ -182,6 +193,19 @@ class FunctionTask(Task):
                     outputs[column] = ctx.completions[-1].model if ctx.completions else self.llm.model
             return outputs
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _explanation(self, context: TaskContext, failure: ParseFailure) -> tuple[list[Message], list[Message]] | None:
+        """The conversation that led to an unreadable answer, and the one that also says why (`explain_reasks`).
+
+        None if the function asked nothing or several times: which of the answers it could not read is then not known.
+        """
+        if len(context._answered) != 1:
+            return None
+        [(request, choice)] = context._answered
+        if not isinstance(request, ChatRequest):
+            return None
+        explained = self._explained(request.messages, choice, failure)
+        return None if explained is request.messages else (request.messages, explained)
 
 
 @checked
@@ -209,9 +233,10 @@ def task(
             takes longer fails (`timeout`). It ends only code that awaits.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
-    `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
-    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called again. Requests
-    that stay the same are answered from those kept (``--answers``).
+    `max_reasks` times, with other seeds. If it asked the model once, with `ctx.chat`, and asks the same again, the
+    request also holds the unreadable answer and the text of the ParseFailure (`explain_reasks`). Any other exception
+    fails its row only. All the code and all the values that it reads belong to the checkpoint fingerprint: after an
+    edit, the function is called again. Requests that stay the same are answered from those kept (``--answers``).
 
     Example::
 

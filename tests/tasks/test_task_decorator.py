@@ -68,6 +68,37 @@ def test_parse_failures_are_asked_again_with_another_seed() -> None:
     assert (caught.value.attempts, caught.value.raw) == (2, "\n")
 
 
+def test_a_reask_tells_the_model_why_where_one_answer_is_to_blame() -> None:
+    @task(inputs=[], outputs=["n"])
+    async def number(row: Row, ctx: TaskContext) -> Row:
+        said = await ctx.chat("How many?")
+        if not said.text.isdigit():
+            raise ParseFailure(f"{said.text!r} is no number")
+        return {"n": int(said.text)}
+
+    @task(inputs=[], outputs=["n"])
+    async def twice(row: Row, ctx: TaskContext) -> Row:
+        await ctx.chat("Think.")
+        said = await ctx.chat("How many?")
+        if not said.text.isdigit():
+            raise ParseFailure("no number")
+        return {"n": int(said.text)}
+
+    first = {"role": "user", "content": "How many?"}
+    model = Model("many", "few", "3")
+    assert generate(number(llm=M), {}, model) == [{"n": 3}]
+    assert [request.messages[0] for request in model.requests] == [first] * 3
+    assert [len(request.messages) for request in model.requests] == [1, 3, 3]
+    assert model.requests[2].messages[1] == {"role": "assistant", "content": "few"}
+    assert "'few' is no number" in model.requests[2].messages[2]["content"]
+    model = Model("many", "3")
+    generate(number(llm=M, explain_reasks=False), {}, model)
+    assert [len(request.messages) for request in model.requests] == [1, 1]
+    model = Model("Hm.", "many", "Hm.", "3")
+    generate(twice(llm=M), {}, model)
+    assert [len(request.messages) for request in model.requests] == [1, 1, 1, 1]
+
+
 def test_several_calls_have_seeds_of_their_own_and_choices_are_the_rows() -> None:
     chosen: list[float] = []
 
