@@ -301,8 +301,8 @@ def test_requests_that_a_deadline_ends_are_counted_and_noted_in_one_line() -> No
         assert (await pool.send(ask())).attempts == 3
         assert pool.snapshot().given_up == {"request_timeout": 2}
         assert pool.notes == [
-            "s: 2 requests given up: no whole answer within request_timeout 5 s; the server may have generated these "
-            "answers all the same"
+            "s: 2 requests given up: no whole answer within request_timeout 5 s; the server may still have generated "
+            "these answers"
         ]
         await pool.aclose()
 
