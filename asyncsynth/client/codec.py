@@ -71,6 +71,7 @@ from asyncsynth.client.messages import (
 from asyncsynth.client.no_answer import (
     ANSWER_ATTEMPTS,
     DEFAULT_MAX_TOKENS,
+    MOST_TOKENS,
     SAMPLE_CHARS,
     count,
     is_cut,
@@ -113,11 +114,10 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
     Raises RequestFailed (reason "bad_request") for fields that the dialect would silently ignore and values that JSON
     cannot hold.
     """
-    fields: dict[str, Any] = {"model": request.model}
+    fields: dict[str, Any]
     if isinstance(request, ChatRequest):
-        path = CHAT_PATH
-        fields["messages"] = messages = request.messages
-        fields.update(request.params)
+        path, messages = CHAT_PATH, request.messages
+        fields = {"model": request.model, "messages": messages, **request.params}
         if request.schema is not None:
             fields["response_format"] = _response_format(request.schema)
         if dialect == "openai" and messages and messages[-1]["role"] == "assistant":
@@ -126,8 +126,7 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
             fields.setdefault("add_generation_prompt", False)
     else:
         path = COMPLETION_PATH
-        fields["prompt"] = request.prompt
-        fields.update(request.params)
+        fields = {"model": request.model, "prompt": request.prompt, **request.params}
     if fields.get("max_tokens") is None and fields.get("max_completion_tokens") is None:
         if "max_tokens" in fields:  # `LLM(max_tokens=None)`: the user leaves it out
             del fields["max_tokens"]
@@ -210,12 +209,8 @@ def decode(
 
     `headers` have lower-case names; `now_wall` is Unix time in seconds, for Retry-After given as a date.
     """
-    if 200 <= status < 300:
-        return _decode_success(request, status, body, dialect, now_wall)
-    return refusal(status, headers, body, now_wall)
-
-
-def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect, now_wall: float) -> Outcome:
+    if not 200 <= status < 300:
+        return refusal(status, headers, body, now_wall)
     flags: tuple[str, ...] = ()
     try:
         answer = orjson.loads(body)
@@ -282,8 +277,13 @@ def _read_answer(
         sent = answer["choices"]
         if not isinstance(sent, list):
             raise TypeError("`choices` is no list")
-    chat = isinstance(request, ChatRequest)
-    opened = _opened(request)
+    opened = ""  # the mark of thinking that ends the request: the answer begins inside the thought
+    if isinstance(request, ChatRequest):
+        chat, messages = True, request.messages
+        if messages and messages[-1]["role"] == "assistant":
+            opened = opened_in(_prefix(request))
+    else:
+        chat, opened = False, opened_in(request.prompt)
     choices = []
     for raw in sent if len(sent) == 1 else _in_order(sent):
         message = raw["message"] if chat else raw
@@ -322,11 +322,16 @@ def _read_answer(
     counts = answer.get("usage")
     if type(counts) is not dict:
         counts = {}
-    prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int or not (0 < prompt < MOST_TOKENS > completion > 0):
+        prompt, completion = count(prompt), count(completion)
     model = answer.get("model")
     if type(model) is not str or not model:
         model = str(model or request.model)
-    return Ok(Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion), flags=flags), completion, prompt)
+    made = Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion))
+    if flags:
+        made.flags = flags
+    return Ok(made, completion, prompt)
 
 
 def _in_order(sent: Sequence[Any]) -> Sequence[Any]:
@@ -379,14 +384,10 @@ def _part_of(part: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _opened(request: ModelRequest) -> str:
-    """The mark of thinking that ends the request, so that the answer begins inside the thought; '' for none."""
-    if not isinstance(request, ChatRequest):
-        return opened_in(request.prompt)
-    if not request.messages or request.messages[-1]["role"] != "assistant":
-        return ""
-    prefix = request.messages[-1].get("content")
-    return opened_in(prefix) if isinstance(prefix, str) else ""
+def _prefix(request: ChatRequest) -> str:
+    """The text of the last message, an assistant's, which the answer continues."""
+    text = request.messages[-1].get("content")
+    return text if isinstance(text, str) else ""
 
 
 def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
@@ -409,8 +410,7 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
     """llama.cpp repeats the beginning of a prefilled answer, and counts the tokens of one choice only for `n`."""
     if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
-        prefix = request.messages[-1].get("content")
-        if isinstance(prefix, str):
-            for choice in choices:
-                choice.text = choice.text.removeprefix(prefix)
+        prefix = _prefix(request)
+        for choice in choices:
+            choice.text = choice.text.removeprefix(prefix)
     return ("usage_of_first_choice",) if len(choices) > 1 else ()

@@ -12,6 +12,7 @@ from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
 DEFAULT_MAX_TOKENS = 1024  #: always sent: without a limit llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
+MOST_TOKENS = 1 << 53  #: no server has counted more: it could not be journaled
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 #: How servers say that max_tokens or the context ended an answer, in lower case: OpenAI; its Responses API; Anthropic,
 #: Gemini and Bedrock behind gateways; Mistral; Cohere. The codec reads them all as "length".
@@ -130,7 +131,7 @@ def count(given: Any) -> int:
             number = int(given or 0)
         except (TypeError, ValueError, OverflowError):
             return 0
-    return number if 0 <= number < 1 << 53 else 0
+    return number if 0 <= number < MOST_TOKENS else 0
 
 
 def sample(raw: bytes | str) -> str:

@@ -158,7 +158,11 @@ class Replica:
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
-        if self.in_flight >= self.limiter.limit or self.blocked:
+        return self.in_flight < self.limiter.limit and self.is_open()
+
+    def is_open(self) -> bool:
+        """Whether a call may start here as soon as a slot is free."""
+        if self.blocked:
             return False
         breaker = self.breaker
         return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.test_call is None)
