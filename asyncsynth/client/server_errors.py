@@ -57,8 +57,8 @@ _SPENT = re.compile(
 #: The same, if the server does not say when to try again.
 _QUOTA = re.compile(r"\bquota\b|\bdaily\b|per[-_ ]?day\b|\bbilling\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
-    r"(?:try again|retry) in (?:(?P<h>\d{1,4})h)?(?:(?P<m>\d{1,5})m(?!s))?"
-    r"(?:(?P<s>\d{1,7}(?:\.\d{1,9})?)(?P<unit>ms|s))?",
+    r"(?:try again|retry) in (?:(?P<hours>\d{1,4})h)?(?:(?P<minutes>\d{1,5})m(?!s))?"
+    r"(?:(?P<seconds>\d{1,7}(?:\.\d{1,9})?)(?P<unit>ms|s))?",
     re.IGNORECASE,
 )
 #: Not now: the same request is answered later, whatever the status says.
@@ -180,9 +180,13 @@ def _wait(headers: Mapping[str, str], said: Said, now_wall: float) -> float | No
         wait = _until_reset(moment, now_wall)
     if wait is None:
         wait = said.wait_s
-    if wait is None and (found := _TRY_AGAIN.search(said.message)) and (found["h"] or found["m"] or found["s"]):
-        seconds = float(found["s"] or 0) * (0.001 if found["unit"] in ("ms", "MS") else 1.0)
-        wait = 3600.0 * int(found["h"] or 0) + 60.0 * int(found["m"] or 0) + seconds
+    if (
+        wait is None
+        and (found := _TRY_AGAIN.search(said.message))
+        and (found["hours"] or found["minutes"] or found["seconds"])
+    ):
+        seconds = float(found["seconds"] or 0) * (0.001 if found["unit"] in ("ms", "MS") else 1.0)
+        wait = 3600.0 * int(found["hours"] or 0) + 60.0 * int(found["minutes"] or 0) + seconds
     return wait
 
 
