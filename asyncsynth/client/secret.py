@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import quote
+
+from asyncsynth.errors import ConfigurationError
 
 
 class _Unprinted(bytes):
