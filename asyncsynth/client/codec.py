@@ -70,10 +70,11 @@ from asyncsynth.client.messages import (
 )
 from asyncsynth.client.no_answer import (
     ANSWER_ATTEMPTS,
-    CUT,
     DEFAULT_MAX_TOKENS,
+    MOST_TOKENS,
     SAMPLE_CHARS,
     count,
+    is_cut,
     no_answer,
     not_whole,
     paid,
@@ -113,11 +114,10 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
     Raises RequestFailed (reason "bad_request") for fields that the dialect would silently ignore and values that JSON
     cannot hold.
     """
-    fields: dict[str, Any] = {"model": request.model}
+    fields: dict[str, Any]
     if isinstance(request, ChatRequest):
-        path = CHAT_PATH
-        fields["messages"] = messages = request.messages
-        fields.update(request.params)
+        path, messages = CHAT_PATH, request.messages
+        fields = {"model": request.model, "messages": messages, **request.params}
         if request.schema is not None:
             fields["response_format"] = _response_format(request.schema)
         if dialect == "openai" and messages and messages[-1]["role"] == "assistant":
@@ -126,8 +126,7 @@ def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, 
             fields.setdefault("add_generation_prompt", False)
     else:
         path = COMPLETION_PATH
-        fields["prompt"] = request.prompt
-        fields.update(request.params)
+        fields = {"model": request.model, "prompt": request.prompt, **request.params}
     if fields.get("max_tokens") is None and fields.get("max_completion_tokens") is None:
         if "max_tokens" in fields:  # `LLM(max_tokens=None)`: the user leaves it out
             del fields["max_tokens"]
@@ -210,12 +209,8 @@ def decode(
 
     `headers` have lower-case names; `now_wall` is Unix time in seconds, for Retry-After given as a date.
     """
-    if 200 <= status < 300:
-        return _decode_success(request, status, body, dialect, now_wall)
-    return refusal(status, headers, body, now_wall)
-
-
-def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Dialect, now_wall: float) -> Outcome:
+    if not 200 <= status < 300:
+        return refusal(status, headers, body, now_wall)
     flags: tuple[str, ...] = ()
     try:
         answer = orjson.loads(body)
@@ -233,15 +228,17 @@ def _decode_success(request: ModelRequest, status: int, body: bytes, dialect: Di
 
 
 def read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
-    """A body that orjson refuses, and what was repaired in it: lone surrogates; what Python's own JSON writes and
-    reads, and JSON has not (NaN, Infinity). Raises ValueError or RecursionError."""
+    """A body that orjson refuses, and what had to be mended in it: lone surrogates; what Python's own JSON writes and
+    reads, and JSON has not (NaN, Infinity, raw control characters in a text). Raises ValueError or RecursionError."""
     mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body
     flags = ("replaced_surrogates",) if mended != body else ()
     try:
         return orjson.loads(mended), flags
     except orjson.JSONDecodeError:
-        text = mended.decode("utf-8-sig").rstrip("\0 \t\r\n")
-        return json.loads(text, parse_constant=lambda name: None, parse_float=_finite), (*flags, "repaired_json")
+        # A byte order mark, UTF-16 and UTF-32 are found as `json` finds them.
+        text = mended.decode(json.detect_encoding(mended)).rstrip("\0 \t\r\n")
+        read = json.loads(text, parse_constant=lambda name: None, parse_float=_finite, strict=False)
+        return read, (*flags, "repaired_json")
 
 
 def _finite(digits: str) -> float | None:
@@ -278,8 +275,15 @@ def _read_answer(
         if error is not None:
             return error if isinstance(error, Ok) else paid(error, answer)
         sent = answer["choices"]
-    chat = isinstance(request, ChatRequest)
-    opened = _opened(request)
+        if not isinstance(sent, list):
+            raise TypeError("`choices` is no list")
+    opened = ""  # the mark of thinking that ends the request: the answer begins inside the thought
+    if isinstance(request, ChatRequest):
+        chat, messages = True, request.messages
+        if messages and messages[-1]["role"] == "assistant":
+            opened = opened_in(_prefix(request))
+    else:
+        chat, opened = False, opened_in(request.prompt)
     choices = []
     for raw in sent if len(sent) == 1 else _in_order(sent):
         message = raw["message"] if chat else raw
@@ -291,7 +295,7 @@ def _read_answer(
         is_whole = finish == "stop"
         if not is_whole and finish is not None:
             finish = str(finish)[:SAMPLE_CHARS]
-            finish = "length" if finish in CUT else finish
+            finish = "length" if is_cut(finish) else finish
         choice = Choice(text, finish, raw.get("logprobs"))
         if not is_bare:
             choice.reasoning = reasoning_in(message)
@@ -318,11 +322,16 @@ def _read_answer(
     counts = answer.get("usage")
     if type(counts) is not dict:
         counts = {}
-    prompt, completion = count(counts.get("prompt_tokens")), count(counts.get("completion_tokens"))
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int or not (0 < prompt < MOST_TOKENS > completion > 0):
+        prompt, completion = count(prompt), count(completion)
     model = answer.get("model")
     if type(model) is not str or not model:
         model = str(model or request.model)
-    return Ok(Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion), flags=flags), completion, prompt)
+    made = Completion(choices, model[:SAMPLE_CHARS], Usage(prompt, completion))
+    if flags:
+        made.flags = flags
+    return Ok(made, completion, prompt)
 
 
 def _in_order(sent: Sequence[Any]) -> Sequence[Any]:
@@ -357,6 +366,8 @@ def _text_of(content: Any, message: Mapping[str, Any]) -> str:
         if not {"content", "role", "text"} & message.keys():
             raise KeyError("content")
         return ""
+    if isinstance(content, dict):  # one part, without a list around it
+        content = [content]
     return "".join(_part_of(part) for part in content)
 
 
@@ -366,17 +377,17 @@ def _part_of(part: Any) -> str:
     if part is None or is_thought(part):
         return ""
     text = part.get("text")
+    if text is None:
+        text = part.get("content")
+    if isinstance(text, dict):  # as in the Assistants API
+        text = text.get("value")
     return text if isinstance(text, str) else ""
 
 
-def _opened(request: ModelRequest) -> str:
-    """The mark of thinking that ends the request, so that the answer begins inside the thought; '' for none."""
-    if not isinstance(request, ChatRequest):
-        return opened_in(request.prompt)
-    if not request.messages or request.messages[-1]["role"] != "assistant":
-        return ""
-    prefix = request.messages[-1].get("content")
-    return opened_in(prefix) if isinstance(prefix, str) else ""
+def _prefix(request: ChatRequest) -> str:
+    """The text of the last message, an assistant's, which the answer continues."""
+    text = request.messages[-1].get("content")
+    return text if isinstance(text, str) else ""
 
 
 def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
@@ -399,8 +410,7 @@ def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
 def _even_out_llamacpp(request: ModelRequest, choices: list[Choice]) -> tuple[str, ...]:
     """llama.cpp repeats the beginning of a prefilled answer, and counts the tokens of one choice only for `n`."""
     if isinstance(request, ChatRequest) and request.messages and request.messages[-1]["role"] == "assistant":
-        prefix = request.messages[-1].get("content")
-        if isinstance(prefix, str):
-            for choice in choices:
-                choice.text = choice.text.removeprefix(prefix)
+        prefix = _prefix(request)
+        for choice in choices:
+            choice.text = choice.text.removeprefix(prefix)
     return ("usage_of_first_choice",) if len(choices) > 1 else ()

@@ -19,7 +19,6 @@ from asyncsynth.client.secret import check_variable
 from asyncsynth.errors import ConfigurationError, TaskFailure
 
 DEFAULT_MAX_TOKENS = 1024
-_DICT = {dict}
 
 #: The values that each of these settings of `LLM` may have, and advice about the choice.
 _CHOICES: dict[str, tuple[tuple[str | None, ...], str]] = {
@@ -216,11 +215,8 @@ class LLM:
 
         Raises TaskFailure (`bad_prompt`) if `messages` is not a list of messages.
         """
-        if type(messages) is not list or {*map(type, messages)} != _DICT:  # rare: checked in detail
-            is_list = isinstance(messages, (list, tuple))
-            if not is_list or not all(isinstance(message, dict) for message in messages):
-                said = f"the prompt is {messages!r:.60}; a list of messages was expected"
-                raise TaskFailure(said, reason="bad_prompt")
+        if type(messages) is not list or len(messages) != 1 or type(messages[0]) is not dict:
+            _check_messages(messages)
         if self._is_plain:
             return ChatRequest(self.model, messages, {**self._params, **overrides}, schema, self.reasoning == "keep")
         if self.system_role != "system":
@@ -232,6 +228,16 @@ class LLM:
         """A raw completion request: the prompt goes out as it is. Its limit is always called ``max_tokens``."""
         params = {**self._params, **overrides} if self._is_plain else self._with(overrides)
         return CompletionRequest(self.model, prompt, params, self.reasoning == "keep")
+
+
+def _check_messages(messages: Any) -> None:
+    """Raises TaskFailure for what is no list of messages."""
+    if type(messages) is list and {*map(type, messages)} == {dict}:
+        return  # nearly always
+    is_list = isinstance(messages, (list, tuple))
+    if not is_list or not all(isinstance(message, dict) for message in messages):
+        said = f"the prompt is {messages!r:.60}; a list of messages was expected"
+        raise TaskFailure(said, reason="bad_prompt")
 
 
 def without_system(messages: Sequence[Message], role: SystemRole) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
@@ -84,7 +85,7 @@ class Totals:
     completion_tokens: int = 0
     retries: Tally = field(default_factory=Tally)
     given_up: Tally = field(default_factory=Tally)
-    answered_by: dict[str, int] = field(default_factory=dict)
+    answered_by: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
 
 

@@ -288,12 +288,13 @@ class ServerPool:
         if ORCA_HEADER in headers and now >= link.read_at:
             link.hear(headers, now)
         if type(outcome) is Ok:
-            named = outcome.value.model
-            if named != link.answers_as.get(request.model) and server.serves_any is None:
-                outcome = self._named(named, request, link, outcome)
-        if type(outcome) is Ok:
-            self._count_answer(server, outcome.value, now - began, attempts)
-        elif not isinstance(outcome, Ok):
+            completion: Completion = outcome.value
+            if completion.model != link.answers_as.get(request.model) and server.serves_any is None:
+                outcome = self._named(completion.model, request, link, outcome)
+            if type(outcome) is Ok:
+                self._count_answer(server, completion, now - began, attempts)
+                return outcome
+        if not isinstance(outcome, Ok):
             if outcome.paid:
                 self._totals.wasted += 1
                 self._totals.prompt_tokens += outcome.prompt_tokens
@@ -334,11 +335,11 @@ class ServerPool:
         completion.attempts = attempts
         if server.serves_any is not None:
             completion.model = server.serves_any
-        totals = self._totals
+        totals, usage = self._totals, completion.usage
         totals.ok += 1
-        totals.prompt_tokens += completion.usage.prompt_tokens
-        totals.completion_tokens += completion.usage.completion_tokens
-        totals.answered_by[completion.model] = totals.answered_by.get(completion.model, 0) + 1
+        totals.prompt_tokens += usage.prompt_tokens
+        totals.completion_tokens += usage.completion_tokens
+        totals.answered_by[completion.model] += 1
         totals.latency.add(latency)
 
     def _conclude(self, finish: Finish) -> Completion:

@@ -77,7 +77,7 @@ class AdaptiveLimit(CutLimit):
         super().__init__(min(max(initial, minimum), maximum), minimum, maximum)
         self._phase = START
         self._why = "slow start"
-        self._home = self._limit  # the limit that trials leave and come back to
+        self._home = self.limit  # the limit that trials leave and come back to
         self._top = maximum  # where recovery from refusals ends
         # The window: completions, tokens and the longest silence since _since; _bound of them while the limit bound.
         self._n = self._bound = self._tokens = 0
@@ -108,8 +108,8 @@ class AdaptiveLimit(CutLimit):
     def on_start(self, in_flight: int, now: float) -> None:
         """The first start is when slow start's clock begins."""
         if not self._marks:
-            self._marks.append((self._limit, now, 0, 0))
-            self._mark = self._limit * 1.414
+            self._marks.append((self.limit, now, 0, 0))
+            self._mark = self.limit * 1.414
             self._since = self._last = now
         self.most = max(self.most, in_flight)
 
@@ -127,9 +127,9 @@ class AdaptiveLimit(CutLimit):
 
     def on_capacity(self, capacity: int, now: float, why: str) -> None:
         """Settle there; no trial goes past it for ten minutes."""
-        if capacity >= self._limit:
+        if capacity >= self.limit:
             return
-        self._limit = self._knee = self.most = max(self.minimum, capacity)
+        self.limit = self._knee = self.most = max(self.minimum, capacity)
         self._cut_at = now
         self._grown = False
         self._settle(now, why)
@@ -142,27 +142,27 @@ class AdaptiveLimit(CutLimit):
         if gap > self._gap:
             self._gap = gap
         self._last = now
-        if in_flight * 10 >= self._limit * 9:
+        if in_flight * 10 >= self.limit * 9:
             self._bound += 1
             phase = self._phase
             if phase is START:
-                if self._limit < self._ceiling:
-                    self._limit += 1
-                    if self._limit >= self._mark:
+                if self.limit < self._ceiling:
+                    self.limit += 1
+                    if self.limit >= self._mark:
                         self._marked(now)
             elif phase is CUT:
-                if self._limit < self._ceiling:
+                if self.limit < self._ceiling:
                     self._regrow()
-                    if self._limit >= self._top or self._limit > 1.1 * self._knee:
+                    if self.limit >= self._top or self.limit > 1.1 * self._knee:
                         self._recovered(now)
-            elif phase is HOLD and self._ceiling > self._limit and self._governed():
+            elif phase is HOLD and self._ceiling > self.limit and self._governed():
                 self._regrow()
         if n >= self._need:
             self._window_full(now)
 
     def on_overload(self, now: float, started_at: float) -> None:
         """Cut by a fifth, once per episode; recovery leads back to where the limit was."""
-        cuts, limit, phase = self.cuts, self._limit, self._phase
+        cuts, limit, phase = self.cuts, self.limit, self._phase
         if phase is not CUT:
             self._grown = True  # by whichever way it came here
         super().on_overload(now, started_at)
@@ -174,9 +174,9 @@ class AdaptiveLimit(CutLimit):
 
     def _marked(self, now: float) -> None:
         """Slow start grew by sqrt(2): do tokens/s still rise? Two flat marks in a row end it."""
-        self._mark = self._limit * 1.414
+        self._mark = self.limit * 1.414
         marks = self._marks
-        marks.append((self._limit, now, self._total + self._tokens, self._answers + self._n))
+        marks.append((self.limit, now, self._total + self._tokens, self._answers + self._n))
         if len(marks) > 5:
             del marks[0]
         if len(marks) < 5:
@@ -205,16 +205,16 @@ class AdaptiveLimit(CutLimit):
         self._since = self._last = now
         self._measuring = measuring
         if measuring:
-            self._full = max(3 * self._limit, int(NOISE * sqrt(self._limit)))
+            self._full = max(3 * self.limit, int(NOISE * sqrt(self.limit)))
             self._need = self._full // 4
         else:
-            self._need = SETTLE * self._limit
+            self._need = SETTLE * self.limit
 
     def _settle(self, now: float, why: str) -> None:
         """Hold here; forget what was measured elsewhere."""
         self._phase = HOLD
         self._why = why
-        self._home = self._limit
+        self._home = self.limit
         self._rate = 0.0
         self._step = 0.5
         self._pause = 1
@@ -224,7 +224,7 @@ class AdaptiveLimit(CutLimit):
         self._window(now, measuring=False)
 
     def _recovered(self, now: float) -> None:
-        if self._limit < self._top:  # slow start was cut short, and the limit is past the refusal
+        if self.limit < self._top:  # slow start was cut short, and the limit is past the refusal
             self._phase = START
             self._restart_marks(now)
             self._why = f"past {self._knee}, where the server last refused"
@@ -234,8 +234,8 @@ class AdaptiveLimit(CutLimit):
 
     def _restart_marks(self, now: float) -> None:
         self._window(now, measuring=False)
-        self._marks[:] = [(self._limit, now, self._total, self._answers)]
-        self._mark = self._limit * 1.414
+        self._marks[:] = [(self.limit, now, self._total, self._answers)]
+        self._mark = self.limit * 1.414
         self._flat = 0
 
     def _window_full(self, now: float) -> None:
@@ -245,7 +245,7 @@ class AdaptiveLimit(CutLimit):
             self._ceiling = self.maximum
             self._queue_since = None
         phase = self._phase
-        if phase is START and self._limit >= self.maximum:
+        if phase is START and self.limit >= self.maximum:
             self._settle(now, "the most it may be")
         elif phase is START or phase is CUT:
             self._window(now, measuring=False)
@@ -255,18 +255,18 @@ class AdaptiveLimit(CutLimit):
             span = now - self._since
             valid = self._bound >= 0.8 * self._n and self._gap < 0.25 * span
             rate = self._tokens / span if span > 0.0 else 0.0
-            limit = self._limit
+            limit = self.limit
             if valid and rate > 0.0:
                 if self._n < self._full and not self._clear(rate):
                     self._need = min(self._full, 2 * self._need)
                     return
                 self._judge(rate, now)
-            self._window(now, measuring=limit == self._limit)
+            self._window(now, measuring=limit == self.limit)
 
     def _clear(self, rate: float) -> bool:
         """Whether a trial's outcome is beyond doubt before its window is full."""
         gain = rate / self._rate - 1.0 if self._rate else 0.0
-        doubt = 2 * 2.1 * sqrt(self._limit) / self._n
+        doubt = 2 * 2.1 * sqrt(self.limit) / self._n
         if self._phase is UP:
             return gain > RISE + doubt
         return self._phase is DOWN and gain < -FALL - doubt
@@ -278,16 +278,16 @@ class AdaptiveLimit(CutLimit):
         if phase is UP:
             if gain >= RISE:
                 self._accept(rate, f"{gain:+.0%} tokens/s since {self._home}")
-                if gain >= 0.1 and self._ceiling > self._limit:
+                if gain >= 0.1 and self._ceiling > self.limit:
                     self._phase = START
                     self._restart_marks(now)
             else:
-                self._reject(f"{self._limit} bought {max(0.0, gain):.0%} more")
+                self._reject(f"{self.limit} bought {max(0.0, gain):.0%} more")
         elif phase is DOWN:
             if gain >= -FALL:
                 self._accept(max(rate, self._rate), f"{self._home} bought no more")
             else:
-                self._reject(f"{self._limit} cost {-gain:.0%}")
+                self._reject(f"{self.limit} cost {-gain:.0%}")
         else:
             if self._rate and abs(gain) > CHANGED:  # the server or the workload is another one
                 self._rate = rate
@@ -316,20 +316,20 @@ class AdaptiveLimit(CutLimit):
                 possible = target < self._home and not self._buffer and self._load is None
             if possible:
                 self._phase = self._direction
-                self._limit = target
+                self.limit = target
                 return
             self._turn()
 
     def _accept(self, rate: float, why: str) -> None:
         """The trial becomes home, and the next one goes the same way at once."""
-        self._home = self._limit
+        self._home = self.limit
         self._rate = rate
         self._phase = HOLD
         self._why = why
         self._pause, self._tries, self._wait = 1, 0, 0
 
     def _reject(self, why: str) -> None:
-        self._limit = self._home
+        self.limit = self._home
         self._phase = HOLD
         self._why = why
         self._turn()
@@ -352,7 +352,7 @@ class AdaptiveLimit(CutLimit):
     def on_load(self, load: ServerLoad) -> None:
         """A queue caps the limit at what runs and a buffer; without one, a binding limit may grow."""
         self._load = load
-        limit, running = self._limit, load.running
+        limit, running = self.limit, load.running
         room = self._buffer or max(4, (running if running is not None else limit) // 16)
         if load.waiting > room:
             self._queued(load, room)
@@ -375,7 +375,7 @@ class AdaptiveLimit(CutLimit):
         target = min(self.maximum, max(limit, int(limit * factor)))
         if target > limit:
             self._changed_at = load.at
-            self._limit = target
+            self.limit = target
             self._why = f"the server runs {running} and queues none"
             if self._phase is START:
                 self._restart_marks(load.at)
@@ -384,13 +384,13 @@ class AdaptiveLimit(CutLimit):
 
     def _queued(self, load: ServerLoad, room: int) -> None:
         """The server has more requests than it can run."""
-        now, limit = load.at, self._limit
+        now, limit = load.at, self.limit
         self._ceiling = limit
         if self._queue_since is None or self._phase is START:
             self._queue_since = now
         if self._phase is not CUT and self._phase is not HOLD:
             if self._phase is UP:
-                self._limit = limit = self._home
+                self.limit = limit = self._home
             self._settle(now, "")
         if now - self._queue_since < PATIENCE_S or now - self._changed_at < REPORT_S:
             return
@@ -401,14 +401,14 @@ class AdaptiveLimit(CutLimit):
         else:
             target = limit - (load.waiting - room + 1) // 2
         self._changed_at = now
-        self._limit = max(self.minimum, min(limit, target))
-        self._home = min(self._home, self._limit)
+        self.limit = max(self.minimum, min(limit, target))
+        self._home = min(self._home, self.limit)
 
     # --- for a person ---------------------------------------------------------------------------
 
     def explain(self) -> str:
         """Why the limit is what it is, e.g. `256: the server queues 12 requests`."""
-        limit, phase, load = self._limit, self._phase, self._load
+        limit, phase, load = self.limit, self._phase, self._load
         if phase is CUT:
             return f"cut to {limit} after refusals; the server last refused at {self._knee}"
         if phase is UP or phase is DOWN:

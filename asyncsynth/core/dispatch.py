@@ -130,8 +130,8 @@ class Slots:
             self._balancer.freed(replica)
 
     def _drain(self, replica: Replica, now: float, out: list[Action]) -> None:
-        queues = self._queues
-        while replica.in_flight < replica.limiter.limit and replica.can_take():  # the first saves most of the calls
+        queues, limiter = self._queues, replica.limiter
+        while replica.in_flight < limiter.limit and replica.is_open():
             best = None
             for model in replica.models:
                 queue = queues[model]

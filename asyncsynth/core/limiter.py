@@ -75,14 +75,14 @@ class CutLimit:
     FAST = 8  #: completions for +1 while far from the knee, or fewer
     NEAR = 0.8  #: share of the knee at which its neighbourhood begins
 
-    __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "_limit", "cuts", "maximum", "minimum", "most")
+    __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "cuts", "limit", "maximum", "minimum", "most")
 
     def __init__(self, limit: int, minimum: int, maximum: int) -> None:
         if not 1 <= minimum <= maximum:
             raise ValueError(f"a concurrency limit must be at least 1, not {minimum} to {maximum}")
         self.minimum: int = minimum
         self.maximum: int = maximum
-        self._limit = limit
+        self.limit: int = limit  # no property: it is read several times for each call
         self._knee = maximum
         self._credit = 0
         self._grown = False  # since the last cut
@@ -95,36 +95,31 @@ class CutLimit:
         """Not counted."""
         return 0
 
-    @property
-    def limit(self) -> int:
-        """Requests that may be in flight now."""
-        return self._limit
-
     def bound(self, maximum: int) -> None:
         """From now on, never above this; at least the minimum."""
         self.maximum = max(self.minimum, min(self.maximum, maximum))
-        self._limit = min(self._limit, self.maximum)
+        self.limit = min(self.limit, self.maximum)
 
     def on_overload(self, now: float, started_at: float) -> None:
         """Cut by a fifth, unless the request belongs to the episode already cut for."""
         if started_at <= self._cut_at:
             return
         if self._grown:
-            self._knee = self._limit
+            self._knee = self.limit
         self._grown = False
         self._cut_at = now
         self._credit = 0
-        self._limit = max(self.minimum, int(self._limit * self.CUT))
+        self.limit = max(self.minimum, int(self.limit * self.CUT))
         self.cuts += 1
 
     def _regrow(self) -> None:
         """One completion towards growth, while the limit binds."""
         self._credit += 1
-        limit = self._limit
+        limit = self.limit
         need = limit if limit >= self.NEAR * self._knee else min(limit, self.FAST)
         if self._credit >= need:
             self._credit = 0
-            self._limit = limit + 1
+            self.limit = limit + 1
             self._grown = True
 
 
@@ -143,14 +138,14 @@ class FixedLimit(CutLimit):
 
     def on_ok(self, now: float, in_flight: int, tokens: int) -> None:
         """Count towards growth while the limit binds."""
-        if self._limit < self.maximum and in_flight >= self._limit and now >= self._held_until:
+        if self.limit < self.maximum and in_flight >= self.limit and now >= self._held_until:
             self._held_why = ""
             self._regrow()
 
     def on_capacity(self, capacity: int, now: float, why: str) -> None:
         """Lower the limit to it, for ten minutes."""
-        if capacity < self._limit:
-            self._limit = max(self.minimum, capacity)
+        if capacity < self.limit:
+            self.limit = max(self.minimum, capacity)
             self._held_until = now + HOLD_S
             self._held_why = why
 
@@ -160,7 +155,7 @@ class FixedLimit(CutLimit):
     def explain(self) -> str:
         """Why the limit is what it is."""
         if self._held_why:
-            return f"{self._limit} of {self.maximum}: {self._held_why}"
+            return f"{self.limit} of {self.maximum}: {self._held_why}"
         if not self.cuts:
             return f"fixed at {self.maximum}"
-        return f"{self._limit} of {self.maximum} after {self.cuts} cuts; the server last refused at {self._knee}"
+        return f"{self.limit} of {self.maximum} after {self.cuts} cuts; the server last refused at {self._knee}"

@@ -106,8 +106,11 @@ class Walker:
             else (node, None, self._ask)
             for node in plan.nodes
         ]
+        self._after_source = self._nodes[1:]
         self._generate = [self._generator(node.step) for node in plan.nodes]
         self._linear = all(len(node.after) <= 1 for node in plan.nodes)
+        self._leaf = next(iter(plan.leaves))  #: of a linear plan, the only one
+        self._carries = plan.carries
         is_plain = self._linear and len(plan.nodes) > 1 and not self._is_carried
         self._first = self._sees_records(plan.nodes[1]) if is_plain else None
         self._waits_for = [len(node.before) for node in plan.nodes]
@@ -155,15 +158,15 @@ class Walker:
             row, way.carried = without_carried(record.data)
             items = [(record.key, row)]
         if self._linear:
-            for node, model_step, ask in self._nodes:
+            for node, model_step, ask in self._after_source:
                 if model_step is not None:
                     items = await ask(way, node, model_step, items)
                     if way.withdrawn:
                         raise Withdrawn
-                elif node.before:
+                else:
                     items = self._step(way, node, [items])
-            (leaf,) = self._plan.leaves
-            rows = {leaf: [row for _, row in items]}
+            # A comprehension is a call, and most records have one row.
+            rows = {self._leaf: [items[0][1]] if len(items) == 1 else [row for _, row in items]}
         else:
             made: list[list[Item]] = [[] for _ in self._nodes]
             made[0] = items
@@ -176,7 +179,7 @@ class Walker:
             if way.withdrawn:
                 raise Withdrawn
             rows = {name: [row for _, row in made[index]] for name, index in self._plan.leaves.items()}
-        if self._plan.carries:
+        if self._carries:
             rows = {leaf: [self._carrying(way, row) for row in made_rows] for leaf, made_rows in rows.items()}
         return Walked(rows, way.failed, way.dropped, way.unsaved, way.reused)
 
@@ -228,15 +231,17 @@ class Walker:
 
     async def _ask(self, way: _Way, node: Node, step: ModelStep, items: list[Item]) -> list[Item]:
         known = way.recall(node.fingerprint)
+        answered: Iterable[tuple[Item, tuple[StepResult, bool] | None]]
         if len(items) == 1:
-            results = [await self._ask_row(way, node, step, items[0], known)]
+            answered = ((items[0], await self._ask_row(way, node, step, items[0], known)),)
         else:
             results = await all_or_error([self._ask_row(way, node, step, item, known) for item in items])
+            answered = zip(items, results, strict=True)
         way.models_left -= 1
         kept: list[StepResult] = []
         made: list[Item] = []
         any_fresh = False
-        for item, done in zip(items, results, strict=True):
+        for item, done in answered:
             if done is not None:
                 result, is_fresh = done
                 any_fresh = any_fresh or is_fresh
@@ -290,17 +295,13 @@ class Walker:
         # Later steps first, then older records: what is in flight ends before new work begins.
         priority = (-node.depth << _DEPTH_SHIFT) + record.position
         send = partial(self._pool.send, priority=priority)
-        asker = None
-        if self._answers is not None:
-            asker = self._answers.asker(node, record.key, key, send)
-        ctx = Context(
-            key=key,
-            run_seed=self._run_seed,
-            step_id=node.seed_id,
-            send=send if asker is None else asker.send,
-        )
-        if asker is not None and step.needs_work:
-            ctx.equip(keep=asker.keep)
+        asker = None if self._answers is None else self._answers.asker(node, record.key, key, send)
+        if asker is None:
+            ctx = Context(key, self._run_seed, node.seed_id, send)  # by position: keywords would cost a dict
+        else:
+            ctx = Context(key, self._run_seed, node.seed_id, asker.send)
+            if step.needs_work:
+                ctx.equip(keep=asker.keep)
         generate = self._generate[node.index]
         assert generate is not None
         try:
@@ -337,8 +338,9 @@ class Walker:
             if is_foreign and (task := asyncio.current_task()) is not None and task.cancelling():
                 await self._forget_cancellation(way, task)
             self._answered[node.index] += len(ctx.completions)
-            for request, _ in ctx.cut:
-                self._cut[node.index, step.limit_of(request)] += 1
+            if ctx.cut:
+                for request, _ in ctx.cut:
+                    self._cut[node.index, step.limit_of(request)] += 1
         return StepResult(key, digest, outputs, notes), True
 
     async def _forget_cancellation(self, way: _Way, task: asyncio.Task[Any]) -> None:
@@ -409,22 +411,14 @@ async def _sends_nothing(request: ModelRequest) -> Completion:
 class _Way:
     """What is known of one record while it walks."""
 
-    __slots__ = (
-        "_dropped_keys",
-        "_makings",
-        "carried",
-        "dropped",
-        "failed",
-        "is_ending",
-        "models_left",
-        "recall",
-        "record",
-        "results",
-        "reused",
-        "run_seed",
-        "unsaved",
-        "withdrawn",
-    )
+    # What most records leave as it is costs nothing here; with slots it would have to be set for each.
+    reused: int = 0
+    withdrawn: bool = False  #: a request was refused because the run stops
+    is_ending: bool = False  #: an error of this record ends the run
+    carried: Sequence[Making] = ()  #: of texts made or given before a step over all rows
+    results: list[tuple[Node, ModelStep, Item, StepResult]] | None = None  #: kept where a step learns from them
+    _makings: tuple[int, Makings] | None = None  #: of this many results
+    _dropped_keys: list[tuple[str, str]] | tuple[()] = ()  #: row key, step; for the joins
 
     def __init__(self, record: Record, recall: Recall, model_steps: int, run_seed: int) -> None:
         self.record = record
@@ -433,15 +427,7 @@ class _Way:
         self.failed: list[FailedRow] = []
         self.dropped: dict[str, dict[str, int]] = {}
         self.unsaved: list[tuple[str, list[StepResult]]] = []
-        self.reused = 0
-        self._dropped_keys: list[tuple[str, str]] = []  # row key, step; for the joins
-        self.withdrawn = False  #: a request was refused because the run stops
-        self.is_ending = False  #: an error of this record ends the run
         self.run_seed = run_seed
-        self.carried: Sequence[Making] = ()  #: of texts made or given before a step over all rows
-        #: Kept where a step learns from them.
-        self.results: list[tuple[Node, ModelStep, Item, StepResult]] | None = None
-        self._makings: tuple[int, Makings] | None = None  #: of this many results
 
     def makings(self) -> Makings:
         """How the record's texts were made, as far as it has come."""
@@ -469,6 +455,8 @@ class _Way:
         reason = keepable(reason)
         reasons = self.dropped.setdefault(step.name, {})
         reasons[reason] = reasons.get(reason, 0) + 1
+        if not self._dropped_keys:
+            self._dropped_keys = []
         self._dropped_keys.append((key, step.name))
 
     def end(self, key: str, step: Step, error: BaseException, row: Row) -> None:

@@ -54,7 +54,7 @@ class Context:
         "told",
     )
 
-    def __init__(self, *, key: str, run_seed: int, step_id: str, send: Send) -> None:
+    def __init__(self, key: str, run_seed: int, step_id: str, send: Send) -> None:
         self.key: str = key
         self.run_seed: int = run_seed
         self._step_id = step_id

@@ -261,13 +261,10 @@ class Task(ModelStep):
         """The outputs in one answer to `messages`."""
         messages = self.conversation(row, ctx)
         # `LLM.chat` refuses anything but a list of messages.
-        first: Any = messages[0] if isinstance(messages, list) and messages else None
-        sent = system_text(messages) if isinstance(first, dict) else None
-        told = row.get("system_prompt") or self.system_prompt
-        # Most conversations begin as the row or the task says, and there is nothing to compare.
-        is_noted = sent == (told or None) and not ctx.notes
-        if not is_noted and self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
-            ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = sent  # for training examples
+        first: Any = messages[0] if type(messages) is list and messages else None
+        is_plain = type(first) is dict and first.get("role") == "user" and not ctx.notes
+        if not is_plain or self.system_prompt or row.get("system_prompt"):
+            self._note_system(messages, row, ctx, number)
         outputs, completion = await self.ask(
             ctx,
             messages,
@@ -281,6 +278,17 @@ class Task(ModelStep):
         elif "judge_model" in self.outputs:  # beside the name of the model that wrote what is judged
             outputs["judge_model"] = completion.model
         return outputs
+
+    def _note_system(self, messages: list[Message], row: Row, ctx: Context, number: int) -> None:
+        """Notes the system prompt that a request begins with, if it is neither the row's nor the task's: training
+        examples must hold what was sent."""
+        first: Any = messages[0] if isinstance(messages, list) and messages else None
+        sent = system_text(messages) if isinstance(first, dict) else None
+        told = row.get("system_prompt") or self.system_prompt
+        # Most conversations begin as the row or the task says, and there is nothing to compare.
+        is_noted = sent == (told or None) and not ctx.notes
+        if not is_noted and self.answers_prompt() and (sent or None) != (self.system_sent(row, ctx, number) or None):
+            ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = sent
 
     async def ask(
         self,
