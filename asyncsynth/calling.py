@@ -1,8 +1,8 @@
-"""Answers calls of the public API whose arguments do not fit, in words of our own: `checked`, `checked_class`.
+"""Checks calls of the public API, and raises our own errors for arguments that do not fit: `checked`, `checked_class`.
 
-Python's own TypeError names neither the nearest right name nor the others, and for a name that a constructor passes on
-it names a base class that the user never wrote. The check costs some microseconds a call, so it is for what is called
-to build or start something, never for what is called for each row.
+Python's own TypeError names neither the nearest right name nor the others. For a name that a constructor passes on, it
+names a base class that the user never wrote. The check costs some microseconds per call, so it is for calls that build
+or start something, never for calls made for each row.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def checked(function: F) -> F:
-    """`function`, which raises CallError for arguments that do not fit; what its body raises stays as it is.
+    """`function`, which raises CallError for arguments that do not fit; errors from its body are not changed.
 
-    Names given to ``**settings: Unpack[SomeTypedDict]`` must be keys of the TypedDict, where `function` is part of
-    asyncsynth. A user's own may take more than it says.
+    Names given to ``**settings: Unpack[SomeTypedDict]`` must be keys of the TypedDict, if `function` is part of
+    asyncsynth. A user's own function may take more than it declares.
     """
     wrapper: Any
     if inspect.iscoroutinefunction(function):
@@ -57,12 +57,12 @@ def checked_class(kind: C) -> C:
 
 
 def unchecked(value: Any) -> Any:
-    """What `checked` was given; any other value as it is."""
+    """The function that `checked` was given; any other value unchanged."""
     return inspect.unwrap(value, stop=_is_bare) if isinstance(value, FunctionType) else value
 
 
 def _is_bare(function: Any) -> bool:
-    # A user's `functools.wraps` copies the mark, and then wraps something else than the mark says.
+    # A user's `functools.wraps` copies the mark, and then wraps something other than the mark names.
     return "_checks" not in vars(function) or vars(function)["_checks"] is not function.__wrapped__
 
 
@@ -80,9 +80,9 @@ class _Shape:
     """The parameters of a function.
 
     Attributes:
-        hidden: 1 where the first one is `self` or `cls`, which nobody gives.
-        names: what can be given by name, without what only a base class knows.
-        passes_on: whether other names are accepted, for a base class's constructor to judge.
+        hidden: 1 if the first one is `self` or `cls`, which callers do not pass.
+        names: parameters that can be given by name, without those that only a base class knows.
+        passes_on: whether other names are accepted and checked by a base class's constructor.
         typed: whether all names that are passed on are among `names`.
     """
 
@@ -95,7 +95,7 @@ class _Shape:
 
 @functools.lru_cache(maxsize=1024)
 def _shape(function: Callable[..., Any]) -> _Shape:
-    # What a user's decorator says that it wraps may take other arguments.
+    # The function that a user's decorator names as wrapped may take other arguments.
     signature = inspect.signature(function, follow_wrapped=False)
     parameters = list(signature.parameters.values())
     rest = next((each for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
@@ -124,7 +124,7 @@ def _typed_names(function: Any, annotation: Any) -> tuple[str, ...] | None:
 
 
 def _all_names(kind: type, function: Callable[..., Any]) -> list[str]:
-    """What a class takes by name: of each constructor, as long as it passes others on to the next one's."""
+    """The names that a class takes: of each constructor, as long as it passes others on to the next one's."""
     names: list[str] = []
     for base in kind.__mro__:
         init = unchecked(vars(base).get("__init__"))
@@ -150,7 +150,7 @@ def _refuse_misfits(wrapper: Any, function: Any, args: tuple[Any, ...], kwargs: 
 
 
 def _misfit(wrapper: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], problem: str) -> CallError:
-    """The error for a call that does not fit; `problem` is what Python says of it."""
+    """The error for a call that does not fit; `problem` is Python's own message."""
     shape = _shape(function)
     called = _Called.of(wrapper, function, args)
     takes = f"It takes {', '.join(called.known) or 'no arguments'}."
@@ -188,13 +188,13 @@ def _misfit(wrapper: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[
 
 @dataclass(frozen=True)
 class _Called:
-    """What was called, in the words of who called it.
+    """The called function or class, in the caller's words.
 
     Attributes:
         name: the class or function, as the user wrote it: "TextGeneration()", "Pipeline.run()".
         place: the same; of a base class's constructor with the class that called it.
         short: what to write before the brackets.
-        known: what can be given by name, in all.
+        known: all parameters that can be given by name.
     """
 
     name: str
@@ -204,7 +204,7 @@ class _Called:
 
     @classmethod
     def of(cls, wrapper: Any, function: Any, args: tuple[Any, ...]) -> _Called:
-        """What a call of `function` is to the user."""
+        """A call of `function` as the user wrote it."""
         if function.__name__ != "__init__":
             short = function.__qualname__.rpartition("<locals>.")[2]
             return cls(f"{short}()", f"{short}()", short, _shape(function).names)

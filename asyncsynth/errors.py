@@ -1,6 +1,6 @@
 """Every exception of asyncsynth, in one tree.
 
-A message says what happened and where; `hint` says what to do next. The command line prints both and
+A message tells what happened and where; `hint` tells what to do next. The command line prints both and
 exits with `exit_code`; the codes are documented in docs/cli.md.
 """
 
@@ -36,15 +36,15 @@ class ConfigurationError(AsyncsynthError):
 
 
 class CallError(ConfigurationError, TypeError):
-    """A part of the public API was called with a wrong, a surplus or without a needed argument.
+    """A part of the public API was called with a wrong or surplus argument, or without a required one.
 
-    Names what was called, the argument, the nearest right name and all there are. Also a TypeError, which is what
+    It names the call, the argument, the nearest right name and all valid names. Also a TypeError, which is what
     Python raises for such a call.
     """
 
 
 class PipelineError(ConfigurationError):
-    """The graph of steps is not valid: names the step and, where there is one, the column."""
+    """The graph of steps is not valid: names the step and, if there is one, the column."""
 
     def __init__(self, message: str, *, step: str = "", column: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -71,7 +71,7 @@ class RunChangedError(ConfigurationError):
     def __init__(self, message: str, *, plan: list[str], hint: str = "", survey: object = None) -> None:
         super().__init__("\n".join([message, *(f"  {line}" for line in plan)]), hint=hint)
         self.plan = plan
-        self.survey = survey  #: what the plan was made from, see `engine.changes`
+        self.survey = survey  #: the changes behind the plan, see `engine.changes`
 
 
 class RunLockedError(ConfigurationError):
@@ -82,7 +82,7 @@ class RunLockedError(ConfigurationError):
 
 
 class ServerError(AsyncsynthError):
-    """A server cannot do what the run needs. At start-up this is a configuration matter (exit 2)."""
+    """A server cannot do what the run needs. At start-up this is a configuration error (exit 2)."""
 
 
 class ServerUnreachable(ServerError):
@@ -104,14 +104,15 @@ class RunStopped(ServerRefused):
 
 
 class Withdrawn(BaseException):
-    """Nothing more is sent, because the run stops. Not a failure: the record is given back and stays pending.
+    """Nothing more is sent, because the run stops. Not a failure: the record stays pending.
 
-    Like CancelledError no `Exception`, so that a step's own ``except Exception`` does not take it for a failed request.
+    Like CancelledError, it is not an `Exception`, so that a step's own ``except Exception`` does not take it for a
+    failed request.
     """
 
 
 class RunUnfinished(AsyncsynthError):
-    """A run directory whose records have not all ended, where a complete one is asked for."""
+    """A run directory whose records have not all ended, although a complete one is required."""
 
     exit_code = EXIT_STOPPED
 
@@ -143,14 +144,14 @@ class RecordError(AsyncsynthError):
         if reason:
             self.reason = reason
         self.attempts = attempts
-        self.raw = raw  #: the model's text, where there is one
+        self.raw = raw  #: the model's text, if there is one
 
 
 class RequestFailed(RecordError):
     """The model call ended without a completion; `reason` is the outcome's (see core.outcomes)."""
 
     reason = "request_failed"
-    tokens = 0  #: completion tokens paid for the last attempt, if its answer was of no use
+    tokens = 0  #: completion tokens paid for the last attempt, if its answer was useless
 
 
 class ParseFailure(RecordError):

@@ -14,7 +14,7 @@ import orjson
 
 Row = dict[str, Any]  #: column name -> JSON value
 
-MAX_DEPTH = 200  #: deeper than any honest row; orjson's limits lie at 254 (dumps) and 1,024 (loads)
+MAX_DEPTH = 200  #: deeper than any real row; orjson's limits are 254 (dumps) and 1,024 (loads)
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
 
@@ -36,8 +36,8 @@ class NotPlainJson(TypeError):
     """A value that JSON cannot carry unchanged.
 
     Attributes:
-        place: where it is in the value that was looked at: `answer.notes[3].when`; "" for the value itself.
-        what: what it is: "an integer over 64 bits", "of type datetime".
+        place: its path in the value that was checked: `answer.notes[3].when`; "" for the value itself.
+        what: a description: "an integer over 64 bits", "of type datetime".
         advice: what to write instead.
     """
 
@@ -56,14 +56,15 @@ class NotPlainJson(TypeError):
         return f"{self.place or 'the value'} is {self.what}"
 
     def below(self, part: str) -> None:
-        """The value is at `part` of the container around it. Of a value nested too deep, the outermost part is kept."""
+        """The value is at `part` of the container around it. For a value nested too deep, only the outermost part is
+        kept."""
         self._place = part if self.what == _TOO_DEEP else part + self._place
 
 
 def plain_json(value: Any, depth: int = 0) -> Any:
     """A copy of `value` that is made of JSON's own types: None, bool, int, float, str, list, and dict with str keys.
 
-    The one rule for rows that are read and for what steps return. A value that is equal to one of these types is
+    The same rule holds for rows that are read and for what steps return. A value that is equal to one of these types is
     turned into it: a tuple into a list, another mapping into a dict, a subclass of str, int or float (numpy.float64)
     into its base. Raises NotPlainJson for everything else, and for an integer that does not fit 64 bits (from -2**63 to
     2**64 - 1), NaN, an infinity, text with a lone surrogate, and nesting deeper than `MAX_DEPTH`.
@@ -112,7 +113,7 @@ def _plain_list(items: Sequence[Any], depth: int) -> list[Any]:
     made: list[Any] = []
     try:
         for item in items:
-            # A comprehension could not say at which item it ended.
+            # A comprehension could not tell at which item it failed.
             made.append(item if type(item) is str and item.isascii() else plain_json(item, depth + 1))  # noqa: PERF401
     except NotPlainJson as problem:
         problem.below(f"[{len(made)}]")
@@ -121,7 +122,7 @@ def _plain_list(items: Sequence[Any], depth: int) -> list[Any]:
 
 
 def _plain_other(value: Any, depth: int) -> Any:
-    """What is left: relatives of the plain types, and what is not JSON."""
+    """All other values: subclasses of the plain types, and values that are not JSON."""
     if isinstance(value, enum.Enum):
         raise NotPlainJson(f"of type {type(value).__name__}, an enum", "Write value.value or value.name.")
     if isinstance(value, str):
@@ -135,14 +136,14 @@ def _plain_other(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
         return _plain_dict(value, depth)
     kind = type(value)
-    # numpy's bool, say, is not the one that JSON has.
+    # numpy's bool, for example, is not JSON's.
     name = f"{kind.__module__}.{kind.__name__}" if hasattr(builtins, kind.__name__) else kind.__name__
     raise NotPlainJson(f"of type {name.removeprefix('builtins.')}", _advice(value))
 
 
 def _advice(value: Any) -> str:
-    """How to write `value` as JSON, as far as its kind tells."""
-    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values: their text would pass for a value
+    """How to write `value` as JSON, judged by its type."""
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values: as text they would look like values
         return "Write None, or leave the row out."
     if isinstance(value, (set, frozenset)):
         return "Write sorted(value)."
@@ -184,7 +185,7 @@ def _check_text(text: str) -> None:
 
 
 def not_json(value: Any) -> tuple[str, str] | None:
-    """(place, what it is) of the first value that JSON cannot carry unchanged; None when there is none.
+    """(place, what it is) of the first value that JSON cannot carry unchanged; None if there is none.
 
     `place` is a path below `value` (`answer.notes[3]`), "" for `value` itself. See `plain_json` for the rule.
     """
@@ -198,7 +199,7 @@ def not_json(value: Any) -> tuple[str, str] | None:
 def canonical_json(value: Any) -> bytes:
     """Bytes that are equal when the JSON values are equal (keys sorted, no spaces).
 
-    Raises TypeError for what is not JSON, lone surrogates and integers over 64 bits included.
+    Raises TypeError for anything that is not JSON, including lone surrogates and integers over 64 bits.
     """
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
@@ -236,12 +237,12 @@ class Part:
             raise ValueError(f"part {self.number} of {self.count}")
 
     def has(self, position: int) -> bool:
-        """Whether the record at this position belongs to it, where records are known by position."""
+        """Whether the record at this position belongs to it, if records are known by position."""
         return position % self.count == self.number
 
     def has_key(self, key: str) -> bool:
         """Whether the record with this id belongs to it."""
-        # The upper half: the index's table goes by the lower bits, which would be alike within a shard.
+        # The upper half: the index's table uses the lower bits, which would be alike within a shard.
         return (key_hash(key) >> 32) % self.count == self.number
 
     def of(self, total: int) -> int:

@@ -35,14 +35,14 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cores:
-    """One core for what is measured, one for the server; None where they cannot be told apart."""
+    """One core for what is measured, one for the server; None if they cannot be told apart."""
 
     client: int | None
     server: int | None
 
     @classmethod
     def found(cls) -> Cores:
-        """Two of those that this process may use; none where there is one only, or the system has no such call."""
+        """Two of those that this process may use; none if there is one only, or the system has no such call."""
         if not hasattr(os, "sched_setaffinity"):
             return cls(None, None)
         usable = sorted(os.sched_getaffinity(0))

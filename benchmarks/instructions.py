@@ -59,7 +59,7 @@ _replaced: set[str] = set()
 
 
 def replace(owner: Any, name: str, stand_in: Callable[..., Any]) -> None:
-    """Puts `stand_in` in the place of a function or class. NotThere when there is none of that name."""
+    """Puts `stand_in` in the place of a function or class. NotThere if there is none of that name."""
     if not hasattr(owner, name):
         raise NotThere(f"{owner.__name__}.{name}")
     key = f"{owner.__name__}.{name}"
@@ -286,7 +286,7 @@ def counted(part: str, records: int, root: Path, answers: str) -> int:
 
 
 def a_record(part: str, sizes: tuple[int, int], root: Path, repeat: int, answers: str) -> int | None:
-    """Instructions for one record more; None where the checkout has not what the part replaces."""
+    """Instructions for one record more; None if the checkout has not what the part replaces."""
     small, large = sizes
     try:
         with ThreadPoolExecutor(2) as both:

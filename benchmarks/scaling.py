@@ -74,7 +74,7 @@ class Bench:
 
 
 def growth(values: Sequence[float]) -> float:
-    """The last against the least before it; 1 where there is none."""
+    """The last against the least before it; 1 if there is none."""
     earlier = [value for value in values[:-1] if value > 0]
     return round(values[-1] / min(earlier), 3) if earlier else 1.0
 

@@ -141,7 +141,7 @@ def answer(text: str) -> httpx.Response:
 
 
 def duration(options: argparse.Namespace, record: int, step: int) -> float:
-    """Seconds that the server works on a record's step; the same whoever asks, and when."""
+    """Seconds that the server works on a record's step; the same for every client and at any time."""
     drawn = random.Random(f"{options.seed}/{record}/{step}")  # noqa: S311 - a workload, not a secret
     return float(options.median_s * drawn.lognormvariate(0.0, options.sigma))
 

@@ -89,7 +89,7 @@ class Doc:
 
     @classmethod
     def of(cls, kind: type[Any]) -> Doc:
-        """Of the class itself; empty where it has none."""
+        """Of the class itself; empty if it has none."""
         doc = cls()
         section = ""
         for paragraph in re.split(r"\n[ \t]*\n", inspect.cleandoc(kind.__dict__.get("__doc__") or "")):
@@ -180,7 +180,7 @@ def settings_of(kind: type[Any]) -> tuple[list[Setting], dict[str, str]]:
 
 
 def takes_of(kind: type[Any]) -> frozenset[str] | None:
-    """The arguments that a class takes; None where it hands others on to its bases."""
+    """The arguments that a class takes; None if it hands others on to its bases."""
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -227,7 +227,7 @@ def made(kind: type[Any]) -> Any:
 
 
 def made_with(kind: type[Any], settings: dict[str, Any]) -> Any:
-    """The task, or None where it cannot be made like this."""
+    """The task, or None if it cannot be made like this."""
     with contextlib.suppress(Exception):
         return kind(llm=LLM(model=MODEL), **settings)
     return None

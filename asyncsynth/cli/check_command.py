@@ -51,7 +51,7 @@ def check_command(target: str | None, *, servers: Sequence[str], model: str | No
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What to look at on each server. `needs` is None where everything is to be tried."""
+    """What to look at on each server. `needs` is None to try everything."""
 
     plan: Plan
     needs: list[Need] | None
@@ -60,7 +60,7 @@ class _Look:
     as_json: bool
 
     async def at_all(self) -> list[Inspection]:
-        """All servers side by side; then, once more, for models that none of them lists."""
+        """All servers side by side; then, again, for models that none of them lists."""
         targets = list(self.plan.targets.values())
         found = await all_or_error([self.at(target, self.unlisted) for target in targets])
         answered = {one.model for inspection in found for one in inspection.found}

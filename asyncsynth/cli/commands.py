@@ -84,7 +84,7 @@ def run(
         str,
         typer.Option(
             metavar="stop|note",
-            help="When a server's answers begin to name another model: send nothing more there, or only say so.",
+            help="When a server's answers begin to name another model: send it no more requests, or only note it.",
         ),
     ] = "stop",
     window: Annotated[

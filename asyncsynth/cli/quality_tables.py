@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asyncsynth.cli.show import event
 from asyncsynth.cli.text import one_line, say, width
-from asyncsynth.quality.report import Comparison, RunQuality, measure_table
+from asyncsynth.quality.run_quality import Comparison, RunQuality, measure_table
 
 _NAME_COLUMNS = 60
 

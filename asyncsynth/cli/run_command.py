@@ -29,7 +29,7 @@ from asyncsynth.storage.exports import export as export_rows
 from asyncsynth.storage.result_rows import leaves
 
 _WORKER = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker_process import main; main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from asyncsynth.cli.worker_command import main; main()"
 )
 
 

@@ -1,8 +1,8 @@
-"""The user's httpx client, taken over or left alone.
+"""The user's httpx client: replaced by our own pool, or used as it is.
 
-httpx is the shape users know, and too slow for the hot path: its pool's cost grows with requests in flight.
+Users know httpx, but it is too slow for the hot path: the cost of its pool grows with the requests in flight.
 So `adopt` reads a plain client's base URL, headers, TLS settings and timeout once and uses `Http11Pool`. A
-client that was given behaviour of its own (see `reason_to_keep`) is used as it is.
+client with custom behaviour (see `reason_to_keep`) is used as it is.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from asyncsynth.client.transport import (
 )
 from asyncsynth.errors import ConfigurationError
 
-_HTTPX_DEFAULT = httpx.Timeout(5.0)  #: what httpx sets when nobody chose; it fails on any queue
+_HTTPX_DEFAULT = httpx.Timeout(5.0)  #: httpx's default, which fails on any queue
 _NOT_COPIED = ("accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding")
 
 
 def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
     """An exchange for the client's base URL (or `base_url`), as fast as the client's settings allow.
 
-    Closing the exchange leaves the client open. Raises ConfigurationError when neither names a base URL.
+    Closing the exchange leaves the client open. Raises ConfigurationError if neither names a base URL.
     """
     url = str(base_url or client.base_url).rstrip("/")
     if not url:
@@ -52,7 +52,7 @@ def adopt(client: httpx.AsyncClient, base_url: str | None = None) -> Exchange:
 def reason_to_keep(client: httpx.AsyncClient, url: str) -> str:
     """Why the client must be used as it is, or "" for a plain one.
 
-    Parts of this look at httpx's private attributes; one that is missing or strange counts as a reason.
+    This reads private attributes of httpx; one that is missing or has another type counts as a reason.
     """
     parsed = httpx.URL(url)
     try:
@@ -94,10 +94,10 @@ def _timeouts(client: httpx.AsyncClient) -> Timeouts:
 
 
 class HttpxExchange:
-    """`transport.Exchange` over a user's client, with its hooks, auth, proxies and transport at work.
+    """`transport.Exchange` over a user's client, with its hooks, auth, proxies and transport in use.
 
-    `base_url` is joined to paths here. Deadlines: the client's own where it has any but httpx's default of
-    5 s, which no busy inference server keeps; the total deadline holds in any case.
+    `base_url` is joined to paths here. Deadlines: the client's own, unless they are httpx's default of
+    5 s, which a busy inference server exceeds. The total deadline always holds.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class HttpxExchange:
         return await self._exchange("GET", url, None, timeout)
 
     async def aclose(self) -> None:
-        """The client is its owner's to close."""
+        """Does nothing: the client's owner closes it."""
 
     async def _exchange(self, method: str, url: str, body: bytes | None, timeout: Timeouts) -> WireResponse:
         headers = {"accept-encoding": "identity"}
@@ -142,7 +142,7 @@ class HttpxExchange:
                 self._client.stream(method, url, content=body, headers=headers, timeout=limits) as answer,
             ):
                 response = await self._read(answer, timeout)
-                # What was sent in the end, an auth flow's additions included.
+                # The request as sent, including additions of an auth flow.
                 if redactor := _redactor_of(answer.request):
                     redact(response, redactor)
                 return response
@@ -154,7 +154,8 @@ class HttpxExchange:
             reason, words = "protocol", self._redacted(error)
         except httpx.TransportError as error:
             reason, words = "reset", self._redacted(error)
-        # httpx quotes a header that it cannot send: neither its words nor the error itself may go on as they are.
+        # httpx quotes a header that it cannot send, so neither its message nor the error itself may be passed on
+        # unchanged.
         raise TransportFailure(reason, f"{shown_url(url)}: {words}")
 
     def _redacted(self, error: Exception) -> str:
@@ -185,7 +186,7 @@ class HttpxExchange:
 
 
 def _redactor_of(request: httpx.Request) -> Redactor:
-    """For the keys in a request's headers, its query and its URL's user information."""
+    """A redactor for the keys in a request's headers, its query and its URL's user information."""
     secrets = secrets_of(request.headers) | secrets_of(dict(request.url.params))
     if len(request.url.password) >= SECRET_CHARS:
         secrets.add(Secret(request.url.password))

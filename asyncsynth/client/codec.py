@@ -43,12 +43,12 @@ The outcome of each answer (`asyncsynth.core.retry` decides what to do about it)
 | truncated, protocol                                 | Transient of that reason, at most 3                |
 | too_large                                           | Permanent too_large                                |
 
-Scope server is a suspicion: `core.refusals` finds out whether the server refuses everybody or this request only.
-Every 2xx of these except a mere error is `paid`: its tokens are read from `usage` and counted by whoever receives the
-outcome, whether the answer is of use or not. `client.server_errors` reads refusals, `client.no_answer` useless answers.
+Scope server is a suspicion: `core.refusals` finds out whether the server refuses every request or only this one.
+Every 2xx above except a bare error is `paid`: its tokens are read from `usage`, and the receiver of the outcome counts
+them, whether the answer is useful or not. `client.server_errors` reads refusals, `client.no_answer` useless answers.
 
-Dialects are evened out here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
-which silently ignores what it does not know; such fields are translated, or refused before sending.
+Differences of dialect are removed here: `openai` is the OpenAI API as vLLM serves it, `llamacpp` is llama.cpp's server,
+which silently ignores unknown fields; these are translated, or refused before sending.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ _SURROGATES = re.compile(
 def encode(request: ModelRequest, *, dialect: Dialect = "openai") -> tuple[str, bytes]:
     """The path (below the base URL) and the JSON body of a request.
 
-    Raises RequestFailed (reason "bad_request") for what the dialect would silently ignore or JSON cannot hold.
+    Raises RequestFailed (reason "bad_request") for fields that the dialect would silently ignore and values that JSON
+    cannot hold.
     """
     fields: dict[str, Any]
     if isinstance(request, ChatRequest):
@@ -147,7 +148,7 @@ def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_llamacpp(fields: dict[str, Any], *, chat: bool) -> None:
-    """Translate what llama.cpp takes under another name; refuse what it would ignore with HTTP 200."""
+    """Translate fields that llama.cpp takes under another name; refuse those that it would ignore with HTTP 200."""
     limit = fields.get("max_tokens") or fields.get("max_completion_tokens") or 0
     if limit < 1:
         raise RequestFailed(f"max_tokens must be at least 1, not {limit}", reason="bad_request")
@@ -227,7 +228,7 @@ def decode(
 
 
 def read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
-    """A body that orjson refuses, and what had to be mended in it: lone surrogates; what Python's own JSON writes and
+    """A body that orjson refuses, and what was repaired in it: lone surrogates; what Python's own JSON writes and
     reads, and JSON has not (NaN, Infinity). Raises ValueError or RecursionError."""
     mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body
     flags = ("replaced_surrogates",) if mended != body else ()
@@ -380,7 +381,7 @@ def _prefix(request: ChatRequest) -> str:
 
 
 def _separate(request: ModelRequest, choice: Choice, opened: str) -> None:
-    """Take the thought, if any, out of a choice's text. `opened`: a mark that comes before the text."""
+    """Separate the thought, if any, from a choice's text. `opened`: a mark that comes before the text."""
     if request.keep_reasoning:
         return
     beside, text = choice.reasoning, choice.text

@@ -1,4 +1,4 @@
-"""Coroutines side by side, and one error out of several: for callers that deal in single errors."""
+"""Concurrent coroutines whose several errors become one, for callers that handle single errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def all_or_error(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs them side by side; the first error cancels the others and is raised as it is."""
+    """Runs them concurrently; the first error cancels the others and is raised unchanged."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
@@ -22,7 +22,7 @@ async def all_or_error(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error in a group that ends the run; where there is none, the first that ends its row."""
+    """The first error in a group that ends the run; if there is none, the first that ends its row."""
     leaves = list(_leaves(group))
     return next((error for error in leaves if not isinstance(error, RecordError)), leaves[0])
 

@@ -14,24 +14,24 @@ import httptools
 from asyncsynth.client.matching import Crossed, History, Matching, Verdict
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 
-#: Of one answer's headers, and of anything that is no body in a row (trailers, 1xx answers, chunk extensions).
+#: Of one answer's headers, and of any run of bytes outside a body (trailers, 1xx answers, chunk extensions).
 MAX_HEAD_BYTES = 100 * 1024  # httpx's bound
 _ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
 _UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})  #: encodings that are read, though identity was asked for
-MAX_EXPANSION = 200  #: times; texts expand 3 to 20 times, what expands more is made to fill the memory
+MAX_EXPANSION = 200  #: times; texts expand 3 to 20 times; more is an attempt to fill the memory
 #: Refusals after which a connection to a server that returns ids is used again. After any other, a late copy would be
 #: taken for the next request's answer: errors carry no id.
 _REUSED_AFTER = frozenset({429, 503, 529})
 
-#: What other clients take as well: folded header lines, LF without CR, blanks after the size of a chunk. Two lengths, a
-#: length beside chunks, and header names with blanks stay refused.
+#: Deviations that other clients accept too: folded header lines, LF without CR, blanks after the size of a chunk. Two
+#: lengths, a length beside chunks, and header names with blanks stay refused.
 _LENIENCIES = {
     "lenient_headers": True,
     "lenient_optional_cr_before_lf": True,
     "lenient_spaces_after_chunk_size": True,
 }
 
-_NAMES: dict[bytes, str] = {}  #: header names as they came -> in lower case; those that servers send are few
+_NAMES: dict[bytes, str] = {}  #: header names as received -> in lower case; servers send few different ones
 _MAX_NAMES = 1000
 
 
@@ -43,19 +43,19 @@ def _name(raw: bytes) -> str:
 
 
 def compressed(encoding: str) -> str:
-    """The message for an answer in a content encoding; a server's own words stay out of it."""
+    """The message for an answer in a content encoding; it does not repeat the server's words."""
     shown = encoding if encoding in _ENCODINGS else "somehow"
     return f"the answer is {shown}-compressed though identity was asked for"
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:
-    """The answer's content encoding, or '' for identity, however it is written."""
+    """The answer's content encoding, or '' for identity in any spelling."""
     encoding = headers.get("content-encoding", "").strip().lower()
     return "" if encoding == "identity" else encoding
 
 
 def unpacked(body: bytes, encoding: str, most: int) -> bytes:
-    """A gzip or deflate body as it was before. Raises TransportFailure over `most` bytes, and for what is neither."""
+    """The decompressed gzip or deflate body. Raises TransportFailure over `most` bytes, and for any other data."""
     raw_deflate = encoding == "deflate" and body[:1] != b"\x78"  # some servers leave out zlib's two bytes
     unpacker = zlib.decompressobj(-15 if raw_deflate else 47)
     try:
@@ -93,8 +93,8 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """States: idle (`answer` is None), busy, dead; and, rarely, `held`: its answer waits to be believed.
 
-    The pool owns idle ones; a request owns a busy or held one. `fail` is the one way from busy to dead, `_complete` the
-    one from busy to idle or held.
+    The pool owns idle connections; a request owns a busy or held one. `fail` is the only way from busy to dead,
+    `_complete` the only one from busy to idle or held.
     """
 
     __slots__ = (
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         self.held: tuple[asyncio.Future[WireResponse], WireResponse] | None = None
         self.history: History = History()
         self.served: int = 0  #: answers so far
-        self.untried: bool = False  #: counted by the pool as one that has brought no answer
+        self.untried: bool = False  #: the pool counts it as one without an answer yet
         self._began = 0.0
         self._spare = False  #: the message that is being read answers no request
         self._token = b""
@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol):
             answer.set_result(response)
 
     def abort(self) -> None:
-        """Drop the connection at once, with no answer to anyone."""
+        """Drop the connection immediately, without an answer to its request."""
         self.answer = self.held = None
         self.dead = True
         if self.transport is not None:
@@ -269,14 +269,14 @@ class Connection(asyncio.Protocol):
                 self.fail("protocol", f"headers over {MAX_HEAD_BYTES} bytes")
 
     def _read_unasked(self, data: bytes) -> None:
-        """Bytes that no request asked for: a second answer, or noise. Neither leaves a connection to use again."""
+        """Bytes that no request asked for: a second answer, or noise. In both cases the connection is closed."""
         self.dead = True
         with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._parser.feed_data(data)
         self._refuse()
 
     def _refuse(self) -> None:
-        """Give up the connection, and the answer that is held: it, or another one, belongs to nobody here."""
+        """Give up the connection, and the answer that is held: it, or another one, belongs to no request here."""
         held, self.held = self.held, None
         self.abort()
         self._pool.lost(self, unanswered=False)
@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
             held[0].set_exception(Crossed(held[1]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.held is not None:  # nothing follows any more
+        if self.held is not None:  # nothing more follows
             self.believe()
         self.dead = True
         if self.answer is None:
@@ -297,7 +297,7 @@ class Connection(asyncio.Protocol):
             if not self._heard and not self.served and self._pool.opened <= 1:
                 where += " (if the server speaks TLS, its URL begins with https://)"
             self.fail("truncated" if self._head_done else "reset", f"{how} {where}")
-        self._parser = None  # it holds us, we hold it
+        self._parser = None  # a reference cycle otherwise
 
     # --- httptools -----------------------------------------------------------------------------
 

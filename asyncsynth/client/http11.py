@@ -1,6 +1,6 @@
-"""Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write a request.
+"""Our own HTTP/1.1 client pool for one origin: asyncio.Protocol, httptools (llhttp), one write per request.
 
-General clients spend 5 to 100 times the CPU per request; this one does only what talking to an inference
+General clients spend 5 to 100 times the CPU per request; this one does only what an inference
 server needs. In return it has no cookies, no HTTP/2 and no proxies but HTTP ones: `adopt` decides when the user's own
 client is used instead.
 """
@@ -13,13 +13,14 @@ import ssl
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from asyncsynth.client.connection import Connection
 from asyncsynth.client.matching import ID_HEADER, MAX_RESTING, RESENDS, REST_S, Crossed, Matching
 from asyncsynth.client.redirects import MAX_HOPS, next_hop
-from asyncsynth.client.route import Proxy, Route, environment_proxy
-from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret, secrets_of, shown_url
+from asyncsynth.client.request_heads import BaseUrl, Head, RequestHeads
+from asyncsynth.client.route import Route, environment_proxy
+from asyncsynth.client.secret import PrivateHeaders, Redactor, Secret
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
     MAX_RESPONSE_BYTES,
@@ -27,35 +28,16 @@ from asyncsynth.client.transport import (
     TransportFailure,
     WireResponse,
 )
-from asyncsynth.errors import ConfigurationError
 
 KEEPALIVE_S = 4.0  #: vLLM closes idle connections after 5 s; ours must go first
 SWEEP_S = 0.5  #: how coarse deadlines are
 MAX_CONNECTING = 64  #: connections being opened at once: a thousand SYNs in one go overflow the server's backlog
 STARVED_S = 0.05  #: an idle connection is closed after this time if a request on a new one has had no byte
-_LEAST_RESTING = 32  #: connections that may rest, even where fewer are in use
-
-UNIX_SCHEME = "http+unix"  #: of base URLs whose host is the quoted path of a Unix socket
-_SCHEMES = ("http", "https", UNIX_SCHEME)
-_OURS = frozenset({"content-length", "transfer-encoding", "connection", "accept-encoding"})
-
-
-class Head(bytes):
-    """A request head. It may hold a key, so it does not print."""
-
-    def __repr__(self) -> str:
-        return "<request head>"
-
-    __str__ = __repr__
-
-    def method_and_target(self) -> tuple[str, str]:
-        """The first two words of the request line."""
-        method, target, _ = self.split(b" ", 2)
-        return method.decode("ascii"), target.decode("ascii")
+_LEAST_RESTING = 32  #: connections that may rest, even if fewer are in use
 
 
 def redact(response: WireResponse, redactor: Redactor) -> None:
-    """Blanks what the server repeats of the request's keys, in an error's headers (`location`) too."""
+    """Blanks any of the request's keys that the server repeats, also in an error's headers (`location`)."""
     refused = response.status >= 300
     response.body = redactor.body(response.body, plain_only=not refused)
     if refused:
@@ -65,7 +47,7 @@ def redact(response: WireResponse, redactor: Redactor) -> None:
 class Http11Pool:
     """Implements `transport.Exchange` for `base_url` ("http://host:port/v1").
 
-    Connections are as many as there are requests in flight: bounding those is the scheduler's matter.
+    It opens one connection for each request in flight; the scheduler bounds these.
     `headers` and `query` are sent with every request, `api_key` as a bearer token, to this origin only. `secrets` are
     further strings that no answer may repeat. `environ` names proxies (None: the process's environment). `keepalive_s`
     and `sweep_s` are seconds. Raises ConfigurationError for a base URL or header that cannot be sent.
@@ -94,21 +76,24 @@ class Http11Pool:
         self.clock: float = 0.0
         self.opened: int = 0  #: connections opened so far
         self._keepalive_s = keepalive_s
-        unix_path = self._parse(base_url)
-        self._query = PrivateHeaders(query or {})
-        proxy, note = (None, "") if unix_path else environment_proxy(self._scheme, self._host, self._port, environ)
+        base = self._base = BaseUrl(base_url)
+        self.base_url: str = base.text
+        self.base_path: str = base.path
+        self.origin: str = base.origin
+        query = PrivateHeaders(query or {})
+        proxy, note = (None, "") if base.unix_path else environment_proxy(base.scheme, base.host, base.port, environ)
         self._route = Route(
-            self.origin, self._host, self._port, secure=self._scheme == "https", ssl_context=ssl_context, proxy=proxy,
-            unix_path=unix_path,
+            base.origin, base.host, base.port, secure=base.scheme == "https", ssl_context=ssl_context, proxy=proxy,
+            unix_path=base.unix_path,
         )  # fmt: skip
-        self._fields = self._header_fields(headers or {}, api_key, secrets, proxy)
-        self._heads: dict[tuple[str, str, bool], Head] = {}
+        self._heads = RequestHeads(base, headers or {}, query, api_key=api_key, secrets=secrets, proxy=proxy)
+        self._redactor = self._heads.redactor
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._secured: dict[str, Http11Pool] = {}  #: by origin: where redirects lead from http to https
         #: Makes a pool for another origin, with the same headers and settings.
         self._remade = functools.partial(
-            Http11Pool, headers=PrivateHeaders(headers or {}), api_key=api_key, query=self._query,
+            Http11Pool, headers=PrivateHeaders(headers or {}), api_key=api_key, query=query,
             secrets=list(secrets), ssl_context=ssl_context,
             environ=None if environ is None else PrivateHeaders(environ), timeouts=timeouts,
             keepalive_s=keepalive_s, sweep_s=sweep_s, max_response_bytes=max_response_bytes,
@@ -129,32 +114,32 @@ class Http11Pool:
 
     def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> Coroutine[Any, Any, WireResponse]:
         """POST a JSON body; see `transport.Exchange`."""
-        return self.send(self._head("POST", path, False), body, timeout)
+        return self.send(self._heads.of("POST", path, False), body, timeout)
 
     async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """GET; see `transport.Exchange`."""
-        return await self.send(self._head("GET", path, at_origin), b"", timeout)
+        return await self.send(self._heads.of("GET", path, at_origin), b"", timeout)
 
     async def _follow(self, head: Head, body: bytes, response: WireResponse, timeout: Timeouts) -> WireResponse:
-        """The answer where a redirect leads; the redirect itself where it is not followed."""
+        """The answer at a redirect's target; the redirect itself if it is not followed."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout.total
         method, target = head.method_and_target()
         for _ in range(MAX_HOPS):
-            hop = next_hop(method, urljoin(f"{self._scheme}://{self._authority}", target), response)
+            hop = next_hop(method, urljoin(f"{self._base.scheme}://{self._base.authority}", target), response)
             if hop is None:
                 break
             pool = self if not hop.origin else self._elsewhere(hop.origin)
             method, target = hop.method, hop.target
             left = Timeouts(timeout.connect, timeout.idle, max(0.0, ends - loop.time()))
             sent = body if method == "POST" else b""
-            response = await pool.send(pool._head_for(method, target), sent, left, follow=False)
-            if pool is not self:  # the rest of the way begins there
-                return await pool._follow(pool._head_for(method, target), sent, response, left)
+            response = await pool.send(pool._heads.for_target(method, target), sent, left, follow=False)
+            if pool is not self:  # further redirects start from there
+                return await pool._follow(pool._heads.for_target(method, target), sent, response, left)
         return response
 
     def _elsewhere(self, origin: str) -> Http11Pool:
-        """The pool for https where this one is for http."""
+        """The https pool of the same host."""
         pool = self._secured.get(origin)
         if pool is None:
             pool = self._secured[origin] = self._remade(origin)
@@ -164,7 +149,7 @@ class Http11Pool:
     async def send(self, head: Head, body: bytes, timeout: Timeouts, *, follow: bool = True) -> WireResponse:
         """One exchange. `head` ends in "content-length: "; the number and the body follow.
 
-        POST requests share connections, one after another; any other request gets one of its own.
+        POST requests reuse connections; any other request gets its own.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -180,9 +165,9 @@ class Http11Pool:
                 break
             except asyncio.CancelledError:
                 if connection.answer is answer or (connection.held is not None and connection.held[0] is answer):
-                    connection.abort()  # else it came, and the connection may serve another by now
+                    connection.abort()  # else the answer came, and the connection may serve another request by now
                 elif answer.done() and not answer.cancelled():
-                    answer.exception()  # looked at: no "never retrieved" for a failure that met a cancellation
+                    answer.exception()  # read: a failure during a cancellation is not logged
                 raise
             except Crossed as crossed:
                 self.matching.refused()
@@ -225,7 +210,7 @@ class Http11Pool:
         await asyncio.sleep(0)  # one turn of the loop, for the transports to close
 
     def report_to(self, notes: list[str]) -> None:
-        """Add what there is to say of this server to `notes`, now and from now on."""
+        """Add the notes about this server to `notes`, now and from now on."""
         self.matching.report_to(notes)
 
     # --- connections ---------------------------------------------------------------------------
@@ -242,10 +227,10 @@ class Http11Pool:
         self._connecting = 0
         self._sweeper = None
         self._starving = None
-        self._untried = 0  #: connections that have brought no answer yet
+        self._untried = 0  #: connections without an answer yet
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A new event loop: what belonged to the last one went with it."""
+        """A new event loop: connections of the last one ended with it."""
         self._forget_all()
         self._loop = loop
 
@@ -365,7 +350,7 @@ class Http11Pool:
                 connection = await self._open_connection(loop, timeout.connect)
         except TimeoutError:
             failure = TransportFailure("connect", f"no connection to {self.origin} in {timeout.connect:g} s")
-            for ticket in self._waiting:  # they would only wait the same time in vain, one after another
+            for ticket in self._waiting:  # each of them would wait for the same time without success
                 if not ticket.done():
                     ticket.set_exception(TransportFailure(failure.reason, failure.message))
             self._waiting.clear()
@@ -407,74 +392,3 @@ class Http11Pool:
                 connection.close()
         self._idle = kept
         self._sweeper = loop.call_later(self.sweep_s, self._sweep) if self._open else None
-
-    # --- what is sent --------------------------------------------------------------------------
-
-    def _parse(self, base_url: str) -> str:
-        """Reads the base URL; the result is the path of its Unix socket, or ''."""
-        parts = urlsplit(base_url)
-        if parts.username is not None or parts.password is not None:
-            raise ConfigurationError(
-                "a base URL must not hold a user name or password",
-                hint="name an environment variable: api_key_env",
-            )
-        if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(
-                f"{shown_url(base_url)!r} is no base URL", hint="it looks like http://127.0.0.1:8000/v1"
-            )
-        unix_path = unquote(parts.netloc) if parts.scheme == UNIX_SCHEME else ""
-        self._scheme = "https" if parts.scheme == "https" else "http"
-        try:
-            self._host = "localhost" if unix_path else parts.hostname.encode("idna").decode()
-            port = None if unix_path else parts.port
-        except ValueError as error:  # UnicodeError is one
-            raise ConfigurationError(f"{shown_url(base_url)!r} is no base URL: {error}") from error
-        self._port = port or (443 if self._scheme == "https" else 80)
-        self.base_url: str = base_url.rstrip("/")
-        self.base_path: str = parts.path.rstrip("/")
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self._authority = host if port is None else f"{host}:{port}"
-        self.origin: str = f"unix:{unix_path}" if unix_path else f"{self._scheme}://{self._authority}"
-        return unix_path
-
-    def _header_fields(
-        self, headers: Mapping[str, str], api_key: Secret | None, secrets: Iterable[Secret], proxy: Proxy | None
-    ) -> Head:
-        """All header lines but the first and the last, checked; no attribute prints them."""
-        # No local variable here holds a key in the open: tools print the locals of a traceback's frames.
-        fields = PrivateHeaders(host=self._authority, accept="application/json")
-        fields |= {"user-agent": "asyncsynth", "content-type": "application/json"}
-        if api_key:
-            fields["authorization"] = f"Bearer {api_key.reveal()}"
-        fields |= {k.lower(): v for k, v in headers.items() if k.lower() not in _OURS}
-        fields["accept-encoding"] = "identity"  # no bombs, and loopback needs no compression
-        self._absolute = proxy is not None and self._scheme == "http"  # the proxy itself reads the request
-        if self._absolute and proxy is not None and proxy.authorization is not None:
-            fields["proxy-authorization"] = proxy.authorization.reveal()
-        for name in fields:
-            if not name or not name.isascii() or any(c <= " " or c in ':"' for c in name):
-                raise ConfigurationError(f"{name!r} is no header name")
-            if any(c in "\r\n\0" for c in fields[name]) or not fields[name].isascii():
-                raise ConfigurationError(f"the value of header {name!r} holds line breaks or non-ASCII characters")
-        self._redactor = Redactor({*secrets_of(fields), *secrets_of(self._query), *secrets})
-        return Head("".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("ascii"))
-
-    def _head(self, method: str, path: str, at_origin: bool) -> Head:
-        key = (method, path, at_origin)
-        head = self._heads.get(key)
-        if head is None:
-            target = path if at_origin else self.base_path + path
-            if not path.startswith("/") or not target.isascii() or any(c <= " " for c in target):
-                raise ConfigurationError(f"{path!r} is no path; it begins with / and holds no spaces")
-            if self._query:
-                target += f"{'&' if '?' in target else '?'}{urlencode(self._query, quote_via=quote)}"
-            if len(self._heads) > 64:
-                self._heads.clear()
-            head = self._heads[key] = self._head_for(method, target)
-        return head
-
-    def _head_for(self, method: str, target: str) -> Head:
-        """`target` is a path with its query, ready to be sent."""
-        if self._absolute:
-            target = self.origin + target
-        return Head(f"{method} {target} HTTP/1.1\r\n".encode() + self._fields + b"content-length: ")

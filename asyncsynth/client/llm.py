@@ -1,4 +1,4 @@
-"""`LLM`: what a task holds. A model's name and how to sample from it; never a machine.
+"""`LLM`, which a task holds: a model's name and how to sample from it, never a machine.
 
 Servers are bound to models when a run starts (`serving.binding`), so that one pipeline file runs on an
 embedded model, one vLLM, or a fleet.
@@ -19,7 +19,7 @@ from asyncsynth.errors import ConfigurationError, TaskFailure
 
 DEFAULT_MAX_TOKENS = 1024
 
-#: What each of these settings of `LLM` may be, and what to know about the choice.
+#: The values that each of these settings of `LLM` may have, and advice about the choice.
 _CHOICES: dict[str, tuple[tuple[str | None, ...], str]] = {
     "reasoning": (
         ("separate", "keep"),
@@ -47,7 +47,7 @@ EMBEDDED_DEFAULT = "SmolLM2-135M-Instruct"
 
 
 class LLMSettings(TypedDict, total=False):
-    """The keywords of `LLM` without `model`, for those that pass them on; a test holds the two together."""
+    """The keywords of `LLM` without `model`, for code that passes them on; a test compares the two."""
 
     temperature: float | None
     top_p: float | None
@@ -201,7 +201,7 @@ class LLM:
         return self.seed is not None and "seed" not in self.extra_body
 
     def _with(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """The fields with those of one request; what either leaves out is missing."""
+        """The fields merged with those of one request, without the fields that either leaves out."""
         fields = {**self._fields, **overrides}
         if not self.sends_seed:
             fields.pop("seed", None)
@@ -210,7 +210,7 @@ class LLM:
     def chat(self, messages: list[Message], *, schema: dict[str, Any] | None = None, **overrides: Any) -> ChatRequest:
         """A chat request with these settings; `overrides` are request fields such as ``seed``.
 
-        Raises TaskFailure (`bad_prompt`) for what is no list of messages.
+        Raises TaskFailure (`bad_prompt`) if `messages` is not a list of messages.
         """
         if type(messages) is not list or len(messages) != 1 or type(messages[0]) is not dict:
             _check_messages(messages)

@@ -1,8 +1,8 @@
-"""What servers say of their own load: an ORCA header of an answer, or vLLM's Prometheus metrics.
+"""What servers report of their own load: an ORCA header of an answer, or vLLM's Prometheus metrics.
 
-`/metrics` is asked once a second. vLLM adds the header to answers of requests that ask for it, but for each of them it
-walks its whole registry and writes a line into its log; so requests ask for it only where the user said so
-(`orca: true` in a fleet file), and it is read wherever it comes.
+asyncsynth reads `/metrics` once a second. vLLM adds the header to answers of requests that ask for it, but walks its
+whole registry and writes a line to its log for each. So requests ask for it only if the user wants it (`orca: true` in
+a fleet file). A header that comes unasked is read too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ORCA_HEADER = "endpoint-load-metrics"  #: of an answer
 ORCA_REQUEST = {"endpoint-load-metrics-format": "JSON"}  #: headers that ask vLLM for it
 
 POLL_S = 1.0
-RARE_POLL_S = 15.0  #: while the answers' own headers tell the load
+RARE_POLL_S = 15.0  #: while headers of the answers report the load
 LONGEST_PAUSE_S = 15.0  #: between attempts while a server does not answer
 
 _TIMEOUTS = Timeouts(connect=2.0, idle=2.0, total=5.0)
@@ -38,9 +38,9 @@ _PLAIN = re.compile(r"(?:named_metrics\.)?([a-z_]+)\s*=\s*([^\s,]+)")
 
 
 def parse_orca(value: str, now: float) -> ServerLoad | None:
-    """The load in an `endpoint-load-metrics` header, JSON or TEXT form; None where it tells no queue.
+    """The load in an `endpoint-load-metrics` header, JSON or TEXT form; None if it has no queue length.
 
-    `now` is when it came, in seconds, monotonic.
+    `now` is the time of arrival, in seconds, monotonic.
     """
     form, _, rest = value.strip().partition(" ")
     text = rest if form.upper() in ("JSON", "TEXT") else value
@@ -62,10 +62,10 @@ def parse_orca(value: str, now: float) -> ServerLoad | None:
 
 
 def parse_metrics(text: str, now: float) -> ServerLoad | None:
-    """The load in Prometheus' text form as vLLM writes it; None where its series are missing.
+    """The load in Prometheus' text form as vLLM writes it; None if its series are missing.
 
-    Queues are summed over the engines of the server, its cache is as full as the fullest. `now` is when it came, in
-    seconds, monotonic.
+    Queues are summed over the engines of the server; its cache is as full as the fullest. `now` is the time of
+    arrival, in seconds, monotonic.
     """
     found: dict[str, list[float]] = {}
     for name, value in _SERIES.findall("\n" + text):
@@ -91,21 +91,21 @@ def _load(waiting: float | None, running: float | None, kv: float | None, now: f
 
 def _number(value: object) -> float | None:
     try:
-        number = float(value)  # type: ignore[arg-type]  # what is no number raises
+        number = float(value)  # type: ignore[arg-type]  # raises for anything but a number
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
 
 
 class LoadPoller:
-    """Asks one server's `/metrics` for as long as it runs: one task, one request a second.
+    """Reads one server's `/metrics` while it runs: one task, one request a second.
 
-    A server that answers without vLLM's series is never asked again. While one does not answer at all the pauses
-    grow to 15 s. Nothing that goes wrong here reaches the requests.
+    A server that answers without vLLM's series is never asked again. While a server does not answer, the pauses
+    grow to 15 s. No failure here affects the requests.
 
     Args:
-        exchange: of the server; `/metrics` stands at its origin.
-        report: told each load, in the event loop.
+        exchange: of the server; `/metrics` is at its origin.
+        report: called with each load, in the event loop.
         clock: seconds, monotonic. sleep: tests hand in a virtual one.
     """
 
@@ -122,15 +122,15 @@ class LoadPoller:
         self._clock = clock
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
-        self.every_s = POLL_S  #: pause between two looks
+        self.every_s = POLL_S  #: pause between two polls
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Start, in the running event loop."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self.run(), name="asyncsynth load")
 
     async def stop(self) -> None:
-        """End; nothing is reported any more once this returns."""
+        """Stop. Nothing is reported after this returns."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -144,7 +144,7 @@ class LoadPoller:
                 answer = await self._exchange.get("/metrics", _TIMEOUTS, at_origin=True)
             except TransportFailure:
                 answer = None
-            except Exception:  # a client of the user's, its hooks included: its matter, but not ours to fail by
+            except Exception:  # the user's client and its hooks may raise anything; polling must survive it
                 return
             if answer is None or answer.status >= 500 or answer.status == 429:
                 silent += 1
@@ -158,6 +158,6 @@ class LoadPoller:
 
 
 def header_load(headers: Mapping[str, str], now: float) -> ServerLoad | None:
-    """The load that an answer's headers tell, if they do."""
+    """The load in an answer's headers, if there is one."""
     value = headers.get(ORCA_HEADER)
     return None if value is None else parse_orca(value, now)

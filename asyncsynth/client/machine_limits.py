@@ -1,4 +1,4 @@
-"""Limits of this machine: open files, ports, memory. They are no fault of a server or of a record."""
+"""Limits of this machine: open files, ports, memory. They are not the fault of a server or of a record."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from asyncsynth.client.transport import TransportFailure
 
 RESERVE = 64  #: open files left for all but the servers' connections: journal, logs, what steps open
-SPARE = 1024  #: and for these beside the connections, where the soft limit is raised
-#: What the kernel says of a connection that this machine has no room for, and what to do.
+SPARE = 1024  #: and for these beside the connections, when the soft limit is raised
+#: The kernel's errors for a connection that this machine has no room for, and what to do.
 _WORDS = {
     errno.EMFILE: "this process may open no more files: raise `ulimit -n`, or lower the concurrency",
     errno.ENFILE: "this machine may open no more files: raise fs.file-max, or lower the concurrency",
@@ -24,11 +24,11 @@ _WORDS = {
 
 
 def machine_limit(failure: TransportFailure) -> str:
-    """What this machine lacked for a connection, in words; '' where the failure is another one."""
+    """What this machine lacked for a connection, in words; '' for any other failure."""
     cause: BaseException | None = failure
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _WORDS:
-            # An address of a family that this machine does not have is answered in the same way as no free port.
+            # An address of a family that this machine does not have gives the same error as no free port.
             return _WORDS[cause.errno] if cause.errno != errno.EADDRNOTAVAIL or ports_are_scarce() else ""
         cause = cause.__cause__
     return ""
@@ -46,7 +46,7 @@ def ports_are_scarce(proc: Path = Path("/proc")) -> bool:
 
 
 def connections_each(servers: int, wanted: int, may_open: int, opened: int) -> int | None:
-    """How many connections each server may have, so that all of them fit; None where all that are wanted fit.
+    """How many connections each server may have, so that all of them fit; None if all wanted ones fit.
 
     Args:
         servers: how many there are.
@@ -69,13 +69,13 @@ def raise_open_files(wanted: int) -> int:
         return 1 << 30
     if soft < wanted:
         most = wanted + SPARE if hard == resource.RLIM_INFINITY else min(wanted + SPARE, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def open_files() -> int:
-    """Files that this process has open; an estimate where the system does not tell."""
+    """Files that this process has open; an estimate if the system does not report it."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             return len(os.listdir(folder))

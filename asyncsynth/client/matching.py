@@ -1,17 +1,18 @@
 """Which request an answer belongs to.
 
-HTTP/1.1 says it by order only: the next answer on a connection is taken for the next request's. A server, proxy or load
-balancer that sends one answer twice shifts every later answer on that connection to another record. So:
+HTTP/1.1 pairs them by order only: the next answer on a connection is taken for the next request's. A server, proxy or
+load balancer that sends one answer twice shifts every later answer on that connection to another record. So:
 
 - Each attempt sends an `X-Request-Id` of its own. vLLM makes it the `id` of its answer; others return it as a header.
   An answer with that id is proven. One with the id of another attempt is refused, and the request is sent again on a
   new connection.
 - Servers that return no id get rest instead: a connection is not used again for `REST_S`, so that bytes that follow an
-  answer arrive while nothing is asked. An answer that repeats an earlier one of its connection is held for twice the
+  answer arrive while no request is waiting. An answer that repeats an earlier one of its connection is held for twice
+  the
   time of the slowest answer so far: if it is a copy, the real answer follows it.
 - Bytes that no request asked for end the connection.
 
-What was found is counted, and `Matching.note` says it.
+Findings are counted and reported in `Matching.note`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Verdict(enum.Enum):
 
     ACCEPT = "it belongs to the request"
     REFUSE = "it belongs to another request"
-    HOLD = "it repeats an earlier answer of its connection: wait whether another follows"
+    HOLD = "it repeats an earlier answer of its connection: wait to see whether another follows"
 
 
 class Crossed(TransportFailure):
@@ -65,9 +66,9 @@ class History:
 class Matching:
     """Judges the answers of one server.
 
-    `name` is what notes call it; `notes` is a list to which they are added, and where they are kept up to date.
-    `sends_ids` is False where the user sends an X-Request-Id of their own.
-    `returns_ids` is None until the first answer, and False for good once an answer of a new connection has no id.
+    `name` is the server's name in notes; `notes` is the list to which they are added and in which they are updated.
+    `sends_ids` is False if the user sends their own X-Request-Id.
+    `returns_ids` is None until the first answer, and stays False once an answer of a new connection has no id.
     """
 
     __slots__ = (
@@ -90,9 +91,9 @@ class Matching:
         self.notes: list[str] = []
         self.returns_ids: bool | None = None if sends_ids else False
         self.at_once: bool = False  #: connections need no rest: ids prove all answers, and none was refused
-        self.repeats = 0  #: answers that were held in vain
+        self.repeats = 0  #: held answers that were no copies
         shape = str(uuid.uuid4())
-        self._prefix = shape[:24].encode()  # with 12 hexadecimal digits it is a UUID, which every gateway takes
+        self._prefix = shape[:24].encode()  # with 12 hexadecimal digits it is a UUID, which every gateway accepts
         self._next = 0
         self._refused = 0
         self._surplus = 0
@@ -101,7 +102,7 @@ class Matching:
         self._note_at: int | None = None
 
     def token(self) -> bytes:
-        """The id of a new attempt; empty where ids prove nothing."""
+        """The id of a new attempt; empty if ids prove nothing."""
         if self.returns_ids is False:
             return b""
         self._next = number = self._next + 1
@@ -116,7 +117,7 @@ class Matching:
         """Judges an answer (2xx) whose body lacks its id.
 
         Args:
-            token: the id that was sent; empty where the user's own header takes its place.
+            token: the id that was sent; empty if the user's own header replaces it.
             response: the answer.
             history: of its connection.
             fresh: it is the connection's first answer.
@@ -151,7 +152,7 @@ class Matching:
         self._say()
 
     def ids_are_no_proof(self) -> None:
-        """The server returns none, or a cache answers with old ones: send none from now on."""
+        """The server returns no ids, or a cache returns old ones: send none from now on."""
         self.returns_ids = self.at_once = False
 
     def surplus(self, status: int, body: bytes, history: History) -> None:

@@ -27,7 +27,7 @@ class ChatRequest:
     messages: list[Message]
     params: dict[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None
-    keep_reasoning: bool = False  #: the answer's text stays as the server sent it, see `client.reasoning`
+    keep_reasoning: bool = False  #: keep the answer's text as the server sent it; see `client.reasoning`
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
-"""What requests ask of a server beyond an answer, so that it can be tried before a run pays for anything.
+"""What requests need of a server beyond an answer, so that it can be tested before a run pays for anything.
 
-A step declares it by sample requests (`tasks.base.Task.sample_requests`); `servers.capabilities` tries it.
+A step declares this by sample requests (`tasks.base.Task.sample_requests`); `servers.capabilities` tests it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS
 from asyncsynth.client.messages import ChatRequest, ModelRequest
 
-#: Characters of a token in English, about; low, so that a prompt is rather taken for longer than it is.
+#: Characters per token in English, roughly; low, so that a prompt's length is overestimated rather than underestimated.
 CHARS_PER_TOKEN = 4
-#: Stands in a sample request for the seed that each request of a run has: the largest one there is.
+#: In a sample request, takes the place of the seed that each request of a run has: the largest one there is.
 SAMPLE_SEED = 2**31 - 1
-#: Tokens that a row itself is allowed for, where nothing is known of the rows.
+#: Tokens assumed for a row's own text, if nothing is known of the rows.
 ROW_TOKENS = 256
 
 
 class Feature(StrEnum):
-    """Something that one server has and another lacks."""
+    """An ability that some servers have and others lack."""
 
     CHAT = "chat"  #: /v1/chat/completions, with the request's own fields
     COMPLETIONS = "completions"  #: /v1/completions, likewise
     STOP = "stop"  #: raw completions end at `stop` texts
     SCHEMA = "schema"  #: `response_format` with a JSON schema constrains the answer
     LOGPROBS = "logprobs"  #: token probabilities; the amount is `top_logprobs`
-    CHOICES = "n"  #: several choices an answer; the amount is `n`
+    CHOICES = "n"  #: several choices in an answer; the amount is `n`
     PREFILL = "prefill"  #: the server continues an assistant message at the end
-    CONTEXT = "context"  #: the amount is `max_tokens`; the prompt comes on top
+    CONTEXT = "context"  #: the amount is `max_tokens`; the prompt is extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,9 @@ class Need:
     """One thing that a step needs of the servers of one model.
 
     Args:
-        step, model: who needs it of whom.
+        step, model: the step that needs it, of the servers of this model.
         feature, amount: what, and how much of it (see `Feature`).
-        required: whether the step cannot do its work without. Otherwise the run notes the lack and continues.
+        required: whether the step cannot work without it. Otherwise the run notes the lack and continues.
         prompt_tokens: for `Feature.CONTEXT`: the prompt's size, estimated, with an allowance for the row.
         fields: for `Feature.CHAT` and `Feature.COMPLETIONS`: the request fields that are sent.
         samples: for these two: the sample requests themselves.
@@ -58,7 +58,7 @@ class Need:
 
 
 def features_of(request: ModelRequest) -> dict[Feature, int]:
-    """What a request asks for, with amounts."""
+    """The features that a request needs, with amounts."""
     params = request.params
     limit = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
     found = {Feature.CONTEXT: int(limit)}

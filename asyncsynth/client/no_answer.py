@@ -1,4 +1,4 @@
-"""Answers of no use: what came in place of a text, and its price in tokens. Pure; a part of the codec."""
+"""Useless answers: what came in place of a text, and its cost in tokens. Pure; a part of the codec."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from asyncsynth.client.messages import Choice, ModelRequest
 from asyncsynth.core.outcomes import Overloaded, Permanent, Transient
 
-DEFAULT_MAX_TOKENS = 1024  #: always sent: without it llama.cpp may generate for minutes
+DEFAULT_MAX_TOKENS = 1024  #: always sent: without a limit llama.cpp may generate for minutes
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
 MOST_TOKENS = 1 << 53  #: no server has counted more: it could not be journaled
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
 #: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral. The codec
 #: reads them all as "length".
 CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
-#: That the server broke off: vLLM and SGLang at shutdown, OpenRouter, DeepSeek. What was written by then is no answer.
+#: How servers say that they broke off: vLLM and SGLang at shutdown, OpenRouter, DeepSeek. Such a text is no answer.
 BROKEN_OFF = frozenset(
     {"abort", "aborted", "error", "cancelled", "canceled", "failed", "insufficient_system_resource", "network_error"}
 )
-#: That a filter took the rest of the answer: OpenAI and Azure; Gemini behind gateways; Zhipu.
+#: How servers say that a filter cut the answer: OpenAI and Azure; Gemini behind gateways; Zhipu.
 FILTERED = frozenset(
     {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "image_safety", "sensitive"}
 )
@@ -98,7 +98,7 @@ def paid(outcome: Failed, answer: Mapping[str, Any]) -> Failed:
 
 
 def count(given: Any) -> int:
-    """A number of tokens; 0 for what is no number, or one that no server can have counted (negative, or too large
+    """A number of tokens; 0 for anything but a number, and for a count that cannot be right (negative, or too large
     to be journaled)."""
     number = given
     if type(given) is not int:

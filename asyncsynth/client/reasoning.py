@@ -1,16 +1,16 @@
 """Separates a model's reasoning from its answer. Pure; the codec calls it for every task.
 
-Servers with a reasoning parser send the thought in a field of its own. The others leave it in the text, between
+Servers with a reasoning parser send the thought in a separate field. The others leave it in the text, between
 marks. Text counts as a thought only if that is certain:
 
 1. A block whose opening mark is the first thing in the text, white space aside. Further blocks may follow at once.
-   The block ends at its first closing mark; where the thought opened the mark again, at the last of the closing marks
-   that follow one another. Marks between quotes, backticks or brackets are talk about marks, and end nothing.
+   The block ends at its first closing mark; if the thought opened the mark again, at the last of the closing marks
+   that follow one another. Marks between quotes, backticks or brackets are quoted text, and end nothing.
 2. A closing mark without an opening one before it: chat templates put the opening mark into the prompt. It must be
    at the start of a line, or directly after the text, or after the end of a sentence. Inside a code fence, between
-   quotes or in the middle of a sentence ("a missing </think> tag") it is talk about marks, and part of the answer.
-   After talk about marks, only one alone on its line ends a thought. Where the request itself ended with an opening
-   mark (a prefilled answer, a raw prompt), the text begins inside the block, and rule 1 holds.
+   quotes or in the middle of a sentence ("a missing </think> tag") it is quoted text, and part of the answer.
+   After quoted marks, only one alone on its line ends a thought. If the request itself ended with an opening
+   mark (a prefilled answer, a raw prompt), the text begins inside the block, and rule 1 applies.
 3. The channels of gpt-oss at the start of the text. `final` is the answer, the others are the thought.
 4. A block that never ends leaves no answer: `unfinished`.
 
@@ -89,8 +89,8 @@ def separate(text: str, *, cut: bool = False, lone: bool = True) -> Separated:
 
     Args:
         text: the answer as the server sent it.
-        cut: it ended at max_tokens. A text that looks like the start of gpt-oss's thought is one only then.
-        lone: whether a closing mark alone may end a thought (rule 2); False if the server has separated already.
+        cut: it ended at max_tokens. Only then does a text that looks like the start of gpt-oss's thought count as one.
+        lone: whether a closing mark alone may end a thought (rule 2); False if the server has already separated it.
     """
     if "<|message|>" in text and (found := _channels(text)) is not None:
         return found
@@ -210,8 +210,8 @@ def _channels(text: str) -> Separated | None:
 
 
 def _end_of_channel(text: str, head: re.Match[str]) -> re.Match[str] | None:
-    """The mark that ends a channel: before another channel, or at the end of the text. Other marks are talk about
-    marks, but end a thought that nothing else ends."""
+    """The mark that ends a channel: before another channel, or at the end of the text. Other marks are quoted
+    text, but end a thought that nothing else ends."""
     marks = list(_CHANNEL_END.finditer(text, head.end()))
     for mark in marks:
         if not text[mark.end() :].strip() or _CHANNEL.match(text, mark.end()):
@@ -219,7 +219,7 @@ def _end_of_channel(text: str, head: re.Match[str]) -> re.Match[str] | None:
     return marks[0] if marks and head["name"] != "final" else None
 
 
-# --- fields of their own --------------------------------------------------------------------------
+# --- separate fields --------------------------------------------------------------------------
 
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
@@ -243,7 +243,7 @@ def is_thought(part: Any) -> bool:
 
 
 def _thought_of(value: Any, depth: int = 0) -> str:
-    """The text of a thought, in any of the shapes that servers give it."""
+    """The text of a thought, in any of the shapes that servers use."""
     if isinstance(value, str):
         return value
     if depth > 4:
@@ -258,7 +258,7 @@ def _thought_of(value: Any, depth: int = 0) -> str:
 
 
 def where_it_thinks(choice: Mapping[str, Any]) -> str:
-    """Where a choice, as the server sent it, holds a thought: "text", "field" (one of its own), or '' for none."""
+    """Where a choice, as the server sent it, holds a thought: "text", "field" (a separate one), or '' for none."""
     message = choice.get("message", choice)
     if not isinstance(message, dict):
         return ""

@@ -17,7 +17,7 @@ _FOLLOWED = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The next request: its method, its path and query, and its base URL where the scheme or port changes."""
+    """The next request: its method, its path and query, and its base URL if the scheme or port changes."""
 
     method: str
     target: str
@@ -25,10 +25,10 @@ class Hop:
 
 
 def next_hop(method: str, url: str, response: WireResponse) -> Hop | None:
-    """The request that a redirect asks for; None where the answer is no redirect, or one that is not followed.
+    """The request that a redirect asks for; None if the answer is no redirect, or one that is not followed.
 
     307 and 308 keep the method and the body, 303 becomes a GET. A POST that meets 301 or 302 becomes a GET, as in
-    browsers and httpx; it stays a POST where only the scheme or a slash at the end of the path changes, because such a
+    browsers and httpx; it stays a POST if only the scheme or a slash at the end of the path changes, because such a
     redirect moves the endpoint and holds no result.
     """
     if response.status not in _FOLLOWED:

@@ -1,10 +1,10 @@
-"""The pool's servers: what is said of each, what it said of itself, and the numbers that come out."""
+"""The pool's servers: the configuration of each, its reported load, and its statistics."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
@@ -14,14 +14,13 @@ from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Tim
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Outcome, ServerLoad
 from asyncsynth.core.rates import RateLimits
-from asyncsynth.core.scheduler import ReplicaSpec, ReplicaStats
+from asyncsynth.core.replica_state import LOAD_FRESH_S, ReplicaSnapshot, ReplicaSpec
 from asyncsynth.core.stats import Histogram, Tally
 
-ANY_MODEL = "*"  #: in the scheduler: the name of whatever model no server offers by name
-HEADER_EVERY_S = 0.05  #: an answer's own load header is read at most so often, per server
-LOAD_FRESH_S = 5.0  #: an older report is not shown
-#: Prompt heads are compared by so many characters, and only where at least this many are shared: a server reads a
-#: shorter head as quickly as it finds it in its cache.
+ANY_MODEL = "*"  #: the scheduler's name for a model that no server offers by name
+HEADER_EVERY_S = 0.05  #: an answer's load header is read at most this often, per server
+#: Prompt heads are compared by this many characters, and only if they share at least this many: a server reads a
+#: shorter head as fast as it finds it in its cache.
 _HEAD_CHARS, _LEAST_HEAD = 4096, 1024
 
 
@@ -51,19 +50,6 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaSnapshot:
-    """One server now. `waiting`: requests that it could take and that wait for a slot; `why`: its limit or pause."""
-
-    name: str
-    in_flight: int
-    limit: int
-    waiting: int
-    state: str  #: "closed" (in use) | "open" | "half-open" | "down", or what else the scheduler says
-    why: str
-    load: ServerLoad | None = None  #: what the server itself said, in the last seconds
-
-
-@dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     """The pool now, and its totals since it was made."""
 
@@ -77,14 +63,14 @@ class PoolSnapshot:
     completion_tokens: int
     answered_by: dict[str, int]  #: model that answered, as its server names it -> requests
     latency: Histogram  #: seconds, of attempts that answered
-    wasted: int = 0  #: answers that were generated, and paid, but are of no use; their tokens are in the sums
+    wasted: int = 0  #: answers that were generated and paid for, but are useless; their tokens are in the sums
     #: requests that were given up without an answer, by cause: "request_timeout" (the user's deadline), "hung", "lost"
     given_up: dict[str, int] = field(default_factory=dict)
-    waits: str = ""  #: why requests wait for something else than a slot; '' where none does
+    waits: str = ""  #: why requests wait for anything other than a slot; '' if none does
 
     @property
     def paid(self) -> int:
-        """Answers that servers generated, of use or not."""
+        """Answers that servers generated, useful or not."""
         return self.ok + self.wasted
 
 
@@ -104,7 +90,7 @@ class Totals:
 
 
 class Link:
-    """A server of a pool, with what it said of its load. `report` is told each new load."""
+    """A server of a pool, with what it said of its load. `report` is called with each new load."""
 
     __slots__ = ("answers_as", "load", "poller", "read_at", "refused", "report", "server", "timeouts", "unusable")
 
@@ -112,21 +98,21 @@ class Link:
         self.server: Server = server
         self.report: Callable[[str, ServerLoad], None] = report
         self.load: ServerLoad | None = None
-        self.refused: ModelRequest | None = None  #: the last request that the server refused as it may refuse all
-        self.read_at: float = float("-inf")  #: when a header is worth reading again
+        self.refused: ModelRequest | None = None  #: the last request whose refusal may concern all requests
+        self.read_at: float = float("-inf")  #: when a header is read again
         self.poller: LoadPoller | None = None
         self.answers_as: dict[str, str] = {}  #: model that is asked for -> how the server names itself in answers
-        self.unusable: bool = False  #: it answers as another model
+        self.unusable: bool = False  #: it answers under another model's name
         self.timeouts: Timeouts = request_timeouts(server)
 
     def start(self, clock: Callable[[], float]) -> None:
-        """Begin to ask the server for its load, where it may have one to tell."""
+        """Start polling the server's load, if it may report one."""
         if self.poller is None and self.server.serves_any is None:
             self.poller = LoadPoller(self.server.exchange, self._told, clock=clock)
             self.poller.start()
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         if self.poller is not None:
             await self.poller.stop()
 
@@ -139,12 +125,12 @@ class Link:
                 self.poller.every_s = RARE_POLL_S
             self._told(load)
 
-    def snapshot(self, stats: ReplicaStats, now: float | None) -> ReplicaSnapshot:
-        """The server now; a load that is not fresh is left out."""
+    def with_load(self, replica: ReplicaSnapshot, now: float | None) -> ReplicaSnapshot:
+        """The same with the server's load, if that is fresh."""
         load = self.load
-        if load is not None and (now is None or now - load.at > LOAD_FRESH_S):
-            load = None
-        return ReplicaSnapshot(stats.name, stats.in_flight, stats.limit, stats.waiting, stats.state, stats.why, load)
+        if load is None or now is None or now - load.at > LOAD_FRESH_S:
+            return replica
+        return replace(replica, load=load)
 
     def _told(self, load: ServerLoad) -> None:
         self.load = load
@@ -152,9 +138,9 @@ class Link:
 
 
 def request_timeouts(server: Server) -> Timeouts:
-    """Deadlines of the server's requests: those that the user set, and no others.
+    """Deadlines of the server's requests: only those that the user set.
 
-    How long an answer takes depends on the server's queue. Whether a silent server hangs is for `core.silence` to find.
+    How long an answer takes depends on the server's queue. `core.silence` finds out whether a silent server hangs.
     """
     own = server.exchange.timeouts
     if server.request_timeout is not None:
@@ -180,7 +166,7 @@ async def canary_outcome(link: Link, timeout_s: float, now_wall: float) -> Outco
     server, refused = link.server, link.refused
     params = refused.params if refused is not None else {}
     model = refused.model if refused is not None else min(server.models)
-    # Some models take one of these names only, and the refused request has the right one.
+    # Some models accept only one of these names, and the refused request has the right one.
     limit = {"max_completion_tokens" if params.get("max_completion_tokens") else "max_tokens": 1}
     request: ModelRequest = ChatRequest(model, [{"role": "user", "content": "Hi"}], limit)
     if isinstance(refused, CompletionRequest):
@@ -194,35 +180,35 @@ async def canary_outcome(link: Link, timeout_s: float, now_wall: float) -> Outco
 
 
 def prompt_head(request: ModelRequest) -> int:
-    """A number that requests share whose prompts begin alike, in every process, or 0 where that is worth nothing.
+    """A number that requests with the same prompt head share, in every process; 0 if the head is too short to matter.
 
-    Of a conversation the first two messages count, so that its later turns go where the first went.
+    The first two messages of a conversation count, so that its later turns go where the first went.
     """
     if isinstance(request, ChatRequest):
         messages = request.messages
         size = len(messages[0].get("content") or "") if messages else 0
         if len(messages) > 1:
             size += len(messages[1].get("content") or "")
-        if size < _LEAST_HEAD:  # mostly so, and found out quickly
+        if size < _LEAST_HEAD:  # the usual case, and cheap to check
             return 0
     texts = _texts(request, 2)
     if sum(map(len, texts)) < _LEAST_HEAD:
         return 0
     head = 0
-    for text in texts:  # not hash(): it differs between processes, which are to agree on a server
+    for text in texts:  # not hash(), which differs between processes: they must agree on a server
         head = crc32(text[:_HEAD_CHARS].encode("utf-8", "surrogatepass"), head)
     return head or 1
 
 
 def estimated_tokens(request: ModelRequest) -> int:
-    """About how many tokens the request will count for: four characters of the prompt each, and all it may get."""
+    """Estimated tokens of the request: one for each four characters of the prompt, plus all that it may generate."""
     params = request.params
     most: int = params.get("max_tokens") or params.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
     return sum(map(len, _texts(request, None))) // 4 + most
 
 
 def _texts(request: ModelRequest, messages: int | None) -> list[str]:
-    """The prompt's texts, of so many messages; what a message holds besides text counts for nothing."""
+    """The prompt's texts, of at most this many messages. Only text counts."""
     if not isinstance(request, ChatRequest):
         return [request.prompt]
     contents = [message.get("content") for message in request.messages[:messages]]

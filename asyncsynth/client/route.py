@@ -46,10 +46,10 @@ class Proxy:
 def environment_proxy(
     scheme: str, host: str, port: int, environ: Mapping[str, str] | None = None
 ) -> tuple[Proxy | None, str]:
-    """The proxy for a server, by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; and a note where one is not used.
+    """The proxy for a server, by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; and a note if one is not used.
 
-    The lower-case names win. Loopback addresses are never proxied. Raises ConfigurationError for a value that is no
-    proxy's URL.
+    The lower-case names win. Loopback addresses are never proxied. Raises ConfigurationError for a value that is
+    not a proxy's URL.
     """
     variables = os.environ if environ is None else environ
     name, value = "", ""
@@ -167,7 +167,7 @@ class Route:
         self._secure = secure
         self.ssl_context = ssl_context
         self._unix_path = unix_path
-        self.addresses: list[str] = []  #: those of the proxy, where there is one; the one that answered comes first
+        self.addresses: list[str] = []  #: addresses of the proxy, if there is one; the one that answered comes first
         self._resolved_at = 0.0
 
     async def open(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P], seconds: float) -> P:

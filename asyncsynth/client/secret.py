@@ -1,16 +1,13 @@
-"""API keys from the environment to one header: they never print, and texts that repeat them are blanked."""
+"""API keys from the environment to one header: they are never printed, and are blanked in texts that repeat them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import quote
-
-from asyncsynth.errors import ConfigurationError
 
 
 class _Unprinted(bytes):
@@ -32,16 +29,6 @@ class Secret:
     def reveal(self) -> str:
         """The string itself. Call this where the string is used, and do not store the result in an attribute."""
         return self._value
-
-    @classmethod
-    def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable. Raises ConfigurationError, naming it, when it is unset."""
-        value = os.environ.get(name, "").strip()
-        if not value:
-            raise ConfigurationError(
-                f"the environment variable {name} is not set", hint=f"export {name}=<the server's API key>"
-            )
-        return cls(value)
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -113,7 +100,7 @@ def _password(token: str) -> str:
 class Redactor:
     """Blanks secrets in a server's answers, so that a key that it repeats reaches no journal and no log.
 
-    Finds a key verbatim, percent-encoded, in base64 (anywhere in the encoded text) and with JSON's escaped slashes.
+    It finds a key verbatim, percent-encoded, in base64 (anywhere in the encoded text) and with JSON's escaped slashes.
     """
 
     __slots__ = ("_forms", "_plain")

@@ -1,4 +1,5 @@
-"""Errors in servers' own words: a status, or an error object inside HTTP 200, becomes an Outcome. Pure; of the codec.
+"""Errors in servers' own words: a status, or an error object inside HTTP 200, becomes an Outcome. Pure; part of the
+codec.
 
 Servers agree on few error bodies, so all of these are read: OpenAI's, vLLM's and SGLang's (`error` with `message`,
 `type`, `code`), FastAPI's (`detail`), llama.cpp's, TGI's (`error`, `error_type`), Mistral's (`message` with `detail`),
@@ -20,7 +21,7 @@ from asyncsynth.client.no_answer import ANSWER_ATTEMPTS, printable, sample
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
 
 _OVERLOADED = frozenset({429, 498, 503, 529})  # 498: Groq's "capacity exceeded"
-#: 421: another connection may do; 424: TGI, Hugging Face and Bedrock for a generation that failed; 444, 460, 499:
+#: 421: another connection may work; 424: TGI, Hugging Face and Bedrock for a generation that failed; 444, 460, 499:
 #: proxies whose connection broke. 409, 423 and 425 mean "not now".
 _RETRIED_4XX = frozenset({408, 409, 421, 423, 424, 425, 444, 460, 499})
 _MESSAGE_CHARS = 2000  #: of a server's message, in an outcome
@@ -46,13 +47,13 @@ _CONTEXT = re.compile(
 #: How filters call themselves, in codes; and in the messages of Azure and OpenAI, some of which carry no code.
 _FILTERED = re.compile(r"\bcontent_filter\b|content_policy_violation|ResponsibleAIPolicyViolation|\bflagged_input\b")
 _FILTER_WORDS = re.compile(r"content management policy|rejected (?:as a result of|by) our safety system", re.IGNORECASE)
-#: A balance or a quota is spent, and no wait within a run brings it back.
+#: A balance or a quota is spent, and does not come back within a run.
 _SPENT = re.compile(
     r"insufficient[_ ](?:quota|balance|credits?|funds)|billing_(?:hard_limit|not_active)|credit balance is too low"
     r"|(?:used all|out of|no) (?:available |remaining )?credits|(?:monthly|hard) (?:spending )?limit|PerDay",
     re.IGNORECASE,
 )
-#: The same, where the server does not say when to come back.
+#: The same, if the server does not say when to try again.
 _QUOTA = re.compile(r"\bquota\b|\bdaily\b|per[-_ ]?day\b|\bbilling\b", re.IGNORECASE)
 _TRY_AGAIN = re.compile(
     r"(?:try again|retry) in (?:(?P<h>\d{1,4})h)?(?:(?P<m>\d{1,5})m(?!s))?"
@@ -77,7 +78,8 @@ _WORDS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 
 
 class Said(NamedTuple):
-    """What an error body says. `kinds`: its types and codes; `code`: a status in it; `wait_s`: when to ask again."""
+    """The content of an error body. `kinds`: its types and codes; `code`: a status in it; `wait_s`: when to ask
+    again."""
 
     message: str
     kinds: str = ""
@@ -158,7 +160,7 @@ def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
 
 
 def _wait(headers: Mapping[str, str], said: Said, now_wall: float) -> float | None:
-    """When to ask again: as the headers say, or else as the body does."""
+    """When to ask again, from the headers or else from the body."""
     wait = retry_after(headers, now_wall)
     if wait is None and (moment := headers.get("x-ratelimit-reset")):
         wait = _until_reset(moment, now_wall)
@@ -171,7 +173,7 @@ def _wait(headers: Mapping[str, str], said: Said, now_wall: float) -> float | No
 
 
 def _until_reset(moment: Any, now_wall: float) -> float | None:
-    """Seconds until a moment in Unix time, in seconds or milliseconds. Other numbers mean too many things."""
+    """Seconds until a moment in Unix time, in seconds or milliseconds. Other numbers are ambiguous."""
     if not re.fullmatch(r"\d{10}(\d{3})?", str(moment), re.ASCII):
         return None
     at = float(moment) * (0.001 if len(str(moment)) == 13 else 1.0)
@@ -189,7 +191,7 @@ def _until(message: str, wait: float | None, now_wall: float) -> str:
     return f"{message} (the server asks to wait {span(wait)}, until {until})"
 
 
-# --- what an error body says ---------------------------------------------------------------------
+# --- the content of an error body ---------------------------------------------------------------------
 
 
 def _said(parsed: Any, now_wall: float) -> Said:
@@ -206,7 +208,7 @@ def _said(parsed: Any, now_wall: float) -> Said:
 
 
 def _words(value: Any, depth: int = 0) -> str:
-    """The text for a person in an error, whatever its shape; '' if there is none."""
+    """The readable text in an error of any shape; '' if there is none."""
     if isinstance(value, str):
         return value
     if depth > 4:
@@ -224,7 +226,7 @@ def _words(value: Any, depth: int = 0) -> str:
 
 
 def _kinds(outer: dict[str, Any], inner: dict[str, Any]) -> Iterator[str]:
-    """Types and codes, wherever servers put them."""
+    """Types and codes, from all the places where servers put them."""
     for place in (inner, outer):
         for name in ("type", "code", "status", "error_type"):
             if isinstance(kind := place.get(name), str):

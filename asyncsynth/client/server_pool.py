@@ -1,4 +1,4 @@
-"""ServerPool: the asyncio driver of `core.scheduler`. It does what the scheduler decides, and decides nothing."""
+"""ServerPool: the asyncio driver of `core.scheduler`. It carries out the scheduler's decisions and makes none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from asyncsynth.client.replicas import (
     ANY_MODEL,
     Link,
     PoolSnapshot,
-    ReplicaSnapshot,
     Server,
     Totals,
     answers,
@@ -28,19 +27,19 @@ from asyncsynth.client.replicas import (
 from asyncsynth.client.transport import TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, ServerLoad, Transient
 from asyncsynth.core.retry import MACHINE, RetryPolicy, Rng
-from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Probe, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, HealthCheck, Scheduler, Start
 from asyncsynth.core.states import REMOVED
 from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdrawn
 
-__all__ = ["PoolSnapshot", "ReplicaSnapshot", "Server", "ServerPool"]
+__all__ = ["PoolSnapshot", "Server", "ServerPool"]
 
 
 class ServerPool:
-    """Sends requests to servers: as many at once as each takes, to the least busy, again when that may help.
+    """Sends requests to servers: as many at once as each takes, to the least busy one, again if a retry may help.
 
     Belongs to one event loop. `rng` gives the jitter; `clock` returns monotonic seconds (default: the loop's).
-    `model_change`: what happens when a server's answers begin to name another model: "stop" sends nothing more there,
-    and takes no such answer; "note" says so.
+    `model_change`: what happens when a server's answers begin to name another model: "stop" sends it no more requests
+    and refuses such answers; "note" only reports it.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class ServerPool:
         self._scheduler = Scheduler(specs, policy or RetryPolicy(), chance)
         self._models = frozenset[str]().union(*(spec.models for spec in specs))
         self._links = [Link(server, self._report_load) for server in servers]  #: as the scheduler numbers them
-        self._spread = len(servers) > 1  #: prefixes matter where there is a choice
+        self._spread = len(servers) > 1  #: prefixes matter only if there is a choice
         self._rated = any(server.rates is not None for server in servers)
         self._accepts_other = model_change == "note"
         self._given_clock = clock
@@ -69,24 +68,24 @@ class ServerPool:
         self._waiters: dict[int, asyncio.Future[Start | Finish]] = {}
         self._senders: dict[int, asyncio.Task[Any] | None] = {}  #: call -> the task that sends it
         self._aborted: dict[int, tuple[int, asyncio.Future[Start | Finish]]] = {}
-        self._probes: set[asyncio.Task[None]] = set()
+        self._checks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._totals = Totals()
         self._closed = False
         self._advice: dict[str, str] = {}  #: what to do about servers that are lost, for the error
-        self.notes: list[str] = []  #: what became of servers meanwhile, for the run's report
-        self._told: set[str] = set()  #: notes that are said once
+        self.notes: list[str] = []  #: events of servers, for the run's report
+        self._told: set[str] = set()  #: notes that are given once
         self._counted: dict[tuple[str, str], tuple[int, int]] = {}  #: (server, cause) -> place in `notes`, requests
-        self.halted: RunStopped | None = None  #: why nothing is sent any more, or None
-        self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets instead
+        self.halted: RunStopped | None = None  #: why nothing more is sent, or None
+        self._refusal: Callable[[], BaseException] | None = None  #: what a call that is not at a server gets then
 
     async def send(self, request: ModelRequest, *, priority: int = 0, affinity: int = 0) -> Completion:
         """The model's answer, after as many attempts as the policy allows.
 
         Args:
             request: it goes to a server of `request.model`.
-            priority: the lower goes first when slots are short.
+            priority: lower goes first when slots are short.
             affinity: requests with the same number (not 0) prefer the same server, for its prefix cache; 0 takes
                 one from a long head of the prompt.
 
@@ -126,7 +125,8 @@ class ServerPool:
                     link = self._links[step.replica]
                     server = link.server
                     began = clock()
-                    # The body has no name here, nor has the answer: it would live on while the call waits for a retry.
+                    # No local variable holds the body or the answer: it would stay in memory while the call waits for a
+                    # retry.
                     sent = server.exchange.post(*encode(request, dialect=server.dialect), link.timeouts)
                     outcome = self._read(request, await sent, link, began, clock(), step.attempt)
                 except TransportFailure as failure:
@@ -144,12 +144,12 @@ class ServerPool:
                 if not isinstance(step, Finish) and not isinstance(outcome, Ok):
                     if self._refusal is not None:
                         raise self._refusal()
-                    if isinstance(outcome, Permanent):  # held until it is known whom the server refuses
+                    if isinstance(outcome, Permanent):  # held until it is known which requests the server refuses
                         refused = outcome.reason
                     else:
                         self._totals.retries["overloaded" if isinstance(outcome, Overloaded) else outcome.reason] += 1
         except BaseException:
-            # Cancelled, or a fault of our own: give the slot back. Does nothing for a call that is over.
+            # Cancelled, or a bug of ours: give the slot back. Does nothing for a call that is over.
             self._waiters.pop(call_id, None)
             self._apply(scheduler.cancel(call_id, clock()), call_id)
             raise
@@ -159,7 +159,7 @@ class ServerPool:
     def withdraw(self) -> None:
         """Sends nothing more. Requests at the servers end; all others, and those to come, raise `Withdrawn`.
 
-        That takes in requests that wait for a slot, for their next attempt, or for a server that is away.
+        This includes requests that wait for a slot, for their next attempt, or for a server that is away.
         """
         if self._refusal is None:
             self._refuse(Withdrawn)
@@ -173,7 +173,7 @@ class ServerPool:
     # --- servers that come and go -------------------------------------------------------------
 
     def add_server(self, server: Server) -> None:
-        """Another one, from now on; call from the pool's event loop. ValueError: its name is taken."""
+        """Adds a server; call from the pool's event loop. ValueError: its name is taken."""
         clock = self._clock or self._begin()
         spec = server.spec()
         actions = self._scheduler.add_replica(spec, clock())
@@ -187,19 +187,19 @@ class ServerPool:
         self._apply(actions, 0)
 
     def remove_server(self, name: str) -> None:
-        """It gets nothing new; what is in flight there may end. KeyError: there is none of that name."""
+        """The server gets no new calls; those in flight may end. KeyError: no server has that name."""
         clock = self._clock or self._begin()
         self._apply(self._scheduler.remove_replica(name, clock()), 0)
 
     def server_down(self, name: str, why: str) -> None:
-        """Somebody knows that it is gone: nothing is sent there, and nobody charged, until `server_up`."""
+        """Its supervisor reports it gone: nothing is sent there, and no call is charged, until `server_up`."""
         clock = self._clock or self._begin()
         self._apply(self._scheduler.replica_down(name, clock(), why), 0)
 
     def server_lost(self, name: str, why: str, advice: str = "") -> None:
-        """Somebody knows that it stays away: the run goes on with the others; where it needs this one, it ends now.
+        """Its supervisor gives it up: the run continues with the others. If it needs this one, it ends now.
 
-        `advice`: what to do, for the error of a run that ends. KeyError: there is none of that name.
+        `advice`: what to do, for the error of a run that ends. KeyError: no server has that name.
         """
         clock = self._clock or self._begin()
         actions = self._scheduler.replica_lost(name, clock(), why)
@@ -209,7 +209,7 @@ class ServerPool:
             self.notes.append(f"{name} is not started again ({why}); the run continues without it")
 
     def server_up(self, name: str) -> None:
-        """It is back."""
+        """The server is back."""
         clock = self._clock or self._begin()
         self._apply(self._scheduler.replica_up(name, clock()), 0)
 
@@ -224,7 +224,7 @@ class ServerPool:
     def _report_load(self, name: str, load: ServerLoad) -> None:
         self._apply(self._scheduler.report_load(name, load, load.at), 0)
 
-    # --- what is told -------------------------------------------------------------------------
+    # --- what is reported -------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
@@ -232,10 +232,10 @@ class ServerPool:
         return sum(r.limiter.limit for r in self._scheduler.replicas if r.breaker.state is not REMOVED)
 
     def snapshot(self) -> PoolSnapshot:
-        """What the pool does and has done; cheap enough for a display once a second."""
+        """The pool's current state and its totals; cheap enough for a display once a second."""
         now = self._clock() if self._clock is not None else None
         by_name = {link.server.name: link for link in self._links}
-        replicas = [by_name[stats.name].snapshot(stats, now) for stats in self._scheduler.stats()]
+        replicas = [by_name[one.name].with_load(one, now) for one in self._scheduler.snapshots()]
         totals = self._totals
         return PoolSnapshot(
             replicas=replicas,
@@ -254,7 +254,7 @@ class ServerPool:
         )
 
     async def aclose(self) -> None:
-        """End what waits with asyncio.CancelledError and close the servers' connections."""
+        """End waiting calls with asyncio.CancelledError and close the servers' connections."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -262,9 +262,9 @@ class ServerPool:
         for waiter in self._waiters.values():
             waiter.cancel()
         self._waiters.clear()
-        for task in self._probes:
+        for task in self._checks:
             task.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await asyncio.gather(*self._checks, return_exceptions=True)
         for link in self._links:
             await link.stop()
         for link in self._links:
@@ -273,7 +273,7 @@ class ServerPool:
     # --- one attempt --------------------------------------------------------------------------
 
     def _stand_in(self, model: str) -> str:
-        """For a model that no server offers by name: the one that answers for any."""
+        """The server that answers for any model, for one that no server offers by name."""
         if ANY_MODEL in self._models:
             return ANY_MODEL
         offered = ", ".join(sorted(self._models)) or "nothing"
@@ -282,7 +282,7 @@ class ServerPool:
     def _read(
         self, request: ModelRequest, response: WireResponse, link: Link, began: float, now: float, attempts: int
     ) -> Outcome:
-        """What an answer came to, counted."""
+        """Counts an answer by its outcome."""
         server, headers = link.server, response.headers
         outcome = decode(request, response.status, headers, response.body, self._wall(), dialect=server.dialect)
         if ORCA_HEADER in headers and now >= link.read_at:
@@ -357,24 +357,24 @@ class ServerPool:
             raise failed
         raise RequestFailed(str(outcome), reason="overloaded", attempts=finish.attempts)
 
-    # --- what was given up --------------------------------------------------------------------
+    # --- requests that were given up --------------------------------------------------------------------
 
     def _deadline_passed(self, server: Server) -> None:
         """A deadline that the user set has ended a request."""
         limit = server.request_timeout
         of = "the HTTP client's timeout" if limit is None else f"request_timeout {limit:g} s"
-        said = f"no whole answer within {of}; the server may have generated these answers all the same"
+        said = f"no whole answer within {of}; the server may still have generated these answers"
         self._given_up("request_timeout", server.name, said)
 
     def _no_room(self, words: str) -> Transient:
-        """This machine could not open a connection: the request waits, and the user is told once."""
+        """This machine could not open a connection: the request waits, and the user is informed once."""
         if words not in self._told:
             self._told.add(words)
             self.notes.append(f"requests wait: {words}")
         return Transient(MACHINE, words)
 
     def _bound_by_files(self) -> None:
-        """No more connections than this process may open files."""
+        """Limits the connections to the files that this process may open."""
         limiters = [r.limiter for r in self._scheduler.replicas if r.breaker.state is not REMOVED]
         wanted = sum(limiter.maximum for limiter in limiters)
         opened = open_files()
@@ -398,10 +398,10 @@ class ServerPool:
         said = f"{server}: {number:,} request{'' if number == 1 else 's'} given up: {why}"
         self.notes[place : place + 1] = [said]
 
-    # --- carrying out what was decided --------------------------------------------------------
+    # --- carrying out decisions --------------------------------------------------------
 
     def _waiter(self, call_id: int) -> asyncio.Future[Start | Finish]:
-        """Where the call hears what is decided about it."""
+        """The future on which the call waits for decisions."""
         if self._refusal is not None:
             raise self._refusal()
         waiter: asyncio.Future[Start | Finish] = asyncio.get_running_loop().create_future()
@@ -423,28 +423,28 @@ class ServerPool:
             task.cancel()
 
     def _aborted_one(self, call_id: int) -> asyncio.Future[Start | Finish] | None:
-        """What an aborted call waits for next; None where somebody else has cancelled its task (also)."""
+        """What an aborted call waits for next; None if another party has (also) cancelled its task."""
         aborted = self._aborted.pop(call_id, None)
         task = self._senders[call_id]
         if aborted is None or task is None or task.uncancel() > aborted[0]:
             return None
         return aborted[1]
 
-    def _probe(self, probe: Probe) -> None:
-        """Ask a silent server something small, beside its slots and the statistics."""
-        server = self._links[probe.replica].server
+    def _check_health(self, check: HealthCheck) -> None:
+        """Send a silent server a small request, outside its slots and the statistics."""
+        server = self._links[check.replica].server
 
         async def ask() -> None:
-            ok = await answers(server, probe.timeout_s)
+            ok = await answers(server, check.timeout_s)
             assert self._clock is not None
-            self._apply(self._scheduler.probe_result(server.name, ok, self._clock(), probe.number), 0)
+            self._apply(self._scheduler.health_check_result(server.name, ok, self._clock(), check.number), 0)
 
-        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth probe")
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth health check")
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def _canary(self, canary: Canary) -> None:
-        """Send a harmless request where one was refused, beside slots and statistics."""
+        """Send a harmless request to a server that refused one, outside slots and statistics."""
         link = self._links[canary.replica]
 
         async def ask() -> None:
@@ -453,8 +453,8 @@ class ServerPool:
             self._apply(self._scheduler.canary_result(canary.replica, canary.model, outcome, self._clock()), 0)
 
         task = asyncio.get_running_loop().create_task(ask(), name="asyncsynth canary")
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     def _apply(self, actions: list[Action], mine: int) -> Start | Finish | None:
         """Pass actions on to the calls that wait for them; return the one for call `mine`, if any."""
@@ -470,8 +470,8 @@ class ServerPool:
                     waiter.set_result(action)
             elif isinstance(action, Abort):
                 self._abort(action)
-            elif isinstance(action, Probe):
-                self._probe(action)
+            elif isinstance(action, HealthCheck):
+                self._check_health(action)
             elif isinstance(action, Canary):
                 self._canary(action)
             elif self.halted is None:
@@ -497,7 +497,7 @@ class ServerPool:
         self._timer, self._timer_at = None, inf
         # The loop may fire a little early; then nothing is due and the timer is set again.
         self._apply(self._scheduler.tick(self._clock()), 0)
-        self._arm()  # `ticks_before` does not know of what the tick has added
+        self._arm()  # `ticks_before` does not know what the tick has added
 
     def _halt(self) -> None:
         self.halted = self._halt_error()
@@ -512,7 +512,7 @@ class ServerPool:
 
 
 def _fail(waiter: asyncio.Future[Start | Finish], refusal: Callable[[], BaseException]) -> None:
-    """Ends a wait. A call that was cancelled meanwhile will not read the error, and that is no fault to log."""
+    """Ends a wait. A call that was cancelled meanwhile does not read the error, which must not be logged as a fault."""
     if not waiter.done():
         waiter.set_exception(refusal())
         waiter.exception()

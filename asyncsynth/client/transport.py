@@ -1,7 +1,7 @@
-"""One HTTP exchange: the seam between the pool (which decides) and the sockets (which do).
+"""One HTTP exchange: the interface between the pool, which decides, and the sockets.
 
 Two implementations: `http11.Http11Pool` (our own, fast) and `adopt.HttpxExchange` (the user's httpx client,
-unchanged). Neither retries or reads the body: the codec does the reading, the scheduler the deciding.
+unchanged). Neither retries or interprets the body: the scheduler decides on retries, the codec reads the body.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-MAX_RESPONSE_BYTES = 16 * 1024 * 1024  #: a larger answer is refused, whatever its headers promise
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024  #: a larger answer is refused, whatever its headers announce
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class TransportFailure(Exception):
       protocol   what came is not HTTP/1.1, or is compressed though identity was asked for
 
     `free` is True when a *reused* connection died before any response byte: most likely the server closed it
-    while idle and never saw the request, so one resend charges nobody. One: a poison request looks the same.
+    while idle and never saw the request, so one resend is free. Only one, because a poison request looks the same.
     """
 
     def __init__(self, reason: str, message: str, *, free: bool = False) -> None:
@@ -63,12 +63,12 @@ class TransportFailure(Exception):
 class Exchange(Protocol):
     """One server's origin. `path` begins with "/" and is joined to the base URL's path ("/v1"), as in httpx.
 
-    `at_origin=True` leaves the base URL's path out (`/health` stands at the root).
+    `at_origin=True` leaves the base URL's path out (`/health` is at the root).
     Raises TransportFailure. Cancelling a call closes its connection, which makes vLLM abort the generation.
     """
 
     base_url: str
-    timeouts: Timeouts  #: what the owner of this exchange asked for; pass it on unless a request needs others
+    timeouts: Timeouts  #: the owner's settings; pass them on unless a request needs others
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
         """Send `body` as JSON and return the whole answer, whatever its status."""

@@ -36,12 +36,12 @@ class Group:
         heappush(self._heap, (replica.load(), self._seq, replica))
 
     def add(self, replica: Replica) -> None:
-        """It serves these models from now on."""
+        """The replica serves these models from now on."""
         self.replicas.append(replica)
         self._changed()
 
     def remove(self, replica: Replica) -> None:
-        """It serves them no more."""
+        """The replica no longer serves them."""
         self.replicas.remove(replica)
         replica.shared = False
         self._changed()
@@ -52,7 +52,7 @@ class Group:
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Start afresh with one entry for each replica that can take a call."""
+        """Rebuild the heap with one entry for each replica that can take a call."""
         ready = [replica for replica in self.replicas if replica.can_take()]
         self._heap = [(replica.load(), self._seq + i, replica) for i, replica in enumerate(ready)]
         self._seq += len(ready)
@@ -101,7 +101,7 @@ class Ring:
         self._owners = [replica for _, _, replica in points]
 
     def home(self, family: int) -> Replica | None:
-        """The replica in use that `family` belongs to; None when there is none nearby on the circle."""
+        """The replica in use that `family` belongs to; None if there is none nearby on the circle."""
         owners = self._owners
         if not owners:
             return None
@@ -121,7 +121,7 @@ class Balancer:
         self.by_name: dict[str, Replica] = {}
         self.groups: dict[str, list[Group]] = {}
         self.of_model: dict[str, list[Replica]] = {}
-        self.bare_since: dict[str, float] = {}  # models that no replica is left for -> since when, in seconds
+        self.bare_since: dict[str, float] = {}  # models without a replica -> since when, in seconds
         self._by_models: dict[tuple[str, ...], Group] = {}
         self._rings: dict[str, Ring] = {}
 
@@ -184,7 +184,7 @@ class Balancer:
         return best
 
     def hopeless(self, model: str, now: float, limit_s: float) -> bool:
-        """Whether no server has answered for a model for `limit_s` seconds, or will, and none is left to ask."""
+        """True if no server has answered for a model for `limit_s` seconds and none is expected to."""
 
         def dead(replica: Replica) -> bool:
             opened = replica.breaker.opened_at

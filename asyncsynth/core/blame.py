@@ -1,10 +1,10 @@
-"""What a failure means, and for whom: the record is charged, or its server is paused.
+"""What a failure means: either the record is charged, or its server is paused.
 
 `FaultJudge` decides, and changes the breakers. `core.dispatch` carries out its decisions about calls, `core.suspects`
-keeps who may have killed a server, and `core.refusals` who was refused; they explain their own words. The other words:
-a failure is *charged* to a record (one attempt of those that it has), or *held* until it is known whose fault it is. A
-replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it probes a paused server
-and fails.
+keeps the calls that may have killed a server, and `core.refusals` those that were refused; both explain their terms.
+The other terms: a failure is *charged* to a record (one attempt of those that it has), or *held* until the fault is
+known. A replica is *paused* when its breaker opens, and *back* when it closes. A call *strikes* when it tests a paused
+server and fails.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.breaker import CANARY
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
 from asyncsynth.core.calls import Action, Call, Canary
-from asyncsynth.core.dispatch import CANARY_S, Slots
+from asyncsynth.core.dispatch import SMALL_REQUEST_S, Slots
 from asyncsynth.core.outcomes import Outcome, Overloaded, Permanent, Transient, span
 from asyncsynth.core.refusals import ADVICE, RESUME, RefusalBook, answers
 from asyncsynth.core.replica_state import Alarm, Held, Replica
@@ -76,8 +76,8 @@ class FaultJudge:
                 self._slots.release_held(replica, out)
             health = replica.health
             replica.trouble(bool(replica.refusals or health.trials or health.solo) or not settled)
-        elif breaker.probe == call.id:
-            # Only the probe counts: a server that dies may still have answers on the way.
+        elif breaker.test_call == call.id:
+            # Only the test call counts: a server that dies may still have answers on the way.
             replica.overloads = 0
             self.back(replica, now, out)
         else:
@@ -87,9 +87,9 @@ class FaultJudge:
         """An attempt failed: charge it, forgive it, or hold it; pause the server, or halt the run."""
         replica.trouble(True)
         breaker = replica.breaker
-        probing = breaker.probe == call.id
-        if probing:
-            breaker.probed_by(None)
+        is_test = breaker.test_call == call.id
+        if is_test:
+            breaker.tested_by(None)
         alone = replica.health.solo is call
         self._book.left(call, replica)
         if self._slots.halted is not None:
@@ -97,15 +97,15 @@ class FaultJudge:
         elif alone and isinstance(outcome, Transient) and outcome.reason in DEADLY:
             self._failed_alone(call, replica, outcome, now, out)
         elif isinstance(outcome, Overloaded):
-            self._overloaded(call, replica, outcome, probing, now, out)
+            self._overloaded(call, replica, outcome, is_test, now, out)
         elif isinstance(outcome, Transient) and outcome.free and not call.failures().free_used:
             call.failures().free_used = True
             self._resend(call, replica, outcome, now, out)
         elif isinstance(outcome, Transient) and outcome.reason in SERVER_FAULTS:
-            self._server_fault(call, replica, outcome, probing, now, out)
-        else:  # the server did answer, though not well
+            self._server_fault(call, replica, outcome, is_test, now, out)
+        else:  # the server did answer, though badly
             self._book.clear(call)
-            if probing:
+            if is_test:
                 self.back(replica, now, out)
             if isinstance(outcome, Permanent) and outcome.scope == "server":
                 self._refused(call, replica, outcome, now, out)
@@ -126,7 +126,7 @@ class FaultJudge:
             self._slots.place(call, now, out)
 
     def _failed_alone(self, call: Call, replica: Replica, outcome: Transient, now: float, out: list[Action]) -> None:
-        """A suspect failed with nothing else in flight. A probe shows whether the server died of it."""
+        """A suspect failed with nothing else in flight. A health check shows whether the server died of it."""
         self._slots.hold(call)
         self._book.accuse(call, replica, outcome, now)
         if replica.breaker.state in (DOWN, REMOVED):
@@ -135,7 +135,7 @@ class FaultJudge:
             self.pause(replica, now, outcome.message or outcome.reason, out)
 
     def _overloaded(
-        self, call: Call, replica: Replica, outcome: Overloaded, probing: bool, now: float, out: list[Action]
+        self, call: Call, replica: Replica, outcome: Overloaded, is_test: bool, now: float, out: list[Action]
     ) -> None:
         state = call.failures()
         asked, cap = outcome.retry_after or 0.0, self._policy.retry_after_cap_s
@@ -153,7 +153,7 @@ class FaultJudge:
         replica.limiter.on_overload(now, call.started_at)
         replica.overloads += 1
         refused_all = replica.breaker.state is CLOSED and replica.overloads >= max(3, replica.limiter.limit)
-        if probing or refused_all:
+        if is_test or refused_all:
             self.pause(replica, now, cause, out, at_least=min(asked, cap))
         decision = decide(self._policy, outcome, state, now, self._rng)
         state.overloads += 1
@@ -180,9 +180,9 @@ class FaultJudge:
         return any(other is not replica and other.breaker.state is CLOSED for other in self._balancer.of_model[model])
 
     def _server_fault(
-        self, call: Call, replica: Replica, outcome: Transient, probing: bool, now: float, out: list[Action]
+        self, call: Call, replica: Replica, outcome: Transient, is_test: bool, now: float, out: list[Action]
     ) -> None:
-        """Charge the record, unless the server is known, or now turns out, to be the one at fault."""
+        """Charge the record, unless the server is known to be at fault, or now turns out to be."""
         breaker = replica.breaker
         if outcome.reason in UNREADABLE and now < replica.readable_until:
             self._charge(call, None, outcome, now, out)
@@ -197,19 +197,19 @@ class FaultJudge:
         if breaker.state is not CLOSED:
             if refused:
                 self.is_dead(replica, now, out)
-            if probing:
+            if is_test:
                 self.pause(replica, now, what, out)
                 if self._is_unreadable(call, replica, outcome, what, out):
                     return
                 if outcome.reason in UNREADABLE:
                     replica.doubted = True
-                    out.append(Canary(replica.index, call.model, CANARY_S))
-                # A refused connection says nothing about the call. Another failure, alone on the server, may: such
-                # calls take turns with all others, and only one that fails alone again and again is given up.
+                    out.append(Canary(replica.index, call.model, SMALL_REQUEST_S))
+                # A refused connection says nothing about the call. Another failure, alone on the server, may do so:
+                # such calls take turns with all others, and only one that fails alone again and again is given up.
                 if not refused:
                     call.strikes += 1
                     call.turn += 1
-                    replica.probers.append(call)
+                    replica.failed_tests.append(call)
                     if out_of_attempts(self._policy, outcome, call.strikes, call.failures(), now):
                         self._slots.finish(call, outcome, out)
                         return
@@ -225,7 +225,7 @@ class FaultJudge:
             self._charge(call, replica, outcome, now, out)
 
     def _is_unreadable(self, call: Call, replica: Replica, outcome: Transient, what: str, out: list[Action]) -> bool:
-        """Halts if nobody ever could read what this server answers: it is no outage that passes."""
+        """Halts if no answer of this server could ever be read: such an outage does not pass."""
         tries = replica.breaker.tries
         if self._slots.halted is not None or outcome.reason not in UNREADABLE or replica.proven:
             return False
@@ -239,7 +239,7 @@ class FaultJudge:
         return True
 
     def _charge(self, call: Call, blamed: Replica | None, outcome: Outcome, now: float, out: list[Action]) -> None:
-        """One attempt on the record's account. `blamed`: the replica whose streak has this failure, if any."""
+        """Charge the record one attempt. `blamed`: the replica whose streak has this failure, if any."""
         state = call.failures()
         decision = decide(self._policy, outcome, state, now, self._rng)
         state.charged += 1
@@ -255,7 +255,7 @@ class FaultJudge:
     # --- refusals -----------------------------------------------------------------------------
 
     def _refused(self, call: Call, replica: Replica, outcome: Permanent, now: float, out: list[Action]) -> None:
-        """It may be the call's fault or the server's: hold it, and ask."""
+        """The refusal may be the call's fault or the server's: hold the call, and send a canary."""
         self._slots.hold(call)
         if self._refusals.note(call, replica, outcome, now):
             self._refuses_all(call.model, replica, outcome, now, out)
@@ -264,8 +264,8 @@ class FaultJudge:
 
     def _send_canary(self, model: str, replica: Replica, now: float, out: list[Action]) -> None:
         if self._refusals.wants_canary(replica, model):
-            out.append(Canary(replica.index, model, CANARY_S))
-            self._timers.alarm(replica, Alarm.CANARY, now + 2 * CANARY_S)
+            out.append(Canary(replica.index, model, SMALL_REQUEST_S))
+            self._timers.alarm(replica, Alarm.CANARY, now + 2 * SMALL_REQUEST_S)
 
     def canary(self, replica: Replica, model: str, answer: Outcome | None, now: float, out: list[Action]) -> None:
         """The result of the driver's `Canary`; None if there is none."""
@@ -293,12 +293,12 @@ class FaultJudge:
         self._send_canary(model, replica, now, out)
 
     def canary_is_late(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked to send canaries, and said nothing."""
+        """The driver was asked to send canaries, and has not reported."""
         for model in [*replica.refusals]:
             self.canary(replica, model, None, now, out)
 
     def _refused_alone(self, call: Call, outcome: Permanent, now: float, out: list[Action]) -> None:
-        """The server answers others: this refusal is about the call."""
+        """The server answers other requests: this refusal is about the call."""
         if call.state is not HELD:
             return
         status = f"HTTP {outcome.status}; " if outcome.status else ""
@@ -340,7 +340,7 @@ class FaultJudge:
     # --- verdicts about a server --------------------------------------------------------------
 
     def is_dead(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server is dead: a call that was alone there is convicted, or tried alone once more."""
+        """The server is dead: a call that was alone there is convicted, or tried alone again."""
         convicted = self._book.convict(replica)
         if convicted is None:
             return
@@ -369,7 +369,7 @@ class FaultJudge:
         replica.trouble(True)
         if breaker.state in (DOWN, REMOVED):
             return
-        self._timers.alarm(replica, Alarm.PROBE, breaker.open(now, cause, self._rng, at_least))
+        self._timers.alarm(replica, Alarm.PAUSE, breaker.open(now, cause, self._rng, at_least))
         for call_id, charges in breaker.take_notes():
             call = self._slots.calls.get(call_id)
             if call is not None and call.retry is not None:
@@ -388,25 +388,25 @@ class FaultJudge:
         elif replica.breaker.state is DOWN or any(m in self._balancer.bare_since for m in replica.models):
             self._timers.alarm(replica, Alarm.OUTAGE, now + (LOST_CHECK_S if replica.breaker.lost else AWAY_CHECK_S))
 
-    def probed(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
-        """The result of a `Probe` that the server answered, or by which the driver tries a paused one."""
-        by_driver = replica.breaker.probe == CANARY
+    def checked(self, replica: Replica, now: float, ok: bool, out: list[Action]) -> None:
+        """The result of a `HealthCheck` that the server answered, or with which the driver tests a paused one."""
+        tester = replica.breaker.test_call
         if ok:
             self._slots.heard(replica, now)
-            if replica.breaker.knocking:  # it answers something small: now a call may try
-                replica.breaker.probed_by(None)
-                self._timers.forget(replica, Alarm.ASK)
+            if tester == DRIVER_FIRST:  # it answers a small request: now a call may try
+                replica.breaker.tested_by(None)
+                self._timers.forget(replica, Alarm.CHECK)
                 self._slots.fill(replica, now, out)
-            elif by_driver:
+            elif tester == DRIVER:
                 self.back(replica, now, out)
                 self._slots.fill(replica, now, out)
-        elif by_driver:
+        elif tester in (DRIVER, DRIVER_FIRST):
             self.is_dead(replica, now, out)
-            self.pause(replica, now, "does not answer a probe", out)
+            self.pause(replica, now, "does not answer a health check", out)
 
     def watch_absence(self, replica: Replica, now: float) -> None:
-        """Sets the alarm that looks whether the replica's outage has lasted too long."""
-        # A moment later than the limit, or it is found not to be over yet.
+        """Sets the alarm that checks whether the replica's outage has lasted too long."""
+        # A moment later than the limit; else the check would come too early.
         self._timers.alarm(replica, Alarm.OUTAGE, now + self._policy.outage_limit_s + 1.0)
 
     def _give_up_waiting(self, replica: Replica, out: list[Action]) -> None:
@@ -419,7 +419,8 @@ class FaultJudge:
         self._slots.halt(f"{replica.name} {why}", replica.name, out)
 
     def _over_its_limit(self, replica: Replica, now: float) -> None:
-        """It is back. It was full rather than dead if it refused connections while it answered all that it had."""
+        """The server is back. It was full rather than dead if it refused connections while it answered all that it
+        had."""
         held, refused, casualties = replica.survivors, replica.turned_away, replica.casualties
         replica.survivors = replica.turned_away = replica.casualties = 0
         # A dying server may have a few answers on the way; one that was away for longer was restarted.
@@ -429,15 +430,15 @@ class FaultJudge:
             self._book.explain(self._slots.calls.values())
 
     def back(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server answers again. Calls that probed in vain get their places in the queue back."""
+        """The server answers again. Calls whose tests failed get their places in the queue back."""
         replica.breaker.close()
         self._book.answers(replica)
         self._over_its_limit(replica, now)
-        self._timers.forget(replica, Alarm.ASK)
+        self._timers.forget(replica, Alarm.CHECK)
         self.lives(replica, now, out)
-        self._timers.forget(replica, Alarm.PROBE)
+        self._timers.forget(replica, Alarm.PAUSE)
         self._timers.forget(replica, Alarm.OUTAGE)
-        probers, replica.probers = replica.probers, []
-        for call in probers:
+        failed_tests, replica.failed_tests = replica.failed_tests, []
+        for call in failed_tests:
             call.turn = 0
             self._room.requeue(call)

@@ -1,21 +1,24 @@
-"""When to pause a server, and when to probe it again."""
+"""When to pause a server, and when to test it again."""
 
 from __future__ import annotations
 
 from asyncsynth.core.retry import Rng
 from asyncsynth.core.states import CLOSED, ReplicaState, answering, paused, removed, taken_down, tried
 
-CANARY = -1  #: as the call that probes: the driver probes, with a request of its own
+#: Stand-ins for the id of the call that tests a server: the driver tests it, by a `HealthCheck`. Its answer closes the
+#: breaker, or (DRIVER_FIRST) only lets a call test the server.
+DRIVER, DRIVER_FIRST = -1, -2
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
 
 class Breaker:
-    """Pauses a server that only fails: *different* calls fail, and none succeeds (a record fault is the opposite).
+    """Pauses a server that only fails: *different* calls fail, and none succeeds (with a record's fault, one call
+    fails).
 
     While closed, it notes which calls failed since the last success. When there are enough of them (`blame`), it opens:
-    a pause of 0.5 s, doubling to 30 s, with jitter, then one call as a probe. An answer to the probe closes the
+    a pause of 0.5 s, doubling to 30 s, with jitter, then one call as a test. Its answer closes the
     breaker, a failure opens it again. `core.states` has the table of its states.
     """
 
@@ -23,15 +26,14 @@ class Breaker:
         "cause",
         "failures",
         "how",
-        "knocking",
         "lost",
         "opened_at",
-        "probe",
-        "probe_at",
         "refused",
         "refused_since",
         "state",
         "streak",
+        "test_at",
+        "test_call",
         "tries",
     )
 
@@ -42,13 +44,12 @@ class Breaker:
         self.refused_since: float = 0.0
         self.failures: int = 0  # the sum of both
         self.tries: int = 0
-        self.opened_at: float | None = None  # start of the outage, kept over probes
-        self.probe_at: float | None = None
-        self.probe: int | None = None  # the call that probes
+        self.opened_at: float | None = None  # start of the outage, kept over tests
+        self.test_at: float | None = None
+        self.test_call: int | None = None  # id of the call that tests the server, DRIVER or DRIVER_FIRST
         self.cause: str = ""
         self.lost: bool = False  # down, and its supervisor does not restart it
-        self.how: str = ""  # why it stays away, in words that follow its name
-        self.knocking: bool = False  # the driver asks first; a call may try when it is answered
+        self.how: str = ""  # why it does not come back, in words that follow its name
 
     def blame(self, call_id: int, now: float, connect: bool, limit: int, *, others: int) -> bool:
         """Note a failure while closed. True if the server is at fault and the breaker must open.
@@ -87,54 +88,48 @@ class Breaker:
         return notes
 
     def open(self, now: float, cause: str, rng: Rng, at_least: float = 0.0) -> float:
-        """Pause, or pause again. Returns when to probe, in seconds."""
+        """Pause, or pause again. Returns when to test it, in seconds."""
         if self.opened_at is None:
             self.opened_at = now
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tries, 16)) * (0.5 + 0.5 * rng.random())
         self.tries += 1
         self.state = paused[self.state]
-        self.probed_by(None)
+        self.tested_by(None)
         self.cause = cause
-        self.probe_at = now + max(pause, at_least)
-        return self.probe_at
+        self.test_at = now + max(pause, at_least)
+        return self.test_at
 
     def half_open(self) -> None:
         """The pause is over: one call may try."""
         self.state = tried[self.state]
-        self.probed_by(None)
-        self.probe_at = None
+        self.tested_by(None)
+        self.test_at = None
 
     def take_down(self) -> None:
         """Paused by its supervisor, which will report when it is back."""
         self.state = taken_down[self.state]
-        self.probed_by(None)
-        self.probe_at = None
+        self.tested_by(None)
+        self.test_at = None
 
     def give_up(self, cause: str, how: str) -> None:
-        """It stays away. `how` follows its name in a message: "is not started again"."""
+        """The server does not come back. `how` follows its name in a message: "is not started again"."""
         self.cause = cause
         self.how = how
         self.lost = True
 
     def remove(self) -> None:
-        """It leaves the fleet."""
+        """The server leaves the fleet."""
         self.state = removed[self.state]
 
-    def probed_by(self, call_id: int | None) -> None:
-        """A call (or CANARY: the driver itself) probes the server; None: it no longer does."""
-        self.probe = call_id
-        self.knocking = False
-
-    def knock(self) -> None:
-        """The driver asks whether the server answers at all; then a call may try."""
-        self.probe = CANARY
-        self.knocking = True
+    def tested_by(self, call_id: int | None) -> None:
+        """A call (or DRIVER, DRIVER_FIRST) tests the server; None: it no longer does."""
+        self.test_call = call_id
 
     def close(self) -> None:
         """The server answers."""
         self.state = answering[self.state]
-        self.probed_by(None)
-        self.probe_at = None
+        self.tested_by(None)
+        self.test_at = None
         self.opened_at = None
         self.tries = 0
         self.cause = ""

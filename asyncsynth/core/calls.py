@@ -33,7 +33,7 @@ class Finish:
 
 @dataclass(slots=True)
 class Halt:
-    """Nothing more will be started: every request would meet what this replica answers."""
+    """Nothing more will be started: every request would get this replica's answer."""
 
     message: str
     replica: str
@@ -41,16 +41,16 @@ class Halt:
 
 
 @dataclass(slots=True)
-class Probe:
-    """Ask this replica something small of the driver's own: a completion of one token, outside slots and statistics.
+class HealthCheck:
+    """Send this replica a small request of the driver's own: a completion of one token, outside slots and statistics.
 
-    Report by `Scheduler.probe_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that is no
-    server's error (2xx, 4xx, 503, 529). A driver that never reports costs detection (of a hung server), nothing else.
+    Report by `Scheduler.health_check_result(name, ok, now, number)`: ok for an answer within `timeout_s` seconds that
+    is no server's error (2xx, 4xx, 503, 529). If the driver never reports, only hung servers are not found.
     """
 
     replica: int
     timeout_s: float
-    number: int = 0  #: tells the probes of a silent server apart
+    number: int = 0  #: tells the health checks of a silent server apart
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class Abort:
     why: str
 
 
-Action = Start | Finish | Halt | Probe | Canary | Abort
+Action = Start | Finish | Halt | HealthCheck | Canary | Abort
 
 
 class Call:
@@ -89,7 +89,7 @@ class Call:
         "retry", "seq", "started_at", "state", "strikes", "tokens", "turn", "wake_at",
     )  # fmt: skip
 
-    first_attempt_at: float  # these three are not there before the first attempt: it would cost each call something
+    first_attempt_at: float  # these three do not exist before the first attempt: setting them would cost every call
     started_at: float
     wake_at: float
 
@@ -102,12 +102,12 @@ class Call:
         self.seq: int = seq
         self.state: CallState = NEW
         self.attempts: int = 0
-        self.strikes: int = 0  # how often it failed as the one call probing a server
-        self.turn: int = 0  # the same in this outage: such calls go behind the others, to probe in turn
+        self.strikes: int = 0  # how often it failed as the one call that tests a server
+        self.turn: int = 0  # the same in this outage: such calls go behind the others, to test in turn
         self.entry: Entry | None = None  # its place in a WaitQueue
-        self.passed: int = 0  # how often it stood first and another one was preferred
-        self.replica: int = -1  # index of the one that its last attempt went to
-        self.pays: int | None = None  # index of the one whose retry budget the next attempt takes from
+        self.passed: int = 0  # how often it was first and another one was preferred
+        self.replica: int = -1  # index of the replica of its last attempt
+        self.pays: int | None = None  # index of the replica whose retry budget the next attempt uses
         self.retry: AttemptState | None = None  # made at the first failure
 
     def failures(self) -> AttemptState:
@@ -132,7 +132,7 @@ class Count:
 class WaitQueue:
     """Calls of one model waiting for a slot: lower priority value first, first come first served within.
 
-    A call of a family has a home, the replica whose prefix cache knows the family; its entry then stands in that
+    A call of a family has a home, the replica whose prefix cache knows the family; its entry is then in that
     home's own heap too. A free replica prefers its own calls (`best`), but passes over the first of all at most
     `PASSES` times: the call at place n of the queue waits for (PASSES + 1) n starts at most, and when no call of its
     own waits, a replica takes the first. The entry of a call that left stays in a heap until it comes up there or

@@ -1,14 +1,14 @@
 """Slots: which call starts where, and what holds it back. The only place where a call's attempt begins or ends.
 
-It asks the waiting room who is next (`core.waiting`), the balancer where (`core.balancer`), and the book of suspects
-whom to try first (`core.suspects`). What a failure means is decided in `core.blame`.
+It asks the waiting room which call is next (`core.waiting`), the balancer where (`core.balancer`), and the book of
+suspects which of them to try first (`core.suspects`). What a failure means is decided in `core.blame`.
 """
 
 from __future__ import annotations
 
 from asyncsynth.core.balancer import Balancer
-from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Action, Call, Finish, Halt, Probe, Start
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
+from asyncsynth.core.calls import Action, Call, Finish, Halt, HealthCheck, Start
 from asyncsynth.core.outcomes import Outcome
 from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.starving import Starving
@@ -30,8 +30,8 @@ from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
-SILENCE_S = 30.0  #: a replica with calls in flight that is silent for so long is looked at
-CANARY_S = 30.0  #: what a probe of an empty server may take
+SILENCE_S = 30.0  #: a replica with calls in flight that is silent for this long is checked
+SMALL_REQUEST_S = 30.0  #: what a health check or a canary of an empty server may take
 
 
 class Slots:
@@ -48,7 +48,7 @@ class Slots:
         self._gated: set[Replica] = set()  # those whose published rate is used up
         self._starving: dict[int, Starving] = {}  # of replicas, while their limits grow
         self.calls: dict[int, Call] = {}  #: all that are not over
-        self.halted: Halt | None = None  #: why nothing starts any more
+        self.halted: Halt | None = None  #: why nothing more starts
 
     # --- starting -----------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class Slots:
             self.start_or_wait(call, now, out)
             return
         self._room.enter(call)
-        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be probed
+        for replica in self._balancer.of_model[call.model]:  # a paused one may be picked first, and only be tested
             if replica.can_take() and call.state is WAITING and self.halted is None:
                 self.fill(replica, now, out)
 
@@ -93,7 +93,7 @@ class Slots:
         if replica.gate is not None:
             replica.gate.start(call.tokens, now)
         if replica.breaker.state is HALF_OPEN:
-            replica.breaker.probed_by(call.id)
+            replica.breaker.tested_by(call.id)
         out.append(Start(call.id, index, attempts))
         if attempts == 1:
             call.first_attempt_at = now
@@ -102,7 +102,7 @@ class Slots:
                 self.feed_starved(replica, now, out)
 
     def _more_than_ever(self, call: Call, replica: Replica, in_flight: int, now: float) -> None:
-        """The limiter is told, and whether the server works on all that it has is looked at."""
+        """Reports to the limiter, and checks whether the server works on all that it has."""
         limiter = replica.limiter
         limiter.on_start(in_flight, now)
         if replica.report is None:  # a server that reports its queue needs no guess
@@ -115,17 +115,17 @@ class Slots:
     def fill(self, replica: Replica, now: float, out: list[Action]) -> None:
         """Give a replica that may have room the best of the calls that wait for it."""
         if replica.gated_for is not None:
-            self._open_gate(replica)  # what was used may be less than what was charged
+            self._open_gate(replica)  # a call may have used less than it was charged
         if (
             self._count.waiting
             and self.halted is None
             and not (self._suspects and self._suspects_first(replica, now, out))
         ):
             self._drain(replica, now, out)
-            if self._suspects and replica.can_take():  # no ordinary call waits any more
+            if self._suspects and replica.can_take():  # no ordinary call is waiting
                 self._suspects_first(replica, now, out)
         if replica.held and not replica.in_flight:
-            self.release_held(replica, out)  # no call is left there that could show whose fault it is
+            self.release_held(replica, out)  # no call is left there that could show the fault
         if replica.shared and replica.can_take():
             self._balancer.freed(replica)
 
@@ -163,7 +163,7 @@ class Slots:
                 if not self._start_trial(call, replica, now, out):
                     break
                 book.on_trial(call, replica, alone=False)
-        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._room.has_fresh_probe(replica):
+        elif replica.breaker.state is HALF_OPEN and replica.can_take() and not self._room.has_untried_call(replica):
             self.ask(replica, now, out)
         return False
 
@@ -176,30 +176,30 @@ class Slots:
         return True
 
     def ask(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Only suspects could probe this server: let the driver do it, with a request of its own."""
+        """Only suspects could test this server: let the driver do it, with a request of its own."""
         if self._room.any_suspect(replica) is not None or replica.health.accused is not None:
-            replica.breaker.probed_by(CANARY)
-            out.append(Probe(replica.index, CANARY_S))
-            self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+            replica.breaker.tested_by(DRIVER)
+            out.append(HealthCheck(replica.index, SMALL_REQUEST_S))
+            self._timers.alarm(replica, Alarm.CHECK, now + 2 * SMALL_REQUEST_S)
 
-    def knock(self, replica: Replica, now: float, out: list[Action]) -> bool:
-        """Its pause is over: let the driver ask first, where a call that tried in vain could be served elsewhere.
+    def ask_first(self, replica: Replica, now: float, out: list[Action]) -> bool:
+        """Its pause is over: the driver tests it first, if a call whose test failed could be served elsewhere.
 
-        So no call waits for the deadline of a dead server beside a healthy one. False where there is no other.
+        So no call waits for the deadline of a dead server beside a healthy one. False if there is no other.
         """
         peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
         if self.halted is not None or not any(peer.breaker.state is CLOSED and peer.health.alive for peer in peers):
             return False
-        replica.breaker.knock()
-        out.append(Probe(replica.index, CANARY_S))
-        self._timers.alarm(replica, Alarm.ASK, now + 2 * CANARY_S)
+        replica.breaker.tested_by(DRIVER_FIRST)
+        out.append(HealthCheck(replica.index, SMALL_REQUEST_S))
+        self._timers.alarm(replica, Alarm.CHECK, now + 2 * SMALL_REQUEST_S)
         return True
 
     def not_asked(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver did not probe: a suspect must."""
-        if replica.breaker.probe != CANARY or self.halted is not None:
+        """The driver did not test the server: a suspect must."""
+        if replica.breaker.test_call not in (DRIVER, DRIVER_FIRST) or self.halted is not None:
             return
-        replica.breaker.probed_by(None)
+        replica.breaker.tested_by(None)
         call = self._room.any_suspect(replica) if replica.can_take() else None
         if call is not None:
             self._start_trial(call, replica, now, out)
@@ -207,7 +207,7 @@ class Slots:
             self.fill(replica, now, out)
 
     def _end_needless_quiet(self, now: float, out: list[Action]) -> None:
-        """A suspect went away (cancelled): perhaps no replica need be kept free any more."""
+        """A suspect went away (cancelled): perhaps no replica must be kept free now."""
         for replica in self._balancer.replicas:
             if self._book.needless(replica):
                 self.fill(replica, now, out)
@@ -217,7 +217,7 @@ class Slots:
     def _admitted(self, call: Call, replica: Replica, now: float) -> bool:
         """Whether the replica's rate lets this call start; if not, the replica takes none until it does.
 
-        The call waits for its turn rather than being overtaken by smaller ones for ever.
+        The call keeps its turn, so that smaller ones cannot overtake it for ever.
         """
         assert replica.gate is not None
         at = replica.gate.ready_at(call.tokens, now)
@@ -234,22 +234,22 @@ class Slots:
         self._gated.discard(replica)
 
     def _left_queue(self, call: Call, now: float, out: list[Action]) -> None:
-        """A call waits no more: the gates that waited for it may let a smaller one through."""
+        """A call stops waiting: the gates that waited for it may let a smaller one through."""
         for replica in [r for r in self._gated if r.gated_for is call]:
             self.fill(replica, now, out)
 
     # --- between two attempts -----------------------------------------------------------------
 
     def failed(self, replica: Replica, now: float) -> None:
-        """An attempt there has failed: a sign of life all the same, and a free slot."""
+        """An attempt there has failed: still a sign of life, and a free slot."""
         replica.heard_at = now
         replica.in_flight -= 1
 
     def turned_back(self, call: Call, replica: Replica, due: float) -> None:
         """An attempt never left this machine: the slot is free, and the call waits until `due` seconds."""
         replica.in_flight -= 1
-        if replica.breaker.probe == call.id:
-            replica.breaker.probed_by(None)
+        if replica.breaker.test_call == call.id:
+            replica.breaker.tested_by(None)
         self.sleep(call, due)
 
     def heard(self, replica: Replica, now: float) -> None:
@@ -257,7 +257,7 @@ class Slots:
         replica.heard_at = now
 
     def abandon(self, replica: Replica) -> list[Call]:
-        """It hangs: nothing is in flight there any more. Returns what was; the caller places it."""
+        """The server hangs: takes all calls in flight from it and returns them; the caller places them."""
         replica.in_flight = 0
         index = replica.index
         return [call for call in self.calls.values() if call.state is IN_FLIGHT and call.replica == index]
@@ -300,7 +300,7 @@ class Slots:
             self._timers.alarm(replica, Alarm.BUDGET, replica.budget.next_at(now))
 
     def hold(self, call: Call) -> None:
-        """It neither waits nor ends until its server has shown whose fault its failure is."""
+        """The call neither waits nor ends until its server has shown whose fault the failure is."""
         call.state = held_back[call.state]
 
     def hold_back(self, call: Call, outcome: Outcome, replica: Replica) -> None:
@@ -309,14 +309,14 @@ class Slots:
         replica.held.append((call, outcome))
 
     def release_held(self, replica: Replica, out: list[Action]) -> None:
-        """Its held calls are over: the server was not at fault."""
+        """Ends its held calls: the server was not at fault."""
         held, replica.held = replica.held, []
         for call, outcome in held:
             if call.state is HELD:
                 self.finish(call, outcome, out)
 
     def place_elsewhere(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The replica is paused, and at fault: its starved and its held calls go on, wherever there is a slot."""
+        """The replica is paused, and at fault: its starved and its held calls continue wherever there is a slot."""
         starved, held = [*replica.starved], replica.held
         replica.starved.clear()
         replica.held = []
@@ -342,7 +342,7 @@ class Slots:
         out.append(Finish(call.id, outcome, call.attempts))
 
     def finish(self, call: Call, outcome: Outcome, out: list[Action]) -> None:
-        """It is over."""
+        """The call is over."""
         call.state = finished[call.state]
         del self.calls[call.id]
         out.append(Finish(call.id, outcome, call.attempts))
@@ -362,11 +362,11 @@ class Slots:
             replica = self._balancer.replicas[call.replica]
             replica.in_flight -= 1
             self._book.left(call, replica)
-            if replica.breaker.probe == call.id:
-                replica.breaker.probed_by(None)
+            if replica.breaker.test_call == call.id:
+                replica.breaker.tested_by(None)
             self.fill(replica, now, out)
 
     def halt(self, message: str, replica: str, out: list[Action], advice: str = "") -> None:
-        """Nothing starts any more."""
+        """Nothing more starts."""
         self.halted = Halt(message, replica, advice)
         out.append(self.halted)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from asyncsynth.core.outcomes import ServerLoad
 
-HOLD_S = 600.0  #: a limit does not grow past a capacity that was found for so long
+HOLD_S = 600.0  #: a limit does not grow past a capacity that was found for this long
 
 
 class Limiter(Protocol):
@@ -41,7 +41,7 @@ class Limiter(Protocol):
 
     @property
     def maximum(self) -> int:
-        """The limit is never above."""
+        """The highest limit."""
         ...
 
     def bound(self, maximum: int) -> None:
@@ -62,10 +62,10 @@ class Limiter(Protocol):
 
 
 class CutLimit:
-    """A limit that refusals lower: what limiters share. Not a limiter by itself.
+    """A limit that refusals lower: what limiters share. Not a limiter on its own.
 
     A cut takes a fifth, once per episode: refusals of requests that started before the last cut say nothing new.
-    Growth back is quick up to the neighbourhood of the knee, then +1 per `limit` completions. The knee is where the
+    It recovers quickly to the neighbourhood of the knee, then by +1 per `limit` completions. The knee is where the
     server last refused a limit that had *grown*, which it does by answers only: neither the refusals of an outage nor
     the late answers in it lower the knee. So an outage of 429s costs a short recovery, and a true capacity is
     approached gently.
@@ -73,7 +73,7 @@ class CutLimit:
 
     CUT = 0.8
     FAST = 8  #: completions for +1 while far from the knee, or fewer
-    NEAR = 0.8  #: share of the knee where its neighbourhood begins
+    NEAR = 0.8  #: share of the knee at which its neighbourhood begins
 
     __slots__ = ("_credit", "_cut_at", "_grown", "_knee", "cuts", "limit", "maximum", "minimum", "most")
 
@@ -124,7 +124,7 @@ class CutLimit:
 
 
 class FixedLimit(CutLimit):
-    """The user's limit, lowered while the server says that it is too much."""
+    """The user's limit, lowered while the server refuses it as too much."""
 
     __slots__ = ("_held_until", "_held_why")
 

@@ -1,6 +1,6 @@
 """The result of one exchange with a server. The codec makes outcomes; the scheduler decides by them.
 
-`asyncsynth.client.codec` has the table (status or event -> outcome), `asyncsynth.core.retry` what follows from each.
+`asyncsynth.client.codec` has the table (status or event -> outcome), `asyncsynth.core.retry` has the consequences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ServerLoad:
         running: requests that it works on, or None if the report does not say.
         kv: share of its KV cache in use, 0 to 1, or None if the report does not say.
         at: when it was received, in seconds, monotonic.
-        progress: a counter that grows whenever the server does something (tokens, engine steps), or None where the
+        progress: a counter that grows whenever the server does something (tokens, engine steps), or None if the
             report has none.
     """
 
@@ -56,7 +56,7 @@ class Overloaded:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """It may work next time. `free` retries are not charged (a reused connection that died unanswered)."""
+    """The request may work next time. `free` retries are not charged (a reused connection that died unanswered)."""
 
     reason: str  #: connect | reset | timeout | server_error | truncated | bad_json | bad_utf8 | empty_content
     message: str = ""
@@ -64,7 +64,7 @@ class Transient:
     retry_after: float | None = None
     free: bool = False
     max_attempts: int | None = None  #: a lower cap than the policy's, for answers that repeat (bad JSON: 3)
-    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated a useless answer; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
     raw: str | None = None  #: the model's text, if it is worth keeping
@@ -72,8 +72,8 @@ class Transient:
 
 @dataclass(frozen=True, slots=True)
 class Permanent:
-    """It will not work next time. `scope`: "record" if the fault is this record's; "server" if it may be the server's,
-    so that every record would meet it (`core.refusals` finds out)."""
+    """The request would fail again. `scope`: "record" if the fault is this record's; "server" if it may be the
+    server's, so that every record would meet it (`core.refusals` finds out)."""
 
     #: context_length | bad_request | auth | refused | model_not_found | redirect | quota | too_large | content_filter
     #: | refusal | reasoning_cut | tool_calls | poison
@@ -81,7 +81,7 @@ class Permanent:
     message: str = ""
     status: int | None = None
     scope: str = "record"  #: "record" | "server"
-    paid: bool = False  #: the server generated an answer that is of no use; `tokens` and `prompt_tokens` as in `Ok`
+    paid: bool = False  #: the server generated a useless answer; `tokens` and `prompt_tokens` as in `Ok`
     tokens: int = 0
     prompt_tokens: int = 0
     raw: str | None = None  #: the model's text, if it is worth keeping
@@ -91,7 +91,7 @@ Outcome = Ok | Overloaded | Transient | Permanent
 
 
 def span(seconds: float) -> str:
-    """A wait for a person: "41 s", "12 min", "7 h 30 min", "3 days"."""
+    """A wait in words: "41 s", "12 min", "7 h 30 min", "3 days"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

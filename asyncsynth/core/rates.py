@@ -7,9 +7,9 @@ one minute, and one that is small enough to be safe never reaches the published 
   moment is a minute old, so the most that can be reached is limit per 61 s: 98.4 %), and
 - a bucket (as GCRA: one number) that refills at the published rate and holds ten seconds' worth, a sixth of a minute:
   hosted APIs check over periods shorter than a minute too, and a whole minute's worth at once would be followed by
-  a minute of silence, again and again. Ten seconds refill the slots at once after a pause.
+  a minute of silence, repeatedly. Ten seconds refill the slots at once after a pause.
 
-A call is charged its estimate when it starts, and the difference to what it used when it is answered.
+A call is charged its estimate when it starts, and the difference to its actual use when it is answered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Rate:
         self._full_at = float("-inf")  # when the bucket is full again
 
     def ready_at(self, amount: float, now: float) -> float:
-        """The earliest time, in seconds, at which `amount` may be charged; `now` or less: at once."""
+        """The earliest time, in seconds, at which `amount` may be charged; `now` or earlier means immediately."""
         cells = self._cells
         while cells:
             oldest = next(iter(cells))
@@ -94,7 +94,7 @@ class RateGate:
         self._tokens = None if limits.tokens_per_minute is None else Rate(limits.tokens_per_minute)
 
     def ready_at(self, tokens: int, now: float) -> float:
-        """When a call of so many tokens may start; `now` or less: at once."""
+        """When a call of this many tokens may start; `now` or earlier means immediately."""
         at = now
         if self._requests is not None:
             at = max(at, self._requests.ready_at(1.0, now))
@@ -110,6 +110,7 @@ class RateGate:
             self._tokens.charge(float(tokens), now, now)
 
     def correct(self, estimate: int, used: int, started_at: float, now: float) -> None:
-        """The call is answered: what it did not use is given back where it was charged; an excess counts from now."""
+        """The call is answered: tokens that it did not use are given back where they were charged; an excess counts
+        from now."""
         if self._tokens is not None and used != estimate:
             self._tokens.charge(float(used - estimate), started_at if used < estimate else now, now)

@@ -1,8 +1,9 @@
-"""Who is refused: one request, or all of them. `RefusalBook` keeps what a server refused; `core.blame` asks and acts.
+"""Whether one request is refused, or all of them. `RefusalBook` keeps what a server refused; `core.blame` asks and
+acts.
 
 A refusal (401, 403, 404, 3xx, 402, ...) may be about the server (a revoked key, an unloaded model) or about one
 request (a prompt that moderation flags, a parameter that one route lacks). Refusals arrive in milliseconds and answers
-in seconds, so "three in a row" shows nothing. What shows it is a request that is known to be harmless:
+in seconds, so "three in a row" shows nothing. A request that is known to be harmless shows the difference:
 
 1. A refused call is held. The driver sends a `Canary` to the same server, for the same model: a request of one token.
 2. The canary is answered, or another call that started after the refusal is: the server works, and the refusal is the
@@ -11,8 +12,8 @@ in seconds, so "three in a row" shows nothing. What shows it is a request that i
    replica is paused, if others serve its model; else the run halts.
 4. The canary shows neither (the server is busy, or gone): the call is charged one attempt and tried again.
 
-A spent quota needs no canary where it meets three different calls and no later call is answered: a canary is cheap,
-and the request that it stands for may be too dear.
+A spent quota needs no canary once three different calls have met it and no later call is answered: the canary is cheap
+and may pass where a real request costs too much.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from asyncsynth.core.replica_state import Held, Refused, Replica
 from asyncsynth.core.retry import SERVER_FAULTS
 
 QUOTA_WAITS = 3  #: quota refusals, each after the wait that the one before asked for, and none answered, halt a run
-QUOTA_S = 60.0  #: but not sooner than this after the first: a quota by the minute comes back
+QUOTA_S = 60.0  #: but not sooner than this after the first: a per-minute quota comes back
 HALT_AFTER = 3  #: different calls refused, or canaries in a row, before a run halts
 
 RESUME = "Then run the same command again to resume."
-#: What to do when a server refuses everybody, by reason.
+#: What to do when a server refuses every request, by reason.
 ADVICE = {
     "auth": f"Check the API key. {RESUME}",
     "refused": f"The server's words above say why; check the key's permissions and the model's name. {RESUME}",
@@ -45,14 +46,14 @@ class RefusalBook:
     """`now` is in seconds, monotonic."""
 
     def note(self, call: Call, replica: Replica, outcome: Permanent, now: float) -> bool:
-        """A held call was refused. True: the server is known to refuse everybody, without asking."""
+        """A held call was refused. True if the server is known to refuse every request, so that no canary is needed."""
         entry = replica.refusals.setdefault(call.model, Refused())
         entry.refused_at[call.id] = now
         entry.pending.append((call, outcome))
         return outcome.reason == "quota" and len(entry.refused_at) >= HALT_AFTER
 
     def wants_canary(self, replica: Replica, model: str) -> bool:
-        """Whether a canary must be sent now. It covers all that was refused until now."""
+        """Whether a canary must be sent now. It covers all calls refused until now."""
         entry = replica.refusals.get(model)
         if entry is None or entry.asked or not entry.pending:
             return False
@@ -60,7 +61,7 @@ class RefusalBook:
         return True
 
     def answered(self, call: Call, replica: Replica) -> list[Held]:
-        """A call was answered. Returns those that were refused before it started: they are refused alone."""
+        """A call was answered. Returns the calls refused before it started: each was refused on its own."""
         replica.spent, replica.spent_at = 0, None
         entry = replica.refusals.get(call.model)
         if entry is None:
@@ -106,18 +107,18 @@ class RefusalBook:
         return replica.spent >= QUOTA_WAITS and now - replica.spent_at >= QUOTA_S
 
     def is_certain(self, replica: Replica, model: str) -> bool:
-        """Whether enough was refused to halt a run."""
+        """Whether enough calls were refused to halt a run."""
         entry = replica.refusals.get(model)
         return entry is not None and (len(entry.refused_at) >= HALT_AFTER or entry.canaries >= HALT_AFTER)
 
     def give_back(self, replica: Replica, model: str) -> list[Held]:
-        """All that are held there."""
+        """All calls that are held there."""
         entry = replica.refusals.pop(model, None)
         return [] if entry is None else entry.pending
 
 
 def answers(canary: Outcome | None) -> bool:
-    """Whether a server that gives this outcome takes requests, and can be read: a useless answer counts too."""
+    """Whether a server with this outcome takes requests and gives readable answers; a useless answer counts too."""
     if isinstance(canary, Transient):
         return canary.paid and canary.reason not in SERVER_FAULTS
     return isinstance(canary, Ok | Permanent)

@@ -1,4 +1,4 @@
-"""One server as the scheduler knows it: what it serves, how busy it is, how it fares."""
+"""One server as the scheduler knows it: what it serves, how busy it is, and how healthy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.outcomes import Outcome, Permanent, ServerLoad
 from asyncsynth.core.rates import RateGate, RateLimits
 from asyncsynth.core.retry import RetryBudget
-from asyncsynth.core.states import CLOSED, HALF_OPEN
+from asyncsynth.core.states import CLOSED, HALF_OPEN, ReplicaState
 
-LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for so long
+LOAD_FRESH_S = 5.0  #: a server's own report of its load counts for this long
 KV_FREE = 0.5  #: below this share of the KV cache in use, a server's queue drains quickly (vLLM's balancer)
 KV_WEIGHT = 6.0  #: what a waiting request weighs when the cache is full (vLLM's balancer: 6 * (kv - 0.5))
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """One server, as the scheduler is told of it. `models` are the names that calls ask for."""
+    """One server, as the scheduler knows it. `models` are the names that calls ask for."""
 
     name: str
     models: frozenset[str]
@@ -30,29 +30,30 @@ class ReplicaSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """One replica, for a person or a progress display. `waiting`: calls that it could serve and that wait."""
+class ReplicaSnapshot:
+    """One server now. `waiting`: calls that it could serve and that wait for a slot; `why`: its limit or pause."""
 
     name: str
     in_flight: int
     limit: int
     waiting: int
-    state: str
+    state: ReplicaState
     why: str
+    load: ServerLoad | None = None  #: what the server itself said, in the last seconds; the pool fills it in
 
 
 class Alarm(StrEnum):
     """What to check on a replica when a timer is due; one timer of each kind at a time."""
 
-    PROBE = "probe"  # its pause is over
+    PAUSE = "pause"  # its pause is over
     BUDGET = "budget"  # its retry budget has a token again
     RATE = "rate"  # its published rate lets the next call through
     REPORT = "report"  # its report of its load is too old
     OUTAGE = "outage"  # has it been away for too long?
     STALL = "stall"  # has it been silent for too long?
     SPARE = "spare"  # suspects have waited for another replica long enough
-    ASK = "ask"  # the driver was asked to probe it and said nothing
-    CANARY = "canary"  # the driver was asked to send canaries and said nothing
+    CHECK = "check"  # the driver was asked for a health check and has not reported
+    CANARY = "canary"  # the driver was asked to send canaries and has not reported
 
 
 class Health:
@@ -62,7 +63,7 @@ class Health:
 
     def __init__(self) -> None:
         self.alive: bool = True  # it has answered since its last fall
-        self.deaths: deque[tuple[float, Call]] = deque()  # who failed lately as in a crash
+        self.deaths: deque[tuple[float, Call]] = deque()  # calls that failed lately as in a crash
         self.fallen_at: float = float("-inf")
         self.candidates: set[int] = set()  # ids of those in flight at that fall
         self.examiner: bool = False  # has crashed; tries suspects alone when it is back
@@ -86,17 +87,17 @@ class Refused:
 
 
 class Replica:
-    """A server's state in the scheduler. Each part of it has one owner, named beside it; all may read it.
+    """A server's state in the scheduler. Each part has one owner, named beside it; all may read it.
 
-    What can be changed from several places is changed by a method of the class itself.
+    State that several places change is changed by methods of this class.
     """
 
     __slots__ = (
-        "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "doubted", "extra",
-        "fell_at", "gate", "gated_for", "health", "heard_at", "held", "idle_checks", "in_flight", "index", "limiter",
-        "models", "name", "overloads", "press", "probers", "probes_sent", "proven", "queue", "quiet",
-        "readable_until", "refusals", "report", "seen", "served_s", "shared", "slowest", "spent", "spent_at",
-        "spent_until", "stalls", "starved", "survivors", "troubled", "turned_away",
+        "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "checks_sent",
+        "doubted", "extra", "failed_tests", "fell_at", "gate", "gated_for", "health", "heard_at", "held",
+        "idle_checks", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "proven",
+        "queue", "quiet", "readable_until", "refusals", "report", "seen", "served_s", "shared", "slowest",
+        "spent", "spent_at", "spent_until", "stalls", "starved", "survivors", "troubled", "turned_away",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
@@ -131,26 +132,26 @@ class Replica:
         # core.blame
         self.overloads: int = 0  # since the last success
         self.proven: bool = False  # it has answered a call
-        self.doubted: bool = False  # it probed with an unreadable answer, and a canary asks whether it always does
+        self.doubted: bool = False  # its test call got an unreadable answer, and a canary asks whether it always does
         self.readable_until: float = float("-inf")  # until then, unreadable answers are the records' fault
         self.fell_at: float = float("-inf")  # when it was last paused for failures
         self.turned_away: int = 0  # since the last good time: connections refused at once
         self.casualties: int = 0  # other failures of the server
         self.survivors: int = 0  # answers after it was paused
-        self.probers: list[Call] = []  # calls that failed as probes in this outage; they let the others go first
+        self.failed_tests: list[Call] = []  # calls that failed as tests in this outage; they let the others go first
         # core.silence
-        self.asked_at: float = float("-inf")  # when the driver was last asked to probe it, since it was silent
-        self.probes_sent: int = 0  # how often that was
+        self.asked_at: float = float("-inf")  # when the driver was last asked to check it, since it was silent
+        self.checks_sent: int = 0  # how often that was
         self.stalls: int = 0  # how often it was found hung
         self.idle_checks: int = 0  # how often in a row it was found with nothing to do while calls were in flight
         # its own
-        self.troubled: bool = True  # something needs resetting at the next success; the first one proves it
+        self.troubled: bool = True  # the next success must reset something
         self.blocked: bool = False  # gated or quiet
         self.report: ServerLoad | None = None  # its own report, while fresh
         self.extra: int = 0  # by that report: requests there that are not ours
         self.press: float = 0.0  # by that report: weight of a request in the server's queue
         self.queue: int = 0  # by that report: its queue, less our requests in flight then
-        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # what moves, as last reported
+        self.seen: tuple[float | None, int | None, float | None] = (None, None, None)  # last reported progress
 
     def can_take(self) -> bool:
         """Whether a call may start here now."""
@@ -161,10 +162,10 @@ class Replica:
         if self.blocked:
             return False
         breaker = self.breaker
-        return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.probe is None)
+        return breaker.state is CLOSED or (breaker.state is HALF_OPEN and breaker.test_call is None)
 
     def load(self) -> float:
-        """How busy, relative to the limit, so that all replicas compare; one that wants a probe goes first.
+        """How busy, relative to the limit, so that all replicas compare; one that wants a test goes first.
 
         With a fresh report this is vLLM's own score, max(in flight, waiting + running) + 6 waiting max(0, kv - 0.5):
         the report gives what others have there, and our own part is counted as it is now, not as it was then.
@@ -173,7 +174,7 @@ class Replica:
             return -1.0
         busy = self.in_flight + self.extra
         if self.press:
-            # Its queue was not empty: what we sent since stands in it, what was answered since made room.
+            # Its queue was not empty: requests sent since are in it, answers since made room.
             return (busy + self.press * max(0, self.in_flight + self.queue)) / self.limiter.limit
         return busy / self.limiter.limit
 
@@ -206,10 +207,10 @@ class Replica:
         """Whether the next success has something to reset."""
         self.troubled = troubled
 
-    def stats(self, waiting: int) -> ReplicaStats:
-        """For a person."""
+    def snapshot(self, waiting: int) -> ReplicaSnapshot:
+        """The replica now, without its load."""
         state = self.breaker.state
         why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
         if state is CLOSED and self.gated_for is not None:
             why = f"waits for its published rate; {why}"
-        return ReplicaStats(self.name, self.in_flight, self.limiter.limit, waiting, state, why)
+        return ReplicaSnapshot(self.name, self.in_flight, self.limiter.limit, waiting, state, why)

@@ -10,7 +10,7 @@ The rules, per kind of outcome (`decide`):
 | Permanent, scope "server" | up to 3 attempts (`refused`: 1), if the server answers others (core.refusals) | yes |
 | Permanent, scope "record" | never | - |
 
-Whether a charge stays is the scheduler's matter: it takes charges back when the *server* turns out to be at fault.
+The scheduler decides whether a charge stays: it takes charges back when the *server* turns out to be at fault.
 Wait and stop strategies are tenacity's; their objects are built after a failure only.
 """
 
@@ -34,7 +34,7 @@ SERVER_FAULTS = frozenset(
 #: Of these, answers that came and could not be read.
 UNREADABLE = frozenset({"bad_json", "bad_utf8"})
 #: Attempts of one call that may meet a server-scope Permanent (401, 404, ...) while the server answers others: a
-#: gateway may have one bad backend. What refuses a text (403, 451) refuses it again.
+#: gateway may have one bad backend. A server that refuses a text (403, 451) refuses it again.
 SERVER_REFUSALS, TEXT_REFUSALS = 3, 1
 MACHINE = "machine"  #: reason of a failure that is this machine's: no open files, ports or memory for a connection
 MACHINE_WAIT_S = 1.0  #: after it, the call waits for this long, and up to twice
@@ -160,7 +160,7 @@ def backoff(policy: RetryPolicy, outcome: Outcome, number: int, state: AttemptSt
     delay = rng.random() * policy.wait(_call_state(policy, outcome, number, state, now))
     asked = outcome.retry_after if isinstance(outcome, Overloaded | Transient) else None
     if asked is not None and asked > 0:
-        # Some spread on top, or all those told "5 s" come back in the same instant.
+        # Some spread on top; else all requests with "5 s" come back at the same instant.
         return min(asked, policy.retry_after_cap_s) + rng.random()
     return delay
 
@@ -171,7 +171,7 @@ def out_of_attempts(policy: RetryPolicy, outcome: Outcome, number: int, state: A
 
 
 def decide(policy: RetryPolicy, outcome: Outcome, state: AttemptState, now: float, rng: Rng) -> Decision:
-    """What to do about a failed attempt. `state` holds what came before it and is not changed."""
+    """What to do about a failed attempt. `state` holds the earlier failures and is not changed."""
     if isinstance(outcome, Ok):
         raise ValueError("decide() is about failed attempts; this one is Ok")
     if isinstance(outcome, Overloaded):
@@ -227,7 +227,7 @@ class RetryBudget:
         return True
 
     def next_at(self, now: float) -> float:
-        """The time in seconds at which the next token is there, if no first attempt brings it sooner."""
+        """The time in seconds at which the next token is available, if no first attempt brings it sooner."""
         self._credit(now)
         return now + max(0.0, 1.0 - self._tokens) / self.per_s
 

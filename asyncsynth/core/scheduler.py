@@ -6,20 +6,20 @@ the actions it is given. Each event costs O(log n) in waiting calls and replicas
 - a replica never gets a call beyond its limit, and a retry that sleeps holds no slot;
 - no slot of a ready replica is idle while a call that it can serve waits;
 - every call finishes once, or is cancelled; a halted scheduler starts nothing;
-- a *server's* fault charges no record: charges are provisional until the server answers somebody well, and are
-  taken back when its breaker opens. A call that is out of attempts in such a moment is held until that is known.
+- a *server's* fault charges no record: charges are provisional until the server answers some request well, and are
+  taken back when its breaker opens. A call that is out of attempts at such a moment is held until this is known.
 
-`Scheduler` has the events. Each part below owns its state and knows only parts that stand before it in this list:
+`Scheduler` has the events. Each part below owns its state and knows only parts above it in this list:
 
 - `core.states`: which state of a call, a replica or a suspicion follows which; the tables;
 - `core.calls`, `core.breaker`, `core.replica_state`: a call and a queue of calls, when to pause a server, a server;
 - `core.timers`: what is due when;
-- `core.balancer`: the fleet, and who in it is the least busy;
-- `core.waiting`: who waits for a slot, and who is next;
-- `core.suspects`: who may have killed a server, and whom to try first;
-- `core.refusals`: who was refused, and whether others are;
+- `core.balancer`: the fleet, and its least busy replica;
+- `core.waiting`: which calls wait for a slot, and which is next;
+- `core.suspects`: which calls may have killed a server, and which to try first;
+- `core.refusals`: which calls were refused, and whether others are too;
 - `core.dispatch`: slots; which call starts where, and what holds it back;
-- `core.blame`: what a failure means, and for whom;
+- `core.blame`: what a failure means, for the record and the server;
 - `core.silence`: whether a silent server is slow or hung;
 - `core.waits`: in words, why calls wait.
 """
@@ -30,11 +30,11 @@ from collections.abc import Callable, Sequence
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
-from asyncsynth.core.breaker import CANARY
-from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, Probe, Start
+from asyncsynth.core.breaker import DRIVER, DRIVER_FIRST
+from asyncsynth.core.calls import Abort, Action, Call, Canary, Finish, Halt, HealthCheck, Start
 from asyncsynth.core.dispatch import Slots
 from asyncsynth.core.outcomes import Ok, Outcome, Permanent, ServerLoad, Transient
-from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSpec, ReplicaStats
+from asyncsynth.core.replica_state import LOAD_FRESH_S, Alarm, Replica, ReplicaSnapshot, ReplicaSpec
 from asyncsynth.core.retry import MACHINE, MACHINE_WAIT_S, SERVER_FAULTS, RetryBudget, RetryPolicy, Rng
 from asyncsynth.core.silence import SilenceWatch
 from asyncsynth.core.states import DOWN, IN_FLIGHT, REMOVED
@@ -43,11 +43,22 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 from asyncsynth.core.waits import why_calls_wait
 
-__all__ = ["Abort", "Action", "Canary", "Finish", "Halt", "Probe", "ReplicaSpec", "ReplicaStats", "Scheduler", "Start"]
+__all__ = [
+    "Abort",
+    "Action",
+    "Canary",
+    "Finish",
+    "Halt",
+    "HealthCheck",
+    "ReplicaSnapshot",
+    "ReplicaSpec",
+    "Scheduler",
+    "Start",
+]
 
 
 class Scheduler:
-    """See the module's text. `now` is in seconds, monotonic; actions are to be carried out in their order."""
+    """See the module's text. `now` is in seconds, monotonic; carry out the actions in their order."""
 
     def __init__(self, replicas: Sequence[ReplicaSpec], policy: RetryPolicy, rng: Rng) -> None:
         self.policy = policy
@@ -60,18 +71,18 @@ class Scheduler:
         self._judge = FaultJudge(self._slots, self._book, self._balancer, self._room, self._timers, policy, rng)
         self._silence = SilenceWatch(self._slots, self._judge, self._book, self._balancer, self._timers)
         self._seq = 0
-        self.replicas: list[Replica] = self._balancer.replicas  #: all there ever were, by index
+        self.replicas: list[Replica] = self._balancer.replicas  #: all replicas that ever joined, by index
         self._calls = self._slots.calls
         self._queues = self._room.queues
         self._on_alarm: dict[Alarm, Callable[[Replica, float, list[Action]], None]] = {
-            Alarm.PROBE: self._pause_is_over,
+            Alarm.PAUSE: self._pause_is_over,
             Alarm.BUDGET: self._slots.feed_starved,
             Alarm.RATE: self._slots.fill,
             Alarm.REPORT: self._check_report,
             Alarm.OUTAGE: self._judge.check_absence,
             Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
-            Alarm.ASK: self._not_probed,
+            Alarm.CHECK: self._not_checked,
             Alarm.CANARY: self._judge.canary_is_late,
         }
         for spec in replicas:
@@ -89,7 +100,7 @@ class Scheduler:
 
     @property
     def halted(self) -> Halt | None:
-        """Why nothing is started any more, or None."""
+        """Why nothing more is started, or None."""
         return self._slots.halted
 
     # --- events -------------------------------------------------------------------------------
@@ -102,7 +113,7 @@ class Scheduler:
         Args:
             call_id: any number, not negative, that no unfinished call has.
             model: a name that some replica serves, or has served (then the call waits for one that does).
-            priority: the lower goes first.
+            priority: lower goes first.
             now: seconds.
             affinity: calls with the same number (not 0) prefer the same replica, for its prefix cache.
             tokens: estimate of prompt and completion tokens, an upper bound at best; for rates of tokens.
@@ -122,7 +133,7 @@ class Scheduler:
         return out
 
     def outcome(self, call_id: int, outcome: Outcome, now: float) -> list[Action]:
-        """What the attempt of a call in flight came to. Unknown and cancelled calls are ignored."""
+        """The result of an attempt of a call in flight. Unknown and cancelled calls are ignored."""
         call = self._calls.get(call_id)
         if call is None or call.state is not IN_FLIGHT:
             return []
@@ -150,7 +161,7 @@ class Scheduler:
         return out
 
     def _paid(self, call: Call, replica: Replica, outcome: Transient | Permanent, now: float) -> None:
-        """An answer that is of no use took its time and its tokens all the same."""
+        """A useless answer still took its time and its tokens."""
         if outcome.reason not in SERVER_FAULTS:
             replica.limiter.on_ok(now, replica.in_flight, outcome.tokens)
         if replica.gate is not None and outcome.tokens:
@@ -165,7 +176,7 @@ class Scheduler:
         return out
 
     def tick(self, now: float) -> list[Action]:
-        """Do what is due: retries, probes, budgets."""
+        """Do what is due: retries, tests, budgets."""
         out: list[Action] = []
         for target, kind in self._timers.due(now):
             if isinstance(target, Call):
@@ -176,14 +187,15 @@ class Scheduler:
 
     def _pause_is_over(self, replica: Replica, now: float, out: list[Action]) -> None:
         replica.breaker.half_open()
-        if replica.health.accused is None and self._slots.knock(replica, now, out):
+        if replica.health.accused is None and self._slots.ask_first(replica, now, out):
             return
         self._slots.fill(replica, now, out)
-        if replica.health.accused is not None and replica.breaker.probe is None and self.halted is None:
-            self._slots.ask(replica, now, out)  # no waiting call could probe
+        if replica.health.accused is not None and replica.breaker.test_call is None and self.halted is None:
+            self._slots.ask(replica, now, out)  # no waiting call could test it
 
-    def _not_probed(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The driver was asked to, and has not reported: a call that waits for the verdict is not convicted."""
+    def _not_checked(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The driver was asked for a health check, and has not reported: a call that waits for the verdict is not
+        convicted."""
         self._judge.lives(replica, now, out)
         self._slots.not_asked(replica, now, out)
 
@@ -201,7 +213,7 @@ class Scheduler:
     # --- replicas -----------------------------------------------------------------------------
 
     def report_load(self, name: str, load: ServerLoad, now: float) -> list[Action]:
-        """What a server says about its own load; counts for 5 s from `load.at`. Unknown names are ignored."""
+        """A server's report of its own load; counts for 5 s from `load.at`. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         if replica is None or load.at + LOAD_FRESH_S <= now:
             return []
@@ -239,9 +251,9 @@ class Scheduler:
         return out
 
     def remove_replica(self, name: str, now: float) -> list[Action]:
-        """A server leaves: it gets nothing new, what is in flight there may end. Its index stays taken.
+        """A server leaves: it gets no new calls; those in flight may end. Its index stays taken.
 
-        Calls whose model nobody serves any more wait for another to join; `outage_limit_s` ends the run.
+        Calls whose model no server has any more wait for another to join; `outage_limit_s` ends the run.
 
         Raises:
             KeyError: no replica has this name.
@@ -253,14 +265,14 @@ class Scheduler:
         self._room.rehome(replica.models)
         return out
 
-    def probe_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
-        """The result of the driver's `Probe`: ok, if the server answered it, however. Unknown names are ignored."""
+    def health_check_result(self, name: str, ok: bool, now: float, number: int = 0) -> list[Action]:
+        """The result of the driver's `HealthCheck`: ok if the server answered in any way. Unknown names are ignored."""
         replica = self._balancer.by_name.get(name)
         out: list[Action] = []
         if replica is None or self.halted is not None:
             return out
-        if ok or replica.breaker.probe == CANARY:
-            self._judge.probed(replica, now, ok, out)
+        if ok or replica.breaker.test_call in (DRIVER, DRIVER_FIRST):
+            self._judge.checked(replica, now, ok, out)
         else:
             self._silence.unanswered(replica, number, now, out)
         return out
@@ -274,7 +286,7 @@ class Scheduler:
         return out
 
     def replica_down(self, name: str, now: float, why: str = "taken down") -> list[Action]:
-        """A supervisor knows that this server is gone: pause it, charge nobody, until `replica_up`.
+        """A supervisor knows that this server is gone: pause it and charge no call until `replica_up`.
 
         Raises:
             KeyError: no replica has this name.
@@ -284,12 +296,13 @@ class Scheduler:
         self._judge.crashed(replica, now, why, out)
         if replica.breaker.state is not DOWN:
             replica.breaker.take_down()
-            self._timers.forget(replica, Alarm.PROBE)
+            self._timers.forget(replica, Alarm.PAUSE)
             self._judge.watch_absence(replica, now)
         return out
 
     def replica_lost(self, name: str, now: float, why: str, how: str = "is not started again") -> list[Action]:
-        """This server stays away: its supervisor gave it up, or it cannot be used. `how` follows its name in messages.
+        """This server does not come back: its supervisor gave it up, or it cannot be used. `how` follows its name in
+        messages.
 
         Calls that no other server can take end the run at once.
 
@@ -319,14 +332,14 @@ class Scheduler:
         return out
 
     def waits(self, now: float) -> list[str]:
-        """Why calls wait for something else than a slot, in words; empty where none does."""
+        """Why calls wait for anything other than a slot, in words; empty if none does."""
         return why_calls_wait(self._slots, self._room, self._book, self._silence, self._balancer, now)
 
-    def stats(self) -> list[ReplicaStats]:
-        """One entry per replica, in the order of their indices; without those removed that have nothing in flight."""
+    def snapshots(self) -> list[ReplicaSnapshot]:
+        """One entry per replica, in the order of their indices; except removed ones with nothing in flight."""
         queues = self._queues
         return [
-            replica.stats(sum(queues[model].live for model in replica.models))
+            replica.snapshot(sum(queues[model].live for model in replica.models))
             for replica in self.replicas
             if replica.breaker.state is not REMOVED or replica.in_flight
         ]

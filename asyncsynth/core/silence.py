@@ -1,14 +1,14 @@
-"""Whether a silent server is slow or hung: no time limit of a request, but signs of progress of its server.
+"""Whether a silent server is slow or hung, judged by its signs of progress and not by a time limit.
 
-A request has no deadline of its own: how long an answer takes depends on the server's queue, and a request that is
-given up has mostly been paid for. A server is given up when it shows no progress at all:
+A request has no deadline of its own: how long an answer takes depends on the server's queue, and most
+requests that are given up have been paid for. A server is given up when it shows no progress at all:
 
 - it answers no request for `SILENCE_S`,
 - the counters of its load reports do not move (where it has any),
 - and it does not answer a request for one token that the driver sends then.
 
-How long the last may take is learned from the server itself. Where it reports counters, these would move, so a minute
-is enough. Where it reports none, the small request may stand in the same queue as all others: it gets as long as
+The time allowed for the last is learned from the server itself. If it reports counters, these would move, so a minute
+is enough. If it reports none, the small request may wait in the same queue as all others: it gets as long as
 answers took here before, or at a peer that serves the same models. A server that has answered nothing yet, without a
 peer to compare with, gets ten minutes: no other server could take its requests anyway.
 
@@ -22,22 +22,22 @@ from collections import defaultdict
 
 from asyncsynth.core.balancer import Balancer
 from asyncsynth.core.blame import FaultJudge
-from asyncsynth.core.calls import Abort, Action, Probe
-from asyncsynth.core.dispatch import CANARY_S, SILENCE_S, Slots
+from asyncsynth.core.calls import Abort, Action, HealthCheck
+from asyncsynth.core.dispatch import SILENCE_S, SMALL_REQUEST_S, Slots
 from asyncsynth.core.outcomes import Transient
 from asyncsynth.core.replica_state import Alarm, Replica
 from asyncsynth.core.states import CLOSED, IN_FLIGHT
 from asyncsynth.core.suspects import SuspectBook
 from asyncsynth.core.timers import Timers
 
-PROBE_S = 60.0  #: what a probe of a busy server may take at least
+BUSY_CHECK_S = 60.0  #: what a health check of a busy server may take at least
 UNKNOWN_S = 600.0  #: or where nothing is known about how long an answer takes
 LONGEST_S = 3600.0
 IDLE_CHECKS = 10  #: looks, `SILENCE_S` apart, at a server that has nothing to do while requests are in flight there
 
 
 class SilenceWatch:
-    """Asks silent servers, and takes the calls away from hung ones. `now` is in seconds, monotonic."""
+    """Checks silent servers, and takes the calls away from hung ones. `now` is in seconds, monotonic."""
 
     def __init__(self, slots: Slots, judge: FaultJudge, book: SuspectBook, balancer: Balancer, timers: Timers) -> None:
         self._slots = slots
@@ -48,7 +48,7 @@ class SilenceWatch:
         self._slowest: defaultdict[str, float] = defaultdict(float)  # model -> the longest that an answer took
 
     def check(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """Calls have been in flight for a while: has anything been heard?"""
+        """Calls have been in flight for a while: has the server given a sign of life?"""
         for model in replica.models:
             self._slowest[model] = max(self._slowest[model], replica.slowest)
         due = replica.heard_at + SILENCE_S
@@ -56,50 +56,51 @@ class SilenceWatch:
             patience = self.patience(replica)
             if replica.asked_at <= replica.heard_at or now >= replica.asked_at + 2 * patience:
                 replica.asked_at = now
-                replica.probes_sent += 1
-                out.append(Probe(replica.index, patience, replica.probes_sent))
+                replica.checks_sent += 1
+                out.append(HealthCheck(replica.index, patience, replica.checks_sent))
             due = now + SILENCE_S
         if self._does_nothing(replica):
             self._lost(replica, now, out)
         self._timers.alarm(replica, Alarm.STALL, due)
 
     def patience(self, replica: Replica) -> float:
-        """Deadline of a probe, in seconds. It doubles after each hang: no slow server is declared hung twice."""
+        """Deadline of a health check, in seconds. It doubles after each hang: no slow server is declared hung twice."""
         if replica.breaker.state is not CLOSED:
-            return CANARY_S  # one call at most is in flight there
+            return SMALL_REQUEST_S  # one call at most is in flight there
         return min(LONGEST_S, self._expected(replica) * 2.0 ** min(replica.stalls, 4))
 
     def _expected(self, replica: Replica) -> float:
         if replica.report is not None:  # its counters would move
-            return PROBE_S
+            return BUSY_CHECK_S
         known = max(self._slowest[model] for model in replica.models)
         if replica.slowest or replica.heard_at > replica.busy_since:
             known = max(known, self._oldest(replica))
         elif not known and not self._peer_answers(replica):
             return UNKNOWN_S
-        return max(PROBE_S, known)
+        return max(BUSY_CHECK_S, known)
 
     def _peer_answers(self, replica: Replica) -> bool:
         peers = (peer for model in replica.models for peer in self._balancer.of_model[model])
         return any(peer.slowest and peer.breaker.state is CLOSED for peer in peers)
 
     def _oldest(self, replica: Replica) -> float:
-        """How long the oldest call in flight had been there when the server last gave a sign of life."""
+        """Age of the oldest call in flight when the server last gave a sign of life, in seconds."""
         heard, index = replica.heard_at, replica.index
         ages = (heard - c.started_at for c in self._slots.calls.values() if c.state is IN_FLIGHT and c.replica == index)
         return max(ages, default=0.0)
 
     def unanswered(self, replica: Replica, number: int, now: float, out: list[Action]) -> None:
-        """The driver's probe of a busy server was not answered. Unless it was heard meanwhile, it hangs: pause it.
+        """The health check of a busy server was not answered. Unless it has given another sign of life, it hangs:
+        pause it.
 
-        Its calls go elsewhere, and none of them is charged. An earlier probe than the last says nothing: the server was
+        Its calls go elsewhere, and none of them is charged. An earlier check than the last says nothing: the server was
         heard after it.
         """
-        if not replica.in_flight or replica.asked_at <= replica.heard_at or number != replica.probes_sent:
+        if not replica.in_flight or replica.asked_at <= replica.heard_at or number != replica.checks_sent:
             return
         replica.stalls += replica.breaker.state is CLOSED
         calls = self._slots.abandon(replica)
-        why = f"no answer for {now - replica.heard_at:.0f} s, nor to a probe"
+        why = f"no answer for {now - replica.heard_at:.0f} s, nor to a health check"
         self._judge.pause(replica, now, why, out)
         for call in calls:
             self._book.left(call, replica)
@@ -107,14 +108,14 @@ class SilenceWatch:
             self._slots.place(call, now, out)
 
     def _does_nothing(self, replica: Replica) -> bool:
-        """Whether it has reported for long that it has nothing to do."""
+        """Whether the server has reported for long that it has nothing to do."""
         report = replica.report
         does_nothing = report is not None and report.running == 0 and report.waiting == 0
         replica.idle_checks = replica.idle_checks + 1 if does_nothing else 0
         return replica.idle_checks >= IDLE_CHECKS
 
     def _lost(self, replica: Replica, now: float, out: list[Action]) -> None:
-        """The server lives and has nothing to do: its answers to what is in flight will not come."""
+        """The server lives and has nothing to do: calls in flight there will get no answer."""
         replica.idle_checks = 0
         index, since = replica.index, now - (IDLE_CHECKS - 1) * SILENCE_S
         why = f"the server reported for {now - since:.0f} s that it has no request"

@@ -1,12 +1,12 @@
-"""How many requests a server works on, where it lets all others wait unheard.
+"""How many requests a server works on, if it lets all others wait without a sign.
 
 A server with a thread for each connection (older llama.cpp, gunicorn) works on a few connections and leaves the rest
-in the kernel's queue. It refuses nothing and reports nothing, and its answers are as quick as ever: only the requests
+in the kernel's queue. It refuses nothing and reports nothing, and its answers are as fast as before: only the requests
 beyond its capacity are not answered. These are the first requests of new slots, the *pioneers*: a request that follows
 an answer takes over a connection that the server works on. Pioneers starve when both hold:
 
-- Three answers for each slot came since they started, and yet 13 of 16 in a row are unanswered. Where so many answers
-  are long, so many short ones do not come.
+- Three answers for each slot came since they started, and yet 13 of 16 in a row are unanswered. Long answers do not
+  explain this: then fewer short ones would have come.
 - They have waited for three times as long as the slowest answer of this server took.
 
 How many requests the server works on follows from Little's law: the seconds that its answers took, for each second.
@@ -21,12 +21,12 @@ from asyncsynth.core.replica_state import Replica
 from asyncsynth.core.states import IN_FLIGHT
 
 ROUNDS = 3  #: answers for each slot, and times the slowest answer
-COHORT = 16  #: pioneers that are looked at together
+COHORT = 16  #: pioneers that are judged together
 STARVED = 13  #: of these
 
 
 class Pioneer(NamedTuple):
-    """A request that brought more in flight than ever before."""
+    """A request that brought the number in flight to a new maximum."""
 
     call: Call
     attempt: int
@@ -35,7 +35,7 @@ class Pioneer(NamedTuple):
     served_s: float  #: seconds that all answers before it took
 
     def waits(self) -> bool:
-        """Whether it is unanswered."""
+        """Whether the request is unanswered."""
         return self.call.state is IN_FLIGHT and self.call.attempts == self.attempt
 
 
@@ -48,7 +48,7 @@ class Starving:
         self._pioneers: list[Pioneer] = []
 
     def capacity(self, call: Call, replica: Replica, answers: int, now: float) -> int | None:
-        """Call it when `call` brings more in flight at `replica` than ever before.
+        """Call it when `call` brings the number in flight at `replica` to a new maximum.
 
         Args:
             call: it has just started.

@@ -13,17 +13,16 @@ A *replica* takes calls while it is CLOSED (its breaker lets everything through,
 
 - PAUSE opens it: it gets nothing. When the pause is over, TRY lets one call through (HALF_OPEN), whose ANSWER closes
   it and whose failure is the next PAUSE.
-- A supervisor that knows more says TAKE_DOWN, always of a paused one, and its word holds until an ANSWER: nothing
-  but that, or REMOVE, leads out of DOWN.
-- REMOVE is for good, and takes down first.
+- A supervisor may TAKE_DOWN a paused one. Only an ANSWER, or REMOVE, leads out of DOWN.
+- REMOVE is final, and takes the replica down first.
 
 A *suspicion* is about a record that may kill servers (`core.suspects` has the reasoning).
 
 - A CRASH with the call in flight raises it by one degree, to two at most.
 - An ANSWER of any kind, or the conviction of another call (EXPLAIN), ends it.
 
-`after(table, event)` is one column of a table: state before -> state after. States change by these columns and by
-nothing else. A move that no table has is a KeyError with the state's name: a fault of the scheduler's own.
+`after(table, event)` is one column of a table: state before -> state after. States change only by
+these columns. A move that no table has is a KeyError with the state's name: a bug in the scheduler.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ WAITING: Final = "waiting"  # for a slot
 IN_FLIGHT: Final = "in flight"  # holds a slot
 SLEEPING: Final = "sleeping"  # until a retry is due
 STARVED: Final = "starved"  # due, but the server's retry budget is empty
-HELD: Final = "held"  # its verdict waits for a sign whether the server is the one at fault
+HELD: Final = "held"  # until there is a sign whether the server is at fault
 GONE: Final = "gone"  # finished or cancelled
 
 #: What is decided about a call.
@@ -59,7 +58,7 @@ CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (NEW, START): IN_FLIGHT,
     (NEW, QUEUE): WAITING,
     (WAITING, START): IN_FLIGHT,
-    (WAITING, QUEUE): WAITING,  # another place: it became a suspect, or has probed in vain and the outage is over
+    (WAITING, QUEUE): WAITING,  # another place: it became a suspect, or failed as a test and the outage is over
     (WAITING, CANCEL): GONE,
     (IN_FLIGHT, START): IN_FLIGHT,  # the next attempt at once, perhaps on another replica
     (IN_FLIGHT, QUEUE): WAITING,
@@ -81,7 +80,7 @@ CALL: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (HELD, CANCEL): GONE,
 }
 
-#: Whether a replica gets calls. `ReplicaStats` shows these words.
+#: Whether a replica gets calls. `ReplicaSnapshot` shows these words.
 ReplicaState = Literal["closed", "open", "half-open", "down", "removed"]
 CLOSED: Final = "closed"  # in use
 OPEN: Final = "open"  # paused for a while
@@ -94,12 +93,12 @@ ReplicaEvent = Literal["pause", "try", "take down", "answer", "remove"]
 PAUSE: Final = "pause"  # it fails
 TRY: Final = "try"  # its pause is over
 TAKE_DOWN: Final = "take down"  # its supervisor says that it is gone
-ANSWER: Final = "answer"  # it answers its probe, or its supervisor says that it is back; of a call: it was answered
+ANSWER: Final = "answer"  # it answers its test call, or its supervisor says that it is back; of a call: it was answered
 REMOVE: Final = "remove"  # it leaves the fleet
 
 REPLICA: Final[Mapping[tuple[ReplicaState, ReplicaEvent], ReplicaState]] = {
     (CLOSED, PAUSE): OPEN,
-    (CLOSED, ANSWER): CLOSED,  # its supervisor says so of one that was never down
+    (CLOSED, ANSWER): CLOSED,  # its supervisor reports back one that was never down
     (OPEN, PAUSE): OPEN,  # what was in flight there hangs
     (OPEN, TRY): HALF_OPEN,
     (OPEN, TAKE_DOWN): DOWN,
@@ -112,7 +111,7 @@ REPLICA: Final[Mapping[tuple[ReplicaState, ReplicaEvent], ReplicaState]] = {
 
 
 class Degree(IntEnum):
-    """How much a call is suspected of killing servers."""
+    """How strongly a call is suspected of killing servers."""
 
     NONE = 0
     FIRST = 1  # in flight at one crash

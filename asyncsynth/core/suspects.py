@@ -1,18 +1,18 @@
-"""Which record kills the server: those in flight at a crash are suspects, and are tried until one is convicted.
+"""Which record kills the server: records in flight at a crash are suspects, and are tried until one is convicted.
 
-A crash: a server that answered fails all its calls in flight, or its supervisor says that it is gone. Each costs a
+A crash: a server that has answered fails all its calls in flight, or its supervisor reports it gone. Each costs a
 restart, minutes for a large model, and most are no record's fault (out of memory, a pre-empted machine), so both must
 be cheap: finding the one poison record among hundreds, and finding that there is none.
 
 - **First crash**: all n in flight become suspects of the first degree. They are tried among ordinary calls, at most
   about sqrt(n) at a time on each replica, those that started last first (poison mostly kills at once). The replica
   stays full with others; an answer of any kind clears a suspect, and each time as many are cleared as may be tried at
-  once, that number doubles. After a kill from outside everybody is cleared in a few rounds, beside the usual work.
+  once, that number doubles. After a kill from outside, all are cleared in a few rounds, beside the usual work.
 - **Second crash**: the poison is among those in flight at *both*: about sqrt(n) of them. They become suspects of the
   second degree and are tried alone, one after the other, on a server where nothing else is in flight: 16 for n = 256,
-  where trying all of them alone after the first crash would keep the server nearly idle for 256 latencies.
-- **Third and fourth crash**: with one call alone in flight there is no doubt; twice, so that a kill from outside in
-  that moment convicts nobody. The record ends with Permanent("poison"), and all others are free again. A failure that
+  while trying all of them alone after the first crash would keep the server nearly idle for 256 latencies.
+- **Third and fourth crash**: with one call alone in flight there is no doubt; twice, so that a kill from outside just
+  then convicts no record. The record ends with Permanent("poison"), and all others are free again. A failure that
   was not the server's end (it answers the next call) is charged like any other.
 
 So one poison record costs four crashes at most. With several replicas, suspects are tried on all of them at once. The
@@ -20,9 +20,9 @@ last replica in use is spared for two minutes while ordinary calls wait for it: 
 risk instead. When no ordinary call waits, suspects start there at once, so that no healthy server is idle beside them.
 Calls are tried alone on servers that have crashed already, which are empty when they return, or on an unused one.
 
-`SuspectBook` knows and decides, and starts nothing: `core.dispatch` asks it whom to try, `core.blame` tells it what
-came of it. Its words: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
-*cleared* (answered, so innocent), or *accused* (it failed alone; whether the server died of it is not known yet). An
+`SuspectBook` decides and starts nothing: `core.dispatch` asks it which call to try, `core.blame` reports the
+results. Its terms: a server *falls* (it had answered, and crashes). A call is *suspected* (in flight at a fall),
+*cleared* (answered, so innocent), or *accused* (it failed alone; whether that killed the server is not known yet). An
 accused call is *convicted* (the server is dead) or *acquitted* (it lives). A replica is kept *free* for a call that is
 tried alone, and *spared* a trial while it is the last one in use.
 """
@@ -53,14 +53,14 @@ from asyncsynth.core.timers import Timers
 from asyncsynth.core.waiting import WaitingRoom
 
 DEADLY = frozenset({"reset", "server_error", "truncated", "protocol"})  #: how a call in flight meets a crash
-MEMORY_S = 10.0  #: failures so long before a fall belong to it
+MEMORY_S = 10.0  #: failures up to this long before a crash belong to it
 PATIENCE_S = 120.0  #: how long suspects wait for a crashed replica to return rather than risk a healthy one
 LEAST_TRIALS = 4
 SOLO_CRASHES = 2  #: crashes with one call alone in flight that convict it
 
 
 class SuspectBook:
-    """Who is suspected of what, and who is tried next. Costs nothing until a server falls."""
+    """Which calls are suspected, and which is tried next. Costs nothing until a server falls."""
 
     def __init__(self, balancer: Balancer, room: WaitingRoom, timers: Timers) -> None:
         self._balancer = balancer
@@ -114,7 +114,7 @@ class SuspectBook:
         if waits:
             self._room.enter(call)
 
-    # --- whom to try --------------------------------------------------------------------------
+    # --- which to try -------------------------------------------------------------------------
 
     def next_among_others(self, replica: Replica, now: float) -> Call | None:
         """The suspect of the first degree to start there now, beside ordinary calls."""
@@ -179,7 +179,7 @@ class SuspectBook:
             replica.keep_free(False)
             replica.health.examiner = False
 
-    # --- what came of it ----------------------------------------------------------------------
+    # --- verdicts -----------------------------------------------------------------------------
 
     def left(self, call: Call, replica: Replica) -> None:
         """A call is no longer in flight there."""
@@ -203,7 +203,7 @@ class SuspectBook:
         replica.health.alive = True
 
     def clear(self, call: Call) -> None:
-        """It was answered: innocent."""
+        """The call was answered: it is innocent."""
         state = call.retry
         if state is None or not state.degree:
             return
@@ -216,19 +216,20 @@ class SuspectBook:
         state.solo_crashes = 0
 
     def accuse(self, call: Call, replica: Replica, outcome: Outcome, now: float) -> None:
-        """It failed alone; the next contact with the server shows whether that is dead."""
+        """The call failed alone; the next contact with the server shows whether that is dead."""
         replica.health.accused = (call, outcome)
         self.fallen(replica, now)
 
     def acquit(self, replica: Replica) -> tuple[Call, Outcome] | None:
-        """The server lives, or it cannot be known. Returns the accused and what it met, an ordinary failure."""
+        """The server lives, or its state is unknown. Returns the accused call and its outcome, an ordinary failure."""
         accused = self._accused(replica)
         if accused is not None:
             self.clear(accused[0])
         return accused
 
     def convict(self, replica: Replica) -> tuple[Call, Permanent] | None:
-        """The server is dead, and the accused was alone there. Returns it with its end, or None: it is tried again."""
+        """The server is dead, and the accused was alone there. Returns it with its end, or None if it is tried
+        again."""
         accused = self._accused(replica)
         if accused is None:
             return None

@@ -1,4 +1,4 @@
-"""The waiting room: every call that waits for a slot, ordinary ones in a queue for each model, suspects apart."""
+"""The waiting room: every call that waits for a slot, ordinary ones in a queue for each model, suspects separately."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from asyncsynth.core.states import Degree, queued
 
 
 class WaitingRoom:
-    """Who waits, and who is next. It starts nothing."""
+    """Knows which calls wait, and which is next. It starts nothing."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
-        self.queues: dict[str, WaitQueue] = {}  #: model -> ordinary calls; all models there ever were
+        self.queues: dict[str, WaitQueue] = {}  #: model -> ordinary calls; all models ever seen
         self.suspects: dict[int, Call] = {}  #: those suspected of killing servers, by id
         self.count: Count = Count()  #: all of them
         self._heaps: dict[tuple[str, Degree], list[tuple[int, float, int, Call]]] = {}  # of suspects
@@ -46,7 +46,7 @@ class WaitingRoom:
             self.count.waiting -= 1
 
     def requeue(self, call: Call) -> None:
-        """Find an ordinary call its place again: its turn has changed. Calls that do not wait stay as they are."""
+        """Put an ordinary call in its new place: its turn has changed. Calls that do not wait stay as they are."""
         if call.entry is not None:
             self.queues[call.model].remove(call)
             self.queues[call.model].push(call, self.home(call))
@@ -85,7 +85,7 @@ class WaitingRoom:
         return self.next_suspect(replica, Degree.FIRST) or self.next_suspect(replica, Degree.SECOND)
 
     def take_suspects(self) -> list[Call]:
-        """All suspects leave; the caller lets them enter again, as what they are then."""
+        """All suspects leave; the caller enters them again under their new degrees."""
         waiting = list(self.suspects.values())
         self.count.waiting -= len(waiting)
         self.suspects.clear()
@@ -102,7 +102,7 @@ class WaitingRoom:
         """Whether a call that is no suspect waits for this replica."""
         return any(self.queues[model].live for model in replica.models)
 
-    def has_fresh_probe(self, replica: Replica) -> bool:
+    def has_untried_call(self, replica: Replica) -> bool:
         """Whether an ordinary call waits that has not failed in this outage yet."""
         heads = [self.queues[model].head() for model in replica.models]
         return any(head is not None and not head[3].turn for head in heads)

@@ -1,4 +1,4 @@
-"""Why calls wait although they are not queued for a slot: in words, for the live line and the status."""
+"""Why calls that are not queued for a slot wait, in words, for the live line and the status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def why_calls_wait(
             said.append(_suspects(suspects, replicas, book, now))
     said += [
         f"an answer of {replica.name}, silent for {now - replica.heard_at:.0f} s: "
-        f"it was asked, and has {silence.patience(replica):.0f} s to answer"
+        f"it was sent a health check, and has {silence.patience(replica):.0f} s to answer"
         for replica in balancer.replicas
         if replica.in_flight and replica.asked_at > replica.heard_at
     ]
@@ -61,7 +61,7 @@ def _away(replicas: Sequence[Replica]) -> str:
 
 
 def _suspects(number: int, replicas: Sequence[Replica], book: SuspectBook, now: float) -> str:
-    """They were in flight at a crash: what holds them back."""
+    """What calls that were in flight at a crash wait for."""
     said = f"{_requests(number)} that were in flight when a server failed"
     away = [replica for replica in replicas if replica.breaker.state is not CLOSED]
     left = book.spared_until() - now

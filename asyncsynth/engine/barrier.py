@@ -160,7 +160,7 @@ def _decisions(step: GlobalStep, rows: _Watched) -> Iterator[Row | Dropped]:
         yield from decisions
     except (AsyncsynthError, BarrierStopped, GeneratorExit):
         raise
-    except BaseException as error:  # SystemExit too: it must not end the process without a word
+    except BaseException as error:  # SystemExit too: it must not end the process silently
         raise PipelineError(
             f"step {step.name!r} failed over all rows: {row_error(error, {}).message}",
             step=step.name,

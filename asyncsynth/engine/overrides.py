@@ -112,7 +112,7 @@ def _hint(init: Any, name: str) -> Any:
 
 
 def _make(step: Step, arguments: dict[str, Any]) -> Step | None:
-    """A step of the same class, outside of any graph; None where the arguments do not fit its constructor."""
+    """A step of the same class, outside of any graph; None if the arguments do not fit its constructor."""
     if isinstance(step, SourceStep):
         return None
     try:

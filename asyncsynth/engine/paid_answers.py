@@ -31,7 +31,7 @@ from asyncsynth.tasks.typed_schema import TypedSchema
 
 #: Row of a record whose step failed though it was answered: (step fingerprint, row key).
 Refused = tuple[str, str]
-#: Whose the kept parts of a row are: nobody's answers, so that no count of answers has them.
+#: The tag of kept parts of rows. It belongs to no step's answers, so that no count of answers includes them.
 _PART_TAG = b"part\0\0\0\0"
 _NONE: frozenset[Refused] = frozenset()
 
@@ -41,7 +41,7 @@ class KeptAnswers:
 
     Args:
         only_own: keep only the answers of steps with user code (`has_own_code`).
-        refused: record key -> rows that failed on their answers and are tried again: these are asked anew.
+        refused: record key -> rows that failed on their answers and are tried again: these are sent again.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class KeptAnswers:
         return self._store.notes()
 
     def asker(self, node: Node, record: str, key: str, send: Callable[..., Awaitable[Completion]]) -> Asker | None:
-        """How a step asks for one row; None where there is nothing to read and nothing to keep."""
+        """How a step asks for one row; None if there is nothing to read and nothing to keep."""
         keeps = self._keeps[node.index]
         if not keeps and not self._store.count:
             return None
@@ -235,7 +235,7 @@ def answer_places(directory: Path, chosen: bool | Path | None) -> tuple[Path | N
 
 @contextmanager
 def open_answers(run: Run) -> Iterator[AnswerStore | None]:
-    """The store of a run; None where nothing is kept and nothing can be read, which costs a run nothing.
+    """The store of a run; None if nothing is kept and nothing can be read, which costs a run nothing.
 
     Raises ConfigurationError for a named path that is something else or a run's own, StorageError.
     """

@@ -23,8 +23,8 @@ from asyncsynth.engine.run import Run, compiled, default_directory, run_of
 from asyncsynth.engine.runner import OnRows, Runner
 from asyncsynth.errors import AsyncsynthError, ConfigurationError
 from asyncsynth.pipeline import Graph, Plan, SourceStep
+from asyncsynth.pipeline.function_process import refuse_run
 from asyncsynth.pipeline.naming import number_of
-from asyncsynth.pipeline.worker_process import refuse_run
 from asyncsynth.records import Row
 from asyncsynth.steps.loaders import LoadJSONL
 from asyncsynth.storage.manifest import Manifest
@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 #: Finished records that wait for a slow reader of `stream()`; beyond, the run waits too.
 _STREAM_BUFFER = 64
+#: Seconds that a run waits for a stream that was left in another thread's loop, and between two looks at it.
+_OTHER_LOOP_S, _LOOK_EVERY_S = 5.0, 0.01
 
 
 class Pipeline(Graph):
@@ -190,11 +192,16 @@ async def _streams_left() -> None:
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     left = [
         one.task
-        for one in _STREAMED
-        if one.task not in (None, this) and one.reader is not None and one.reader() is None
+        for one in list(_STREAMED)
+        if one.task is not None and one.task is not this and one.reader is not None and one.reader() is None
     ]
-    if ending := [task for task in left if task is not None and task.get_loop() is loop]:
+    if ending := [task for task in left if task.get_loop() is loop]:
         await asyncio.wait(ending)
+    # A loop of another thread that does not turn, because it waits for this one, must not be waited for without end.
+    until = loop.time() + _OTHER_LOOP_S
+    for task in left:
+        while not task.done() and task.get_loop().is_running() and loop.time() < until:  # noqa: ASYNC110  # not our loop's
+            await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -99,7 +99,7 @@ class Progress:
     notes: list[str] = field(default_factory=list)  #: what happened to servers since the start
     reread_answers: int = 0  #: answers that were paid for earlier and read again
     stage: str = ""  #: "1/2" is the first of two; "1/2, deduplicate_0" at the step after it; '' if one
-    waits: str = ""  #: why requests wait for something else than a slot; '' where none does
+    waits: str = ""  #: why requests wait for anything other than a slot; '' if none does
 
     @property
     def eta_s(self) -> float | None:

@@ -48,7 +48,7 @@ class RunDirectory:
         is_whole = extent is not None and extent.limit is None and not manifest.rows_of
         self._extent_before = extent.records if extent is not None and is_whole else None
         #: Records in flight that failed and are tried again -> (step fingerprint, row key) of the rows whose answers
-        #: were of no use: to read these again would fail again.
+        #: were useless: reading these again would fail again.
         self.refused: dict[str, set[tuple[str, str]]] = {}
 
     @classmethod

@@ -9,6 +9,7 @@ journaled. The run is complete only when no record is pending. `engine.run_state
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable, Iterator
 from typing import final
@@ -21,12 +22,13 @@ from asyncsynth.engine.failing import ADVICE, FailureRules
 from asyncsynth.engine.following_window import FollowingWindow
 from asyncsynth.engine.loop_watch import LoopWatch
 from asyncsynth.engine.options import FinishedRows
-from asyncsynth.engine.paid_answers import KeptAnswers
+from asyncsynth.engine.paid_answers import KeptAnswers, has_own_code
 from asyncsynth.engine.report import Counts, Progress, RunReport
 from asyncsynth.engine.run import Run
 from asyncsynth.engine.run_directory import RunDirectory
 from asyncsynth.engine.run_states import BROKEN, CLOSED, READING, WHOLE_INPUT, RunState
 from asyncsynth.engine.server_lines import KEEP_EVERY_S, keep_lines, server_lines
+from asyncsynth.engine.step_exits import exits_are_errors
 from asyncsynth.engine.totals import RunTotals, Stop, say_missing
 from asyncsynth.engine.walk import Walked, Walker
 from asyncsynth.errors import AsyncsynthError, InputError, StorageError, Withdrawn
@@ -90,10 +92,16 @@ class Runner:
         self._room = asyncio.Event()  #: set when a credit came back, or there is another reason to look
         self._resting: list[asyncio.Future[tuple[Record, int] | None]] = []  #: tasks that have no record
         self._state: RunState = READING
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()  #: by a caller that caught it and runs a pipeline nevertheless
         self._has_failed = False  #: the task of a record raised, which ends the run
         directory.watch(self._settled, self._journal_failed)
         self._failure_rules = FailureRules(run.max_failures, directory.any_ended_well)
         self.counts: Counts = Counts()
+        has_own = any(has_own_code(node.step) for node in run.plan.nodes)
+        self._exits = exits_are_errors(self._loop) if has_own else contextlib.nullcontext()
         self._started = self._loop.time()
         # Rates are this stage's; the pool has counted since the start of the first one.
         self._rate_marks = [(self._started, 0, pool.snapshot().completion_tokens)]
@@ -101,8 +109,12 @@ class Runner:
 
     @property
     def _is_ending(self) -> bool:
-        """Whether a cancellation is the run's own. Else a step's code caused it, and it costs that record only."""
-        return self._has_failed or self._state is CLOSED
+        """Whether a cancellation is the run's own. Else a step's code caused it, and it costs that record only.
+
+        A loop that closes (`asyncio.run` after a `stream()` was left) cancels the tasks of records and of the run at
+        once, in any order.
+        """
+        return self._has_failed or self._state is CLOSED or self._task.cancelling() > self._cancelled_before
 
     # --- running -------------------------------------------------------------------------------
 
@@ -114,7 +126,7 @@ class Runner:
         self._keep()
         try:
             self._directory.note_extent(self._counted_before(), self._run.limit)
-            with LoopWatch(self._loop, self._pool.notes.append):
+            with LoopWatch(self._loop, self._pool.notes.append), self._exits:
                 return await self._all_ended()
         finally:
             self._keep(again=False)

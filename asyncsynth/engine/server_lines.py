@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 
-from asyncsynth.client.server_pool import PoolSnapshot, ReplicaSnapshot
+from asyncsynth.client.server_pool import PoolSnapshot
+from asyncsynth.core.replica_state import ReplicaSnapshot
 from asyncsynth.storage import layout
 
 FILE = layout.SERVERS

@@ -184,7 +184,7 @@ async def run_stages(
 ) -> RunReport:
     """Runs one stage after the other, and the barriers between.
 
-    Stops, resumable, at the first stage that does not come to its end.
+    Stops, resumable, at the first stage that does not finish.
 
     Args:
         found: what the tests of the servers found, for the report.

@@ -3,7 +3,7 @@
 A record may become several rows on its way (a list of questions expanded, several generations); each row
 has a key of its own (`17`, `17.0`, `17.1.3`) and fails or succeeds on its own. Joins match rows by key.
 
-No row is lost without a word: for every step, the rows that come in, each counted as often as the step expands it,
+No row is lost silently: for every step, the rows that come in, each counted as often as the step expands it,
 are those that go out, those that failed and those that were dropped for a reason (see `engine.joins` for joins).
 What a step returns is JSON from then on (`records.plain_json`): a value that is not fails its row, here and at once,
 so that a run that was interrupted and one that was not have the same values.
@@ -27,6 +27,7 @@ from asyncsynth.engine.report import Counts
 from asyncsynth.errors import AsyncsynthError, ParseFailure, RecordError, Withdrawn
 from asyncsynth.pipeline import Context, Dropped, GlobalStep, JoinStep, ModelStep, Node, Plan, RowStep
 from asyncsynth.pipeline.functions import checked_outputs
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.pipeline.making import (
     CARRIED,
     Making,
@@ -38,7 +39,6 @@ from asyncsynth.pipeline.making import (
 )
 from asyncsynth.pipeline.seen import SeenRow, keepable, plain_row, row_error, runs_foreign_code
 from asyncsynth.pipeline.step import Step
-from asyncsynth.pipeline.work import Work
 from asyncsynth.records import Record, Row, content_hash, not_json, plain_json
 from asyncsynth.storage.entries import FailedRow, StepResult
 
@@ -93,7 +93,7 @@ class Walker:
         self._save = save
         self._answers = answers
         self._is_ending = is_ending
-        self.work = Work()  #: threads and processes of its steps; whoever made the walker closes it
+        self.work = Work()  #: threads and processes of its steps; the walker's creator closes it
         self._answered = [0] * len(plan.nodes)  #: answers got, by node
         self._cut: Counter[tuple[int, str]] = Counter()  #: by node and the setting that cut them
         self._is_carried = isinstance(plan.nodes[0].step, GlobalStep)  # rows may bring makings
@@ -362,7 +362,7 @@ async def _generate_in_time(step: ModelStep, row: Row, ctx: Context) -> list[Row
 
 
 def _has_task() -> bool:
-    """False where a coroutine is being closed after its event loop has ended."""
+    """False if a coroutine is being closed after its event loop has ended."""
     try:
         return asyncio.current_task() is not None
     except RuntimeError:
@@ -461,6 +461,8 @@ class _Way:
 
     def end(self, key: str, step: Step, error: BaseException, row: Row) -> None:
         """A step raised on a row: its end, by the cause. Raises the error itself where it must stop the run."""
+        if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code
+            error = first_error(error)
         if isinstance(error, Dropped):
             self.drop(key, step, error.reason)
         elif isinstance(error, AsyncsynthError) and not isinstance(error, RecordError):

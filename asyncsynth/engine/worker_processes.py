@@ -55,7 +55,7 @@ class Worker:
     said: dict[str, Any] = field(default_factory=dict)  #: its last progress or its report
     done: bool = False  #: `said` is its report
     running: bool = True
-    stopped: bool = False  #: it ended before it began, because it was told to
+    stopped: bool = False  #: it ended before it began, because a signal or a command asked it to
 
     @property
     def counts(self) -> Counts:
@@ -185,7 +185,7 @@ class Workers:
             case "done":
                 worker.said, worker.done = said, True
                 self._weigh_failures()
-                if not said["complete"] and self._stop is None:  # it stopped by itself: so do the others
+                if not said["complete"] and self._stop is None:  # it stopped on its own: so do the others
                     self.drain(f"worker {worker.shard}: {said['stopped_why']}", advice=said["advice"])
             case "stopped":
                 worker.stopped = True

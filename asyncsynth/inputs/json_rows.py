@@ -17,6 +17,6 @@ def to_json_row(row: Mapping[str, Any]) -> Row:
 
 
 def explain_unjsonable(value: Any) -> tuple[str, str] | None:
-    """(place, what it is) of the first value that JSON cannot carry unchanged; None when there is none."""
+    """(place, what it is) of the first value that JSON cannot carry unchanged; None if there is none."""
     found = not_json(value)
     return None if found is None else (found[0] or "the row", found[1])

@@ -106,7 +106,7 @@ class Reader:
         return _digest(self._chunks(), wanted) == (wanted, old["head_sha256"])
 
     def columns(self) -> tuple[str, ...]:
-        """The columns of the first good row. Raises InputError when there is none."""
+        """The columns of the first good row. Raises InputError if there is none."""
         for item in self:
             if isinstance(item, SourceRow):
                 return tuple(item.row)

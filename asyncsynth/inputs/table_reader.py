@@ -13,7 +13,7 @@ from asyncsynth.records import Row
 
 
 class TableReader(DictsReader):
-    """Rows of a function that reads them anew at each call. Dates and times become ISO 8601 text.
+    """Rows of a function that reads them again at each call. Dates and times become ISO 8601 text.
 
     Args:
         read: returns the rows from the first one, lazily; raises InputError for what cannot be read.

@@ -1,4 +1,4 @@
-"""What to do: steps, the graph they form, its checks and drawings. Pure; the engine does it."""
+"""The definition of the work: steps, their graph, its checks and drawings. Pure; the engine executes it."""
 
 from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.current import current_graph

@@ -1,4 +1,4 @@
-"""Where steps over all rows may stand: at a cut of the graph, and nowhere else.
+"""Where steps over all rows are allowed: at a cut of the graph, and nowhere else.
 
 A `GlobalStep` waits for every row before it. A branch beside it, or a connection that leads around it, would
 mix rows that have waited with rows that have not; such graphs are refused before anything runs.
@@ -32,7 +32,7 @@ def _check_cut(nodes: Sequence[Node], barrier: Node) -> None:
     for node in nodes:
         if node is not barrier and node.index not in before and node.index not in after:
             raise PipelineError(
-                f"step {node.step.name!r} stands beside {name!r}, which waits for all rows",
+                f"step {node.step.name!r} is beside {name!r}, which waits for all rows",
                 step=node.step.name,
                 hint=_HINT,
             )

@@ -1,7 +1,7 @@
 """Chat messages in rows: what a valid conversation is, and the text in a message.
 
-A message is a mapping with the keys of the OpenAI API. What is checked here is its form, so that an error names the
-message; every key of it travels on unchanged.
+A message is a mapping with the keys of the OpenAI API. This module checks its form, so that an error names the
+message. Every key is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from asyncsynth.client.messages import Message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 #: Roles whose message sets the model's behaviour; it comes first.
 SYSTEM_ROLES = ("system", "developer")
-#: Roles that a conversation may end with when the model is to answer.
+#: Roles that the last message may have when a model is asked to answer.
 ASKING_ROLES = ("user", "tool")
 
 
 def checked_conversation(value: Any) -> tuple[list[Message], str]:
-    """(a copy of a list of messages, ''), or ([], why it is none).
+    """(a copy of a list of messages, ''), or ([], what is wrong with it).
 
     The copy is one level deep: each message is a new dict with the same values.
     """
@@ -38,7 +38,7 @@ def checked_conversation(value: Any) -> tuple[list[Message], str]:
 
 
 def message_fault(message: Any, *, any_role: bool = False) -> str:
-    """What was expected of a value that is no message; '' for a message. `any_role`: a role may be any text."""
+    """What was expected, for a value that is not a message; '' for a message. `any_role`: a role may be any text."""
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str) or not (any_role or role in ROLES):
         meant = nearest(role, ROLES) if isinstance(role, str) else ""
@@ -86,7 +86,7 @@ def for_templates(message: Message) -> Message:
 
 
 def is_blank(message: Mapping[str, Any]) -> bool:
-    """True if a message says nothing: no text, no part other than text, no tool call."""
+    """True if a message is empty: no text, no part other than text, no tool call."""
     content = message.get("content")
     if message.get("tool_calls") or text_in(content).strip():
         return False

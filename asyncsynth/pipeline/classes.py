@@ -1,4 +1,4 @@
-"""What is known of a user's class without calling anything of it: whose it is, what it writes down, what it holds."""
+"""Inspects a user's class without calling any of its code: its origin, its declarations, its attributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asyncsynth.pipeline.reads import Reads
 #: Names of the module that a pipeline file is run as.
 MAIN = frozenset({"__main__", "__mp_main__", "asyncsynth_pipeline"})
 _MADE_BY_A_STATEMENT = 1 << 9  #: flag of a class that is not built into an interpreter's or an extension's C code
-#: Methods that make an object; what they set is what it was given.
+#: Methods that make an object; the attributes that they set hold its arguments.
 _MAKERS = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "model_post_init"})
 #: Attributes of a field that decide values, checks or schemas.
 _OF_A_FIELD = (
@@ -26,7 +26,7 @@ _OF_A_FIELD = (
 
 
 def is_user_class(kind: type) -> bool:
-    """Whether a class was written by the user: it belongs to no installed package."""
+    """Whether the user wrote a class: it belongs to no installed package."""
     made = kind.__flags__ & _MADE_BY_A_STATEMENT
     if not made or kind.__module__ in ("builtins", "abc", "typing") or is_own_class(kind):
         return False
@@ -39,7 +39,7 @@ def is_user_class(kind: type) -> bool:
 
 
 def file_of(kind: type) -> str:
-    """The file of a class: of its module, or of one of its functions where that is not a loaded one."""
+    """The file of a class: of its module, or of one of its functions if that module is not loaded."""
     try:
         return inspect.getfile(kind)
     except (OSError, TypeError):
@@ -55,7 +55,7 @@ def is_own_class(kind: type) -> bool:
 
 
 def left_out(kind: type) -> frozenset[str]:
-    """Attributes that the class says decide nothing."""
+    """Attributes that, according to the class, decide no result."""
     return frozenset[str]().union(*(vars(each).get("not_fingerprinted", ()) for each in kind.__mro__))
 
 
@@ -86,9 +86,9 @@ def is_written_attribute(kind: type, name: str, value: Any, *, generated: bool) 
 
 
 def fields_of(kind: type) -> dict[str, dict[str, Any]]:
-    """What the fields of a dataclass, of a pydantic or of an attrs class say: field -> attribute -> value.
+    """The declarations of the fields of a dataclass, a pydantic or an attrs class: field -> attribute -> value.
 
-    Their values are not in the class's text where they come from a name: ``Field(ge=LIMIT)``.
+    Their values are not in the class's text if they come from a name: ``Field(ge=LIMIT)``.
     """
     own = vars(kind)
     fields: Any = own.get("__dataclass_fields__") or own.get("__pydantic_fields__") or own.get("model_fields")
@@ -107,7 +107,7 @@ def _is_unset(value: Any) -> bool:
 
 
 def vars_or_slots(value: Any) -> dict[str, Any]:
-    """An object's attributes, without calling anything of its class's."""
+    """An object's attributes, without calling code of its class."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         for name, member in vars(kind).items():

@@ -1,8 +1,8 @@
-"""The text of a user's functions, classes and modules, without what does not change their results.
+"""The text of a user's functions, classes and modules, without the parts that do not affect results.
 
-Comments, blank lines, quotes and docstrings are no part of a text. It comes from the source where the source is the
-code that runs. A function whose file was edited after it was imported, or that was typed at a prompt, is known by its
-bytecode instead.
+Comments, blank lines, quotes and docstrings are no part of a text. It comes from the source if the source is the
+code that runs. A function whose file was edited after its import, or that was typed at a prompt, is represented by
+its bytecode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-_MAX_BYTES = 4 << 20  #: a larger file is data; its functions are known by their bytecode
+_MAX_BYTES = 4 << 20  #: a larger file is data; its functions are represented by their bytecode
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _WITH_DOCS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 #: Decorators that do not read a function's docstring.
@@ -80,7 +80,7 @@ class SourceFile:
             self._index(child, inner)
 
     def function(self, code: CodeType) -> Any:
-        """The node of a function, None if it cannot be identified, or is not what runs."""
+        """The node of a function, None if it cannot be identified, or is not the code that runs."""
         key = code.co_name, code.co_firstlineno
         nodes = self._nodes.get(key, ())
         return nodes[0] if len(nodes) == 1 and code in self._codes.get(key, ()) else None
@@ -99,7 +99,7 @@ _files: dict[str, tuple[str, SourceFile | None]] = {}
 
 
 def source_file(filename: str) -> SourceFile | None:
-    """The file as it is on the disk (or in the notebook) now; None where there is no Python source to read."""
+    """The file as it is on the disk (or in the notebook) now; None if there is no Python source to read."""
     linecache.checkcache(filename)
     lines = linecache.getlines(filename)
     source = "".join(lines)
@@ -117,13 +117,13 @@ def source_file(filename: str) -> SourceFile | None:
 
 
 def _is_empty(filename: str) -> bool:
-    """Whether it is a source file without a line, as many an ``__init__.py`` is."""
+    """Whether it is an empty source file, as many ``__init__.py`` files are."""
     return filename.endswith(".py") and os.path.isfile(filename) and not os.path.getsize(filename)
 
 
 @functools.lru_cache(maxsize=4096)
 def project_folder(filename: str) -> str:
-    """The folder that moves when the user moves the project of a file: the nearest one that says it is a project,
+    """The folder that moves when the user moves a file's project: the nearest one with the mark of a project,
     else the one that holds the file or its packages."""
     here = folder = os.path.dirname(os.path.abspath(filename))
     while os.path.isfile(os.path.join(here, "__init__.py")) and os.path.dirname(here) != here:
@@ -146,7 +146,7 @@ def function_text(code: CodeType, scope: Mapping[str, Any]) -> str:
     if isinstance(node, ast.Lambda):
         return ast.unparse(node)
     node.decorator_list = [each for each in node.decorator_list if not _is_own(each, scope)]
-    # A decorator may use the docstring, as libraries of prompts do.
+    # A decorator may use the docstring; prompt libraries do.
     keep = any(_last_name(each) not in _PLAIN for each in node.decorator_list)
     doc = ast.get_docstring(node, clean=False) if keep else None
     text = ast.unparse(_Bare().visit(node))
@@ -154,7 +154,7 @@ def function_text(code: CodeType, scope: Mapping[str, Any]) -> str:
 
 
 def class_text(kind: type, filename: str, *, methods: bool = False) -> str:
-    """The text of a class: bases, annotations, assignments, and `methods`. '' where it cannot be read."""
+    """The text of a class: bases, annotations, assignments, and `methods`. '' if it cannot be read."""
     file = source_file(filename) if filename else None
     found = [] if file is None else file.classes(kind.__qualname__)
     texts = []
@@ -188,7 +188,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def module_file(name: str) -> str | None:
-    """The file of a module, found without importing it or its packages; None where there is none."""
+    """The file of a module, found without importing it or its packages; None if there is none."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         return getattr(loaded, "__file__", None)

@@ -27,17 +27,17 @@ from typing import Any
 import orjson
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_SHOWN = 400  #: characters of a constant that are kept; of a longer one, its hash stays
+_SHOWN = 400  #: characters of a constant that are kept; a longer one also has its hash
 _MANY = 64  #: items from which a container of scalars is taken as a whole
 
-#: Types whose `repr` says all that they hold.
+#: Types whose `repr` shows everything that they hold.
 _BY_REPR: tuple[type, ...] = (
     bool, complex, decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta,
     datetime.tzinfo, uuid.UUID, range, slice, zoneinfo.ZoneInfo, operator.itemgetter, operator.attrgetter,
     operator.methodcaller, type(Ellipsis), type(NotImplemented),
 )  # fmt: skip
 
-#: Objects that decide no result: they order the work or tell of it.
+#: Objects that decide no result: they order the work or report it.
 SILENT: tuple[type, ...] = (
     logging.Logger, logging.LoggerAdapter, type(threading.Lock()), type(threading.RLock()), threading.Event,
     threading.Condition, threading.Semaphore, asyncio.Lock, asyncio.Event, asyncio.Semaphore, asyncio.Condition,
@@ -52,7 +52,7 @@ _PLAIN = (
 
 
 def stable_form(value: Any) -> tuple[bool, Any]:
-    """(True, the value as JSON), or (False, None) where it has to be looked into or has no stable form."""
+    """(True, the value as JSON), or (False, None) if its contents must be followed or it has no stable form."""
     kind: type = type(value)
     if kind in _SCALARS:
         return True, _scalar(value)
@@ -70,7 +70,7 @@ def stable_form(value: Any) -> tuple[bool, Any]:
         return True, {kind.__name__: repr(value)}
     if kind is object:
         return True, {"object": ""}
-    # Its metaclasses are those of classes; what has arguments is looked into.
+    # Its metaclasses are those of classes; the contents of types with arguments are followed.
     if kind.__module__ == "typing" and not issubclass(kind, type) and not parts_of_alias(value):
         return True, {"type": repr(value)}
     if kind in (list, dict, tuple) and len(value) >= _MANY:
@@ -105,7 +105,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _many(value: Any) -> tuple[bool, Any]:
-    """A long container of scalars, by its hash: nothing in it has to be followed."""
+    """A long container of scalars, by its hash: nothing in it must be followed."""
     items = list(value.items()) if isinstance(value, dict) else value
     kinds = set(map(type, value.values() if isinstance(value, dict) else value))
     if isinstance(value, dict):
@@ -139,7 +139,7 @@ def _text(form: Any) -> str:
 
 
 def shown(form: Any) -> Any:
-    """A form as it is kept: scalars and short texts as they are, what is longer by its beginning and its hash."""
+    """The stored form: scalars and short texts unchanged, longer ones by their beginning and their hash."""
     if isinstance(form, (bool, int, float, type(None))):
         return form
     text = form if isinstance(form, str) else _text(form)

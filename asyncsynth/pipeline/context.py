@@ -1,4 +1,4 @@
-"""What a step sees beside its row. There is nothing ambient: all a step may use is handed to it here."""
+"""What a step sees besides its row. Nothing is ambient: everything that a step may use is passed to it here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from asyncsynth.client.messages import Choice, Completion, ModelRequest, Usage
 from asyncsynth.errors import RecordError, RunStopped, Withdrawn
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.pipeline.making import end_of
 from asyncsynth.pipeline.seen import place_of
-from asyncsynth.pipeline.work import Work
 from asyncsynth.records import seed_of, stable_seed
 
 #: Columns that a task writes beside its outputs where its `provenance` names them.
@@ -63,16 +63,16 @@ class Context:
         self.stopped: Withdrawn | RunStopped | None = None  #: the run stops, and a request of this row was refused
         self.cut: Sequence[tuple[ModelRequest, Completion]] = ()  #: those of them that ended at max_tokens
         self.told: Completion | None = None  #: the one that the outputs were read from; None: the last
-        self.notes: dict[str, Any] = {}  #: what the step itself wants kept with the result (small JSON)
+        self.notes: dict[str, Any] = {}  #: the step's own notes, kept with the result (small JSON)
 
     def equip(self, *, work: Work | None = None, keep: Keep | None = None) -> None:
-        """Gives the step what few need: threads and processes, and results within a row that outlive a crash."""
+        """Gives the step what only a few need: threads and processes, and partial results that survive a crash."""
         self._work = work
         self._keep = keep
 
     @property
     def keep(self) -> Keep | None:
-        """What `once` keeps results with; None for nothing."""
+        """The store in which `once` keeps results; None if it keeps none."""
         keep: Keep | None = getattr(self, "_keep", None)
         return keep
 
@@ -87,7 +87,7 @@ class Context:
     async def once(self, parts: list[Any], make: Callable[[], Awaitable[Any]]) -> Any:
         """What `make` returns (JSON), or what it returned before a crash for this row and the same `parts` (JSON).
 
-        Only steps with `needs_work` in a run that keeps answers (``--answers``) find anything again.
+        Only steps with `needs_work` in a run that keeps answers (``--answers``) get stored results.
         """
         keep = self.keep
         return await (make() if keep is None else keep(parts, make))
@@ -137,11 +137,11 @@ class Context:
         return random.Random(stable_seed(self.run_seed, self.key, self._step_id, purpose))  # noqa: S311
 
     async def send(self, request: ModelRequest) -> Completion:
-        """Asks the model. Raises RequestFailed when it ends without a completion."""
+        """Asks the model. Raises RequestFailed if it ends without a completion."""
         try:
             completion = await self._send(request)
         except (Withdrawn, RunStopped) as stopped:
-            self.stopped = stopped  # the engine must know of it, whatever the step's code makes of it
+            self.stopped = stopped  # the engine must know of it, whatever the step's code does with it
             raise
         self.completions.append(completion)
         choices = completion.choices
@@ -157,7 +157,7 @@ class Context:
         return child
 
     def provenance(self) -> dict[str, Any]:
-        """Lean facts on how this row's result came about: model that answered, tokens, finish, attempts."""
+        """Brief facts on how this row's result was made: model that answered, tokens, finish, attempts."""
         done = self.completions
         if not done:
             return dict(self.notes)
@@ -179,7 +179,7 @@ class Context:
             **self.notes,
         }
         if self.cut:
-            # `finish` is the last answer's alone, and outputs may hold any of them: how the cut ones end.
+            # `finish` is only the last answer's, and outputs may hold any of them: so keep the ends of the cut ones.
             facts["cut"] = [
                 end_of(choice.text) for _, completion in self.cut for choice in completion.choices if _is_cut(choice)
             ]

@@ -1,4 +1,4 @@
-"""Which pipeline's `with` block we are in. Apart from graph.py so that step.py need not import it."""
+"""Which pipeline's `with` block we are in. Separate from graph.py, so that step.py does not import that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StepRegistry(Protocol[AnyStep]):
     name: str
 
     def add(self, step: AnyStep) -> None:
-        """Takes a step in and names it."""
+        """Adds a step and names it."""
 
     def connect(self, left: AnyStep, right: AnyStep) -> None:
         """`left >> right`."""

@@ -1,4 +1,4 @@
-"""What a model step's input depends on: which other steps, when they change, may make its results worthless."""
+"""What a model step's input depends on: the other steps whose changes may invalidate its results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from asyncsynth.pipeline.step import ColumnOrigins, GlobalStep, ModelStep, Sourc
 def dependencies(
     steps: Sequence[Step], before: Sequence[Sequence[int]], flows: Sequence[ColumnOrigins | None]
 ) -> list[frozenset[str]]:
-    """For each step, the names of the steps before it that decide what it reads or how its rows are known.
+    """For each step, the names of the steps before it that decide its input columns or the keys of its rows.
 
     Args:
         steps: in topological order.
         before: indexes of each step's predecessors.
-        flows: the columns that leave each step, with the step that made each; None where they are not known.
+        flows: the columns that leave each step, with the step that made each; None if they are not known.
     """
     names = [step.name for step in steps]
     place = {name: index for index, name in enumerate(names)}
@@ -44,18 +44,18 @@ def dependencies(
 
 
 def _reads(step: Step) -> list[str] | None:
-    """The columns that a step reads; None where it may read any."""
+    """The columns that a step reads; None if it may read any."""
     if not isinstance(step, ModelStep) and not step.inputs:
         return None
     return [step.input_mappings.get(name, name) for name in (*step.inputs, *step.optional_inputs)]
 
 
 def _may_change_any_row(step: Step) -> bool:
-    """Whether it may change columns that it does not declare, or become several rows of one."""
+    """Whether it may change columns that it does not declare, or make several rows of one."""
     if isinstance(step, ModelStep):
         many: Any = getattr(step, "num_generations", 2)
         grouped = getattr(step, "group_generations", False)
         own_generate = any("generate" in vars(kind) for kind in type(step).__mro__ if not is_own(kind))
         return own_generate or (many > 1 and not grouped)
-    # A filter and a step over all rows leave rows out, and change no key.
+    # A filter and a step over all rows only leave rows out; they change no key.
     return not isinstance(step, (SourceStep, GlobalStep)) and type(step).__name__ != "Filter"

@@ -1,7 +1,7 @@
 """Drawings of a pipeline: Mermaid for pages and notebooks, plain text for a terminal. Made offline.
 
 Both show every step with its class and model, the columns it reads and writes, and the mappings. A pipeline
-that is not valid yet can be drawn too: that is when one looks at it.
+that is not valid yet can be drawn too, since a drawing helps to correct it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ESCAPES = str.maketrans({'"': "#quot;", "<": "#lt;", ">": "#gt;", "#": "#35;", 
 
 
 def mermaid(graph: Drawable) -> str:
-    """A Mermaid flowchart: ``flowchart TD`` and one line a step and connection."""
+    """A Mermaid flowchart: ``flowchart TD`` and a line for each step and connection."""
     lines = ["---", f"title: {_title(graph.name)}", "---", "flowchart TD"]
     ids = {step: f"s{number}" for number, step in enumerate(graph.steps)}
     flows = graph.columns()
@@ -56,7 +56,7 @@ def mermaid(graph: Drawable) -> str:
 
 
 def plain_text(graph: Drawable) -> str:
-    """One paragraph a step, in the order of the flow."""
+    """One paragraph for each step, in the order of the flow."""
     lines = [_clean(graph.name)]
     flows = graph.columns()
     for step in _ordered(graph):
@@ -115,7 +115,7 @@ def _ordered(graph: Drawable) -> list[Step]:
 
 
 def _clean(text: str) -> str:
-    """Printable characters only: names and models come from files, and a terminal obeys what it is sent."""
+    """Printable characters only: names and models come from files, and terminals obey control characters."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

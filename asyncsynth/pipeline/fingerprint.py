@@ -22,8 +22,8 @@ from asyncsynth.records import canonical_json
 def jsonable(value: Any, *, where: str, code: Collector | None = None) -> Any:
     """`value` as JSON for a fingerprint.
 
-    `code` follows the functions and the user's objects in it; without it, they are hashed where they are.
-    Raises PipelineError naming `where` for what has no stable form.
+    `code` follows the functions and the user's objects in it; without `code`, they are hashed in place.
+    Raises PipelineError naming `where` for a value without a stable form.
     """
     if code is not None and is_user_class(value if isinstance(value, type) else type(value)):
         code.add(value if isinstance(value, type) else type(value), "")
@@ -32,7 +32,7 @@ def jsonable(value: Any, *, where: str, code: Collector | None = None) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return _checked(value, where=where)
     if isinstance(value, LLM):
-        # Only what differs from the defaults: runs from before these settings have none of them.
+        # Only values that differ from the defaults: runs from before these settings have none of them.
         kept = {} if value.reasoning == "separate" else {"reasoning": value.reasoning}
         kept |= {} if value.system_role == "system" else {"system_role": value.system_role}
         return {"model": value.model, "embedded": value.is_embedded, **kept, **jsonable(value.params(), where=where)}
@@ -76,7 +76,7 @@ def _checked(value: Any, *, where: str) -> Any:
 def function_identity(function: Any, *, where: str) -> str:
     """Name and hash of a function, a class or an object with `__call__`: of its code and of all that this reads.
 
-    An edited function means redone results, and so does one made again over another value
+    An edited function means redone results, and so does one that closes over another value
     (``make_filter(3)``, ``make_filter(4)``), though their source is the same. `where` is for errors.
     """
     kind = function if hasattr(function, "__qualname__") else type(function)

@@ -1,4 +1,4 @@
-"""What `@task` and `@step` need of a user's function: the columns it is declared with, and what it returned."""
+"""Checks of a user's function for `@task` and `@step`: its declared columns, and its return value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checked_outputs(made: Any, outputs: tuple[str, ...], *, where: str, filled: 
 
 
 def checked_timeout(where: str, timeout: float | None) -> float | None:
-    """Raises ConfigurationError for what is no time limit."""
+    """Raises ConfigurationError for an invalid time limit."""
     is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and 0 < timeout < float("inf")):
         raise ConfigurationError(f"{where}: timeout={timeout!r}; seconds above 0 were expected")

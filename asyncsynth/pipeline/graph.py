@@ -34,11 +34,11 @@ from asyncsynth.storage.layout import refuse_own_files
 
 
 class Graph:
-    """Steps and their connections. `asyncsynth.Pipeline` adds the running.
+    """Steps and their connections. `asyncsynth.Pipeline` adds execution.
 
     Args:
         name: names the default run directory and the drawings; by default that of the file that makes the pipeline
-            (``pipeline`` where there is none, as in a notebook).
+            (``pipeline`` if there is none, as in a notebook).
     """
 
     @checked
@@ -71,7 +71,7 @@ class Graph:
     # --- building ------------------------------------------------------------------------------
 
     def add(self, step: Step) -> None:
-        """Takes a step in and names it if it has no name."""
+        """Adds a step and names it if it has no name."""
         taken = {other.name for other in self.steps}
         if step._explicit_name:
             if not step._name or any(char in "/\\" or not char.isprintable() for char in step._name):
@@ -101,7 +101,7 @@ class Graph:
         self._edges.append((left, right))
 
     def replace(self, old: Step, new: Step) -> None:
-        """Puts a step in another's place, connections and all."""
+        """Replaces a step by another, which takes over its connections."""
         self.steps[self.steps.index(old)] = new
         self._edges = [(new if left is old else left, new if right is old else right) for left, right in self._edges]
         old._graph, new._graph = None, self
@@ -142,7 +142,7 @@ class Graph:
     def plan(self, *, run_seed: int = 0, answering: dict[str, str] | None = None) -> Plan:
         """Checks the graph and its columns and compiles it.
 
-        `answering` maps a model's name to the one that will really answer (the embedded model): a result of
+        `answering` maps a model's name to the model that will really answer (the embedded one): a result of
         a stand-in must never pass for a result of the model named, so it is part of the fingerprint.
         Raises PipelineError naming step, column and nearest match.
         """
@@ -181,7 +181,7 @@ class Graph:
         return [need for step in self.steps if isinstance(step, ModelStep) for need in step.needs()]
 
     def columns(self) -> dict[Step, ColumnOrigins]:
-        """The columns that leave each step, as far as they can be told; nothing for a graph that is not valid."""
+        """The columns that leave each step, as far as they are known; nothing for a graph that is not valid."""
         try:
             nodes = self._sorted()
             flows = self._check_columns(nodes)
@@ -226,7 +226,7 @@ class Graph:
             )
         if sources[0].before:
             name = sources[0].step.name
-            raise PipelineError(f"{name!r} reads the input: nothing can stand before it", step=name)
+            raise PipelineError(f"{name!r} reads the input: nothing can come before it", step=name)
         for node in nodes:
             step = node.step
             if isinstance(step, SourceStep):
@@ -254,7 +254,7 @@ class Graph:
         check_joins(nodes)
 
     def _check_columns(self, nodes: list[Node]) -> list[ColumnOrigins | None]:
-        """Follows the columns from the source; where they cannot be known, checking stops there."""
+        """Follows the columns from the source; where they cannot be known, checking stops."""
         flows: list[ColumnOrigins | None] = []
         for node in nodes:
             step = node.step
@@ -273,7 +273,7 @@ class Graph:
 
 
 def _settings(step: Step, answering: dict[str, str]) -> dict[str, Any]:
-    """The step's settings, with its code in them also where it says itself what its settings are."""
+    """The step's settings, including its code even if the class overrides `settings`."""
     settings = step.settings()
     if "code" not in settings and (parts := step.code().parts):
         settings = {**settings, "code": parts}
@@ -289,7 +289,7 @@ def _fingerprint(nodes: list[Node], settings: list[dict[str, Any]], run_seed: in
     seen: dict[str, int] = {}
     for node, own in zip(nodes, settings, strict=True):
         if isinstance(node.step, ModelStep):
-            # Where a result is written does not change it.
+            # The output column does not change a result.
             deciding = {key: value for key, value in own.items() if key != "output_mappings"}
             base = short_hash({"settings": deciding, "run_seed": run_seed})
             # Two equal steps are two samples: number them, so that neither takes the other's results.
@@ -299,10 +299,10 @@ def _fingerprint(nodes: list[Node], settings: list[dict[str, Any]], run_seed: in
 
 
 def _give_seed_ids(nodes: list[Node]) -> None:
-    """Tells each model step from its neighbours by what is asked, never by how the answer is read.
+    """Distinguishes each model step from its neighbours by its requests, never by how it reads the answer.
 
-    With the same seeds an edited parser meets the same requests, and so the answers that were paid for. A prompt, a
-    schema or a version changes the request, or it does not: either way it has no part in the seed.
+    With the same seeds an edited parser makes the same requests, and so finds the answers that were paid for. A
+    prompt, a schema or a version is not part of the seed: if it matters, it changes the request itself.
     """
     seen: dict[str, int] = {}
     for node in nodes:
@@ -315,7 +315,7 @@ def _give_seed_ids(nodes: list[Node]) -> None:
 
 
 def _with_answering(settings: dict[str, Any], answering: dict[str, str]) -> dict[str, Any]:
-    """Adds to each model in `settings` the name of the one that answers in its stead."""
+    """Adds to each model in `settings` the name of the model that answers in its place."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):
@@ -332,7 +332,7 @@ def _with_answering(settings: dict[str, Any], answering: dict[str, str]) -> dict
 
 
 def _cycle(waiting: list[Step], before: dict[Step, list[Step]]) -> list[Step]:
-    """One cycle among steps that all wait for another: walk back until a step comes again."""
+    """One cycle among steps that all wait for another: walk back until a step repeats."""
     path = [waiting[0]]
     while True:
         previous = next(step for step in before[path[-1]] if step in waiting)

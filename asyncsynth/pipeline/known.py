@@ -1,6 +1,6 @@
-"""What objects of well-known libraries hold that decides results: Jinja's templates and pydantic's adapters.
+"""The contents of well-known libraries' objects that decide results: Jinja's templates, pydantic's adapters.
 
-They are known by their class's name, so that none of these libraries is imported.
+They are recognised by the class's name, so that none of these libraries is imported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SCALARS = (str, int, bool)
 
 
 def held_by(value: Any) -> dict[str, Any] | None:
-    """Name -> what the object holds; None for what is of no class that is known here."""
+    """Name -> what the object holds; None for an object of any other class."""
     names = {f"{kind.__module__.split('.')[0]}.{kind.__qualname__}" for kind in type(value).__mro__}
     held = vars_or_slots(value)
-    if "jinja2.Template" in names:  # its text is not kept, only what it was compiled to
+    if "jinja2.Template" in names:  # its text is not kept, only the compiled form
         return {"code": held["root_render_func"].__code__, "environment": held.get("environment")}
     if "jinja2.Environment" in names:
         return _environment(held)
@@ -33,7 +33,7 @@ def held_by(value: Any) -> dict[str, Any] | None:
 
 
 def _environment(held: dict[str, Any]) -> dict[str, Any]:
-    """The options of Jinja's, its loader, and what was added to its own filters, tests and globals."""
+    """Jinja's options, its loader, and the additions to its own filters, tests and globals."""
     own = vars(sys.modules["jinja2.defaults"])
     found: dict[str, Any] = {name: value for name, value in sorted(held.items()) if isinstance(value, _SCALARS)}
     for name, given in (("filters", "DEFAULT_FILTERS"), ("tests", "DEFAULT_TESTS"), ("globals", "DEFAULT_NAMESPACE")):

@@ -3,9 +3,9 @@
 A row's columns do not say whether a text in them was cut off, or which system prompt the model saw: columns are
 renamed, grouped, expanded, joined and rewritten on the way. The journal does know, for each result of a model step.
 So the engine keeps a record's results while it walks, and a step with `learns` may ask about any text, by
-`KNOWN.get()` in its `apply`. A text is known by how it ends: a prefix that a step puts in front changes nothing, while
-a text that a step shortened to its last whole sentence is no longer the one that was cut. Texts that the input brought
-are known as such, so that no task's system prompt is taken for theirs.
+`KNOWN.get()` in its `apply`. A text is recognised by its end: a prefix that a step adds changes nothing, while a
+text that a step shortened to its last whole sentence is no longer the one that was cut. Texts from the input are known
+as such, so that no task's system prompt is taken for theirs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 from asyncsynth.pipeline.chat_messages import text_in
 from asyncsynth.records import Row
 
-#: Characters at a text's end by which it is known, white space counted once. A shorter text is known by all of it.
+#: Characters at a text's end that identify it, white space counted once. A shorter text is identified by all of it.
 _END_CHARS = 64
 #: A text that differs from a known one at its beginning must share at least this many characters at its end.
 _LEAST_CHARS = 12
-#: Where a known text is looked for that something was put behind (a token that ends the turn, a greeting).
+#: Where a known text is looked for, if something was added after it (a token that ends the turn, a greeting).
 _TAIL_CHARS = 4 * _END_CHARS
 #: In a result's provenance, where its requests began with different system prompts: the end of each answer, and the
 #: system prompt that was sent for it (or None).
 SYSTEM_OF = "system_prompt_of"
-#: Where a row carries its makings across a step over all rows; the walker takes it off again.
+#: Where a row carries its makings across a step over all rows; the walker removes it again.
 CARRIED = "_asyncsynth_made"
 
 
@@ -37,10 +37,10 @@ class Making(NamedTuple):
     end: str  #: `end_of` the text
     is_cut: bool  #: the answer ended at max_tokens
     is_answer: bool  #: it answers the row's prompt; False for a rewrite or a judge's words
-    system: str | None = None  #: the system prompt that the model was sent, if there was one
-    reasoning: str | None = None  #: what the model thought, where the task keeps it
+    system: str | None = None  #: the system prompt that was sent to the model, if there was one
+    reasoning: str | None = None  #: the model's reasoning, if the task keeps it
     whole: int = 0  #: a checksum of the text, for texts that end alike; 0: not known
-    is_given: bool = False  #: the input brought it
+    is_given: bool = False  #: it comes from the input
 
 
 def checksum_of(text: str) -> int:
@@ -68,9 +68,9 @@ class Makings:
         self._makings = list(makings)
 
     def of(self, text: str) -> Making | None:
-        """How a text was made, or None where neither a model step of this record nor the input made it.
+        """How a text was made, or None if neither a model step of this record nor the input made it.
 
-        A text that a rewriting step left as it was has two makings: it is cut if either says so, and its system
+        A text that a rewriting step left unchanged has two makings: it is cut if either says so, and its system
         prompt is that of the answer.
         """
         found = self._of(text)
@@ -89,7 +89,7 @@ class Makings:
 
     def _of(self, text: str) -> list[Making]:
         """The makings of a text: of the same text, or else of one that ends alike, or else of one that something was
-        put behind."""
+        added to."""
         end = end_of(text)
         if not end:
             return []
@@ -109,7 +109,7 @@ class Makings:
         return found
 
     def thoughts(self, text: str) -> list[str]:
-        """What the model thought before it wrote a text; several where it wrote the same text several times."""
+        """The model's reasoning before it wrote a text; several if it wrote the same text several times."""
         return [making.reasoning for making in self._of(text) if making.reasoning]
 
     def is_cut(self, text: str) -> bool:
@@ -118,13 +118,13 @@ class Makings:
         return making is not None and making.is_cut
 
     def systems(self, text: str | None = None) -> list[str | None]:
-        """The different system prompts under which a text was made as an answer, or where no text is given any answer
+        """The different system prompts under which a text was made as an answer, or, if no text is given, any answer
         of this record; None for none."""
         makings = self._makings if text is None else self._of(text)
         return list(dict.fromkeys(making.system for making in makings if making.is_answer))
 
     def carried(self, row: Row) -> list[list[Any]]:
-        """As JSON, the makings of the row's texts, and each further system prompt; [] where none says more than
+        """As JSON, the makings of the row's texts, and each further system prompt; [] if none says more than
         "whole, and without a system prompt"."""
         if not any(making.is_cut or making.system or making.reasoning for making in self._makings):
             return []
@@ -136,15 +136,16 @@ class Makings:
         return [list(making) for making in kept]
 
 
-#: Nothing is known: a step used outside a run, or rows that no model step has touched.
+#: Nothing is known: for a step used outside a run, or rows that no model step has touched.
 NOTHING = Makings()
 
 
-#: What the running `apply` of a step with `learns` may ask; the engine sets it around the call (`apply_knowing`).
+#: Answers questions of the running `apply` of a step with `learns`; the engine sets it around the call
+#: (`apply_knowing`).
 KNOWN: ContextVar[Makings] = ContextVar("asyncsynth_makings", default=NOTHING)
 
 
-#: Keys of the value of `CARRIED`: makings, and the user's own column of that name where there is one.
+#: Keys of the value of `CARRIED`: makings, and the user's own column of that name if there is one.
 _MAKINGS, _OWN = "asyncsynth makings", "own"
 
 
@@ -179,7 +180,7 @@ def carried_makings(value: Any) -> list[Making]:
 
 
 def given_makings(row: Row) -> list[Making]:
-    """The texts that the input brought. Long ones are common, so no checksums are made of them."""
+    """The texts from the input. Long ones are common, so no checksums are made of them."""
     return [Making(end, False, False, is_given=True) for _, text in texts_in(row) if (end := end_of(text))]
 
 
@@ -195,7 +196,7 @@ def texts_in(value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(role, str) and isinstance(content, str):
             yield role, content
         elif isinstance(role, str) and (isinstance(content, list) or "tool_calls" in value):
-            if text := text_in(content):  # an image's data and a call's arguments are no texts
+            if text := text_in(content):  # an image's data and a call's arguments are not texts
                 yield role, text
         else:
             for item in value.values():
@@ -209,7 +210,7 @@ def makings_of(
 
     Args:
         samples: its outputs, one row for each answer.
-        meta: its provenance. Results of older versions have no `cut`: there the only call's `finish` says it.
+        meta: its provenance. Results of older versions have no `cut`: there the only call's `finish` tells.
         prompt_of: the system prompt that was sent for the sample of this number.
     """
     cut = meta.get("cut")
@@ -220,7 +221,7 @@ def makings_of(
         reasoning = outputs.get("reasoning")
         sent = prompt_of(number)
         for name, value in outputs.items():
-            if name in ("model_name", "reasoning"):
+            if name in ("model_name", "judge_model", "reasoning"):
                 continue
             for role, text in texts_in(value):
                 if role in ("", "assistant") and (end := end_of(text)):

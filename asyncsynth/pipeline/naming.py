@@ -1,4 +1,4 @@
-"""The name of a pipeline that was given none: that of the file that makes it.
+"""The name of a pipeline without a given one: that of the file that makes it.
 
 The name decides the run directory, so an edited pipeline finds its earlier results. The first ``Pipeline()`` of a file
 is named as the file; a later one is also named after its variable. A notebook's cell and a prompt have no file.
@@ -27,7 +27,7 @@ class Origin:
 
 
 def origin() -> Origin | None:
-    """The place outside this package from which the current call came; None where that is no file."""
+    """The place outside this package from which the current call came; None if that is not a file."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and os.path.abspath(frame.f_code.co_filename).startswith(_PACKAGE):
         frame = frame.f_back
@@ -55,7 +55,7 @@ def _suffix(file: str, line: int) -> str:
         elif isinstance(node, ast.Call):
             calls.append(node)
     here = [call for call in calls if call.lineno <= line <= (call.end_lineno or call.lineno)]
-    # The call of the class itself: the innermost one without a name of its own.
+    # The call of the class itself: the innermost one without its own name.
     made = [call for call in here if _makes_unnamed(call)]
     if not made:
         return ""
@@ -85,7 +85,7 @@ _ran: dict[Origin, list[str]] = {}
 
 
 def number_of(place: Origin, fingerprint: str, *, update: bool) -> int:
-    """Which of the pipelines that one place made in this process this is, from 1: a loop may make several.
+    """The number, from 1, of this pipeline among those that one place made in this process: a loop may make several.
 
     With `update` it is the first one, changed.
     """

@@ -18,7 +18,7 @@ class Node:
     after: list[int] = field(default_factory=list)
     depth: int = 0  #: longest way from the source
     fingerprint: str = ""  #: model steps: key of their journal entries
-    seed_id: str = ""  #: model steps: what their random choices and request seeds come from; nothing of their code
+    seed_id: str = ""  #: model steps: the source of their random choices and request seeds; independent of their code
     depends: frozenset[str] = frozenset()  #: steps before it that decide its input, see `pipeline.depends`
 
 
@@ -28,16 +28,16 @@ class Plan:
 
     nodes: list[Node]
     leaves: dict[str, int]  #: name of the result ("default" when there is one leaf) -> node
-    fields: dict[str, Any]  #: everything fingerprinted, for the manifest and its diff
+    fields: dict[str, Any]  #: everything that is fingerprinted, for the manifest and its diff
     fingerprint: str
-    answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the one that answers
-    notes: list[str] = field(default_factory=list)  #: parts of the user's code that cannot be followed, a line each
+    answering: dict[str, str] = field(default_factory=dict)  #: model as the steps name it -> the model that answers
+    notes: list[str] = field(default_factory=list)  #: parts of the user's code that cannot be followed, one a line
     packages: dict[str, str] = field(default_factory=dict)  #: installed packages that it uses -> version
-    carries: bool = False  #: rows leave with what is known of their texts, since a later segment asks for it
+    carries: bool = False  #: rows carry what is known of their texts, because a later stage needs it
 
     @property
     def source(self) -> SourceStep:
-        """The one step that reads."""
+        """The only step that reads the input."""
         step = self.nodes[0].step
         if not isinstance(step, SourceStep):
             raise TypeError("a plan begins with its source")

@@ -19,9 +19,9 @@ class Reads:
     Attributes:
         globals: names of its module.
         attributes: of anything, names that it imports from modules included.
-        escaping: globals that are used otherwise than for an attribute of theirs.
+        escaping: globals that are used for more than their attributes.
         imports: (module, level, names) of the imports in its body.
-        texts: texts that it holds, of which some may name modules.
+        texts: texts that it holds; some may name modules.
         stored: globals that it sets; `stored_attributes`: those of any object.
     """
 
@@ -38,7 +38,7 @@ class Reads:
 
     @classmethod
     def of(cls, attributes: Iterable[str]) -> Reads:
-        """As if a function read these attributes."""
+        """Adds these attributes, as if a function read them."""
         made = cls(None)
         made.attributes = set(attributes)
         return made

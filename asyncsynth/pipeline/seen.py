@@ -1,4 +1,4 @@
-"""A row as a user's code sees it, and what an error of that code says about its cause."""
+"""A row as a user's code sees it, and the cause of an error in that code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from asyncsynth.calling import nearest
+from asyncsynth.client.concurrency import first_error
 from asyncsynth.errors import InputError, RecordError
 from asyncsynth.records import NotPlainJson, Row, plain_json
 
@@ -21,7 +22,7 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 
 
 class MissingColumn(KeyError):
-    """A step asked its row for a column that is not there; any other KeyError has another cause."""
+    """A step asked its row for a column that is missing; any other KeyError has another cause."""
 
     def __init__(self, column: Any, columns: tuple[str, ...]) -> None:
         super().__init__(column)
@@ -36,9 +37,9 @@ class MissingColumn(KeyError):
 
 
 class SeenRow(dict[str, Any]):
-    """A copy of a row of JSON values, lists and dicts included: what a user's code changes in it, it alone sees.
+    """A deep copy of a row of JSON values: changes by a user's code are visible to that code only.
 
-    It names the column that it lacks: `row["instrction"]` raises MissingColumn.
+    It names a missing column: `row["instrction"]` raises MissingColumn.
     """
 
     __slots__ = ()
@@ -57,23 +58,25 @@ class SeenRow(dict[str, Any]):
         super().__delitem__(column)
 
     def pop(self, column: str, *default: Any) -> Any:
-        """As of a dict."""
+        """As in a dict."""
         return super().pop(column, *default) if default else super().pop(column, self[column])
 
     def copy(self) -> SeenRow:
-        """A copy that names the column that it lacks, too."""
+        """A copy that also names a missing column."""
         made = SeenRow({})
         made.update(self)
         return made
 
 
 def runs_foreign_code(step: object) -> bool:
-    """Whether a step's class is not this package's own: its errors and values are then the user's."""
+    """Whether a step's class is not this package's own: then its errors and values are the user's."""
     return type(step).__module__.split(".")[0] != "asyncsynth"
 
 
 def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
     """Why a step failed on `row`, from whatever it raised."""
+    if isinstance(error, BaseExceptionGroup):  # of a TaskGroup in the step's code
+        return row_error(first_error(error), row)
     if isinstance(error, RecordError):
         return error
     if isinstance(error, NotPlainJson):
@@ -82,7 +85,7 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
         return RecordError(message, reason="not_json")
     place = place_of(error)
     if isinstance(error, KeyError) and not isinstance(error, MissingColumn) and not place:
-        # No line of user code took part: this package's own steps look up columns, and nothing else, by key.
+        # No line of user code is involved: this package's own steps look up columns, and nothing else, by key.
         error = MissingColumn(error.args[0] if error.args else "", tuple(row))
     where = f" ({place})" if place else ""
     if isinstance(error, MissingColumn):
@@ -94,7 +97,7 @@ def row_error(error: BaseException, row: Mapping[str, Any]) -> RecordError:
 
 
 def keepable(said: object) -> str:
-    """A reason or a message of a user's as text that the journal can hold; '' for what cannot be put into words."""
+    """A reason or a message of a user's as text that the journal can hold; '' if it has no text."""
     try:
         return str(said).encode("utf-8", "backslashreplace").decode()
     except Exception:  # an exception with a faulty __str__
@@ -102,9 +105,9 @@ def keepable(said: object) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """ "file.py:12", the innermost line of the user's own code that the error passed through; "" when there is none.
+    """ "file.py:12", the innermost line of the user's own code that the error passed through; "" if there is none.
 
-    A line of another installed package is given only when there is no line of user code.
+    A line of another installed package is given only if there is no line of user code.
     """
     return _place(traceback.walk_tb(error.__traceback__))
 

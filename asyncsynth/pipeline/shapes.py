@@ -1,9 +1,9 @@
-"""Whether the branches of a join can bring it the same rows: how often each has multiplied them on its way.
+"""Whether the branches of a join can deliver the same rows, by how often each multiplies them.
 
 The engine gives every row that a step makes of one row a key below that row's (`17.0`, `17.1`), and a join matches
-rows by key. So the way of a row is a list of levels, one for each step that multiplies; branches whose levels are
-known and differ can never match all their rows, and all of one record's may be lost. Where a step's number of rows is
-known only in the run, so is whether the rows match; the engine then counts those that do not.
+rows by key. So the path of a row is a list of levels, one for each step that multiplies. Branches whose levels are
+known and differ can never match all their rows, and may lose all rows of a record. If a step's number of rows is known
+only during the run, so is whether the rows match; the engine then counts those that do not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Level(NamedTuple):
     """A step that makes several rows of one."""
 
     step: str
-    number: int | None  #: rows; None: as many as a list has items
+    number: int | None  #: number of rows; None: one for each item of a list
 
     def __str__(self) -> str:
         return f"{self.number} rows of each" if self.number else "a row of each item of a list"
@@ -48,7 +48,7 @@ def check_joins(nodes: Sequence[Node]) -> None:
 
 
 def _count(step: Step) -> RowCount:
-    """What a step declares, checked: a class of the user's may return anything. Raises PipelineError."""
+    """The checked declaration of a step: a user's class may return anything. Raises PipelineError."""
     count = step.row_count()
     if count not in ("list", "unknown") and (type(count) is not int or count < 1):
         raise PipelineError(
@@ -60,7 +60,7 @@ def _count(step: Step) -> RowCount:
 
 
 def _joined(node: Node, nodes: Sequence[Node], before: list[_Shape | None]) -> _Shape | None:
-    """What leaves a join."""
+    """The shape that leaves a join."""
     step = node.step
     if isinstance(step, JoinStep) and step.missing not in ("drop", "none"):
         raise PipelineError(
@@ -75,7 +75,7 @@ def _joined(node: Node, nodes: Sequence[Node], before: list[_Shape | None]) -> _
     for (name, shape), (other_name, other) in combinations(known, 2):
         if not _may_match(shape, other):
             raise PipelineError(
-                f"step {step.name!r} joins branches that bring different numbers of rows, so that rows would find no "
+                f"step {step.name!r} joins branches that make different numbers of rows, so that rows would have no "
                 f"partner: the branch of {name!r} makes {_told(shape)}, that of {other_name!r} {_told(other)}",
                 step=step.name,
                 hint="Give all branches the same num_generations, or group_generations=True; expand a list after the "

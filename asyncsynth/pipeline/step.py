@@ -1,14 +1,14 @@
 """What a step is: the unit that a pipeline is built of.
 
-There are five kinds, told apart by what the engine has to do with them:
+There are five kinds, which differ in what the engine does with them:
 
 - `SourceStep` reads rows lazily;
 - `RowStep` changes one row without asking a model (recomputed on resume, never journaled);
 - `JoinStep` merges the rows that its branches made of one record;
 - `ModelStep` asks a model (its results are journaled; see `asyncsynth.tasks.base.Task`);
-- `GlobalStep` sees all rows before the first one goes on.
+- `GlobalStep` sees all rows before it passes on the first one.
 
-A step is told its columns by `inputs` / `outputs` and by the user's mappings, as in the field:
+A step gets its columns from `inputs` / `outputs` and by the user's mappings, as in the field:
 ``input_mappings={"instruction": "prompt"}`` reads the step's input `instruction` from the column `prompt`;
 ``output_mappings={"generation": "response"}`` writes its output `generation` to the column `response`.
 """
@@ -28,9 +28,10 @@ from asyncsynth.errors import PipelineError
 from asyncsynth.pipeline.classes import is_user_class
 from asyncsynth.pipeline.current import StepRegistry, current_graph
 from asyncsynth.pipeline.dropped import Dropped as Dropped
+from asyncsynth.pipeline.findings import Code
 from asyncsynth.pipeline.fingerprint import is_own, jsonable
 from asyncsynth.pipeline.making import KNOWN, Makings
-from asyncsynth.pipeline.usercode import Code, Collector
+from asyncsynth.pipeline.usercode import Collector
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
     from asyncsynth.inputs.reader import Reader
     from asyncsynth.pipeline.context import Context
 
-#: How many rows a step makes of one row: that many (1: the row stays, or none), as many as a "list" of the row has
+#: How many rows a step makes of one row: a number (1: the row stays, or none), as many as a "list" of the row has
 #: items, or what cannot be known before the run. Only 1 keeps the row's key; else each row has a key of its own.
 RowCount = int | Literal["list", "unknown"]
 #: column -> name of the step that made it; what the checker carries along the graph
 ColumnOrigins = dict[str, str]
 
-#: Columns of provenance: a later step may overwrite them without being told to.
-PROVENANCE_COLUMNS = frozenset({"model_name"})
+#: Columns that name the model that wrote a row's text, and the one that judged or labelled it. A later step may
+#: overwrite them without being told to; a judge leaves the writer's name alone.
+PROVENANCE_COLUMNS = frozenset({"model_name", "judge_model"})
 
 
 #: Attributes that every step and every task has, and that decide no result.
@@ -62,8 +64,8 @@ class Step:
         input_mappings: step input -> column it is read from.
         output_mappings: step output -> column it is written to.
 
-    Every public attribute belongs to the fingerprint, so that a changed setting can never be answered
-    from an old result. Attributes that do not change results go into `not_fingerprinted`.
+    Every public attribute belongs to the fingerprint, so that a changed setting never reuses
+    an old result. Attributes that do not change results go into `not_fingerprinted`.
     """
 
     #: Raise it when the step's prompts or semantics change: old results are then redone.
@@ -75,7 +77,7 @@ class Step:
     outputs: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Answers arguments that do not fit the class's constructor with a CallError."""
+        """Raises CallError for arguments that do not fit the class's constructor."""
         super().__init_subclass__(**options)
         # Not a metaclass: users' classes may have one of their own, such as ABC's.
         if isinstance(own := vars(cls).get("__init__"), FunctionType):
@@ -117,16 +119,16 @@ class Step:
         return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
     def argument(self, name: str) -> Any:
-        """What the constructor was given as `name`, so that `--set` can make the step anew. AttributeError where the
+        """The `name` that the constructor was given, so that `--set` can make the step again. AttributeError if the
         step does not keep it."""
         if inspect.isroutine(getattr(type(self), name, None)):
-            raise AttributeError(name)  # a method of that name is not it
+            raise AttributeError(name)  # a method of that name does not count
         return getattr(self, name)
 
     # --- wiring --------------------------------------------------------------------------------
 
     def __rshift__(self, other: Any) -> Any:
-        """`step >> step` or `step >> [step, step]`; returns the right side, so that chains read on."""
+        """`step >> step` or `step >> [step, step]`; returns the right side, so that chains work."""
         targets = list(other) if isinstance(other, (list, tuple)) else [other]
         for target in targets:
             self._connect(self, target)
@@ -171,7 +173,7 @@ class Step:
         return self.output_mappings.get(name, name)
 
     def view(self, row: Row) -> Row:
-        """The row as this step sees it: its inputs by their own names. KeyError when one is missing."""
+        """The row as this step sees it: its inputs by their own names. KeyError if one is missing."""
         column_of = self.input_mappings.get
         seen = {name: row[column_of(name, name)] for name in self.inputs}
         for name in self.optional_inputs:
@@ -194,7 +196,7 @@ class Step:
         """
         columns = dict(incoming[0]) if incoming else {}
         self.check_mappings()
-        # An optional input that the user maps by name is meant to be there.
+        # An optional input that the user maps by name must be there.
         self.require(columns, (*self.inputs, *(set(self.optional_inputs) & self.input_mappings.keys())))
         for output in self.outputs:
             self.add_column(columns, output)
@@ -244,7 +246,7 @@ class Step:
         """Adds an output's column, refusing to overwrite one silently."""
         column = self.target_of(output)
         explicit = output in self.output_mappings
-        rewrites = output in (*self.inputs, *self.optional_inputs)  # in and out by one name: it is meant to
+        rewrites = output in (*self.inputs, *self.optional_inputs)  # same name: intended
         if column in columns and not (explicit or rewrites or column in PROVENANCE_COLUMNS):
             raise PipelineError(
                 f"step {self.name!r} would overwrite the column {column!r} made by {columns[column]!r}",
@@ -258,7 +260,7 @@ class Step:
     # --- identity ------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """All that decides this step's results, as JSON; part of the checkpoint fingerprint.
+        """Everything that decides this step's results, as JSON; part of the checkpoint fingerprint.
 
         Raises PipelineError for a setting that has no stable form.
         """
@@ -269,7 +271,7 @@ class Step:
         return settings
 
     def code(self) -> Code:
-        """The user's code that the step runs and all that this code reads; what of it cannot be followed."""
+        """The user's code that the step runs, all that this code reads, and the parts that cannot be followed."""
         return self._identity()[1]
 
     def code_roots(self) -> dict[str, Any]:
@@ -310,7 +312,7 @@ class SourceStep(Step):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """A source is known by its reader's identity, which the manifest keeps, and by the user's code in it."""
+        """A source is identified by its reader's identity, which the manifest keeps, and by the user's code in it."""
         code = self.code()
         settings: dict[str, Any] = {"step": type(self).__name__, "version": self.version}
         return {**settings, "code": code.parts} if code.parts else settings
@@ -332,12 +334,12 @@ class RowStep(Step):
 
     @abstractmethod
     def apply(self, row: Row) -> Row | list[Row]:
-        """The new row, or several. Raises `Dropped(reason)` to leave it out, RecordError when it cannot."""
+        """The new row, or several. Raises `Dropped(reason)` to leave it out, RecordError if it cannot be done."""
         raise NotImplementedError
 
     def apply_knowing(self, row: Row, makings: Makings) -> Row | list[Row]:
-        """`apply`, with what is known of how the row's texts were made in `KNOWN`. The engine calls it for steps that
-        ask; it stays `apply` that a subclass overrides."""
+        """`apply`, with what is known of how the row's texts were made in `KNOWN`. The engine calls it for steps with
+        `learns`; subclasses override `apply` only."""
         token = KNOWN.set(makings)
         try:
             return self.apply(row)
@@ -352,7 +354,7 @@ class JoinStep(Step):
     `whichever` says otherwise.
     """
 
-    #: "none": a row that a branch failed or dropped is joined all the same, and `join` sees an empty row for it.
+    #: "none": a row that a branch failed or dropped is still joined, and `join` sees an empty row for it.
     missing: Literal["drop", "none"] = "drop"
     #: True: `join` is called for the row of one branch, the first that has it, and sees empty rows for the others.
     whichever: ClassVar[bool] = False
@@ -373,8 +375,8 @@ class JoinStep(Step):
 class ModelStep(Step):
     """Asks a model. The engine journals what it returns, keyed by fingerprint, row key and input hash.
 
-    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.work`): `models` then
-    returns none.
+    A step of this kind may also ask no model and wait for something else (`asyncsynth.steps.waiting_step`): `models`
+    then returns none.
     """
 
     #: Seconds that `generate` may take for a row, apart from waiting for models' answers; None: any number.
@@ -390,11 +392,11 @@ class ModelStep(Step):
         raise NotImplementedError
 
     def needs(self) -> tuple[Need, ...]:
-        """What its requests ask of the servers of its models; tried before the run pays for anything."""
+        """What its requests need of the servers of its models; tested before the run pays for anything."""
         return ()
 
     def answers_prompt(self) -> bool:
-        """Whether the texts it makes answer the row's own prompt, so that the system prompt it sent is part of a
+        """Whether its texts answer the row's own prompt, so that the system prompt it sent is part of a
         training example. False for rewrites, judgements and new instructions."""
         return False
 
@@ -407,7 +409,7 @@ class ModelStep(Step):
         limit = request.params.get("max_tokens") or request.params.get("max_completion_tokens")
         if limit is None:
             return "the server's own limit"
-        # A chat is limited by the model's own setting, unless the step asked for another number.
+        # A chat is limited by the model's own setting, unless the step sets another number.
         is_chat = hasattr(request, "messages")
         if is_chat and any(llm.max_tokens == limit for llm in self.models()):
             return f"max_tokens={limit}"
@@ -428,7 +430,7 @@ class ModelStep(Step):
 
 
 class AllRows(Protocol):
-    """All rows that reach a GlobalStep, in input order. Each iteration begins anew and reads lazily."""
+    """All rows that reach a GlobalStep, in input order. Each iteration starts from the first row and reads lazily."""
 
     def __iter__(self) -> Iterator[Row]: ...
 
@@ -436,7 +438,7 @@ class AllRows(Protocol):
 
 
 class GlobalStep(Step):
-    """Sees all rows before the first one goes on: a barrier. Asks no model.
+    """Sees all rows before it passes on the first one: a barrier. Asks no model.
 
     Everything before it must flow into it, everything after must come out of it (`pipeline.barriers`).
     """
@@ -446,12 +448,12 @@ class GlobalStep(Step):
         """One decision for each row, in order: outputs to add (``{}`` keeps the row as it is), or `Dropped`.
 
         `rows` may be iterated twice, and should be read lazily: there may be more than memory holds. Runs in
-        a thread. Must depend on the rows and the step's settings alone: a resumed run decides again.
+        a thread. It must depend only on the rows and the step's settings: a resumed run decides again.
         """
         raise NotImplementedError
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
 

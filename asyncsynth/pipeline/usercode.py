@@ -2,26 +2,20 @@
 
 A collector follows functions, classes, constants, closures, defaults, `module.attribute` and imports inside functions,
 to any depth, through every module that is not installed. It executes none of the user's code: values are inspected
-in place. What has no stable form (a client, an open file) is named instead.
+in place. Values without a stable form (a client, an open file) are named instead.
 
-The rule is to follow too much rather than too little: a redone result costs a request, an old one that passes for a
-new one costs the data set.
+The rule is to follow too much rather than too little: a redone result costs a request; an old result taken for a new
+one spoils the data set.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import enum
 import functools
-import hashlib
-import itertools
-import os
 import sys
 import types
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import PurePath
 from typing import Any
 
@@ -44,21 +38,19 @@ from asyncsynth.pipeline.codetext import (
     class_text,
     function_text,
     is_users,
-    module_file,
-    project_folder,
-    source_file,
 )
-from asyncsynth.pipeline.constants import SILENT, is_plain, parts_of_alias, shown, stable_form
+from asyncsynth.pipeline.constants import SILENT, is_plain, parts_of_alias, stable_form
+from asyncsynth.pipeline.findings import Code, Findings, digest, names_a_module
 from asyncsynth.pipeline.known import held_by
 from asyncsynth.pipeline.reads import Reads, absolute_names
 
-#: Who reads these may read any attribute of a module.
+#: Code that reads these may read any attribute of a module.
 _BY_NAME = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller", "globals", "eval", "exec", "dir"})
 _IMPORTS_BY_NAME = frozenset({"import_module", "__import__", "modules"})  #: the last as in `sys.modules`
 _READS_DOCS = frozenset({"__doc__", "getdoc"})
 _READS_FILES = frozenset({"open", "read_text", "read_bytes"})
 _MAX_OBJECTS = 100_000  #: functions, classes and values that are followed for one step
-#: Names of a module that hold its place: moving a project changes no result.
+#: Names of a module that hold its location: moving a project changes no result.
 _PLACES = frozenset({"__file__", "__path__", "__spec__", "__loader__", "__cached__", "__builtins__", "__name__"})
 _OWN_ATTRIBUTES = frozenset({"default_llm", "declared_needs", "not_fingerprinted", "version"})
 _SEQUENCES: tuple[Any, ...] = (list, tuple, deque)
@@ -67,48 +59,29 @@ _SCALAR_BASES: tuple[Any, ...] = (str, bytes, int, float, complex)
 _LRU_CACHE = type(functools.lru_cache(maxsize=1)(lambda: None))
 
 
-@dataclasses.dataclass(slots=True)
-class Code:
-    """What a step's results depend on beside its settings.
-
-    Attributes:
-        parts: name -> the value of a constant, or the hash of a function, class or module; JSON.
-        missed: name -> what is read there and cannot be followed.
-        packages: installed distribution that the code uses -> its version.
-    """
-
-    parts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    missed: dict[str, str] = dataclasses.field(default_factory=dict)
-    packages: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 class Collector:
-    """Follows what it is given; `code` is what it found.
+    """Follows values; `code` holds the findings.
 
     Args:
         home: the module whose names are reported without its own name before them.
     """
 
     def __init__(self, home: str = "") -> None:
-        self._home = MAIN | {home}
-        self._code = Code()
-        self._labels: dict[int, tuple[str, Any]] = {}  # with the object, so that its id stays its own
-        self._taken: set[str] = set()
+        self._findings = Findings(MAIN | {home})
+        self._code = self._findings.code
         self._waiting: deque[tuple[Any, str]] = deque()
         self._inside: set[int] = set()  # containers and objects that are being looked at
-        self._objects = 0
         self._docs: dict[str, str] = {}
         self._reads_docs = False
         self._quiet = 0
-        self._modules: set[str] = set()
         self._roots: set[str] = set()
-        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in the order of their finding
+        self._folders: dict[str, None] = {}  # of the projects whose code is followed, in order of discovery
 
     @property
     def code(self) -> Code:
-        """All that there is, followed to its end."""
+        """Follows everything that is left, and returns the result."""
         while self._waiting:
-            if self._objects > _MAX_OBJECTS:
+            if self._findings.objects > _MAX_OBJECTS:
                 self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
                 self._waiting.clear()
                 break
@@ -118,14 +91,14 @@ class Collector:
             else:
                 self._follow_function(found, label)
         if self._reads_docs and self._docs:
-            self._code.parts["(docstrings)"] = _digest(orjson.dumps(self._docs, option=orjson.OPT_SORT_KEYS).decode())
+            self._code.parts["(docstrings)"] = digest(orjson.dumps(self._docs, option=orjson.OPT_SORT_KEYS).decode())
         self._code.parts = dict(sorted(self._code.parts.items()))
         return self._code
 
     def add(self, value: Any, path: str) -> Any:
         """Follows `value` and returns its form as JSON. `path` names it where it is not a function or a class."""
-        self._objects += 1
-        if isinstance(value, (str, PurePath)) and (inside := self._inside_project(str(value))) is not None:
+        self._findings.objects += 1
+        if isinstance(value, (str, PurePath)) and (inside := self._findings.inside_project(str(value))) is not None:
             return {"in the project": inside}
         found, form = stable_form(value)
         if found:
@@ -144,7 +117,7 @@ class Collector:
             return callable_form
         if id(value) in self._inside:
             return {"again": path}
-        if self._objects > _MAX_OBJECTS:
+        if self._findings.objects > _MAX_OBJECTS:
             self._code.missed["(more)"] = f"code beyond the first {_MAX_OBJECTS:,} objects"
             return {"beyond": type(value).__qualname__}
         self._inside.add(id(value))
@@ -153,21 +126,11 @@ class Collector:
         finally:
             self._inside.discard(id(value))
 
-    def _inside_project(self, path: str) -> str | None:
-        """A path in the user's project, from there: whoever moves the project changes no result."""
-        if not path.startswith(os.sep):
-            return None
-        path = os.path.normpath(path)
-        for folder in self._folders:
-            if path == folder or path.startswith(folder + os.sep):
-                return path[len(folder) :] or os.sep
-        return None
-
     def add_installed(self, kind: type) -> None:
-        """Takes in the text of a step's class that comes with an installed package: it has no `version` of ours."""
-        self._package(kind.__module__)
+        """Adds the text of a step's class that comes with an installed package: it has no `version` of ours."""
+        self._findings.package(kind.__module__)
         text = class_text(kind, file_of(kind), methods=True)
-        self._code.parts[f"{kind.__module__}.{kind.__qualname__}"] = _digest(text)
+        self._code.parts[f"{kind.__module__}.{kind.__qualname__}"] = digest(text)
 
     def root(self, value: Any, path: str) -> None:
         """Follows what a step's own attribute holds: code goes into the parts under its name, values under `path`."""
@@ -180,19 +143,19 @@ class Collector:
 
     def _root(self, path: str, form: Any) -> None:
         if not (isinstance(form, dict) and form.keys() <= {"code", "class"}):
-            self._part(path, form)
+            self._findings.part(path, form)
 
     # --- kinds of values -----------------------------------------------------------------------
 
     def _callable(self, value: Any, path: str) -> Any:
-        """The form of a function and what is made of one; None for what is none of these."""
+        """The form of a function or of an object made from one; None for anything else."""
         match value:
             case types.FunctionType():
                 return {"code": self._function(value)}
             case types.MethodType():
                 return {"method": self.add(value.__func__, path), "of": self.add(value.__self__, path)}
             case types.CodeType():
-                return {"bytecode": _digest(bytecode_text(value))}
+                return {"bytecode": digest(bytecode_text(value))}
             case functools.partial():
                 parts = [self.add(each, path) for each in (value.args, value.keywords)]
                 return {"partial": self.add(value.func, path), "given": parts}
@@ -209,7 +172,7 @@ class Collector:
             case types.BuiltinFunctionType() | types.MethodWrapperType():
                 owner = value.__self__
                 if owner is None or isinstance(owner, types.ModuleType):
-                    self._package(value.__module__ or "")
+                    self._findings.package(value.__module__ or "")
                     if is_users(getattr(owner, "__file__", None) or ""):
                         self._code.missed.setdefault(path, "compiled code")
                     return {"builtin": value.__qualname__}
@@ -254,8 +217,8 @@ class Collector:
         return form
 
     def attribute(self, owner: Any, name: str, value: Any, path: str) -> Any:
-        """The form of an object's attribute. What its own methods change (a counter, a cache) counts as it was when
-        this process first saw it: else each run in a process would refuse the results of the one before."""
+        """The form of an object's attribute. A value that its own methods change (a counter, a cache) counts as it was
+        when this process first saw it: else each run in a process would refuse the results of the one before."""
         kind = owner if isinstance(owner, type) else type(owner)
         return self._first(owner, name, self.add(value, path), path, changes=name in stored_attributes_of(kind))
 
@@ -266,48 +229,48 @@ class Collector:
         return _seen_first.setdefault((id(owner), name), (owner, form))[1]
 
     def _installed_object(self, value: Any, path: str) -> Any:
-        """The form of an object of a class that is not the user's, where it has one."""
+        """The form of an object of a class that is not the user's, if it has one."""
         kind = type(value)
         if isinstance(value, SILENT):
             return {"object": kind.__qualname__}
         if hasattr(kind, "params") and is_own_class(kind):  # an LLM
             return {"model": value.model, "params": self.add(value.params(), path)}
         if (held := held_by(value)) is not None:
-            self._package(kind.__module__)
+            self._findings.package(kind.__module__)
             return {kind.__qualname__: [[name, self.add(item, _under(path, name))] for name, item in held.items()]}
         plain = is_plain(value)
         if plain is not None:
-            self._package(kind.__module__)
+            self._findings.package(kind.__module__)
             return {kind.__qualname__: [self.add(item, _under(path, name)) for name, item in sorted(plain.items())]}
         if not self._quiet:
             self._code.missed.setdefault(path, kind.__qualname__)
-        self._package(kind.__module__)
+        self._findings.package(kind.__module__)
         return {"not followed": kind.__qualname__}
 
     # --- functions -----------------------------------------------------------------------------
 
     def _function(self, function: types.FunctionType) -> str:
-        known = self._labels.get(id(function))
+        known = self._findings.label_of(function)
         if known is not None:
-            return known[0]
-        label = self._label(function, function.__globals__.get("__name__", ""), function.__code__.co_qualname)
+            return known
+        label = self._findings.label(function, function.__globals__.get("__name__", ""), function.__code__.co_qualname)
         self._waiting.append((function, label))
         return label
 
     def _follow_function(self, function: types.FunctionType, label: str) -> None:
         code, scope = function.__code__, function.__globals__
-        self._objects += 1
+        self._findings.objects += 1
         if not is_users(code.co_filename):
             self._follow_installed_function(function, label)
             return
-        self._note_place(code.co_filename)
-        self._code.parts[label] = _digest(function_text(code, scope))
+        self._findings.place(code.co_filename)
+        self._code.parts[label] = digest(function_text(code, scope))
         self._docs[label] = function.__doc__ or ""
         arguments = code.co_varnames[: code.co_argcount]
         for name, value in zip(reversed(arguments), reversed(function.__defaults__ or ()), strict=False):
-            self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
+            self._findings.part(f"{label}({name})", self.add(value, f"{label}({name})"))
         for name, value in (function.__kwdefaults__ or {}).items():
-            self._part(f"{label}({name})", self.add(value, f"{label}({name})"))
+            self._findings.part(f"{label}({name})", self.add(value, f"{label}({name})"))
         reads = Reads(code)
         self._note_reads(reads, label, scope)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -320,23 +283,24 @@ class Collector:
         for name in sorted(reads.globals):
             if name not in scope or name in _PLACES:
                 continue
-            if not (name in reads.stored and self._own_global(scope, name, home)):
-                self._value(self._prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
+            if name in reads.stored:
+                self._own_global(scope, name, home)
+            else:
+                self._value(self._findings.prefixed(home, name), scope[name], reads, escapes=name in reads.escaping)
         for module in sorted(self._imported(reads, scope)):
-            self._static_module(module)
-        for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps what it wraps here
+            self._findings.imported(module)
+        for name, value in sorted(vars(function).items()):  # `functools.wraps` keeps the wrapped function here
             if not name.startswith("__") or name == "__wrapped__":
-                self._part(f"{label}.{name}", self.add(value, f"{label}.{name}"))
+                self._findings.part(f"{label}.{name}", self.add(value, f"{label}.{name}"))
 
-    def _own_global(self, scope: dict[str, Any], name: str, home: str) -> bool:
+    def _own_global(self, scope: dict[str, Any], name: str, home: str) -> None:
         """Notes a global that the function itself sets, by the value it had at first."""
-        path = self._prefixed(home, name)
-        self._part(path, self._first(scope, name, self.add(scope[name], path), path, changes=True))
-        return True
+        path = self._findings.prefixed(home, name)
+        self._findings.part(path, self._first(scope, name, self.add(scope[name], path), path, changes=True))
 
     def _follow_installed_function(self, function: types.FunctionType, label: str) -> None:
         """A decorator's wrapper: the user code in it is followed, the rest belongs to a package."""
-        self._package(function.__globals__.get("__name__", ""))
+        self._findings.package(function.__globals__.get("__name__", ""))
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         held = [vars(function).get("__wrapped__"), *(value for value in defaults if callable(value))]
         for cell in function.__closure__ or ():
@@ -350,15 +314,15 @@ class Collector:
         finally:
             self._quiet -= 1
         if forms:
-            self._part(label, forms)
+            self._findings.part(label, forms)
 
     def _note_reads(self, reads: Reads, label: str, scope: Mapping[str, Any]) -> None:
         names = reads.globals | reads.attributes
         self._reads_docs = self._reads_docs or bool(names & _READS_DOCS)
         if names & _IMPORTS_BY_NAME and (names & {"import_module", "__import__"} or _reads_sys(reads, scope)):
-            named = [text for text in sorted(reads.texts) if _names_a_module(text)]
+            named = [text for text in sorted(reads.texts) if names_a_module(text)]
             for name in named:
-                self._static_module(name)
+                self._findings.imported(name)
             if not named:
                 self._code.missed[label] = "what it imports by name"
         if ("open" in reads.globals and "open" not in scope) or reads.attributes & _READS_FILES:
@@ -366,49 +330,49 @@ class Collector:
         if names & {"globals", "eval", "exec"}:
             for name in sorted(scope):
                 if not name.startswith("__"):
-                    self._value(self._prefixed(scope.get("__name__", ""), name), scope[name], reads)
+                    self._value(self._findings.prefixed(scope.get("__name__", ""), name), scope[name], reads)
 
     def _value(self, path: str, value: Any, reads: Reads, *, escapes: bool = True) -> None:
-        """Something that a function reads by name."""
+        """A value that a function reads by name."""
         if isinstance(value, types.ModuleType):
             by_name = bool((reads.globals | reads.attributes) & _BY_NAME)
             self._module(value, reads.attributes, whole=by_name or escapes)
-            self._part(path, {"module": value.__name__}, unless=value.__name__)
+            self._findings.part(path, {"module": value.__name__}, unless=value.__name__)
             return
         if path in self._roots:
             return
         self._roots.add(path)
         form = self.add(value, path)
         label = form.get("code", form.get("class")) if isinstance(form, dict) and len(form) == 1 else None
-        self._part(path, form, unless=label)
+        self._findings.part(path, form, unless=label)
 
     # --- classes -------------------------------------------------------------------------------
 
     def _class(self, kind: type) -> str:
         if kind.__module__ == "builtins":
             return kind.__qualname__
-        known = self._labels.get(id(kind))
+        known = self._findings.label_of(kind)
         if known is not None:
-            return known[0]
+            return known
         if not is_user_class(kind):
-            self._package(kind.__module__)
+            self._findings.package(kind.__module__)
             return f"{kind.__module__}.{kind.__qualname__}"
-        label = self._label(kind, kind.__module__, kind.__qualname__)
+        label = self._findings.label(kind, kind.__module__, kind.__qualname__)
         self._waiting.append((kind, label))
         return label
 
     def _follow_class(self, kind: type, label: str) -> None:
-        self._objects += 1
-        self._note_place(file_of(kind))
+        self._findings.objects += 1
+        self._findings.place(file_of(kind))
         bases = [self._class(base) for base in kind.__bases__]
         if type(kind) is not type:
             bases.append(self._class(type(kind)))
         own = {name: unchecked(value) for name, value in vars(kind).items()}
-        self._code.parts[label] = _digest(repr((bases, class_text(kind, file_of(kind)))))
+        self._code.parts[label] = digest(repr((bases, class_text(kind, file_of(kind)))))
         self._docs[label] = kind.__doc__ or ""
         if issubclass(kind, enum.Enum):
             values = [[name, self.add(member._value_, f"{label}.{name}")] for name, member in kind.__members__.items()]
-            self._part(f"{label}.(members)", values)
+            self._findings.part(f"{label}.(members)", values)
         generated = "__dataclass_fields__" in own or "_fields" in own or "__attrs_attrs__" in own
         unread = left_out(kind) | (_OWN_ATTRIBUTES if hasattr(kind, "not_fingerprinted") else frozenset())
         for name, value in sorted(own.items()):
@@ -416,27 +380,29 @@ class Collector:
                 continue
             path = f"{label}.{name}"
             form = self.attribute(kind, name, value, path)
-            self._part(path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None)
+            self._findings.part(
+                path, form, unless=form.get("code") if isinstance(form, dict) and len(form) == 1 else None
+            )
         self._quiet += 1
         for name, said in fields_of(kind).items():
             path = f"{label}.{name}"
-            self._part(f"{path} (field)", {key: self.add(value, path) for key, value in said.items()})
+            self._findings.part(f"{path} (field)", {key: self.add(value, path) for key, value in said.items()})
         self._quiet -= 1
 
     # --- modules -------------------------------------------------------------------------------
 
     def _module(self, module: types.ModuleType, attributes: Iterable[str], *, whole: bool) -> None:
-        """What of a module is read: by these names, or all of it."""
+        """Follows the parts of a module that are read: these names, or all of it."""
         name = module.__name__
         if not is_users(getattr(module, "__file__", None) or _package_file(module)):
-            self._package(name)
+            self._findings.package(name)
             return
-        self._note_place(getattr(module, "__file__", None) or "")
+        self._findings.place(getattr(module, "__file__", None) or "")
         own = vars(module)
         if whole:
-            if name in self._modules:
+            if name in self._findings.modules:
                 return
-            self._modules.add(name)
+            self._findings.modules.add(name)
             attributes = [each for each in own if not each.startswith("__")]
         reads = Reads.of(attributes)
         for attribute in sorted(set(attributes)):
@@ -444,77 +410,16 @@ class Collector:
                 value = own[attribute]
                 if isinstance(value, types.ModuleType):
                     if not whole or value.__name__.startswith(f"{name}."):
-                        self._value(self._prefixed(name, attribute), value, reads, escapes=whole)
+                        self._value(self._findings.prefixed(name, attribute), value, reads, escapes=whole)
                     continue
-                self._value(self._prefixed(name, attribute), value, reads)
+                self._value(self._findings.prefixed(name, attribute), value, reads)
             elif "__getattr__" in own:
-                self._value(self._prefixed(name, "__getattr__"), own["__getattr__"], reads)
+                self._value(self._findings.prefixed(name, "__getattr__"), own["__getattr__"], reads)
 
     def _imported(self, reads: Reads, scope: Mapping[str, Any]) -> set[str]:
         """Names of modules that a function's body imports."""
         package = scope.get("__package__") or str(scope.get("__name__", "")).rpartition(".")[0]
         return absolute_names(reads.imports, package)
-
-    def _static_module(self, name: str) -> None:
-        """A module that is imported while a step runs: its whole text, and what it imports."""
-        key = f"{name} (imported inside a function)"
-        if key in self._taken:
-            return
-        self._taken.add(key)
-        file = module_file(name)
-        if file is None or not is_users(file):
-            self._package(name)
-            return
-        source = source_file(file)
-        if source is None:
-            self._code.missed[name] = "a module without source"
-            return
-        self._objects += 1
-        self._code.parts[key] = _digest(source.text)
-        parent = name.rpartition(".")[0]
-        package = name if file.endswith("__init__.py") else parent
-        found: list[tuple[str, int, tuple[str, ...]]] = []
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.Import):
-                found += [(each.name, 0, ()) for each in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                found.append((node.module or "", node.level, tuple(each.name for each in node.names)))
-        for other in sorted(absolute_names(found, package) | ({parent} if parent else set())):
-            self._static_module(other)
-
-    def _note_place(self, file: str) -> None:
-        if file and not file.startswith("<"):
-            folder = project_folder(file)
-            self._folders[folder] = None
-            self._folders[os.path.realpath(folder)] = None
-
-    def _package(self, module: str) -> None:
-        root = module.split(".")[0]
-        if root and root != "asyncsynth" and root not in self._modules:
-            self._modules.add(root)
-            if (found := _distribution(root)) is not None:
-                self._code.packages[found[0]] = found[1]
-
-    # --- names ---------------------------------------------------------------------------------
-
-    def _prefixed(self, module: str, name: str) -> str:
-        return name if module in self._home else f"{module}.{name}"
-
-    def _label(self, found: Any, module: str, qualname: str) -> str:
-        wanted = self._prefixed(module, qualname)
-        label = next(
-            each
-            for each in itertools.chain([wanted], (f"{wanted}#{number}" for number in itertools.count(2)))
-            if each not in self._taken
-        )
-        self._taken.add(label)
-        self._labels[id(found)] = label, found
-        return label
-
-    def _part(self, path: str, form: Any, *, unless: str | None = None) -> None:
-        """Notes a part; not where it would only say that the function `unless` is known by its own name."""
-        if path != unless:
-            self._code.parts[path] = shown(form)
 
 
 #: (id of an owner, name) -> the owner, which keeps its id, and the first form of a value that the code changes.
@@ -522,7 +427,7 @@ _seen_first: dict[tuple[int, str], tuple[Any, Any]] = {}
 
 
 def _package_file(module: types.ModuleType) -> str:
-    """A place inside a namespace package; '' for what is built in."""
+    """A place inside a namespace package; '' for a built-in module."""
     places = list(getattr(module, "__path__", ()))
     if places:
         return f"{places[0]}/__init__.py"
@@ -531,14 +436,6 @@ def _package_file(module: types.ModuleType) -> str:
 
 def _reads_sys(reads: Reads, scope: Mapping[str, Any]) -> bool:
     return any(scope.get(name) is sys for name in reads.globals) or any(each[0] == "sys" for each in reads.imports)
-
-
-def _names_a_module(text: str) -> bool:
-    """Whether a text is the name of a module of the user's."""
-    if not all(part.isidentifier() for part in text.split(".")):
-        return False
-    file = module_file(text)
-    return file is not None and is_users(file)
 
 
 def _base_of(kind: type, bases: tuple[Any, ...]) -> Any:
@@ -551,25 +448,3 @@ def _may_hold_code(value: Any) -> bool:
 
 def _under(path: str, key: Any) -> str:
     return f"{path}[{key!r:.40}]" if isinstance(key, (str, int)) else path
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(root: str) -> tuple[str, str] | None:
-    """Name and version of the installed distribution that has a module of this name; None for Python's own."""
-    if root in sys.stdlib_module_names:
-        return None
-    try:
-        return root, metadata.version(root)
-    except (metadata.PackageNotFoundError, ValueError):
-        pass
-    names = _distributions().get(root)
-    return (names[0], metadata.version(names[0])) if names else None
-
-
-@functools.lru_cache(maxsize=1)
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()

@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 #: Texts of a column that distinct-n and self-similarity look at, and rows on which judges are compared.
 SAMPLE_SIZE = 1000
-#: Of a sampled text so much is looked at.
+#: How much of a sampled text is examined.
 SAMPLE_TOKENS = 500
 #: Distinct texts are counted one by one up to this number, and estimated (within 1 %) beyond.
 DISTINCT_EXACT = 1 << 16
-#: Two texts that share so much of their runs of three words are near duplicates.
+#: Two texts that share this part of their runs of three words are near duplicates.
 NEAR_DUPLICATE = 0.7
 
 _PLACES = 64  #: of a signature
@@ -161,7 +161,7 @@ class Agreement:
         self._same_orders = 0
 
     def add(self, first: Ratings, second: Ratings) -> None:
-        """Both judges' ratings of one row's answers, as many from each; None where there is none."""
+        """Both judges' ratings of one row's answers, as many from each; None if there is none."""
         both = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
         if not both:
             return

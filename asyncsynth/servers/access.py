@@ -82,7 +82,7 @@ def expanded(
 def tls_context(
     where: str, ca_file: str | None = None, client_cert: str | None = None, client_key: str | None = None
 ) -> ssl.SSLContext | None:
-    """A verifying context with a private authority and a client certificate (PEM files); None where neither is given.
+    """A verifying context with a private authority and a client certificate (PEM files); None if neither is given.
 
     The authority of `ca_file` is trusted in addition to the system's. `client_key` may be part of `client_cert`.
 

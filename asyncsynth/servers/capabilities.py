@@ -49,10 +49,10 @@ _TO_DO = {
 class Capabilities:
     """What is known about one model on one server.
 
-    `findings` holds the features that were tried. `context` is in tokens, None where the server does not say.
+    `findings` holds the features that were tried. `context` is in tokens, None if the server does not say.
     `unset` are the sampling fields that no request sets; `defaults` what the server then takes, where it says.
     `load` names the ways in which it reports its load. `thinks`: where its answers held a thought, "text" or "field";
-    '' where none was seen.
+    '' if none was seen.
     """
 
     server: str

@@ -116,7 +116,7 @@ class Prober:
         return replace(answer, said=f"refuses {refused}: {answer.said}", todo=f"It answers with: {todo}")
 
     async def _remedies(self, request: ModelRequest, refusal: Finding) -> tuple[list[Remedy], ModelRequest]:
-        """Changes with which the server answers, and the changed request; none where a dozen requests found none.
+        """Changes with which the server answers, and the changed request; none if a dozen requests found none.
 
         Those that the server's words name come first. One that leads to other words is kept: a server names one field
         at a time.
@@ -291,4 +291,4 @@ def read_prefill(choices: list[dict[str, Any]], *, repeats: bool) -> Finding:
         return Finding("no", f"the answer starts over: {_shown(text)}")
     if text.startswith(_REST):
         return Finding("yes")
-    return Finding("unknown", f"cannot be told from the answer {_shown(text)}")
+    return Finding("unknown", f"not clear from the answer {_shown(text)}")

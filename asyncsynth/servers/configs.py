@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import yaml
 
-from asyncsynth.client.http11 import UNIX_SCHEME
+from asyncsynth.client.request_heads import UNIX_SCHEME
 from asyncsynth.client.secret import Secret, shown_url
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.access import check_values
@@ -256,8 +256,8 @@ def _entries(top: YamlMapping, problems: Problems) -> list[YamlMapping]:
 def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
     """One server of a fleet: it runs somewhere (url), or it can be started here (config).
 
-    A setting that is wrong is left at its default, so that all others are looked at, too; None where it cannot be
-    told which server this is.
+    A wrong setting is left at its default, so that all others are checked too. None if it is not clear which server
+    this is.
     """
     tried = problems.tried
     starts, runs = "config" in entry.values, "url" in entry.values
@@ -348,8 +348,8 @@ def _refuse_key(entry: YamlMapping, key: str, known: Sequence[str]) -> NoReturn:
 def require_keys(
     servers: Sequence[ServerConfig], environ: Mapping[str, str] | None = None, *, problems: Problems | None = None
 ) -> None:
-    """Raises ConfigurationError where a fleet names a key's variable and that is not set; `problems` are told with
-    it."""
+    """Raises ConfigurationError if a fleet names a key's variable and that is not set; the message has `problems`
+    too."""
     problems = Problems() if problems is None else problems
     for server in servers:
         if server.key_required and server.key(environ) is None:
@@ -365,7 +365,7 @@ def require_keys(
 def _vllm(top: YamlMapping, problems: Problems) -> ServerConfig | None:
     """What a client needs of a `vllm serve --config` file; the other hundred keys are vLLM's own matter.
 
-    None where its model or its address cannot be told.
+    None if its model or its address is not clear.
     """
     tried = problems.tried
     served = tried(_served, top)

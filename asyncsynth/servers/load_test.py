@@ -90,7 +90,7 @@ class Finding:
 
     @property
     def best(self) -> Level | None:
-        """The level with the most tokens/s; None where none is settled."""
+        """The level with the most tokens/s; None if none is settled."""
         return max((one for one in self.levels if one.settled), key=lambda one: one.tokens_per_s, default=None)
 
     @property
@@ -296,7 +296,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def limited_by(finding: Finding) -> str:
-    """What keeps the server from more tokens/s, in a line for a person, as far as it can be told from here."""
+    """What keeps the server from more tokens/s, in a line for a person, as far as can be seen from here."""
     if finding.refusal:
         return finding.refusal
     best, last = finding.best, finding.levels[-1] if finding.levels else None

@@ -23,7 +23,7 @@ class Listing:
     """What a server lists.
 
     Args:
-        names: None where there is no list that can be used.
+        names: None if there is no list that can be used.
         problem: why there is none, or only a part of one; '' for a server that keeps no list.
         status: of its answer; 0 where none came.
     """
@@ -42,7 +42,7 @@ class Listing:
 
 
 def read_page(answer: WireResponse) -> list[str] | None:
-    """The names in an answer to /v1/models; None where it is no list.
+    """The names in an answer to /v1/models; None if it is no list.
 
     Read are OpenAI's ``{"data": [{"id": ...}]}``, a bare list (Together), Ollama's ``{"models": [{"name": ...}]}``, and
     lists of plain names. ``data: null`` and an empty list are lists of no models.

@@ -22,7 +22,7 @@ class Problems:
         self._found.setdefault(str(error), error)
 
     def tried(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What `read` returns; None where it raised a ConfigurationError, which is kept."""
+        """What `read` returns; None if it raised a ConfigurationError, which is kept."""
         try:
             return read(*args, **kwargs)
         except ConfigurationError as error:

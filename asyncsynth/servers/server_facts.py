@@ -24,7 +24,7 @@ _OWNERS = {"vllm": "vLLM", "llamacpp": LLAMACPP, "sglang": "SGLang"}
 
 @dataclass(slots=True)
 class ServerFacts:
-    """What a server says of itself. `context`, of a model, is in tokens; None where it does not say."""
+    """What a server says of itself. `context`, of a model, is in tokens; None if it does not say."""
 
     software: str = ""
     contexts: dict[str, int] = field(default_factory=dict)  #: by model

@@ -88,7 +88,7 @@ class YamlMapping:
         return value
 
     def names(self, name: str) -> frozenset[str] | None:
-        """A string or a list of strings; None where it is absent."""
+        """A string or a list of strings; None if it is absent."""
         value = self.get(name, (str, list))
         if value is None:
             return None
@@ -98,14 +98,14 @@ class YamlMapping:
         return frozenset(names)
 
     def at_least_one(self, name: str) -> int | None:
-        """A positive integer; None where it is absent."""
+        """A positive integer; None if it is absent."""
         value: int | None = self.get(name, int)
         if value is not None and value < 1:
             self.fail(f"{name} must be at least 1, not {value}", self.values[name.replace("_", "-")])
         return value
 
     def seconds(self, name: str) -> float | None:
-        """A number of seconds above 0; None where it is absent."""
+        """A number of seconds above 0; None if it is absent."""
         value: float | None = self.get(name, (int, float))
         if value is not None and not 0 < value < float("inf"):
             self.fail(f"{name} must be a number of seconds above 0, not {value}", self.values[name.replace("_", "-")])

@@ -51,7 +51,7 @@ async def open_pool(
     request_timeout: float | None = None,
     model_change: str = "stop",
 ) -> AsyncIterator[ServerPool]:
-    """A pool that answers for every model in `llms`; embedded servers run for as long as it is open.
+    """A pool that answers for every model in `llms`; embedded servers run while it is open.
 
     Args:
         llms: every LLM of the pipeline.
@@ -66,7 +66,7 @@ async def open_pool(
         on_wait: gets a line when a server keeps the start waiting for more than some seconds.
         concurrency: fixed requests in flight on each server, in place of limits that adapt and of those that the
             configurations name; embedded servers keep their own.
-        request_timeout: seconds for each whole answer, in place of what the configurations name; None where neither
+        request_timeout: seconds for each whole answer, in place of what the configurations name; None if neither
             sets one: then a request is given up only when its server shows no progress.
         model_change: see `ServerPool`.
 

@@ -44,7 +44,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever llama.cpp prints goes to the log, and the answer line stays alone
     settings = json.loads(sys.argv[1])
     try:
-        server = serve(settings)  # its threads serve for as long as this object lives
+        server = serve(settings)  # its threads serve while this object lives
         said = {"address": str(server.listening_address)}
     except ImportError as error:
         said = {"error": str(error), "kind": "import"}

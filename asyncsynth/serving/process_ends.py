@@ -22,7 +22,7 @@ class Diagnosis:
 
 
 def by_exit_code(exit_code: int | None) -> Diagnosis:
-    """What is known without a log. `exit_code`: negative for a signal, None where the process still runs."""
+    """What is known without a log. `exit_code`: negative for a signal, None if the process still runs."""
     if exit_code == -signal.SIGKILL:
         advice = "Check the kernel's log (dmesg) for an out-of-memory kill. Or someone used kill -9."
         return Diagnosis("killed", "it was killed (SIGKILL)", advice)
@@ -40,7 +40,7 @@ def _signal_name(number: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Log text without control bytes; of a line that a progress bar rewrote, what stood there last."""
+    """Log text without control bytes; of a line that a progress bar rewrote, the last text."""
     plain = _ANSI.sub("", text.replace("\r\n", "\n"))
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n")]
     return "\n".join(_CONTROL.sub("\ufffd", line) for line in lines)

@@ -1,4 +1,4 @@
-"""Checks of what steps are told, in one voice."""
+"""Checks of the arguments of steps, with messages of one form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncsynth.pipeline.step import ColumnOrigins, Step
 
 
 def column_names(step: str, argument: str, value: Any) -> tuple[str, ...]:
-    """`value` as a tuple of different column names; one name may stand alone. Raises PipelineError."""
+    """`value` as a tuple of different column names; a single name may be given alone. Raises PipelineError."""
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
         raise PipelineError(
@@ -24,7 +24,7 @@ def column_names(step: str, argument: str, value: Any) -> tuple[str, ...]:
 
 
 def add_new_column(step: Step, columns: ColumnOrigins, column: str, *, hint: str) -> None:
-    """Adds a column that the step makes. Raises PipelineError when there is one of that name."""
+    """Adds a column that the step makes. Raises PipelineError if there is one of that name."""
     if column in columns:
         raise PipelineError(
             f"step {step.name!r} would overwrite the column {column!r} made by {columns[column]!r}",

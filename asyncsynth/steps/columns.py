@@ -32,11 +32,11 @@ class KeepColumns(RowStep):
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
-        """1."""
+        """One row for each row."""
         return 1
 
     def apply(self, row: Row) -> Row:
-        """The row with the kept columns only."""
+        """The row with only the kept columns."""
         return {column: row[column] for column in self.columns}
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
@@ -77,13 +77,13 @@ class RenameColumns(RowStep):
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
-        """1."""
+        """One row for each row."""
         return 1
 
     def apply(self, row: Row) -> Row:
         """The row under its new names, columns in their old order."""
         for column in self.rename_mappings:
-            row[column]  # a KeyError tells of a missing column
+            row[column]  # a KeyError means a missing column
         renamed = {self.rename_mappings.get(column, column): value for column, value in row.items()}
         if len(renamed) < len(row):
             raise RecordError("renaming leaves two columns of one name", reason="column_exists")
@@ -135,7 +135,7 @@ class ExpandColumns(RowStep):
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
-        """As many as the lists have items."""
+        """One row for each item of the lists."""
         return "list"
 
     def apply(self, row: Row) -> list[Row]:
@@ -162,7 +162,7 @@ class ExpandColumns(RowStep):
 
 
 class MergeColumns(RowStep):
-    """Puts the values of several columns into one list column; values that are lists are joined on.
+    """Puts the values of several columns into one list column; values that are lists are concatenated.
 
     Args:
         columns: the columns to merge; they are dropped.
@@ -191,7 +191,7 @@ class MergeColumns(RowStep):
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
-        """1."""
+        """One row for each row."""
         return 1
 
     def apply(self, row: Row) -> Row:
@@ -212,7 +212,7 @@ class MergeColumns(RowStep):
 
 
 def _replaced(step: RowStep, columns: ColumnOrigins, old: tuple[str, ...], new: tuple[str, ...]) -> ColumnOrigins:
-    """`columns` with `new` in the place of `old`; PipelineError when a new one is there already."""
+    """`columns` with `new` in the place of `old`; PipelineError if a new one exists already."""
     step.require(columns, old)
     flowing = {column: maker for column, maker in columns.items() if column not in old}
     for column in new:

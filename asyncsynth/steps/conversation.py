@@ -12,18 +12,21 @@ from asyncsynth.records import Row
 
 Layout = Literal["standard", "conversational"]
 LAYOUTS = ("standard", "conversational")
-#: What becomes of an answer that ended at max_tokens.
+#: What to do with an answer that ended at max_tokens.
 Truncated = Literal["drop", "keep"]
 TRUNCATED = ("drop", "keep")
-#: What becomes of the system prompt under which the model answered.
+#: What to do with the system prompt under which the model answered.
 SystemPrompt = Literal["keep", "column", "drop"]
 SYSTEM_PROMPT = ("keep", "column", "drop")
+#: How the content of messages is written.
+Content = Literal["keep", "text", "parts"]
+CONTENT = ("keep", "text", "parts")
 
 
 def prompt_messages(seen: Row) -> list[Message]:
     """The conversation to be answered: `messages`, or the `instruction` as the user's message.
 
-    Raises RecordError (`bad_prompt`) for what is not a conversation that ends with the user or a tool.
+    Raises RecordError (`bad_prompt`) for anything but a conversation that ends with the user or a tool.
     """
     if seen.get("messages") is not None:
         messages = checked_messages(seen["messages"])
@@ -41,7 +44,7 @@ def prompt_messages(seen: Row) -> list[Message]:
 
 
 def text_of_prompt(messages: list[Message]) -> str:
-    """A prompt as text: the system prompt, where there is one, a blank line, and the only user message.
+    """A prompt as text: the system prompt, if there is one, a blank line, and the only user message.
 
     The standard layout has no roles, and a trainer puts no chat template around it, so text before the prompt is
     the only place where a system prompt reaches the model. Raises RecordError for several turns, and for a message
@@ -59,7 +62,7 @@ def text_of_prompt(messages: list[Message]) -> str:
 
 
 def text_of_message(message: Message) -> str:
-    """The message as text. Raises RecordError (`bad_prompt`) where text would lose an image, audio or a tool call."""
+    """The message as text. Raises RecordError (`bad_prompt`) if text would lose an image, audio or a tool call."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     if message.get("tool_calls") or any(part.get("type") != "text" for part in parts):
@@ -70,17 +73,42 @@ def text_of_message(message: Message) -> str:
     return text_in(content)
 
 
-def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
-    """The system prompt that the model was sent for an answer; None where there was none.
+def with_content(messages: list[Message], content: Content) -> list[Message]:
+    """The messages with the content of each as it is ("keep"), as text, or as a list of parts.
 
-    The record's results say it exactly. For a text that the input brought it is the row's `system_prompt`. Where
-    neither is known of the text (a step of the user's own wrote it), it is the row's `system_prompt`, or else the one
-    prompt that all of the record's answers share.
+    Raises RecordError (`bad_prompt`) where text would lose an image or audio.
+    """
+    return messages if content == "keep" else [_with_content(message, content) for message in messages]
+
+
+def _with_content(message: Message, content: Content) -> Message:
+    value: Any = message.get("content")
+    if content == "parts":
+        if value is None:
+            value = []
+        return {**message, "content": [{"type": "text", "text": value}] if isinstance(value, str) else value}
+    if not isinstance(value, list):
+        return message
+    if others := sorted({str(part.get("type")) for part in value} - {"text"}):
+        raise RecordError(
+            f'the {message["role"]}\'s message has parts that are not text ({", ".join(others)}), which content="text" '
+            'would lose; use content="parts"',
+            reason="bad_prompt",
+        )
+    return {**message, "content": text_in(value)}
+
+
+def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str | None:
+    """The system prompt that was sent to the model for an answer; None if there was none.
+
+    The record's results have it exactly. For a text from the input it is the row's `system_prompt`. If neither is known
+    of the text (a user's own step wrote it), it is the row's `system_prompt`, or else the one prompt that all of the
+    record's answers share.
 
     Args:
-        is_told: the user has named the column with `input_mappings`: it counts, whatever was sent.
+        is_told: the user has named the column with `input_mappings`: it counts, whatever prompt was sent.
 
-    Raises RecordError (`unknown_system_prompt`) where the answers of the record were made under different prompts
+    Raises RecordError (`unknown_system_prompt`) if the answers of the record were made under different prompts
     and the text is none of them, or the same as several of them.
     """
     own = seen.get("system_prompt")
@@ -96,7 +124,7 @@ def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str |
     systems = systems or makings.systems()
     if len(systems) > 1:
         raise RecordError(
-            f"it cannot be told under which system prompt the answer {text!r:.60} was made: the tasks of this row sent "
+            f"it is not known under which system prompt the answer {text!r:.60} was made: the tasks of this row sent "
             f"{len(systems)} different system prompts. Name the column of its own with "
             "input_mappings={'system_prompt': ...}, or choose system_prompt=\"drop\"",
             reason="unknown_system_prompt",
@@ -107,7 +135,7 @@ def system_of(seen: Row, text: str, makings: Makings, *, is_told: bool) -> str |
 def with_system(messages: list[Message], system: str | None, choice: str) -> tuple[list[Message], str | None]:
     """(messages as written, value of the column `system_prompt`) for the option `system_prompt` of a step.
 
-    A system message that the messages have of their own wins over `system`.
+    A system message within the messages wins over `system`.
     """
     if messages and messages[0]["role"] in SYSTEM_ROLES:
         if choice == "keep" and system_text(messages):
@@ -131,5 +159,5 @@ def checked_messages(value: Any) -> list[Message]:
                 f"message {number}: {message!r:.60} is not a message with role and content; {fault}",
                 reason="bad_prompt",
             )
-        messages.append(cast(Message, dict(message)))  # all its keys travel
+        messages.append(cast(Message, dict(message)))  # with all its keys
     return messages

@@ -1,4 +1,4 @@
-"""`Deduplicate`: of rows that are equal, or nearly, the first one stays."""
+"""`Deduplicate`: keeps the first of equal or nearly equal rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Deduplicate(GlobalStep):
     """Removes or flags rows that repeat an earlier row of the input. Waits for all rows.
 
     Args:
-        columns: what is compared, together; a missing value counts as null.
-        method: "exact" compares the columns as they are; "minhash" finds near-duplicates (see `steps.minhash`).
+        columns: the columns to compare, together; a missing value counts as null.
+        method: "exact" compares the columns unchanged; "minhash" finds near-duplicates (see `steps.minhash`).
         threshold: near-duplicates share at least this part of their word n-grams, above 0 and at most 1.
-        num_perm: size of the MinHash signatures: more is more exact, slower and takes more memory.
+        num_perm: size of the MinHash signatures: larger is more exact, slower, and takes more memory.
         ngram: words in an n-gram.
         action: "remove" drops duplicates, counted as `duplicate`; "flag" keeps all rows and adds the column
             `is_duplicate`.
@@ -69,7 +69,7 @@ class Deduplicate(GlobalStep):
         super().__init__(name=name, output_mappings=output_mappings)
 
     def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
-        """One pass: a row is compared when it comes."""
+        """One pass: each row is compared when it arrives."""
         repeats = self._exact(rows) if self.method == "exact" else self._near(rows)
         if self.action == "flag":
             return ({"is_duplicate": repeat} for repeat in repeats)
@@ -77,7 +77,7 @@ class Deduplicate(GlobalStep):
         return (duplicate if repeat else {} for repeat in repeats)
 
     def _exact(self, rows: AllRows) -> Iterator[bool]:
-        """By 128-bit digests: two different rows are taken for equal less than once in 10^20 runs of a billion."""
+        """By 128-bit digests: two different rows count as equal less than once in 10^20 runs of a billion."""
         seen: set[bytes] = set()
         for row in rows:
             values = canonical_json([row.get(column) for column in self.inputs])

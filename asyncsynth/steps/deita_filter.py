@@ -20,10 +20,10 @@ class DeitaFilter(GlobalStep):
     A row's score is complexity × quality; for a dialogue with lists of scores, the sum over its turns. The step takes
     rows from the highest score down, skips each whose similarity to a row already taken is `max_similarity` or more,
     and stops at `data_budget` rows. The paper compares embeddings by cosine; this step compares word n-grams (see
-    `steps.minhash`), which finds rewordings less well and needs no model. Rows stay in input order.
+    `steps.minhash`), which finds fewer rewordings and needs no model. Rows stay in input order.
 
     Args:
-        columns: what is compared, together, as text.
+        columns: the columns to compare, together, as text.
         data_budget: rows to keep at most.
         complexity, quality: columns with the scores: a number, or a list of numbers.
         max_similarity: above 0 and at most 1.
@@ -31,7 +31,7 @@ class DeitaFilter(GlobalStep):
         action: "remove" drops the others, counted as `no_score` (missing or None), `too_similar` or `over_budget`;
             "flag" keeps all rows and adds the column `is_selected`.
 
-    Adds the column `deita_score` (None where there is no score). Memory: 0.2 KB per row and 1.5 KB more per
+    Adds the column `deita_score` (None if there is no score). Memory: 0.2 KB per row and 1.5 KB more per
     kept row.
 
     Example::
@@ -91,7 +91,7 @@ class DeitaFilter(GlobalStep):
         for row in rows:
             score = deita_score(row.get(self.complexity), row.get(self.quality))
             scores.append(score)
-            # What has no score is never compared.
+            # Rows without a score are never compared.
             signatures.append(_NONE if score is None else minhash.signature(text_of(row, self.columns)))
         ranked = sorted(
             (number for number, score in enumerate(scores) if score is not None),
@@ -108,7 +108,7 @@ class DeitaFilter(GlobalStep):
 
 
 def deita_score(complexity: Any, quality: Any) -> float | None:
-    """The product of two scores, or the sum of the products of two lists; None for what has no score."""
+    """The product of two scores, or the sum of the products of two lists; None for rows without a score."""
     if isinstance(complexity, list) and isinstance(quality, list):
         if not complexity or len(complexity) != len(quality):
             return None

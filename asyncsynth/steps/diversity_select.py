@@ -1,4 +1,4 @@
-"""`DiversitySelect`: a part of the rows that differ as much as possible from one another."""
+"""`DiversitySelect`: selects rows that differ as much as possible from one another."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class DiversitySelect(GlobalStep):
         columns: the columns to compare, together, as text; distance is 1 - Jaccard similarity (see `steps.minhash`).
         n: rows to keep at most; or
         fraction: part of the rows to keep, above 0 and at most 1, rounded up.
-        method: "farthest_first" begins with a random row and takes the one farthest from all taken, again and
-            again (Gonzalez 1985): the most varied choice, in n times all comparisons (about 1 µs each: 10,000 of
+        method: "farthest_first" begins with a random row and repeatedly takes the one farthest from all taken
+            (Gonzalez 1985): the most varied choice, in n times all comparisons (about 1 µs each: 10,000 of
             100,000 rows take a quarter of an hour). "repetition_filter" goes through the rows in random order and takes
             each that is less than `max_similarity` like all taken, as in DEITA (arXiv 2312.15685): linear; it
             may find fewer than `n`.
         max_similarity: for "repetition_filter", above 0 and at most 1.
-        seed: of what is random.
+        seed: of the random choices.
         num_perm, ngram: as in `Deduplicate`.
         action: "remove" drops the others, counted as `not_selected` or `too_similar`; "flag" keeps all rows and
             adds the column `is_selected`.
@@ -92,7 +92,7 @@ class DiversitySelect(GlobalStep):
         super().__init__(name=name, output_mappings=output_mappings)
 
     def decide(self, rows: AllRows) -> Iterable[Row | Dropped]:
-        """One pass for the signatures (0.1 KB a row at 64 permutations), then the choice."""
+        """One pass for the signatures (0.1 KB per row at 64 permutations), then the choice."""
         minhash = MinHash(self.num_perm, self.ngram)
         signatures = [minhash.signature(text_of(row, self.inputs)) for row in rows]
         wanted = self.n if self.n is not None else math.ceil(round((self.fraction or 0) * len(signatures), 6))
@@ -143,7 +143,7 @@ def repetition_filter(
 ) -> tuple[set[int], set[int]]:
     """(chosen, refused): in `order`, those less than `max_similarity` like all chosen, until `wanted` are.
 
-    What comes after that is in neither.
+    Later rows are in neither.
     """
     chosen: set[int] = set()
     refused: set[int] = set()

@@ -1,4 +1,4 @@
-"""`Filter`: keeps the rows for which a function of the user's says so."""
+"""`Filter`: keeps the rows that a function of the user's accepts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Filter(RowStep):
 
     Args:
         predicate: takes the row (do not change it) and returns whether it stays. It must depend on the row
-            alone: it is asked again on every resume. A row on which it raises fails, its neighbours go on.
+            alone: it is called again on every resume. A row on which it raises fails; other rows continue.
         columns: the columns it reads, to be checked before the run.
-        reason: what dropped rows are counted under.
+        reason: the reason under which dropped rows are counted.
 
     Example::
 
@@ -49,7 +49,7 @@ class Filter(RowStep):
         if inspect.iscoroutinefunction(predicate):
             raise PipelineError(
                 "Filter's predicate is async; a plain function was expected",
-                hint="A filter asks no model and waits for nothing; what does belongs into a task.",
+                hint="A filter asks no model and waits for nothing; put code that does into a task.",
             )
         self.predicate = predicate
         self.inputs: tuple[str, ...] = column_names("Filter", "columns", columns) if columns is not None else ()
@@ -57,7 +57,7 @@ class Filter(RowStep):
         super().__init__(name=name)
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
     def apply(self, row: Row) -> Row:

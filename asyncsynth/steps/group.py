@@ -1,4 +1,5 @@
-"""Joins: what the branches made of one row becomes one row. The engine matches rows by key (`engine.joins`)."""
+"""Joins: the rows that the branches made from one row become one row. The engine matches rows by key
+(`engine.joins`)."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ class GroupColumns(JoinStep):
         super().__init__(name=name)
 
     def join(self, rows: Sequence[Row]) -> Row:
-        """The first branch's row, with what other branches have beside it and the grouped columns."""
+        """The first branch's row, with the other branches' further columns and the grouped columns."""
         groups: dict[str, list[Any]] = {
             new: [row[old] if row else None for row in rows]  # an empty row is one that its branch does not have
             for old, new in zip(self.columns, self.output_columns, strict=True)
@@ -90,7 +91,7 @@ class GroupColumns(JoinStep):
         return {**first, **joined, **groups}
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
-        """The union of the branches' columns, with the groups in place of the columns they are made of."""
+        """The union of the branches' columns, with the groups in place of their columns."""
         for branch in incoming:
             self.require(branch, self.columns)
         self._branches = _Branches(incoming)
@@ -110,7 +111,7 @@ class CombineOutputs(JoinStep):
     """Puts the branches' columns side by side into one row.
 
     Two branches may not have made the same column; only `model_name` may be in several, and the last
-    branch's is kept, as it would be if the steps stood one after the other.
+    branch's is kept, as it would be if the steps followed one another.
 
     Args:
         missing: what happens to a row that a branch failed or dropped: "drop" it (counted), or keep it with None
@@ -166,15 +167,15 @@ class CombineOutputs(JoinStep):
 
 
 class MergeBranches(JoinStep):
-    """Passes on the rows of whichever branch brings them, in the order of the input.
+    """Passes on rows from whichever branch delivers them, in the order of the input.
 
-    It ends a fork in which each row takes one of several ways::
+    It ends a fork in which each row takes one of several branches::
 
         data >> Filter(is_short) >> small_model
         data >> Filter(is_long) >> large_model
         [small_model, large_model] >> MergeBranches() >> judge
 
-    A row that several branches bring is taken from the first of them, in the order of `>>`; those of the others are
+    A row that several branches deliver is taken from the first of them, in the order of `>>`; those of the others are
     dropped and counted (`other_branch`). The branches may make different numbers of rows.
 
     Columns: all that the branches have; a column that only some branches make is None in the rows of the others.
@@ -209,7 +210,7 @@ class MergeBranches(JoinStep):
         super().__init__(name=name)
 
     def join(self, rows: Sequence[Row]) -> Row:
-        """The one row that is there, with all columns."""
+        """The row that is present, with all columns."""
         (row,) = (row for row in rows if row)
         return {**row, **{column: None for column in self._branches.columns if column not in row}}
 
@@ -224,12 +225,12 @@ class MergeBranches(JoinStep):
 
 
 class _Branches:
-    """The columns of a join's branches and who makes them, where they are known before the run."""
+    """The columns of a join's branches and the steps that make them, if they are known before the run."""
 
     def __init__(self, incoming: Sequence[ColumnOrigins] = ()) -> None:
         self._incoming = [dict(branch) for branch in incoming]
         self.columns = tuple(dict.fromkeys(column for branch in self._incoming for column in branch))
-        #: column -> who makes the one that is kept: the last branch's, as in CombineOutputs
+        #: column -> the step that makes the kept one: the last branch's, as in CombineOutputs
         self._makers = {column: maker for branch in self._incoming for column, maker in branch.items()}
 
     def absent(self, rows: Sequence[Row]) -> list[str]:
@@ -242,12 +243,12 @@ class _Branches:
 
 def _set_missing(step: JoinStep, missing: Literal["drop", "none"]) -> None:
     one_of(type(step).__name__, "missing", missing, ("drop", "none"))
-    if missing != "drop":  # the default is no setting of its own, so that runs made before there was one can be resumed
+    if missing != "drop":  # the default is not listed, so that runs from before this setting can be resumed
         step.missing = missing
 
 
 def _unite(step: JoinStep, union: ColumnOrigins, column: str, maker: str, *, hint: str) -> None:
-    """Adds a branch's column. Two makers of one column would mean that one result is lost without a word."""
+    """Adds a branch's column. If two steps made one column, one result would be lost silently."""
     if union.setdefault(column, maker) != maker:
         raise PipelineError(
             f"step {step.name!r}: the column {column!r} comes from two branches, made by {union[column]!r} "

@@ -19,7 +19,7 @@ class LoadDisk(Loader):
 
     Args:
         path: the folder.
-        split: which part, where the folder holds several (a ``DatasetDict``).
+        split: which part, if the folder holds several (a ``DatasetDict``).
 
     Example::
 

@@ -15,20 +15,20 @@ from asyncsynth.steps.loaders import Loader, extra
 class LoadHub(Loader):
     """Rows of a data set on the Hub, or of a local folder in the Hub's layout; needs the extra `datasets`.
 
-    Streams by default: rows come while they are fetched, and nothing is stored. A private or gated data set
+    Streams by default: rows are used while they are fetched, and nothing is stored. A private or gated data set
     needs the environment's `HF_TOKEN`; `HF_ENDPOINT` names another Hub.
 
     Args:
         repo_id: ``"owner/name"``, or a local folder.
-        config: which configuration, where the data set has several.
+        config: which configuration, if the data set has several.
         split: which split.
-        revision: a commit, tag or branch; name a commit, so that the input cannot change under a run.
+        revision: a commit, tag or branch; name a commit, so that the input cannot change during a run.
         streaming: False downloads the data set first, into the cache of `datasets`.
         load: instead of ``datasets.load_dataset``; called with the same arguments.
 
     Example::
 
-        # Stands in for the Hub; leave `load` out to read from it.
+        # Replaces the Hub; leave `load` out to read from it.
         def load(repo_id, config, **options):
             return [{"instruction": f"A row of the split {options['split']} of {repo_id}."}]
 
@@ -71,7 +71,7 @@ class LoadHub(Loader):
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
 
     def open(self) -> Reader:
-        """A reader from the first row; the Hub is asked when it is iterated."""
+        """A reader from the first row; the Hub is contacted when it is iterated."""
         place = "/".join(part for part in (self.repo_id, self.config, self.split) if part)
         return TableReader(
             self._rows,
@@ -106,7 +106,7 @@ class LoadHub(Loader):
 
 
 def _known_size(rows: Any, split: str) -> int | None:
-    """The number of rows as the data set's card or its files say."""
+    """The number of rows according to the data set's card or its files."""
     if hasattr(rows, "__len__"):
         return len(rows)
     splits = getattr(getattr(rows, "info", None), "splits", None)

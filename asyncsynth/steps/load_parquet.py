@@ -94,7 +94,7 @@ class LoadParquet(Loader):
                 with self._opened(path) as file:
                     total += file.metadata.num_rows
         except InputError:
-            return None  # told when the rows are read
+            return None  # reported when the rows are read
         return total
 
     def _files(self) -> list[Path]:

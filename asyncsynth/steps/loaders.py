@@ -1,4 +1,4 @@
-"""Where rows come from: Python dicts and JSON Lines files, read lazily."""
+"""Sources of rows: Python dicts and JSON Lines files, read lazily."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Loader(SourceStep):
     """What loaders share.
 
     Args:
-        id_column: column that holds each row's unique id; None: rows are known by their position.
-        on_bad_row: "stop" the run at a row that cannot be used (InputError says which and why), or "skip" it.
+        id_column: column that holds each row's unique id; None: rows are identified by their position.
+        on_bad_row: "stop" the run at a row that cannot be used (InputError tells which and why), or "skip" it.
         output_mappings: column of the input -> column of the rows.
     """
 
@@ -38,7 +38,7 @@ class Loader(SourceStep):
         super().__init__(name=name, output_mappings=output_mappings)
 
     def known_columns(self) -> tuple[str, ...] | None:
-        """The columns of the first good row, renamed. Raises InputError when the input is not usable."""
+        """The columns of the first good row, renamed. Raises InputError if the input is not usable."""
         columns = self.open().columns()
         came_from = {new: old for old, new in self.output_mappings.items()}
         known = tuple(came_from.get(column, column) for column in columns)
@@ -85,7 +85,7 @@ class LoadDataFromDicts(Loader):
         name: str | None = None,
         output_mappings: Mapping[str, str] | None = None,
     ) -> None:
-        # Made once: the reader keeps what it peeked at of an iterator.
+        # Made once: the reader keeps the rows that it has peeked at in an iterator.
         self._reader = DictsReader(data, id_column=id_column, on_bad_row=on_bad_row, rename=output_mappings)
         super().__init__(id_column=id_column, on_bad_row=on_bad_row, name=name, output_mappings=output_mappings)
 
@@ -135,7 +135,7 @@ class LoadJSONL(Loader):
 
 
 def extra(module: str, step: Loader) -> Any:
-    """A module of the extra `datasets`. Raises ConfigurationError when it is not installed."""
+    """A module of the extra `datasets`. Raises ConfigurationError if it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -11,7 +11,7 @@ Candidates come from banding (locality-sensitive hashing; Leskovec, Rajaraman an
 Datasets", ch. 3): signatures that agree in all places of some band. They are then compared in full, so that bands
 can only miss neighbours (less than 1 % at the threshold, fewer above), never invent one.
 
-Pure Python on hashlib, with 128 permutations: about 1 ms for each 100 words, 0.2 KB of memory a signature, and
+Pure Python on hashlib, with 128 permutations: about 1 ms for each 100 words, 0.2 KB of memory per signature, and
 1.5 KB more in the index.
 """
 
@@ -30,7 +30,7 @@ from asyncsynth.steps.similarity import tokens
 
 Signature = bytes
 
-_BY_CHANCE = 1 / 256  #: of the places of unlike texts, those that are equal
+_BY_CHANCE = 1 / 256  #: share of places that are equal in unlike texts
 _BLOCK = 4096  #: n-grams hashed at a time: bounds the memory that a long text takes
 _LEAST_RECALL = 0.99
 
@@ -83,7 +83,7 @@ def resemblance(first: Signature, second: Signature) -> float:
 
 
 class NearIndex:
-    """Signatures, and which of them are at least `threshold` like another one."""
+    """Signatures, and those that are at least `threshold` similar to another one."""
 
     def __init__(self, num_perm: int, threshold: float) -> None:
         self.threshold = threshold
@@ -97,7 +97,7 @@ class NearIndex:
         return len(self._signatures)
 
     def nearest(self, signature: Signature) -> tuple[int, float] | None:
-        """(number, similarity) of the signature that is most like this one, if any is as much as the threshold."""
+        """(number, similarity) of the signature that is most like this one, if any reaches the threshold."""
         candidates: set[int] = set()
         for table, part in zip(self._tables, self._parts(signature), strict=True):
             found = table.get(part)
@@ -111,7 +111,7 @@ class NearIndex:
         return best
 
     def add(self, signature: Signature) -> int:
-        """Takes a signature in and numbers it, from 0."""
+        """Adds a signature and numbers it, from 0."""
         number = len(self._signatures)
         self._signatures.append(signature)
         for table, part in zip(self._tables, self._parts(signature), strict=True):
@@ -135,7 +135,7 @@ def band_rows(num_perm: int, threshold: float) -> int:
 
 
 def text_of(row: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """The columns as one text: lists and objects as JSON, what is missing or null as nothing."""
+    """The columns as one text: lists and objects as JSON, missing or null values as nothing."""
     values = (row.get(column) for column in columns)
     return "\n".join(
         value if isinstance(value, str) else "" if value is None else canonical_json(value).decode() for value in values

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from asyncsynth.client.messages import Message
 from asyncsynth.errors import PipelineError, RecordError
 from asyncsynth.pipeline.chat_messages import system_text
 from asyncsynth.pipeline.making import KNOWN, Makings
@@ -13,15 +14,18 @@ from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row, stable_seed
 from asyncsynth.steps.arguments import one_of
 from asyncsynth.steps.conversation import (
+    CONTENT,
     LAYOUTS,
     SYSTEM_PROMPT,
     TRUNCATED,
+    Content,
     Layout,
     SystemPrompt,
     Truncated,
     prompt_messages,
     system_of,
     text_of_prompt,
+    with_content,
     with_system,
 )
 from asyncsynth.steps.sft import kept_and_made, require_prompt
@@ -41,23 +45,29 @@ class FormPreference(RowStep):
         layout: "standard" writes prompt, chosen and rejected as text; "conversational" as lists of messages.
         rejected: which of the worse answers: the "lowest" rated, or a "random" one (always the same for the
             same row).
-        min_margin: least difference between the two ratings.
-        ties: with all remaining answers rated as the chosen one: "drop" the row, or take the "first" as
+        min_margin: the smallest allowed difference between the two ratings.
+        ties: if all remaining answers have the rating of the chosen one: "drop" the row, or take the "first" as
             chosen and the next different one as rejected.
-        max_similarity: answers more alike than this (0.0 to 1.0; see `steps.similarity`) make no pair.
+        max_similarity: answers more similar than this (0.0 to 1.0; see `steps.similarity`) make no pair.
         missing_ratings: "skip" answers without a rating, or "drop" the row.
         truncated: "drop" answers that ended at max_tokens: such an answer becomes neither chosen nor rejected, and a
             row that keeps fewer than two others is dropped (`truncated`); or "keep" them.
-        system_prompt: the system prompt that the model was sent for both answers. "keep" writes it as the first
+        system_prompt: the system prompt that was sent to the model for both answers. "keep" writes it as the first
             message of the prompt, or in the standard layout as text before the prompt, with a blank line between;
             "column" writes it to the column `system_prompt` instead; "drop" leaves it out. Where the two answers were
             made under different ones, none is written to the prompt; `chosen_system_prompt` and
             `rejected_system_prompt` have each answer's own, unless it is "drop".
+        content: how messages hold their content. "keep": as in the row; "text": parts of text become one text, as
+            templates of text models want it, and a message with an image or audio fails its row (`bad_prompt`);
+            "parts": a text becomes a list of one part, as processors of vision models want it. Parquet has typed
+            columns: rows of which some have text and others have parts fit into it only with one of these two.
         keep: other columns to keep; None keeps all.
 
-    Reads `generations`, `ratings`, `instruction` or `messages`, and where they are there `generation_models`
-    and `system_prompt`. Writes `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`,
-    `chosen_model`, `rejected_model`, `chosen_system_prompt`, `rejected_system_prompt`. An answer that is blank has no
+    Reads `generations`, `ratings`, `instruction` or `messages`, and, if present, `generation_models`
+    and `system_prompt`. Without `generation_models`, the models are those of `grouped_model_name` or `model_name`, if
+    that is a list with one name for each answer, as GroupColumns and `group_generations=True` make it. Writes
+    `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `chosen_model`, `rejected_model`,
+    `chosen_system_prompt`, `rejected_system_prompt`. An answer that is blank has no
     rating. A row without a pair is dropped for a counted reason: `truncated`, `missing_rating`, `too_few_rated`,
     `identical`, `tie`, `margin` or `similar`; a row that is malformed fails (`unequal_lists`,
     `bad_ratings`, `bad_generation`, `bad_prompt`, `unknown_system_prompt`).
@@ -79,8 +89,16 @@ class FormPreference(RowStep):
     """
 
     learns = True
+    content: Content = "keep"
     inputs: tuple[str, ...] = ("generations", "ratings")
-    optional_inputs: tuple[str, ...] = ("instruction", "messages", "generation_models", "system_prompt")
+    optional_inputs: tuple[str, ...] = (
+        "instruction",
+        "messages",
+        "generation_models",
+        "grouped_model_name",
+        "model_name",
+        "system_prompt",
+    )
     outputs: tuple[str, ...] = (
         "prompt",
         "chosen",
@@ -104,6 +122,7 @@ class FormPreference(RowStep):
         missing_ratings: Literal["skip", "drop"] = "skip",
         truncated: Truncated = "drop",
         system_prompt: SystemPrompt = "keep",
+        content: Content = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -115,6 +134,7 @@ class FormPreference(RowStep):
         one_of("FormPreference", "missing_ratings", missing_ratings, ("skip", "drop"))
         one_of("FormPreference", "truncated", truncated, TRUNCATED)
         one_of("FormPreference", "system_prompt", system_prompt, SYSTEM_PROMPT)
+        one_of("FormPreference", "content", content, CONTENT)
         if not min_margin >= 0:
             raise PipelineError(f"FormPreference: min_margin is {min_margin}; 0 or more was expected")
         if not 0 <= max_similarity <= 1:
@@ -132,17 +152,19 @@ class FormPreference(RowStep):
         self.missing_ratings = missing_ratings
         self.truncated = truncated
         self.system_prompt = system_prompt
+        if content != "keep":  # the default is no setting of its own, so that older runs can be resumed
+            self.content = content
         if system_prompt == "column":
             self.outputs = (*type(self).outputs, "system_prompt")
         self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
     def apply(self, row: Row) -> Row:
-        """The row with its pair, or Dropped for the reason why there is none."""
+        """The row with its pair, or Dropped with the reason why there is none."""
         makings = KNOWN.get()
         seen = self.view(row)
         standard = self.layout == "standard"
@@ -156,10 +178,13 @@ class FormPreference(RowStep):
         ]
         shared = systems[0] if systems[0] == systems[1] else None
         messages, column = with_system(messages, shared, self.system_prompt)
+        said = [
+            with_content([Message(role="assistant", content=each.text)], self.content) for each in (chosen, rejected)
+        ]
         made: Row = {
-            "prompt": text_of_prompt(messages) if standard else messages,
-            "chosen": chosen.text if standard else [{"role": "assistant", "content": chosen.text}],
-            "rejected": rejected.text if standard else [{"role": "assistant", "content": rejected.text}],
+            "prompt": text_of_prompt(messages) if standard else with_content(messages, self.content),
+            "chosen": chosen.text if standard else said[0],
+            "rejected": rejected.text if standard else said[1],
             "score_chosen": chosen.rating,
             "score_rejected": rejected.rating,
             "chosen_model": chosen.model,
@@ -182,7 +207,7 @@ class FormPreference(RowStep):
     def _answers(self, seen: Row, makings: Makings) -> list[_Answer]:
         """The answers that have text and a rating."""
         generations, ratings = seen["generations"], seen["ratings"]
-        models = seen.get("generation_models")
+        models = _models(seen)
         lists = {"generations": generations, "ratings": ratings}
         if models is not None:
             lists["generation_models"] = models
@@ -213,7 +238,7 @@ class FormPreference(RowStep):
         return answers
 
     def _pair(self, answers: list[_Answer]) -> tuple[_Answer, _Answer]:
-        """(chosen, rejected). Dropped with what stands in the way of the lowest-rated other answer."""
+        """(chosen, rejected). Dropped with what is wrong with the lowest-rated other answer."""
         chosen = max(answers, key=lambda answer: answer.rating)  # the first of equals
         others = sorted((answer for answer in answers if answer is not chosen), key=lambda answer: answer.rating)
         if all(_words(answer.text) == _words(chosen.text) for answer in others):
@@ -239,8 +264,19 @@ class FormPreference(RowStep):
         return None
 
 
+def _models(seen: Row) -> Any:
+    """The models that wrote the generations, as the row names them; None where it does not."""
+    if (models := seen.get("generation_models")) is not None:
+        return models
+    for name in ("grouped_model_name", "model_name"):
+        models, generations = seen.get(name), seen["generations"]
+        if isinstance(models, list) and isinstance(generations, list) and len(models) == len(generations):
+            return models
+    return None
+
+
 def _is_rated(index: int, rating: Any) -> bool:
-    """Whether there is a rating. None and NaN are none; what is no number fails the row."""
+    """Whether there is a rating. None and NaN count as none; any other value that is not a number fails the row."""
     if rating is None:
         return False
     if isinstance(rating, bool) or not isinstance(rating, (int, float)):
@@ -249,5 +285,5 @@ def _is_rated(index: int, rating: Any) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """The text but for its white space: two answers that differ in nothing else are the same."""
+    """The text without its white space: answers that differ in nothing else are the same."""
     return text.split()

@@ -13,9 +13,11 @@ from asyncsynth.pipeline.step import ColumnOrigins, Dropped, RowCount, RowStep
 from asyncsynth.records import Row
 from asyncsynth.steps.arguments import one_of
 from asyncsynth.steps.conversation import (
+    CONTENT,
     LAYOUTS,
     SYSTEM_PROMPT,
     TRUNCATED,
+    Content,
     Layout,
     SystemPrompt,
     Truncated,
@@ -24,6 +26,7 @@ from asyncsynth.steps.conversation import (
     system_of,
     text_of_message,
     text_of_prompt,
+    with_content,
     with_system,
 )
 
@@ -35,27 +38,31 @@ class FormSFT(RowStep):
         layout: "conversational" writes `messages`; "standard" writes `prompt` and `completion` as text.
         truncated: "drop" rows whose answer (in a conversation: any of the model's turns) ended at max_tokens, and
             count them (`truncated`), or "keep" them.
-        system_prompt: the system prompt that the model was sent. "keep" writes it as the first message, or in the
+        system_prompt: the system prompt that was sent to the model. "keep" writes it as the first message, or in the
             standard layout as text before the prompt, with a blank line between; "column" writes it to the column
             `system_prompt` instead; "drop" leaves it out.
-        reasoning: what the model thought before it answered. "drop" leaves it out; "field" writes it to the
+        reasoning: the model's reasoning before its answer. "drop" leaves it out; "field" writes it to the
             message's `reasoning_content`, as chat templates read it, or in the standard layout to the column
             `reasoning`; "text" puts it before the answer as ``<think>`` text. Needs a column `reasoning`: a task
             writes it with ``provenance=["reasoning"]``.
         tool_calls: "keep" writes tool calls as they are in the row; "object" as chat templates and TRL read them:
             arguments as JSON objects instead of text, and an empty text beside the calls. Export such rows as JSON
             Lines: Parquet would give the arguments of every call all the names of any call.
+        content: how messages hold their content. "keep": as in the row; "text": parts of text become one text, as
+            templates of text models want it, and a message with an image or audio fails its row (`bad_prompt`);
+            "parts": a text becomes a list of one part, as processors of vision models want it. Parquet has typed
+            columns: rows of which some have text and others have parts fit into it only with one of these two.
         keep: other columns to keep; None keeps all.
 
-    Columns: writes `messages`, or in the standard layout `prompt` and `completion`; with the settings that say so, also
+    Columns: writes `messages`, or in the standard layout `prompt` and `completion`; depending on the settings, also
     `system_prompt` and `reasoning`.
 
     Reads `generation` and `instruction` or `messages`, or a whole `conversation`, as Magpie makes them. An answer may
     call tools (`tool_calls`). Rows without an answer are dropped and counted (`empty_generation`). Messages keep all
     their keys: tool calls, names, parts of a content.
 
-    How an answer was made is known by its text, whatever column it is in: a row that a task filled, also some steps
-    earlier, is checked. A text that the input brought, or that a step of your own wrote anew, counts as whole, and
+    An answer is recognised by its text, whatever column it is in: a row that a task filled, even some steps
+    earlier, is checked. A text from the input, or one that your own step rewrote, counts as whole, and
     its system prompt is the row's column `system_prompt`. Name that column in `input_mappings` to use it in any case.
 
     Example::
@@ -70,6 +77,7 @@ class FormSFT(RowStep):
     """
 
     learns = True
+    content: Content = "keep"
     optional_inputs: tuple[str, ...] = (
         "instruction",
         "messages",
@@ -88,6 +96,7 @@ class FormSFT(RowStep):
         system_prompt: SystemPrompt = "keep",
         reasoning: Literal["drop", "field", "text"] = "drop",
         tool_calls: Literal["keep", "object"] = "keep",
+        content: Content = "keep",
         keep: Sequence[str] | None = None,
         name: str | None = None,
         input_mappings: Mapping[str, str] | None = None,
@@ -98,11 +107,14 @@ class FormSFT(RowStep):
         one_of("FormSFT", "system_prompt", system_prompt, SYSTEM_PROMPT)
         one_of("FormSFT", "reasoning", reasoning, ("drop", "field", "text"))
         one_of("FormSFT", "tool_calls", tool_calls, ("keep", "object"))
+        one_of("FormSFT", "content", content, CONTENT)
         self.layout = layout
         self.truncated = truncated
         self.system_prompt = system_prompt
         self.reasoning = reasoning
         self.tool_calls = tool_calls
+        if content != "keep":  # the default is no setting of its own, so that older runs can be resumed
+            self.content = content
         self.keep: tuple[str, ...] | None = None if keep is None else tuple(keep)
         outputs = ["messages"] if layout == "conversational" else ["prompt", "completion"]
         if system_prompt == "column":
@@ -113,11 +125,11 @@ class FormSFT(RowStep):
         super().__init__(name=name, input_mappings=input_mappings, output_mappings=output_mappings)
 
     def row_count(self) -> RowCount:
-        """1, or none."""
+        """One row, or none."""
         return 1
 
     def apply(self, row: Row) -> Row:
-        """The row with the example's columns, or Dropped for the reason why it makes none."""
+        """The row with the example's columns, or Dropped with the reason why it makes none."""
         makings = KNOWN.get()
         seen = self.view(row)
         turns = _turns(seen)
@@ -136,7 +148,7 @@ class FormSFT(RowStep):
         if self.tool_calls == "object":
             messages = [for_templates(message) for message in messages]
         if self.layout == "conversational":
-            made: Row = {"messages": messages}
+            made: Row = {"messages": with_content(messages, self.content)}
         else:
             made = {"prompt": text_of_prompt(messages[:-1]), "completion": text_of_message(messages[-1])}
         made.update({"system_prompt": column, "reasoning": thought})
@@ -151,7 +163,7 @@ class FormSFT(RowStep):
         return self._with(message, self._thought({}, message, makings))
 
     def _thought(self, seen: Row, message: Message, makings: Makings) -> str | None:
-        """What the model thought before it said a message: as the message, the results or the row have it."""
+        """The model's reasoning before a message: from the message, the results or the row."""
         if self.reasoning == "drop":
             return None
         own: Any = message.get("reasoning_content")
@@ -165,7 +177,7 @@ class FormSFT(RowStep):
         return own if isinstance(own, str) and own.strip() else None
 
     def _with(self, message: Message, thought: str | None) -> Message:
-        """A message of the model's, with what it thought where that is wanted."""
+        """A message of the model's, with its reasoning if that is wanted."""
         made: Any = {name: value for name, value in message.items() if name != "reasoning_content"}
         if thought is not None and self.reasoning == "text":
             before, content = f"<think>\n{thought.strip()}\n</think>\n\n", message.get("content")
@@ -197,7 +209,7 @@ class FormSFT(RowStep):
 
 
 def _turns(seen: Row) -> list[Message]:
-    """The conversation with the answer at its end. Raises Dropped where there is no answer, RecordError."""
+    """The conversation with the answer at its end. Raises Dropped if there is no answer, RecordError."""
     if seen.get("conversation") is not None:
         messages = checked_messages(seen["conversation"])
         if messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
@@ -246,7 +258,7 @@ def kept_and_made(step: RowStep, columns: ColumnOrigins, keep: Sequence[str] | N
         missing = [column for column in keep if column not in columns]
         if missing:
             raise PipelineError(
-                f"step {step.name!r} is to keep the column {missing[0]!r}, which nothing before it makes",
+                f"step {step.name!r} must keep the column {missing[0]!r}, which nothing before it makes",
                 step=step.name,
                 column=missing[0],
                 hint=f"Columns here: {', '.join(columns) or 'none'}.",

@@ -1,4 +1,4 @@
-"""How alike two texts are, in time linear in their length (difflib takes seconds on long answers)."""
+"""The similarity of two texts, in time linear in their length (difflib takes seconds on long answers)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from asyncsynth.pipeline.functions import checked_outputs, checked_timeout, decl
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import RowStep
 from asyncsynth.records import Row
-from asyncsynth.steps.work import RUN_IN, RunIn, WaitingStep, checked_workers, place_for
+from asyncsynth.steps.waiting_step import RUN_IN, RunIn, WaitingStep, checked_workers, place_for
 
 Made = Mapping[str, Any] | list[Any]
 StepFunction = Callable[[Row], Made | Awaitable[Made]]
@@ -69,13 +69,13 @@ def step(
     """Makes a step of a function: ``row -> dict`` of its outputs. It asks no model.
 
     Args:
-        inputs: columns that the function reads; the row that it is given holds these (and `optional_inputs`,
-            where the row has them) and nothing else.
+        inputs: columns that the function reads; its row holds these (and `optional_inputs`,
+            if the row has them) and nothing else.
         outputs: columns that it returns; all of them, and no others.
-        run_in: "loop" calls it in the event loop, between the requests of the run: right for what takes milliseconds,
-            and for an ``async def``. "thread" is for a function that waits (a subprocess, a database, an HTTP library
-            that blocks); "process" for one that computes. A process imports the function's module, so the function
-            must be at the top level of one.
+        run_in: "loop" calls it in the event loop, between the requests of the run: right for calls that take
+            milliseconds, and for an ``async def``. "thread" is for a function that waits (a subprocess, a database, an
+            HTTP library that blocks); "process" for one that computes. A process imports the function's module, so the
+            function must be at the top level of one.
         workers: calls at the same time. Default: 8 threads, one process for each core, any number of async calls.
         timeout: seconds for one call; a row whose call takes longer fails (`timeout`). A process is then ended, a
             thread cannot be: it continues until the function returns. Not for a plain function in the loop.

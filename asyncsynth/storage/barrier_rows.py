@@ -33,7 +33,7 @@ def decode_row(line: bytes) -> tuple[str, Row]:
 
 
 class RowsWriter:
-    """Writes rows to a new file, and knows the file's checksum."""
+    """Writes rows to a new file, and keeps the file's checksum."""
 
     def __init__(self, file: NewFile) -> None:
         self._file = file
@@ -47,12 +47,12 @@ class RowsWriter:
 
     @property
     def crc(self) -> str:
-        """The checksum of what was written so far, as `barrier.json` has it."""
+        """The checksum of the rows written so far, as in `barrier.json`."""
         return f"{self._crc:08x}"
 
 
 def read_facts(directory: Path) -> dict[str, Any] | None:
-    """What `barrier.json` says; None where there is none, or none that can be read. Raises StorageError."""
+    """The contents of `barrier.json`; None if there is none, or none that can be read. Raises StorageError."""
     path = directory / layout.BARRIER_FACTS
     try:
         facts = orjson.loads(path.read_bytes())
@@ -93,14 +93,14 @@ def damage(directory: Path, facts: dict[str, Any]) -> str:
 
 
 def unchecked(facts: dict[str, Any]) -> str:
-    """What to say of rows that have no checksum; '' for those that have one."""
+    """A note on rows that have no checksum; '' for those that have one."""
     if facts["crc"] is not None:
         return ""
     return "was written by a version that kept no checksum: only the number of its rows is checked"
 
 
 def check_rows(directory: Path) -> tuple[str, str]:
-    """(what is wrong with the rows in a directory, what else to say of them); both are '' where there are none.
+    """(what is wrong with the rows in a directory, other notes on them); both are '' if there are none.
 
     Raises StorageError.
     """
@@ -108,7 +108,7 @@ def check_rows(directory: Path) -> tuple[str, str]:
     if not any(there):
         return "", ""
     facts = read_facts(directory)
-    if facts is None:  # taken away first and written last: a run was stopped in between
+    if facts is None:  # it is removed first and written last: a run was stopped in between
         if there[1]:
             return "has no readable barrier.json beside it", ""
         return "", "is not finished: the next run makes it again"

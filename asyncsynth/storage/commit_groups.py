@@ -1,4 +1,4 @@
-"""What a journal's writer works with: groups of lines that are committed together, and its sizes and times."""
+"""The writer's units: groups of lines that are committed together, and their sizes and times."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GROUP_ENTRIES = 256  #: a group this large is committed at once ...
 GROUP_BYTES = 8 << 20
 GROUP_DELAY_S = 0.005  #: ... and any group this long after its first entry (never above 50 ms)
 
-#: Is called when a segment gets no more lines, with the segment, its last line's number and its entries. Returns what
-#: to call, in any thread, once the segment is synced.
+#: Called when a segment gets no more lines, with the segment, its last line's number and its entries. Returns the
+#: function to call, in any thread, once the segment is synced.
 OnFull = Callable[[Segment, int, int], Callable[[], None] | None]
 
 
 class Group:
-    """Lines that will be written and synced together, and who waits for that."""
+    """Lines that will be written and synced together, and the tasks that wait for that."""
 
     __slots__ = ("at", "closes", "header", "lines", "nbytes", "segment", "tokens", "waiters")
 
@@ -33,7 +33,7 @@ class Group:
         self.lines: list[bytes] = []
         self.nbytes = 0
         self.waiters: list[asyncio.Future[None]] = []
-        self.tokens: list[Any] = []  #: what `settle` was given
+        self.tokens: list[Any] = []  #: the tokens given to `settle`
 
 
 class Options:

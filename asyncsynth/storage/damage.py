@@ -1,4 +1,4 @@
-"""Looking at a segment that may be damaged: every line that checks, and what is between them.
+"""Reads a segment that may be damaged: every line that checks, and the bytes between them.
 
 Opening a run stops at the first bad line. Here, reading continues after it, for `journal verify` and `repair`.
 """
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 @dataclass(slots=True)
 class Damage:
-    """Bytes that are no good lines, and the lines that are missing there."""
+    """Bytes that are not good lines, and the lines that are missing there."""
 
     offset: int
     size: int
@@ -49,7 +49,7 @@ class Damage:
 
 @dataclass(slots=True)
 class SegmentCheck:
-    """What there is of one segment."""
+    """The contents of one segment."""
 
     number: int
     path: Path
@@ -70,7 +70,7 @@ class SegmentCheck:
 
 
 def good_lines(fs: FileSystem, fd: int, start: int, stop: int, salt: int) -> Iterator[Line]:
-    """Every line of a segment that checks, wherever it begins, with what is between them."""
+    """Every line of a segment that checks, wherever it begins, and the bytes between them."""
     for offset, data, whole in iter_lines(fs, fd, start, stop):
         seq, end = check(data, salt) if whole else (-1, -1)
         if seq >= 0:
@@ -98,7 +98,7 @@ def _salvage(bad: Line, salt: int) -> Iterator[Line]:
 
 
 def read_header(fs: FileSystem, path: Path, size: int, run_id: str | None, number: int) -> tuple[Header | None, int]:
-    """(header, bytes of it) where the first line is this segment's of this run; else what the marks tell.
+    """(header, bytes of it) if the first line is this segment's of this run; else what the marks tell.
 
     (header with prev -1, 0) when only the salt is known, (None, 0) when nothing is.
     Raises CorruptJournal for another format.
@@ -188,7 +188,7 @@ def _judge_end(found: SegmentCheck, open_damage: Damage | None, next_prev: int |
     """Another segment is begun only after all of this one is on the disk; the last may end in an unfinished write."""
     if next_prev is None:
         if found.there and found.header is None and found.damages:
-            found.damages[0].synced = False  # nothing in it says that it was ever synced
+            found.damages[0].synced = False  # nothing in it shows that it was ever synced
         return
     if found.last_seq < next_prev:
         if open_damage is None:

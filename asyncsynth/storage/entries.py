@@ -1,14 +1,14 @@
-"""What a run writes into its journal: one JSON object per entry, and the classes that hold it in memory.
+"""The entries of a run's journal: one JSON object per entry, and the classes that hold it in memory.
 
 - `{"t":"rec","k":key,"i":position,"h":row hash,"s":[{"f":step fingerprint,"r":[result…]}…]}`: results of steps.
-  The record's last entry also has `"e":epoch,"st":"ok"|"failed","rows":{leaf:[row…]}`, and where there are any,
+  The record's last entry also has `"e":epoch,"st":"ok"|"failed","rows":{leaf:[row…]}`, and, if there are any,
   `"bad":[failed row…]` with `"in":row`, the record's input row, and `"drop":{step:{reason:n}}`.
 - `{"t":"pos","k":key,"i":position}`: the record is now at another place of the input, or is back in it.
 - `{"t":"drop","k":key}`: the input no longer has the record.
 
 A later entry of a record, or of one of its steps, replaces an earlier one.
 
-The short keys are for the disk only. No module outside `storage` uses them: it gets and gives the classes below.
+The short keys are for the disk only. Modules outside `storage` use the classes below instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NotJson(RecordError, TypeError):
 class StepResult:
     """What one step made of one row."""
 
-    key: str  #: row key: the record's, or below it where a step made several rows of one
+    key: str  #: row key: the record's, or one below it if a step made several rows
     input_hash: str  #: hash of the columns that the step read
     outputs: list[Row]  #: one for each row that the step made: column -> value
     meta: dict[str, Any] | None  #: model, tokens, finish reason, the step's notes ...
@@ -62,10 +62,10 @@ class FailedRow:
     reason: str
     message: str
     attempts: int
-    raw: str | None = None  #: the model's text that could not be read; None where there was none to read
+    raw: str | None = None  #: the model's text that could not be read; None if there was none to read
 
     def to_wire(self) -> dict[str, Any]:
-        """As the journal holds it; `raw` only where there is one."""
+        """As the journal holds it; `raw` only if there is one."""
         wire: dict[str, Any] = {
             "k": self.key, "step": self.step, "reason": self.reason, "message": self.message,
             "attempts": self.attempts,
@@ -88,7 +88,7 @@ class Entry(Protocol):
         """The entry's line without its frame. Raises NotJson."""
 
     def note(self, facts: SegmentFacts, where: int) -> None:
-        """Adds what the entry says to the facts of its segment. `where`: its location."""
+        """Adds the entry to the facts of its segment. `where`: its location."""
 
 
 class RecordEntry:

@@ -74,7 +74,7 @@ class LineReader:
 class JournalView:
     """A journal read without the lock, for `status` and `export`: nothing is written or repaired.
 
-    It shows the segments there were when it was opened and stops at the first torn line of the last one.
+    It shows the segments that existed when it was opened, and stops at the first torn line of the last one.
     """
 
     def __init__(self, directory: Path, *, fs: FileSystem = REAL) -> None:

@@ -40,12 +40,12 @@ __all__ = ["Exported", "RunColumn", "RunRows", "export", "leaves"]
 _BUFFER = 1 << 20  #: bytes collected before they are written
 _PARQUET_BATCH = 1024  #: rows turned into columns at a time
 
-#: What a spreadsheet takes for a formula, their full-width forms, and what may hide one: space, a byte order mark
-#: (the first cell's is the file's), marks without width.
+#: Characters that begin a formula in a spreadsheet, their full-width forms, and those that may hide one: space, a byte
+#: order mark (the first cell's is the file's), marks without width.
 _FORMULA = re.compile(
     "[\\s\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]"
 )
-#: C0 but tab and line ends, DEL, C1: nothing that a table or a terminal should get to see.
+#: C0 but tab and line ends, DEL, C1: not to reach a table or a terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 #: DEL and C1 in UTF-8: JSON does not escape them, and a terminal obeys some of them.
 _JSON_CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
@@ -73,11 +73,11 @@ def export(
     """Writes the rows of one end of the graph to a file; its suffix is the format (.jsonl, .csv, .parquet).
 
     `epoch` and `provenance` (a column that says how each row was made) as in `RunRows`. A file that is there is
-    replaced. CSV is for looking at: lists and objects become JSON text, control characters U+FFFD, and cells that a
-    spreadsheet would run get a `'` in front. JSON Lines and Parquet carry every text as it is, JSON Lines with control
+    replaced. CSV is for viewing: lists and objects become JSON text, control characters U+FFFD, and cells that a
+    spreadsheet would run get a `'` in front. JSON Lines and Parquet keep every text unchanged, JSON Lines with control
     characters escaped.
 
-    The result says whether the run is complete. With `complete_only` a run that is not known to be complete raises
+    The result tells whether the run is complete. With `complete_only` a run that is not known to be complete raises
     RunUnfinished, and nothing is written. Raises ConfigurationError, StorageError, CorruptJournal.
     """
     to = Path(to)
@@ -89,7 +89,7 @@ def export(
         )
     directory = Path(directory)
     refuse_own_files(to, directory)
-    # Looked at before the rows: a record that ends meanwhile makes it say too little, never too much.
+    # Read before the rows: a record that ends meanwhile makes it report too few, never too many.
     found = completeness(directory)
     if complete_only:
         refuse_unfinished(directory, found)
@@ -173,10 +173,27 @@ def _write_parquet(rows: RunRows, file: NewFile) -> None:
             for batch in _batches(rows, columns):
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
     except pyarrow.ArrowException as error:
+        place = _misfit(rows, list(columns))
         raise ConfigurationError(
-            f"{file.path}: the rows do not fit into Parquet's typed columns ({error})",
-            hint="Export to .jsonl, or make the column's values of one type.",
+            f"{file.path}: {place or 'the rows'} does not fit into Parquet's typed columns ({error})",
+            hint="Export to .jsonl, or make the column's values of one type. If it holds messages of which some have text"
+            ' and others have parts, FormSFT and FormPreference write all in one form: content="text" or "parts".',
         ) from error
+
+
+def _misfit(rows: RunRows, columns: list[str]) -> str:
+    """The first value that is of no type, or of another than those before it in its column; '' if there is none."""
+    import pyarrow
+
+    types = {column: pyarrow.schema([]) for column in columns}
+    for number, row in enumerate(rows):
+        for column in columns:
+            try:
+                found = pyarrow.schema([(column, pyarrow.infer_type([row.get(column)]))])
+                types[column] = pyarrow.unify_schemas([types[column], found], promote_options="permissive")
+            except pyarrow.ArrowException:
+                return f"the column {column!r} of row {number}"
+    return ""
 
 
 def _batches(rows: RunRows, columns: Row) -> Iterator[list[Row]]:
@@ -198,7 +215,7 @@ _WRITERS: dict[str, Callable[[RunRows, NewFile], None]] = {
 
 
 class NewFile:
-    """A file that takes its name only when it is complete and on the disk. Context manager.
+    """A file that gets its name only when it is complete and on the disk. Context manager.
 
     `mode`, less the umask, is the file's.
     """

@@ -1,8 +1,8 @@
 """extent.json: how many records a run's input has, and whether all of them have ended.
 
-The journal says which records have ended; it cannot say how many there are. A run writes this file when it makes its
+The journal shows which records have ended, but not how many there are. A run writes this file when it makes its
 directory, before it reads its first record (``complete`` is false) and again when every record of the input has ended.
-It is replaced atomically, so that it is never ahead of the journal: after a crash it says too little, never too much.
+It is replaced atomically, so that it is never ahead of the journal: after a crash it shows too little, never too much.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Extent:
     """How far the last run over a directory came.
 
     Args:
-        epoch: the state of the pipeline that it ran; what it says holds for this one only.
-        records: records of the input, or of its first `limit`; None where that is not known yet.
+        epoch: the state of the pipeline that it ran; the facts hold only for this one.
+        records: records of the input, or of its first `limit`; None if that is not known yet.
         limit: the run's ``limit``.
         complete: the input was read to its end, or to `limit`, and every record has ended.
     """
@@ -44,7 +44,7 @@ class Extent:
 
     @classmethod
     def load(cls, directory: Path) -> Extent | None:
-        """The directory's; None where there is none, or none that can be read. Raises StorageError."""
+        """The directory's extent; None if there is none, or none that can be read. Raises StorageError."""
         path = directory / EXTENT_NAME
         try:
             found = cls(**orjson.loads(path.read_bytes()))
@@ -63,7 +63,7 @@ class Extent:
 
 
 def reopen(directory: Path) -> None:
-    """The directory's records have not all ended any more: entries were lost. Raises StorageError."""
+    """Records that the directory's records no longer have all ended: entries were lost. Raises StorageError."""
     extent = Extent.load(directory)
     if extent is not None and extent.complete:
         Extent(extent.epoch, extent.records, extent.limit).save(directory)
@@ -74,9 +74,9 @@ class Completeness:
     """Whether all records of a run have ended.
 
     Args:
-        complete: None where it is not known: the directory was made by an earlier version.
+        complete: None if it is not known: the directory was made by an earlier version.
         records: records of the input, or of its first `limit`, where that is known.
-        unfinished: of these, those that have not ended; None where that is not known.
+        unfinished: of these, those that have not ended; None if that is not known.
         limit: the run's ``limit``.
         part: folder of the stage that is not complete; '' for the last one, and for a run that has one only.
         rows_of: folder of the stage before, if its rows have not passed the step over all rows after it.
@@ -105,7 +105,7 @@ class Completeness:
 
     @property
     def missing(self) -> str:
-        """What an unfinished run has not done, for a person; '' for a complete one."""
+        """The remaining work of an unfinished run, in words; '' for a complete one."""
         if self.complete:
             return ""
         place = f" ({self.part})" if self.part else ""
@@ -119,13 +119,14 @@ class Completeness:
 
 
 def judged(extent: Extent | None, epoch: int, ended: Callable[[], int], *, rows_of: str = "") -> Completeness:
-    """What an extent says of a state of the pipeline. `ended`: counts the records that have ended in it.
+    """What an extent shows about a state of the pipeline. `ended`: counts the records that have ended in it.
 
-    `rows_of`: the folder of the stage before, where there is one.
+    `rows_of`: the folder of the stage before, if there is one.
     """
     if extent is None:
         return Completeness(None, None, None)
-    # Of another epoch: the run was stopped before it began to read. A later stage knows its records when it begins.
+    # It is of another epoch: the run was stopped before it began to read. A later stage knows its records when it
+    # starts.
     if extent.epoch != epoch or (rows_of and extent.records is None):
         return Completeness(False, None, None, rows_of=rows_of)
     count = ended()
@@ -151,7 +152,7 @@ def ended_records(directory: Path, manifest: Manifest) -> int:
 def completeness(directory: Path) -> Completeness:
     """Whether all records of a run have ended, those of the stages before its last one, and of shards, included.
 
-    Raises ConfigurationError where there is no run, CorruptJournal, StorageError.
+    Raises ConfigurationError if there is no run, CorruptJournal, StorageError.
     """
     manifest = Manifest.of_run(directory)
     before = stage_before(directory, manifest)

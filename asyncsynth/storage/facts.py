@@ -1,4 +1,4 @@
-"""What one segment of the journal says of each record: the last word, as columns, a row a record.
+"""The latest state of each record in one segment of the journal, as columns with one row per record.
 
 The resume index takes these columns in whole slices. Beside a closed segment they are kept in a binary file
 (`seg-000001.idx`), which is derived: it is made again when it is missing, damaged, or of another segment.
@@ -28,7 +28,7 @@ OPEN, OK, FAILED = 0, 1, 2  #: status of a record
 STATUS = 0b0011  #: bits of a row's flags: OPEN, OK or FAILED
 DROPPED = 0b0100  #: the record has left the input
 KNOWN = 0b10000  #: there is an entry of this record
-SIDECAR_MIN_BYTES = 1 << 20  #: a smaller segment is read again faster than its sidecar is worth
+SIDECAR_MIN_BYTES = 1 << 20  #: reading a smaller segment again is cheaper than a sidecar
 
 _FORMAT = 2
 _STATUS = {None: OPEN, "ok": OK, "failed": FAILED}
@@ -37,7 +37,7 @@ _LAST_LINE = 1 << 14  #: bytes read at first to find a segment's last line
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a record ended, in numbers. Records that ended alike share one."""
+    """How a record ended, in numbers. Records that ended alike share one object."""
 
     rows: tuple[tuple[str, int], ...] = ()  #: (leaf, rows)
     failed: tuple[tuple[str, str, int], ...] = ()  #: (step, reason, rows)
@@ -49,7 +49,7 @@ _NONE: dict[str, Any] = {}
 
 
 class SegmentFacts:
-    """The columns of one segment. Filled entry by entry, or from a sidecar (then not added to any more)."""
+    """The columns of one segment. Filled entry by entry, or from a sidecar (then nothing is added)."""
 
     def __init__(self, *, by_position: bool) -> None:
         self.by_position = by_position
@@ -73,7 +73,7 @@ class SegmentFacts:
     # --- taking entries ------------------------------------------------------------------------
 
     def add(self, where: int, entry: dict[str, Any]) -> None:
-        """Takes one entry as it is read back; kinds that the index does not know are only counted."""
+        """Adds one entry that was read back; kinds that the index does not know are only counted."""
         kind = entry["t"]
         if kind == "rec":
             steps = [(step["f"], step) for step in entry.get("s", ())]
@@ -156,7 +156,7 @@ class SegmentFacts:
         return row
 
     def _resize(self, rows: int) -> None:
-        """Columns of this many rows: zeros where there is nothing yet."""
+        """Columns of this many rows: zeros if there is nothing yet."""
         self.flags.extend(bytes(max(0, rows - len(self.flags))))
         del self.flags[rows:]
         for column in (self.keys, *self.columns(), *self.steps.values()):
@@ -197,7 +197,8 @@ class SegmentFacts:
         return [self.position, self.final_at, self.final_epoch, self.row_hash, self.ending]
 
     def settle(self) -> None:
-        """Every column as long as the rows; rows by position where that is the key. Nothing is added after it."""
+        """Makes every column as long as the rows, which are sorted by position if that is the key. Nothing is added
+        after it."""
         self._resize(self._count)
         self._rows = {}
         if not self.by_position or all(map(int.__le__, self.keys, self.keys[1:])):
@@ -210,7 +211,7 @@ class SegmentFacts:
         self.steps = {step: _ordered(column, order) for step, column in self.steps.items()}
 
     def same_as(self, other: SegmentFacts) -> bool:
-        """Whether both say the same of the same records. Settles both."""
+        """Whether both have the same facts about the same records. Settles both."""
         self.settle()
         other.settle()
         mine, theirs = (
@@ -225,7 +226,7 @@ class SegmentFacts:
     # --- the sidecar ---------------------------------------------------------------------------
 
     def save(self, segment: Segment, last_seq: int, entries: int, *, fs: FileSystem = REAL) -> None:
-        """Writes the sidecar of a closed segment. A failure is passed over: the file only saves time."""
+        """Writes the sidecar of a closed segment. A failure is ignored: the file only saves time."""
         self.settle()
         head = orjson.dumps(
             {
@@ -246,10 +247,10 @@ class SegmentFacts:
     def load(
         cls, segment: Segment, *, by_position: bool, fs: FileSystem = REAL
     ) -> tuple[SegmentFacts, int, int] | None:
-        """(facts, last seq, entries) from the sidecar; None when it cannot be used, for whatever reason.
+        """(facts, last seq, entries) from the sidecar; None if it cannot be used, for any reason.
 
-        Looked at are the file's CRC, that it belongs to a segment of this size, salt, place and run, and that
-        the segment's last line checks and is the one it was made up to. The other lines are not read.
+        It checks the file's CRC, that it belongs to a segment of this size, salt, place and run, and that the
+        segment's last line checks and is the last one that the file covers. It does not read the other lines.
         """
         try:
             data = sidecar_path(segment.path).read_bytes()
@@ -290,7 +291,7 @@ def _ordered(column: array[int], order: list[int]) -> array[int]:
 
 
 def last_seq_of(segment: Segment, fs: FileSystem) -> int:
-    """The seq of a segment's last line, -1 when that line does not check or cannot be read."""
+    """The seq of a segment's last line, -1 if that line does not check or cannot be read."""
     assert segment.header is not None
     try:
         fd = fs.open(segment.path, 0)  # O_RDONLY

@@ -1,4 +1,4 @@
-"""The rows that a run lost, as a file: for a look at them, and for the one who mends the input or the prompt."""
+"""The rows that failed in a run, as a file: to inspect them, and to correct the input or the prompt."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def failure_examples(view: JournalView, index: RunIndex, epoch: int) -> Iterator
 
 
 def failed_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    """One object for each row that failed, in the order of the input; parts of a run one after the other.
+    """One object for each row that failed, in the order of the input; the parts of a run follow one another.
 
-    `key`, `position` (place of its record in the input, from 0), `step`, `reason`, `message`, `attempts`, and where the
-    model's text could not be read `raw`, that text; last `input`, the input row of its record: None where the row could
+    `key`, `position` (place of its record in the input, from 0), `step`, `reason`, `message`, `attempts`, and, if the
+    model's text could not be read `raw`, that text; last `input`, the input row of its record: None if the row could
     not be read, and in journals of versions that did not keep it. Of a record that came through a step over all rows,
-    that is the row which the step let through. Raises ConfigurationError, StorageError, CorruptJournal.
+    that is the row that the step kept. Raises ConfigurationError, StorageError, CorruptJournal.
     """
     for place in run_directories(directory):
         manifest = Manifest.of_run(place)

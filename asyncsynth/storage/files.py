@@ -1,4 +1,4 @@
-"""The file system as storage sees it: one small seam, so that tests can make any call fail.
+"""The file system as storage uses it: one small interface, so that tests can make any call fail.
 
 Everything that changes the disk goes through a `FileSystem`; errors become `StorageError` naming the path.
 """
@@ -17,11 +17,11 @@ from asyncsynth.storage import layout
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
-EXPORT_MODE = 0o666  #: less the umask: what a user asked to be written is the user's to share
-#: A file that is new: never one that is there already, and never through a link.
+EXPORT_MODE = 0o666  #: less the umask: files that a user asked for may be shared
+#: A new file: never an existing one, and never through a link.
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
-#: Which machine wrote a temporary file, in few characters.
+#: A short name of the machine that wrote a temporary file.
 _HOST = f"{crc32(os.uname().nodename.encode()):08x}"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -36,12 +36,12 @@ _HINTS = {
 }
 
 
-#: Descriptors that a process which this one forks must not keep: of locks, and of files that are being written.
+#: Descriptors that a forked process must not keep: of locks, and of files that are being written.
 OWN_FDS: set[int] = set()
 
 
 def _close_in_child() -> None:
-    """Closes a forked process's copies. This takes nothing from the parent: its own stay open and locked."""
+    """Closes a forked process's copies. The parent's own stay open and locked."""
     for fd in list(OWN_FDS):
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FileSystem:
-    """The calls storage makes. Each is one system call; each raises OSError as the system does."""
+    """The calls that storage makes. Each is one system call and raises OSError as the system does."""
 
     def open(self, path: Path, flags: int, mode: int = FILE_MODE) -> int:
         """A file descriptor; `mode`, less the umask, is that of a file it creates."""
@@ -76,7 +76,7 @@ class FileSystem:
         return os.fstat(fd).st_size
 
     def fdatasync(self, fd: int) -> None:
-        """Contents and length are on the disk when this returns."""
+        """Syncs a file: contents and length are on the disk when this returns."""
         if sys.platform == "darwin":
             import fcntl
 
@@ -97,7 +97,7 @@ class FileSystem:
         os.mkdir(path, DIR_MODE)
 
     def fsync_dir(self, path: Path) -> None:
-        """Names made, renamed or removed in the directory are on the disk when this returns."""
+        """Syncs a directory: names made, renamed or removed in it are on the disk when this returns."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -124,7 +124,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def storage_error(error: OSError, path: Path, doing: str) -> StorageError:
-    """The StorageError for a failed call: what was being done, to which path, and what to do next."""
+    """The StorageError for a failed call: the operation, the path, and what to do next."""
     number = error.errno or 0
     reason = f"{error.strerror or error} ({errno.errorcode.get(number, number)})"
     hint = _HINTS.get(number, "Nothing acknowledged is lost. Fix the cause, then run the same command again.")
@@ -148,15 +148,15 @@ def make_directory(fs: FileSystem, path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where a file is written before it takes its name. Tells whose it is: see `remove_stale`."""
+    """The path of a file before it gets its name. It tells which process wrote it: see `remove_stale`."""
     return path.with_name(layout.temporary_name(path.name, os.getpid(), _HOST))
 
 
 def open_temporary(path: Path, *, fs: FileSystem = REAL, mode: int = FILE_MODE) -> tuple[int, Path]:
     """(descriptor, `temporary_path`) of a new, empty file. Raises OSError.
 
-    What has its name already is removed and not written to: a process with the same pid left it, or another user put
-    a link there to have a file overwritten.
+    An existing file of this name is removed, never written to: a process with the same pid left it, or another user
+    put a link there to have a file overwritten.
     """
     temporary = temporary_path(path)
     try:
@@ -169,8 +169,8 @@ def open_temporary(path: Path, *, fs: FileSystem = REAL, mode: int = FILE_MODE) 
 def remove_stale(directory: Path, *, fs: FileSystem = REAL, of: str | None = None) -> list[Path]:
     """Removes half-written files (`of`: of this name only) whose writer was killed; those removed.
 
-    Only those of processes of this machine that are gone: on a shared directory another machine may be writing.
-    A failure is passed over: they only take room.
+    Only those of processes of this machine that have ended: another machine may be writing in a shared directory.
+    A failure is ignored: they only take up space.
     """
     removed: list[Path] = []
     with contextlib.suppress(OSError):
@@ -196,7 +196,7 @@ def is_alive(pid: int) -> bool:
 
 
 def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL) -> None:
-    """Replaces a file so that a reader, or a crash, meets all old or all new bytes. Raises StorageError."""
+    """Replaces a file so that a reader, or a crash, sees all old or all new bytes. Raises StorageError."""
     temporary = temporary_path(path)
     try:
         fd, _ = open_temporary(path, fs=fs)

@@ -1,7 +1,7 @@
 """How a line of the journal is framed and checked. Pure.
 
 A line is `{...,"_q":<seq>,"_c":"<crc32, 8 hex digits>"}` and a newline. The CRC covers the raw bytes before
-`,"_c"` and starts from the segment's salt, so bytes of another segment never check. `_q` counts every line
+`,"_c"` and starts from the segment's salt, so bytes of another segment never pass the check. `_q` counts every line
 of the run, headers and marks included, so that a missing line shows.
 """
 
@@ -47,7 +47,7 @@ def frame(body: bytes, seq: int, salt: int) -> bytes:
 
 
 def check(line: bytes, salt: int) -> tuple[int, int]:
-    """(seq, where `,"_q"` starts) of a line without its newline; (-1, -1) when it does not check."""
+    """(seq, where `,"_q"` starts) of a line without its newline; (-1, -1) if it does not check."""
     head = line[:-_TRAILER]
     if not line.endswith(b',"_c":"%08x"}' % crc32(head, salt)):
         return -1, -1
@@ -59,7 +59,7 @@ def check(line: bytes, salt: int) -> tuple[int, int]:
 
 
 def check_next(line: bytes, seq: int, salt: int) -> int:
-    """As `check`, where the seq is known: where `,"_q"` starts, -1 when the line is not that one."""
+    """As `check`, for a known seq: where `,"_q"` starts, or -1 if the line is another one."""
     head = line[:-_TRAILER]
     field = b',"_q":%d' % seq
     if not head.endswith(field) or not line.endswith(b',"_c":"%08x"}' % crc32(head, salt)):
@@ -77,7 +77,7 @@ def header_line(header: Header) -> bytes:
 
 
 def parse_header(line: bytes) -> tuple[Header, int] | None:
-    """(header, format version) from a first line without its newline; None when it does not check."""
+    """(header, format version) from a first line without its newline; None if it does not check."""
     if not line.startswith(HEADER_START) or check(line, 0)[0] < 0:
         return None
     data = orjson.loads(line)
@@ -87,14 +87,14 @@ def parse_header(line: bytes) -> tuple[Header, int] | None:
 def mark_line(durable_upto: int, salt: int) -> bytes:
     """The first line of a commit group: all up to `durable_upto` was synced before this was written.
 
-    It repeats the salt, so that it can be believed even where the segment's header is damaged.
+    It repeats the salt, so that it can be trusted even if the segment's header is damaged.
     """
     body = b'{"t":"mark","durable_upto":%d,"salt":%d}' % (durable_upto, salt)
     return frame(body, durable_upto + 1, salt)
 
 
 def mark_durable_upto(line: bytes, salt: int | None) -> int:
-    """`durable_upto` of a mark without its newline, or -1. Salt None: believe the one it carries."""
+    """`durable_upto` of a mark without its newline, or -1. Salt None: trust the one in the mark."""
     if not line.startswith(MARK_START):
         return -1
     try:

@@ -1,9 +1,9 @@
-"""The resume index: what the journal says of each record, in arrays, about 45 bytes a record and 8 more a step.
+"""The resume index: what the journal has for each record, in arrays, about 45 bytes a record and 8 more a step.
 
 It is built while the journal is opened (`Journal.open(directory, visitor=index)`), or for reading only by
 `JournalView(directory).walk(index)`. A segment's columns come from its sidecar or from its lines, and are copied
-in slices where no earlier segment spoke of the records, which is nearly everywhere. While the run goes on the
-index is not changed by new entries: it answers what was there at the start, once for each record.
+in slices where no earlier segment has entries of the records, which is nearly everywhere. New entries do
+not change the index during a run: it answers what was there at the start, once for each record.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from asyncsynth.storage.facts import (
 from asyncsynth.storage.files import REAL, FileSystem
 from asyncsynth.storage.segments import Segment
 
-_CLAIMED = 0b1000  #: beside the flags of `facts`: the input has brought the record
+_CLAIMED = 0b1000  #: besides the flags of `facts`: the input has delivered the record
 _UNTOUCHED = re.compile(rb"\0+")
 
 _NO_STEPS: dict[str, int] = {}
@@ -45,13 +45,13 @@ class DuplicateKey(InputError):
 
 @dataclass(slots=True)
 class Claim:
-    """What there is of a record. `steps`: step fingerprint -> location of the entry with its results."""
+    """What the journal has of a record. `steps`: step fingerprint -> location of the entry with its results."""
 
     done: bool = False  #: it ended in this epoch, from an equal row; `failed` tells how
     failed: bool = False
     lost_rows: bool = False  #: it, or some of the rows that were made of it, failed
-    moved: bool = False  #: it stood elsewhere in the input, or had left it: journal its position
-    ended: bool = False  #: it ended in this epoch, also if from another row: the journal counts it
+    moved: bool = False  #: it was elsewhere in the input, or had left it: journal its position
+    ended: bool = False  #: it ended in this epoch, even from another row: the journal counts it
     steps: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -68,19 +68,11 @@ class Counts:
     failed_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped_rows: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    @property
-    def by_reason(self) -> Counter[str]:
-        """Failed rows by reason, whatever the step."""
-        found: Counter[str] = Counter()
-        for (_, reason), n in self.failed_rows.items():
-            found[reason] += n
-        return found
-
 
 class RunIndex:
     """A `Visitor` of the journal. `keys`: "position" (a record's key is its position) or "id".
 
-    `stride`: only every `stride`-th position is there (a shard's), so that the arrays have no gaps.
+    `stride`: only every `stride`-th position exists (in a shard), so that the arrays have no gaps.
     """
 
     def __init__(
@@ -109,7 +101,7 @@ class RunIndex:
     # --- building: the journal's visitor -------------------------------------------------------
 
     def begin(self, segment: Segment) -> tuple[int, int] | None:
-        """Takes the segment's sidecar where there is a good one."""
+        """Uses the segment's sidecar if there is a good one."""
         loaded = SegmentFacts.load(segment, by_position=self.by_position, fs=self._fs)
         if loaded is None:
             self._facts = SegmentFacts(by_position=self.by_position)
@@ -129,7 +121,7 @@ class RunIndex:
         self._facts = SegmentFacts(by_position=self.by_position)
 
     def _apply(self, facts: SegmentFacts) -> None:
-        """Takes settled facts of the next segment: in slices where nothing is known yet, else row by row."""
+        """Adds settled facts of the next segment: in slices if nothing is known yet, else row by row."""
         rows = len(facts)
         if not rows:
             return
@@ -158,7 +150,7 @@ class RunIndex:
             start = end
 
     def _merge(self, facts: SegmentFacts, slots: array[int], rows: range) -> None:
-        """What the segment says of records that earlier ones spoke of too."""
+        """The segment's facts about records that are also in earlier segments."""
         flags = self._flags
         steps = [(self._step_column(step), column) for step, column in facts.steps.items()]
         for row in rows:
@@ -204,7 +196,7 @@ class RunIndex:
             if slot >= self._slots:
                 self._extend(slot + 1)
             return slot
-        slot, free = self._probe(key)
+        slot, free = self._look_up(key)
         if slot >= 0:
             return slot
         slot = self._slots
@@ -215,7 +207,7 @@ class RunIndex:
         return slot
 
     def _slots_of(self, keys: array[int]) -> array[int]:
-        """The slots of a segment's keys, those of new keys in a row after all others."""
+        """The slots of a segment's keys; those of new keys follow all others."""
         if self.by_position:
             if self._stride > 1:
                 keys = array("Q", (key // self._stride for key in keys))
@@ -225,7 +217,7 @@ class RunIndex:
         self._make_room(self._slots + len(keys))
         table, hashes, mask = self._table, self._key_hash, len(self._table) - 1
         slots = array("Q")
-        for key in keys:  # `_probe`, written out: a call for each of a million keys takes a second
+        for key in keys:  # `_look_up`, written out: a call for each of a million keys takes a second
             at = key & mask
             while found := table[at]:
                 if hashes[found - 1] == key:
@@ -238,7 +230,7 @@ class RunIndex:
         self._extend(len(hashes))
         return slots
 
-    def _probe(self, key: int) -> tuple[int, int]:
+    def _look_up(self, key: int) -> tuple[int, int]:
         """(slot, -) of a key's hash, or (-1, free place in the table)."""
         table, hashes = self._table, self._key_hash
         mask = len(table) - 1
@@ -273,15 +265,15 @@ class RunIndex:
                 grow(column, size)
 
     def _find(self, key: str) -> int:
-        """The slot of a key, -1 when there is none."""
+        """The slot of a key, -1 if there is none."""
         if self.by_position:
             return slot if (slot := int(key) // self._stride) < self._slots else -1
-        return self._probe(key_hash(key))[0]
+        return self._look_up(key_hash(key))[0]
 
     # --- asking --------------------------------------------------------------------------------
 
     def claim(self, key: str, position: int, row_hash: str, epoch: int) -> Claim:
-        """What there is of the record that the input now brings. Raises DuplicateKey the second time."""
+        """What the journal has of the record that the input now delivers. Raises DuplicateKey the second time."""
         if self.by_position and position // self._stride >= self._slots:
             return _NEW  # positions cannot come twice: nothing to remember, however many there are
         slot = self._slot(int(key) if self.by_position else key_hash(key))
@@ -305,7 +297,7 @@ class RunIndex:
         return Claim(bool(status) and same, status == FAILED, lost_rows, moved, ended, steps or _NO_STEPS)
 
     def final_of(self, key: str) -> int | None:
-        """The location of a record's last final entry, None when it has none."""
+        """The location of a record's last final entry, None if it has none."""
         slot = self._find(key)
         return (self._final_at[slot] or None) if slot >= 0 else None
 
@@ -317,7 +309,7 @@ class RunIndex:
         return {name: where for name, column in self._steps.items() if slot < len(column) and (where := column[slot])}
 
     def is_current(self, key: str, where: int, fingerprint: str | None = None) -> bool:
-        """Whether the entry at `where` is the last word on a record in the input: on its end, or on a step."""
+        """Whether the entry at `where` is the latest one of a record in the input: of its end, or of a step."""
         slot = self._find(key)
         if slot < 0 or self._flags[slot] & DROPPED:
             return False
@@ -361,7 +353,7 @@ class RunIndex:
         by_place = array("I", bytes(4 * (max((position[slot] for slot in chosen), default=-1) + 1)))
         for slot in chosen:
             if by_place[position[slot]]:
-                # Two records with one position: a run that stopped before it had seen how its input was reordered.
+                # Two records with one position: a run stopped before it had read all of its reordered input.
                 yield from sorted(chosen, key=lambda slot: (position[slot], slot))
                 return
             by_place[position[slot]] = slot + 1
@@ -372,7 +364,7 @@ class RunIndex:
         return bool(flags & STATUS and not flags & DROPPED) and epoch in (None, self._final_epoch[slot])
 
     def counts(self, epoch: int | None = None) -> Counts:
-        """What `finals(epoch)` would show, in numbers."""
+        """The entries of `finals(epoch)`, in numbers."""
         counts = Counts()
         for (flags, of_epoch, number), n in self._kinds().items():
             status = flags & STATUS
@@ -425,7 +417,7 @@ class RunIndex:
         return there[:: -(-len(there) // most)] if there else []
 
     def unclaimed_keys(self, key_of: Callable[[int], str]) -> Iterator[str]:
-        """Keys of the records that the input did not bring this time and had before.
+        """Keys of the records that the input had before and did not deliver this time.
 
         `key_of`: the key in the entry at a location.
         """

@@ -1,7 +1,7 @@
-"""The journal: append-only, one writer, group commit; acknowledged only when on the disk.
+"""The journal: append-only, one writer, group commit; entries are acknowledged only once they are on the disk.
 
 Appending is cheap and does no I/O: lines collect into a group, and one thread writes and syncs a group at a
-time. A failed write or sync latches: every waiter and every later append gets the same StorageError, and the
+time. A failed write or sync is final: every waiter and every later append gets the same StorageError, and the
 sync is never tried again (after a failed fsync the kernel marks the pages clean, so a retry would lie).
 
 Layout of the run directory and of a line: see `segments` and `framing`; after a crash: see `recovery`.
@@ -48,7 +48,7 @@ class Journal:
         self.directory = directory
         self.run_id: str = state.run_id or uuid.uuid4().hex
         self.report: RecoveryReport = state.report
-        self.failure: StorageError | None = None  #: what ended writing, in the state FAILED and after it
+        self.failure: StorageError | None = None  #: the error that ended writing, in the state FAILED and after it
         self._life: states.Life = states.OPEN
         self._groups: states.Groups = states.IDLE
         self._fs = fs
@@ -57,7 +57,7 @@ class Journal:
         self._reader = LineReader(directory, fs, state.salts)
         self._seq = state.last_seq
         self._segment = state.last_segment
-        self._offset = options.segment_bytes  # as if full: what was there before is never appended to
+        self._offset = options.segment_bytes  # as if full: an earlier segment is never appended to
         self._salt = 0
         self._prev = 0  #: the last seq before this segment
         self._marks = 0  #: in this segment
@@ -77,7 +77,7 @@ class Journal:
     def create(cls, directory: Path, *, run_id: str | None = None, fs: FileSystem = REAL, **options: Any) -> Journal:
         """A journal in a directory that has none (made, mode 0700, if missing); takes the lock.
 
-        Raises RunLockedError, and StorageError when there is a journal already or the disk refuses.
+        Raises RunLockedError, and StorageError if there is a journal already or the disk refuses.
         """
         make_directory(fs, directory)
         lock = RunLock(directory, fs=fs)
@@ -103,7 +103,7 @@ class Journal:
         fs: FileSystem = REAL,
         **options: Any,
     ) -> Journal:
-        """Takes the lock, verifies every line, repairs a torn tail; `report` tells what was found.
+        """Takes the lock, verifies every line, repairs a torn tail; `report` has the findings.
 
         `visitor` is shown every entry on the way (see `RunIndex`). No segment: an empty journal, of the run `run_id`.
         Raises RunLockedError, CorruptJournal (file and offset), StorageError.
@@ -131,7 +131,7 @@ class Journal:
         return self.append_encoded(body)
 
     def append_encoded(self, body: bytes) -> int:
-        """As `append`, for a body that is known to be of that shape: what `Entry.encode` made."""
+        """As `append`, for a body that is known to have that shape: one made by `Entry.encode`."""
         group = self._pending
         if group is None:
             self._refuse_unless_open()
@@ -163,8 +163,8 @@ class Journal:
         await waiter
 
     def watch(self, on_durable: Callable[[list[Any]], None], on_fatal: Callable[[StorageError], None]) -> None:
-        """Sets what is called, in the event loop, for each group that became durable, with its tokens (`settle`), and
-        for the failure that ends writing."""
+        """Sets the functions called, in the event loop, for each group that became durable, with its tokens (`settle`),
+        and for the failure that ends writing."""
         self._on_durable, self._on_fatal = on_durable, on_fatal
 
     def settle(self, token: object) -> None:
@@ -203,7 +203,7 @@ class Journal:
         return group
 
     def _roll(self) -> Callable[[], None] | None:
-        """The segment is full: how its sidecar is saved, once it is on the disk."""
+        """The segment is full. Returns the function that saves its sidecar once the segment is on the disk."""
         on_full = self._options.on_full
         if on_full is None or self._loop is None or not self._marks:
             return None
@@ -253,7 +253,7 @@ class Journal:
             write_all(fs, self._fd, b"".join(group.lines))
             doing = "sync the journal"
             fs.fdatasync(self._fd)
-            # Only now, before it is acknowledged: what was written to a file that has no name any more is lost.
+            # Checked before it is acknowledged: data written to a file that no longer has a name is lost.
             refuse_if_gone(self._fd, path, "journal's segment")
             self._lock.check()
         except OSError as error:
@@ -266,10 +266,10 @@ class Journal:
         try:
             self._fs.ftruncate(self._fd, group.at if group.header is None else 0)
         except OSError:
-            return  # recovery will cut it
+            return  # recovery will cut it off
 
     def _written(self, work: asyncio.Future[None]) -> None:
-        """In the event loop, when the thread is done: acknowledges or latches."""
+        """In the event loop, when the thread is done: acknowledges the group or keeps the failure."""
         group, self._in_flight = self._in_flight, None
         assert group is not None
         was_due = self._groups == states.DUE
@@ -311,7 +311,7 @@ class Journal:
             self._on_fatal(self.failure)
 
     def _refusal(self) -> StorageError:
-        """A fresh error for each caller: one instance raised in many tasks would pile up tracebacks."""
+        """A fresh error for each caller: one instance raised in many tasks would accumulate tracebacks."""
         failure = self.failure
         assert failure is not None
         error = type(failure)(failure.message, hint=failure.hint)
@@ -343,9 +343,9 @@ class Journal:
         return None
 
     async def close(self) -> None:
-        """Makes everything durable, writes a last mark, lets go of the lock. Safe to call twice.
+        """Makes everything durable, writes a last mark, releases the lock. Safe to call twice.
 
-        Raises StorageError when writing has failed, now or before: what was acknowledged is still safe.
+        Raises StorageError if writing has failed, now or before: acknowledged entries are still safe.
         """
         before, self._life = self._life, states.closed[self._life]
         if before in (states.CLOSING, states.CLOSED):
@@ -354,7 +354,7 @@ class Journal:
             if self._life != states.FAILED and self._loop is not None:
                 self._commit()
                 await self.flushed()
-                # The last mark says that all before it was synced: from now on a bad line is corruption.
+                # The last mark shows that everything before it was synced: from now on a bad line is corruption.
                 self._begin_group()
                 self._commit()
                 await self.flushed()
@@ -391,4 +391,4 @@ class Journal:
 
 
 def _ignore(_: object) -> None:
-    """Nobody watches."""
+    """Does nothing: the default observer."""

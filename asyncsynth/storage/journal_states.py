@@ -1,22 +1,22 @@
 """Which state of a journal follows which: the rules first, then a table for each of its two sides.
 
-What a *journal* takes:
+The *journal* itself:
 
-- OPEN takes entries. CLOSE makes it CLOSING: it begins no group for an entry any more, and writes what there is.
+- OPEN takes entries. CLOSE makes it CLOSING: it begins no more groups for entries, and writes those that it has.
 - A FAILED write or sync is final: from then on every call gets that failure, and nothing is tried again. It can only be
   RELEASEd.
-- RELEASE closes the files and the lock. A CLOSED journal stays so.
+- RELEASE closes the files and the lock. A CLOSED journal stays closed.
 
-What its *groups* do. Lines collect in one group while at most one other group is being written:
+Its *groups*. Lines collect in one group while at most one other group is being written:
 
-- BEGIN opens a group: there must be none that collects.
-- COMMIT hands the group that collects to the writer thread. If that is busy, the group is DUE and goes as soon as the
-  thread is free.
-- WRITTEN ends a write, well or not, and leaves what collects.
-- DROP gives up what collects: writing has failed.
+- BEGIN opens a group, if none is collecting.
+- COMMIT hands the group that collects to the writer thread. If that is busy, the group is DUE and is handed over as
+  soon as the thread is free.
+- WRITTEN ends a write, successful or not, and leaves the group that collects.
+- DROP gives up the group that collects: writing has failed.
 
-`moves(table, event)` is one column of a table, as in `core.states`. The journal changes its states by these columns and
-by nothing else. A move that no table has is a KeyError with the state's name: a fault of the journal's own.
+`moves(table, event)` is one column of a table, as in `core.states`. The journal changes its states only by
+these columns. A move that no table has is a KeyError with the state's name: a bug in the journal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Final, Literal, TypeVar
 State = TypeVar("State")
 Event = TypeVar("Event")
 
-#: What a journal takes.
+#: States of the journal.
 Life = Literal["open", "closing", "failed", "closed"]
 OPEN: Final = "open"
 CLOSING: Final = "closing"
@@ -54,7 +54,7 @@ LIFE: Final[Mapping[tuple[Life, LifeEvent], Life]] = {
     (CLOSED, RELEASE): CLOSED,
 }
 
-#: What the groups do.
+#: States of the groups.
 Groups = Literal["idle", "collecting", "writing", "writing and collecting", "writing and due"]
 IDLE: Final = "idle"  # nothing collects, nothing is being written
 COLLECTING: Final = "collecting"  # a group collects; its timer runs

@@ -39,11 +39,11 @@ class JournalStats:
     answers: int = 0  #: answers of models that are kept, see `storage.kept_answers`
     answer_bytes: int = 0
     first: str = ""  #: when the run directory was made, ISO 8601
-    last: str = ""  #: when its last segment was written to
+    last: str = ""  #: time of the last write to its last segment
 
     @property
     def bytes_per_record(self) -> float | None:
-        """Of the journal, for each record that it knows; None where there is none."""
+        """Bytes of the journal for each record that it knows; None if there are no records."""
         records = self.final + self.failed + self.partial
         return self.bytes / records if records else None
 

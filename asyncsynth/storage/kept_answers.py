@@ -1,14 +1,14 @@
-"""Answers of models, kept by what was asked, so that a changed reader of answers does not pay for them again.
+"""Models' answers, stored under their requests, so that a changed parser does not pay for them again.
 
 A directory of answers holds pairs of files, one pair for each session that kept something:
 
-- ``ans-000001.jsonl``: a header line, then one line an answer: ``{"k":key,"a":answer,"_q":…,"_c":…}``, framed and
+- ``ans-000001.jsonl``: a header line, then one line per answer: ``{"k":key,"a":answer,"_q":…,"_c":…}``, framed and
   checked as the journal's lines are (`storage.framing`). The key is 128 bits, in hex.
-- ``ans-000001.idx``: 32 bytes an answer: key (16), offset of its line (8, little endian), tag (8).
+- ``ans-000001.idx``: 32 bytes per answer: key (16), offset of its line (8, little endian), tag (8).
 
-An index entry is a hint and never believed: what it leads to must check, and must have the whole key. A torn or
-damaged file costs the answers that it no longer shows, which are then paid for again; it can never give a wrong one.
-So nothing is synced here. An answer that is asked for under the same key again replaces the earlier one.
+An index entry is only a hint: the line that it leads to must check, and must have the whole key. If a file is torn or
+damaged, its lost answers are paid for again; it can never give a wrong one.
+So nothing is synced here. A later answer under the same key replaces the earlier one.
 
 Any number of processes may use a directory at the same time. Each writes its own pair of files, made with O_EXCL, and
 reads what the others had written when it opened the directory.
@@ -47,7 +47,7 @@ _FILE_BITS = 40  #: of a location: file number above, byte offset below
 #: Bytes that are written at once, and how long fewer of them wait (seconds).
 _GROUP_BYTES = 1 << 18
 _GROUP_DELAY_S = 0.05
-#: Answers that a slow disk has not taken yet; beyond, they are not kept, and counted.
+#: Answers that a slow disk has not written yet; beyond this number, they are counted and not kept.
 _MOST_BEHIND = 64 << 20
 _OPEN_FILES = 64
 _READ_BYTES = 8192
@@ -102,7 +102,7 @@ class AnswerStore:
     # --- reading -------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> Any | None:
-        """The answer kept under a key (JSON), None when there is none that checks."""
+        """The answer kept under a key (JSON), None if there is none that checks."""
         if not self.count:
             return None
         short = int.from_bytes(key[:8], "little")
@@ -120,7 +120,7 @@ class AnswerStore:
             if check(line, self._files[(place >> _FILE_BITS) - 1].salt)[0] < 0:
                 raise ValueError("does not check")
             said = orjson.loads(line)
-            # Another key of the same first 64 bits is no damage.
+            # Another key with the same first 64 bits is not damage.
             return said["a"] if said["k"] == key.hex() else None
         except (OSError, ValueError, KeyError, TypeError):
             self.damaged += 1
@@ -178,7 +178,8 @@ class AnswerStore:
     def put(self, key: bytes, tag: bytes, answer: Any) -> None:
         """Keeps an answer: JSON, or dataclasses of JSON. On the disk within a second; not synced.
 
-        `tag` (at most 8 bytes) tells whose it is, for `count_kept`. What cannot be kept is counted in `not_kept`.
+        `tag` (at most 8 bytes) tells whose it is, for `count_kept`. Answers that cannot be kept are counted in
+        `not_kept`.
         """
         if self._write_to is None:
             return
@@ -227,7 +228,7 @@ class AnswerStore:
         return True
 
     def _commit(self) -> None:
-        """Hands what waits to the thread."""
+        """Hands the waiting answers to the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -239,7 +240,7 @@ class AnswerStore:
         self._thread.submit(self._write, lines, entries)
 
     def _write(self, lines: bytes, entries: bytes) -> None:
-        """In the thread. The lines first: what the index names is there."""
+        """In the thread. The lines are written first, so that the index never names missing ones."""
         if self._problem:
             return  # a line may be torn: offsets after it would be wrong
         try:
@@ -256,7 +257,7 @@ class AnswerStore:
         self._problem = told
 
     def notes(self) -> list[str]:
-        """What a user must know of it: one line each."""
+        """Notes for users, one line each."""
         notes = []
         if self._problem:
             notes.append(f"answers are no longer kept, and you may pay for them again: {self._problem}")
@@ -270,7 +271,7 @@ class AnswerStore:
         return notes
 
     def close(self) -> None:
-        """Writes what waits and closes the files. Safe to call twice."""
+        """Writes the waiting answers and closes the files. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
@@ -319,7 +320,7 @@ def count_kept(directories: Iterable[Path]) -> dict[bytes, int]:
 
 
 def disk_use(directory: Path) -> tuple[int, int]:
-    """(answers, bytes) of a directory of answers; (0, 0) where there is none. Raises StorageError."""
+    """(answers, bytes) of a directory of answers; (0, 0) if there is none. Raises StorageError."""
     indexes = list(_index_files(directory))
     sizes = [_size(path) for path in indexes]
     entries = sum(size // _ENTRY.size for size in sizes)
@@ -327,12 +328,12 @@ def disk_use(directory: Path) -> tuple[int, int]:
 
 
 def padded(tag: bytes) -> bytes:
-    """A tag as `count_kept` gives it."""
+    """A tag in the form that `count_kept` returns."""
     return tag[:TAG_BYTES].ljust(TAG_BYTES, b"\0")
 
 
 def _index_files(directory: Path) -> Iterator[Path]:
-    """The index files of a directory, oldest first; none where there is no directory. Raises StorageError."""
+    """The index files of a directory, oldest first; none if there is no directory. Raises StorageError."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):

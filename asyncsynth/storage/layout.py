@@ -1,6 +1,6 @@
-"""Every name in a run directory. Whoever writes at a path that a user chose asks here first: `refuse_own_files`.
+"""Every name in a run directory. Code that writes to a path chosen by a user first calls `refuse_own_files`.
 
-A run directory has names of two kinds: the run's own, which this module lists, and all others, which are the user's
+A run directory has two kinds of names: the run's own, which this module lists, and all others, which are the user's
 (`result.jsonl` and other exports among them). A name is the run's own whether or not the file is there yet: a
 later run may make it. Names are compared without regard to case, since some file systems do not tell
 `lock` from `LOCK`.
@@ -51,7 +51,7 @@ def _own(example: str, pattern: str | None = None, *, folder: bool = False) -> O
     return OwnName(example, re.compile(rf"(?:{pattern or re.escape(example)})\Z", re.IGNORECASE), folder)
 
 
-#: All that a run makes in its directory. docs/journal.md has a line for each.
+#: Everything that a run makes in its directory. docs/journal.md has a line for each.
 OWN_NAMES = (
     _own("seg-000001.jsonl", r"seg-\d+\.jsonl"),
     _own("seg-000001.idx", r"seg-\d+\.idx"),
@@ -81,7 +81,7 @@ def segment_name(number: int) -> str:
 
 
 def tail_stem(number: int, at: int) -> str:
-    """The name, without its ending, of what a crash left in segment `number` from byte `at` on."""
+    """The name, without its suffix, of the torn tail that a crash left in segment `number` from byte `at` on."""
     return f"tail-{number:06d}-{at}"
 
 
@@ -111,7 +111,7 @@ def segment_numbers(names: Iterable[str]) -> list[int]:
 
 
 def stage_folders(names: Iterable[str]) -> list[str]:
-    """The stages' folders among the names, in order. Those of a run are all named in one way."""
+    """The stages' folders among the names, in order. All folders of a run are named in the same way."""
     there = list(names)
     current = [stage_name(number) for number in _numbers(_STAGE, there)]
     return [*(old_stage_name(number) for number in _numbers(_OLD_STAGE, there)), *current]
@@ -138,7 +138,8 @@ def temporary_parts(name: str) -> tuple[str, int, str] | None:
 
 
 def result_name(leaf: str) -> str:
-    """The file that a finished run exports one end of the graph to. It is the user's, and made again each time."""
+    """The file that a finished run exports one end of the graph to. It belongs to the user, and is made again each
+    time."""
     return RESULT if leaf == "default" else f"result-{leaf}.jsonl"
 
 
@@ -147,12 +148,12 @@ def is_result(path: Path) -> bool:
     return bool(_RESULT.match(path.name))
 
 
-# --- whose is a path? -------------------------------------------------------------------------
+# --- the owner of a path ----------------------------------------------------------------------
 
 
 def is_own_name(name: str) -> bool:
     """True if a run makes a file or a folder of this name in its directory."""
-    folded = name.casefold()  # folds more than re.IGNORECASE does, as file systems do
+    folded = name.casefold()  # folds more than re.IGNORECASE, as file systems do
     return any(own.pattern.match(folded) for own in OWN_NAMES)
 
 
@@ -163,7 +164,7 @@ def is_own(run: Path, path: Path) -> bool:
 
 
 def owner_of(path: Path) -> Path | None:
-    """The run directory, anywhere above, that has the path for a file of its own; None when there is none."""
+    """The run directory, anywhere above, whose own file the path is; None if there is none."""
     for place in _places(path):
         for directory in Path(place).parents:
             if _is_within(str(directory), place) and is_run(directory):
@@ -177,7 +178,7 @@ def is_run(directory: Path) -> bool:
 
 
 def _places(path: Path) -> set[str]:
-    """Where the name is, and where it leads: writing may replace the one or the other."""
+    """The path of the name, and the target of the link: writing may replace either."""
     return {os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)}
 
 
@@ -223,14 +224,14 @@ def refuse_input_as_result(source: Path, run: Path, leaves: Iterable[str]) -> No
         )
 
 
-# --- directories that are no run yet ----------------------------------------------------------
+# --- directories without a run yet ------------------------------------------------------------
 
 
 def may_become_run(names: Iterable[str]) -> bool:
-    """True if a directory without a manifest, with these names in it, may be taken for a run's.
+    """True if a directory without a manifest, with these names in it, may be used for a run.
 
-    It is when it is empty, when it holds exports only, or what a run makes before its manifest. Names that others
-    use as well (`answers`, `extent.json`) do not make it one.
+    True for an empty one, and for one that holds only exports or files that a run makes before its manifest. Names that
+    others use as well (`answers`, `extent.json`) do not make it one.
     """
     there = list(names)
     if not all(is_own_name(name) or _RESULT.match(name) for name in there):

@@ -1,7 +1,7 @@
 """One writer per run directory: advisory locks on a file that is never deleted, and on the directory itself.
 
-The second one still holds if the file is deleted. Both belong to the process that took them: a process that it forks
-closes its copies at once, so that a pool of a step's own cannot keep a run locked that was killed.
+The second one still holds if the file is deleted. Both belong to the process that took them: a forked process closes
+its copies at once, so that a step's own process pool cannot keep a killed run locked.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _HOLDERS_TOLD = 5
 
 
 class RunLock:
-    """Held from construction to `release`, or to the end of the process, however that comes."""
+    """Held from construction to `release`, or to the end of the process for any reason."""
 
     def __init__(self, directory: Path, *, fs: FileSystem = REAL) -> None:
-        """Raises RunLockedError with the holder's pid, StorageError when the file cannot be made."""
+        """Raises RunLockedError with the holder's pid, StorageError if the file cannot be made."""
         path = directory / LOCK_NAME
         try:
             fd = fs.open(path, os.O_RDWR | os.O_CREAT)
@@ -44,12 +44,12 @@ class RunLock:
         except OSError as error:
             self.release()
             raise storage_error(error, path, "lock the run directory") from error
-        with contextlib.suppress(OSError):  # the pid is a courtesy: a full disk must not stop a resume here
+        with contextlib.suppress(OSError):  # the pid is only information: a full disk must not stop a resume here
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
     def check(self) -> None:
-        """Raises StorageError if the lock file or the directory is not the one that was locked any more."""
+        """Raises StorageError if the lock file or the directory is no longer the one that was locked."""
         for fd, path, what in (
             (self._fd, self._path, "lock file"),
             (self._directory_fd, self._path.parent, "run directory"),
@@ -72,7 +72,7 @@ def _take(fd: int) -> None:
 
 
 def _locked_directory(directory: Path) -> int:
-    """The descriptor that holds the lock of the directory; -1 where the file system locks files only.
+    """The descriptor that holds the lock of the directory; -1 if the file system only locks files.
 
     Raises BlockingIOError when another process holds it.
     """
@@ -122,6 +122,12 @@ def _refusal(directory: Path, told: str) -> RunLockedError:
             f"{directory}: another process is writing this run; its lock file names pid {writer}, which is not on this"
             " machine any more",
             hint="Wait for it to end, stop it (it may run on another machine), or choose another run directory.",
+        )
+    if writer == os.getpid():
+        return RunLockedError(
+            f"{directory}: this process (pid {writer}) is writing this run already",
+            hint="Wait for that run to end, or choose another run directory. A stream() that was left early ends when"
+            " its iterator is closed: `await rows.aclose()`.",
         )
     return RunLockedError(
         f"{directory}: another process (pid {told or 'unknown'}) is writing this run",

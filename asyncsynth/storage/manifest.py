@@ -1,4 +1,4 @@
-"""MANIFEST.json: what a run directory was made from, and what its records were made by since.
+"""MANIFEST.json: what a run directory was made from, and each state of the pipeline that made its records.
 
 An epoch is one state of the pipeline. A run that is continued with a changed pipeline gets a further epoch;
 results under earlier fingerprints stay usable.
@@ -22,7 +22,7 @@ MANIFEST_NAME = layout.MANIFEST
 #: 1: the folders of stages are named `segment-k`, and a source that is a stage has the kind "segment".
 FORMAT = 2
 READ_FORMATS = (1, FORMAT)
-#: What a source that is the rows of a stage before has for its kind, and for the name of that stage's folder.
+#: For a source that reads an earlier stage's rows: its kind, and the key for that stage's folder.
 STAGE_KIND, OLD_STAGE_KIND = "stage", "segment"
 _SHOWN = 60  #: characters of a value shown in a difference
 
@@ -35,7 +35,7 @@ class Epoch:
     steps: dict[str, str]  #: name of a step that asks a model -> its fingerprint
     fields: dict[str, Any]  #: everything that was fingerprinted, nested, for `diff`
     leaves: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)  #: those that really answered
+    models: list[str] = field(default_factory=list)  #: the models that really answered
     packages: dict[str, str] = field(default_factory=dict)  #: installed packages that the user's code uses -> version
 
 
@@ -52,12 +52,12 @@ class Manifest:
     created: str  #: ISO 8601, UTC
     version: str = ""  #: of the asyncsynth that made the directory
     shards: int = 0  #: number of shard directories, see `storage.shard_directories`; 0: the run is not split
-    stride: int = 1  #: of a shard that knows records by position: every `stride`-th is its own
+    stride: int = 1  #: of a shard that knows records by position: it has every `stride`-th
     format: int = FORMAT
 
     @property
     def rows_of(self) -> str:
-        """The name of the folder of the stage that the rows come from; '' where they come from the input."""
+        """The name of the folder of the stage that the rows come from; '' if they come from the input."""
         kind = self.source.get("kind")
         return str(self.source.get(kind, "")) if kind in (STAGE_KIND, OLD_STAGE_KIND) else ""
 
@@ -67,7 +67,7 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: Path) -> Manifest | None:
-        """The directory's manifest, None when there is none. Raises StorageError."""
+        """The directory's manifest, None if there is none. Raises StorageError."""
         path = directory / MANIFEST_NAME
         try:
             data = path.read_bytes()
@@ -92,7 +92,7 @@ class Manifest:
 
     @classmethod
     def of_run(cls, directory: Path) -> Manifest:
-        """As `load`, of a directory that has to be a run. Raises ConfigurationError where it is none, StorageError."""
+        """As `load`, for a directory that must be a run. Raises ConfigurationError if it is not one, StorageError."""
         manifest = cls.load(directory)
         if manifest is None:
             raise ConfigurationError(
@@ -122,7 +122,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _as_json(value: Any) -> Any:
-    """As it will be read back: a tuple is a list."""
+    """The value as it will be read back: a tuple becomes a list."""
     return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
 
 
@@ -146,7 +146,7 @@ def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
 
 
 def _is_hash(value: Any) -> bool:
-    """Whether this is the hash of a piece of user code, which says nothing to a reader."""
+    """Whether this is the hash of a piece of user code, which tells a reader nothing."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) is not None
 
 
@@ -160,7 +160,7 @@ def _text(value: Any) -> str:
 
 
 def _cut(text: str, alike: int) -> str:
-    """At most `_SHOWN` characters, among them where two long texts begin to differ."""
+    """At most `_SHOWN` characters, including the place where two long texts begin to differ."""
     start = max(0, alike - 10) if len(text) > _SHOWN and alike > _SHOWN // 2 else 0
     part = text[start : start + _SHOWN]
     return ("…" if start else "") + part + ("…" if start + _SHOWN < len(text) else "")

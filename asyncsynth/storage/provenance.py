@@ -62,7 +62,7 @@ class WithProvenance:
 
 
 class _Results:
-    """The results that one journal holds."""
+    """The results in one journal."""
 
     def __init__(self, directory: Path, manifest: Manifest, epoch: int = -1) -> None:
         self._index = RunIndex(keys=manifest.keys, stride=manifest.stride)
@@ -71,7 +71,7 @@ class _Results:
         self.view.walk(self._index)
 
     def facts(self, key: str) -> Iterator[dict[str, Any]]:
-        """What the journal says of the record of a row, given the row's key at the end or at a later stage."""
+        """The journal's results of a row's record, given the row's key at the end or at a later stage."""
         record: str | None = key
         while record is not None:
             found = self._index.steps_of(record) if self._may_be_key(record) else {}

@@ -1,7 +1,7 @@
-"""Opening a journal that a crash may have cut: verify, save a torn tail aside, cut it.
+"""Opens a journal that a crash may have cut: verifies it, saves a torn tail elsewhere, cuts it off.
 
 Only the last segment can be torn, because a segment begins only after the one before it is on the disk.
-A line that does not check is a torn tail when nothing says it was ever synced; else corruption, refused.
+A line that does not check is a torn tail if nothing shows that it was ever synced; else it is corruption, and refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COPY = 1 << 20
 
 
 class Visitor(Protocol):
-    """Is shown the entries of a journal while it is verified, so that the bytes are read once."""
+    """Gets the entries of a journal while it is verified, so that the bytes are read only once."""
 
     def begin(self, segment: Segment) -> tuple[int, int] | None:
         """(last seq, entries) when the segment's contents are known already and need no scan; else None."""
@@ -49,7 +49,7 @@ class NoVisitor:
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What opening found. `bytes_cut` > 0 when a torn tail was moved to `tail_file`."""
+    """The findings on opening. `bytes_cut` > 0 if a torn tail was moved to `tail_file`."""
 
     entries: int = 0
     segments: int = 0
@@ -101,7 +101,7 @@ class Walk:
 
     After the walk: `last_seq`, `entries`, `torn`, and `last`, the scan of the last segment (None when the
     visitor knew it, or when even its header is torn). The visitor's `end` is called for all but the last
-    segment, which is the caller's to settle.
+    segment, which the caller settles.
     """
 
     def __init__(self, segments: list[Segment], fs: FileSystem, visitor: Visitor, *, settled: bool) -> None:

@@ -1,8 +1,8 @@
-"""`journal repair`: the way out when a journal is damaged. Every entry that still checks is kept, originals too.
+"""`journal repair`: recovers a damaged journal. Every entry that still checks is kept, and so are the original files.
 
-A damaged segment is written anew beside its place and then takes its name; the original lies in `damaged/` by
+A damaged segment is rewritten beside its place and then takes its name; the original is kept in `damaged/` by
 then. Lost lines get a line `{"t":"lost"}` under their number, so that the count of lines stays whole and the other
-segments stay as they are. What the lost lines said is simply not known any more: the next run does it again.
+segments stay as they are. Their contents are lost: the next run does that work again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _COPY = 1 << 20
 
 @dataclass(slots=True)
 class Repaired:
-    """What was done in one run directory, or with `dry_run` would be."""
+    """The repairs in one run directory, done or, with `dry_run`, needed."""
 
     directory: Path
     dry_run: bool
     kept: int = 0  #: entries that check, in all segments
-    lost: int = 0  #: lines that do not, entries and marks
+    lost: int = 0  #: lines that do not check, entries and marks
     keys: list[str] = field(default_factory=list)  #: records of lost lines, as far as known: partly read, so a guess
     rewritten: list[Path] = field(default_factory=list)
     set_aside: list[Path] = field(default_factory=list)  #: originals, under `damaged/`
@@ -64,7 +64,7 @@ class Repaired:
 def repair(directory: Path, *, dry_run: bool = False, fs: FileSystem = REAL) -> list[Repaired]:
     """Repairs a run's journals; a second call finds nothing to do.
 
-    Raises RunLockedError while a process writes the run, ConfigurationError where there is none, StorageError.
+    Raises RunLockedError while a process writes the run, ConfigurationError if there is none, StorageError.
     """
     places = run_directories(directory)
     with contextlib.ExitStack() as stack:
@@ -126,7 +126,7 @@ def _run_id(found: Verified) -> str:
 
 
 def _rewrite(segment: SegmentCheck, prev: int, end: int | None, run_id: str, done: Repaired, fs: FileSystem) -> int:
-    """The segment with what is good of it; its last seq."""
+    """Writes the segment's good lines; returns its last seq."""
     known = segment.header
     if known is not None and segment.header_size:
         prev = known.prev
@@ -162,7 +162,7 @@ def _kept(segment: SegmentCheck, seq: int, end: int | None, fs: FileSystem) -> I
 
 
 def _set_aside(path: Path, done: Repaired, fs: FileSystem, *, move: bool) -> None:
-    """A copy in `damaged/`, on the disk before anything else happens; with `move` the file itself."""
+    """Puts a copy into `damaged/`, on the disk before anything else happens; with `move` the file itself."""
     folder = path.parent / DAMAGED
     target, n = folder / path.name, 1
     while target.exists():

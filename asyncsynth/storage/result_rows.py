@@ -1,6 +1,6 @@
-"""A run's rows, read lazily from the journal in input order: what `result["default"]["train"]` is.
+"""A run's rows, read lazily from the journal in input order: the class of `result["default"]["train"]`.
 
-In memory are only the places of the rows, 8 bytes a record (16 where records have other than one row).
+Only the places of the rows are in memory, 8 bytes per record (16 if records do not have exactly one row).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from asyncsynth.storage.provenance import WithProvenance
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.shard_directories import journals
 
-#: Maps kept, so that `result["default"]["train"][0]` in a loop does not read the journal each time.
+#: Number of maps kept, so that `result["default"]["train"][0]` in a loop does not read the journal each time.
 _KEPT_MAPS = 4
 _NUMBERED = re.compile(r"\.\d+\Z")
 
 
 class RunRows(Sequence[Row]):
-    """The rows of one end of a run's graph, as they stood when this was made.
+    """The rows of one end of a run's graph, as they were when this was made.
 
     Takes an index, a slice (lazy) or a column's name (lazy): ``rows[0]``, ``rows[:10]``, ``rows["chosen"]``.
 
@@ -128,12 +128,12 @@ class RunColumn(Sequence[Any]):
 
 
 def leaves(directory: Path | str) -> list[str]:
-    """Names of the ends of the run's graph. Raises ConfigurationError where there is no run."""
+    """Names of the ends of the run's graph. Raises ConfigurationError if there is no run."""
     return list(Manifest.of_run(Path(directory)).epochs[-1].leaves)
 
 
 def row_key(record: str, number: int, count: int) -> str:
-    """A key for the `number`-th of a record's `count` rows: the record's own for an only row, else `17.0`, `17.1`.
+    """A key for the `number`-th of a record's `count` rows: the record's own if there is one row, else `17.0`, `17.1`.
 
     No two rows of a run get the same one: a record's key that ends like a numbered one is always numbered.
     """
@@ -176,7 +176,7 @@ class _RowMap:
         return self._rows
 
     def row(self, number: int) -> Row:
-        """The row, 0 <= number < len. Read anew each time: a caller may change it."""
+        """The row, 0 <= number < len. Read again each time, because a caller may change it."""
         record, at = self._place(number)
         rows: list[Row] = self._entry(record)["rows"][self._leaf]
         return rows[at]
@@ -204,7 +204,7 @@ class _RowMap:
             yield row_key(key, at, len(rows)), rows[at]
 
     def _place(self, number: int) -> tuple[int, int]:
-        """Which record the row is of, and its place among that one's."""
+        """The number of the row's record, and the row's place in it."""
         if self._starts is None:
             return number, 0
         record = bisect_right(self._starts, number) - 1

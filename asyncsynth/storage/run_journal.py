@@ -1,7 +1,7 @@
 """A run's journal: an entry and its facts in one call.
 
-The facts of each entry are noted as it is appended and saved beside its segment when that is full. To read the
-entries back for that would cost several times as much, and a resume after a crash would have to wait for it.
+The facts of each entry are noted as it is appended, and saved beside its segment when that is full. Reading the
+entries back for them would cost several times as much, and a resume after a crash would wait for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RunJournal:
         self._facts = SegmentFacts(by_position=self._by_position)  #: of the segment that is being written
         self._journal = journal = begin(self._close_facts)
         self.appended: int = 0  #: entries
-        # The journal's own: a call less for each record.
+        # The journal's own method: one call less for each record.
         self.settle: Callable[[object], None] = journal.settle  #: see `Journal.settle`
 
     @classmethod
@@ -84,7 +84,7 @@ class RunJournal:
     def _close_facts(self, segment: Segment, last_seq: int, entries: int) -> Callable[[], None] | None:
         """The segment is full. Returns a function that writes its sidecar; call it once the segment is synced.
 
-        None where there is no sidecar to write: the segment is small, or an entry's facts are missing.
+        None if there is no sidecar to write: the segment is small, or an entry's facts are missing.
         """
         facts, self._facts = self._facts, SegmentFacts(by_position=self._by_position)
         if facts.entries != entries or segment.size < self._min_sidecar_bytes:
@@ -93,7 +93,7 @@ class RunJournal:
 
     @property
     def report(self) -> RecoveryReport:
-        """What opening found."""
+        """The findings on opening."""
         return self._journal.report
 
     def read(self, where: int) -> RecordEntry:

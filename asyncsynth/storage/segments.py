@@ -32,7 +32,7 @@ def segment_path(directory: Path, number: int) -> Path:
 
 
 def list_segments(directory: Path, fs: FileSystem) -> list[Segment]:
-    """The segments in order. Raises StorageError, and CorruptJournal when one between others is missing."""
+    """The segments in order. Raises StorageError, and CorruptJournal if one between others is missing."""
     try:
         numbers = layout.segment_numbers(os.listdir(directory))
     except OSError as error:
@@ -112,7 +112,7 @@ class Scan:
     """Walks the checked entries of one segment, stopping at the first line that does not check.
 
     After the walk: `end` (offset after the last good line), `last_seq`, `entries`, `bad` (stopped early), and
-    `group_at`, the offset of the last mark: only what is after it may never have been synced.
+    `group_at`, the offset of the last mark: only the lines after it may be unsynced.
     """
 
     def __init__(self, fs: FileSystem, fd: int, segment: Segment) -> None:
@@ -146,5 +146,5 @@ class Scan:
 
 
 def synced_past(fs: FileSystem, fd: int, start: int, stop: int, seq: int, salt: int | None) -> bool:
-    """Whether a mark between two bytes says that line `seq` was once on the disk."""
+    """Whether a mark between two bytes shows that line `seq` was once on the disk."""
     return any(mark_durable_upto(line, salt) >= seq for _, line, _ in iter_lines(fs, fd, start, stop))

@@ -1,7 +1,7 @@
-"""A run that several processes share: its records are dealt out to shards, each an ordinary run directory.
+"""A run that several processes share: its records are distributed over shards, each an ordinary run directory.
 
-The run's own directory has a manifest that says how many shards there are, and no journal. A record's shard is
-decided by its position in the input or, where rows have ids, by its id: the same at every start.
+The run's own directory has a manifest with the number of shards, and no journal. A record's shard is decided by its
+position in the input or, if rows have ids, by its id: the same at every start.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from asyncsynth.storage.manifest import Manifest
 
 
 def shard_path(directory: Path, number: int) -> Path:
-    """Where shard `number` (from 0) of a run lies."""
+    """The directory of shard `number` (from 0) of a run."""
     return directory / layout.shard_name(number)
 
 
 def journals(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
-    """The directories that hold the run's journal, with their manifests: itself, or its shards in order.
+    """The directories that hold the run's journal, with their manifests: its own, or its shards in order.
 
     A shard that no process has begun yet is left out. Raises StorageError, CorruptJournal.
     """

@@ -1,7 +1,7 @@
 """The directories of a run's stages, where steps over all rows split its pipeline.
 
-The last stage is in the run's own directory. Stage k before it is in `stage-k` inside, or in `segment-k` where the run
-began with manifest format 1: a run keeps its format, and its folders' names with it.
+The last stage is in the run's own directory. Stage k before it is in `stage-k` inside, or in `segment-k` if the run
+began with manifest format 1: a run keeps its format and the names of its folders.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`journal verify`: every byte of a run's journal read again, and everything that is derived compared with it."""
+"""`journal verify`: reads every byte of a run's journal, and compares all derived files with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asyncsynth.storage.segments import segment_path
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it was written. `offset` in bytes, None where the whole file is meant."""
+    """Something that differs from what was written. `offset` in bytes, None for the whole file."""
 
     path: Path
     offset: int | None
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Verified:
-    """What was read in one run directory, and what was found. Without findings the journal is whole."""
+    """The contents of one run directory, and the findings. Without findings the journal is whole."""
 
     directory: Path
     manifest: Manifest | None = None
@@ -42,7 +42,7 @@ class Verified:
     sidecars: int = 0  #: that agree with their segments
     wrong_sidecars: list[Path] = field(default_factory=list)  #: that check and say something else
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  #: what the next run repairs
+    notes: list[str] = field(default_factory=list)  #: damage that the next run repairs
 
     @property
     def kinds(self) -> Counter[str]:
@@ -74,10 +74,10 @@ class Verified:
 
 
 def run_directories(directory: Path) -> list[Path]:
-    """The directories of a run's journals, in order: its shards where it has any; `stage-k` where steps over all
+    """The directories of a run's journals, in order: its shards if it has any; `stage-k` where steps over all
     rows split it, then itself.
 
-    Raises ConfigurationError where there is no run.
+    Raises ConfigurationError if there is no run.
     """
     try:
         names = os.listdir(directory)
@@ -96,7 +96,7 @@ def run_directories(directory: Path) -> list[Path]:
 
 
 def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
-    """Reads one directory's journal whole. Changes nothing. Raises StorageError when it cannot be read."""
+    """Reads one directory's journal whole. Changes nothing. Raises StorageError if it cannot be read."""
     found = Verified(directory)
     try:
         found.manifest = Manifest.load(directory)
@@ -108,7 +108,7 @@ def verify(directory: Path, *, fs: FileSystem = REAL) -> Verified:
     prev = 0
     for at, segment in enumerate(found.segments):
         following = found.segments[at + 1 :]
-        # The seq that this one must end with; 0 bytes known of the next: it ends where it ends.
+        # The seq that this segment must end with; if nothing of the next is readable, any end is accepted.
         next_prev = next((s.header.prev for s in following[:1] if s.header is not None and s.header_size), None)
         if next_prev is None and following:
             next_prev = -1
@@ -197,9 +197,9 @@ def _sidecar(found: Verified, segment: SegmentCheck, facts: SegmentFacts, fs: Fi
         return
     loaded = SegmentFacts.load(segment.segment, by_position=facts.by_position, fs=fs)
     if loaded is None:
-        found.notes.append(f"{path}: is of no use; the next run makes it again")
+        found.notes.append(f"{path}: cannot be used; the next run makes it again")
     elif loaded[1:] != (segment.last_seq, segment.entries) or not facts.same_as(loaded[0]):
         found.wrong_sidecars.append(path)
-        found.findings.append(Finding(path, None, "says something else than its segment"))
+        found.findings.append(Finding(path, None, "differs from its segment"))
     else:
         found.sidecars += 1

@@ -1,8 +1,8 @@
 """A task on its own, outside a pipeline: a thread with its own event loop and pool.
 
 The thread makes `next(task.process(rows))` work in a notebook, where a loop is already running. It is a
-daemon thread: a task that nobody unloads must not keep the interpreter from ending. Its pool is closed
-nevertheless, for an embedded model's process hangs on it: when the task is unloaded, when it is garbage, at
+daemon thread: a task that is never unloaded must not keep the interpreter from ending. Its pool must
+still be closed, because it owns an embedded model's process: when the task is unloaded or garbage-collected, at
 the latest when the interpreter ends.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncsynth.errors import ConfigurationError, RecordError
 from asyncsynth.pipeline.context import Context
-from asyncsynth.pipeline.work import Work
+from asyncsynth.pipeline.lanes import Work
 from asyncsynth.records import Row, content_hash
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Rows(list[Row]):
 
 
 def _bound_pool(llms: list[LLM]) -> AbstractAsyncContextManager[Sender]:
-    """A pool bound as a run's would be. Imported late: building a pipeline needs no servers."""
+    """A pool bound as in a run. Imported late: building a pipeline needs no servers."""
     from asyncsynth.serving.binding import open_pool
 
     return open_pool(llms)
@@ -83,7 +83,7 @@ class _Held:
         return self._thread.is_alive()
 
     def wait_open(self) -> None:
-        """Returns when the pool is open; raises what kept it from opening."""
+        """Returns when the pool is open; raises the error that kept it from opening."""
         self._opened.result()
 
     def close_soon(self) -> None:
@@ -93,10 +93,10 @@ class _Held:
             try:
                 loop.call_soon_threadsafe(stopping.set)
             except RuntimeError:
-                return  # it closed just now
+                return  # it has just closed
 
     def close(self) -> None:
-        """Closes the pool (an embedded model's process ends) and the thread. Rows under way are cancelled."""
+        """Closes the pool (an embedded model's process ends) and the thread. Rows in progress are cancelled."""
         self.close_soon()
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_WAIT_S)
@@ -107,7 +107,7 @@ class _Held:
         except BaseException as error:
             if not self._opened.done():
                 self._opened.set_exception(error)
-            # Else the pool did not close cleanly; nobody is left who could act on it.
+            # Else the pool did not close cleanly; no caller is left to act on it.
         finally:
             if _held.get(self.key) is self:
                 del _held[self.key]
@@ -144,7 +144,8 @@ class AloneRunner:
         weakref.finalize(task, self.close_soon).atexit = False
 
     def process(self, task: ModelStep, rows: list[Row]) -> Rows:
-        """All rows side by side, results in their order. The first error stops the others and is raised."""
+        """Processes all rows concurrently; the results are in their order. The first error stops the others and is
+        raised."""
         futures = [self.submit(task, row, str(number), 0) for number, row in enumerate(rows)]
         done = Rows()
         try:
@@ -174,7 +175,7 @@ class AloneRunner:
             held.close()
 
     def _release(self) -> _Held | None:
-        """The holder, if nobody uses it any more."""
+        """The holder, if it has no users left."""
         held, self._held = self._held, None
         if held is None:
             return None

@@ -1,4 +1,4 @@
-"""What UltraFeedback can judge: template data, one entry an aspect. The text is part of the fingerprint."""
+"""The aspects that UltraFeedback can judge: template data, one entry for each. The text is part of the fingerprint."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from asyncsynth.tasks.templates import prompt_source
 
 T = TypeVar("T")
 
-#: In a result's provenance: sample -> the system prompt that was sent, where it is neither the row's nor the task's.
+#: In a result's provenance: sample -> the system prompt that was sent, if it is neither the row's nor the task's.
 SYSTEM_SENT = "system_prompts_sent"
 #: Sample numbers of re-asks start here, far from those of `num_generations`.
 REASK_STRIDE = 1_000_000
-#: What a re-ask says after the answer that could not be read.
+#: The text of a re-ask, after the answer that could not be read.
 REASK = "That answer could not be read: {why}. Answer again, in the format that was asked for."
-#: A longer answer is not sent back: it would crowd the prompt out of the context.
+#: A longer answer is not sent back: it would leave no room for the prompt in the context.
 REASK_CHARS = 8_000
 
 
@@ -83,7 +83,7 @@ class Task(ModelStep):
     #: False for a task whose own code gets all choices of an answer.
     reads_one_choice: ClassVar[bool] = True
     not_fingerprinted: ClassVar[frozenset[str]] = frozenset({"max_reasks", "explain_reasks", "reads_tool_calls"})
-    #: Whether the task has a use for an answer that only calls tools. For any other task such an answer is a failure.
+    #: Whether the task can use an answer that only calls tools. For any other task such an answer is a failure.
     reads_tool_calls: bool = False
 
     def __init__(
@@ -142,19 +142,19 @@ class Task(ModelStep):
         raise NotImplementedError
 
     def schema(self, row: Row) -> dict[str, Any] | None:
-        """A JSON schema that constrains the answer, where the server honours one."""
+        """A JSON schema that constrains the answer, if the server honours one."""
         return None
 
     def request_fields(self) -> dict[str, Any]:
-        """Request fields of the task's own (``logprobs``), beside the model's sampling fields."""
+        """The task's own request fields (``logprobs``), beside the model's sampling fields."""
         return {}
 
     def constrains(self) -> bool:
-        """Whether answers are held to a JSON schema. By default: whether the task has a `schema` of its own."""
+        """Whether answers are held to a JSON schema. By default: whether the task has its own `schema`."""
         return type(self).schema is not Task.schema
 
     def sample_requests(self) -> list[ModelRequest]:
-        """One request of each kind that the task sends to each of its models, for what they ask of a server
+        """One request of each kind that the task sends to each of its models, to learn what they need of a server
         (`client.needs`). A task that sends others than `messages` leads to overrides this."""
         prompt = prompt_source(self.prompt) if self.prompt is not None else ""
         system = self.system_prompt if isinstance(self.system_prompt, str) else ""
@@ -164,8 +164,8 @@ class Task(ModelStep):
         return [llm.chat(messages, schema=schema, **self.request_fields()) for llm in self.models()]
 
     def does_without(self) -> frozenset[Feature]:
-        """What the task can do without, if less well. A schema, by default: prompts name the format as well, and
-        what cannot be read is asked for again."""
+        """Features without which the task still works, though less well. A schema, by default: prompts name the format
+        too, and unreadable answers are requested again."""
         return frozenset({Feature.SCHEMA})
 
     @classmethod
@@ -185,7 +185,7 @@ class Task(ModelStep):
     # --- what the engine calls -----------------------------------------------------------------
 
     def row_count(self) -> RowCount:
-        """`num_generations`, or 1 where they are grouped."""
+        """`num_generations`, or 1 if they are grouped."""
         if type(self).generate is not Task.generate:
             return "unknown"
         return 1 if self.group_generations else self.num_generations
@@ -195,7 +195,7 @@ class Task(ModelStep):
         return (self.llm,)
 
     def needs(self) -> tuple[Need, ...]:
-        """What `sample_requests` ask of a server."""
+        """What `sample_requests` need of a server."""
         requests = self.sample_requests()
         seeded = {llm.model for llm in self.models() if llm.sends_seed}
         for request in requests:
@@ -207,7 +207,7 @@ class Task(ModelStep):
         """The step's settings and the prompt's text."""
         settings = super().settings()
         if not self.provenance:
-            del settings["provenance"]  # results from before there was such a setting are as good
+            del settings["provenance"]  # results from before this setting stay valid
         if self.prompt is not None:
             settings["prompt"] = prompt_source(self.prompt)
         return settings
@@ -239,11 +239,11 @@ class Task(ModelStep):
         return tuple(name for name in self.outputs if name not in self.provenance)
 
     def answers_prompt(self) -> bool:
-        """Yes, unless a subclass says otherwise."""
+        """True, unless a subclass overrides it."""
         return True
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The one that the request began with, as the result's provenance has it, or else the row's or the task's."""
+        """The prompt at the start of the request, from the result's provenance; or else the row's or the task's."""
         noted: dict[str, str | None] = ctx.notes.get(SYSTEM_SENT) or {}
         return noted.get(str(number), row.get("system_prompt") or self.system_prompt)
 
@@ -260,7 +260,7 @@ class Task(ModelStep):
     async def answer(self, row: Row, ctx: Context, number: int, *, llm: LLM | None = None) -> Row:
         """The outputs in one answer to `messages`."""
         messages = self.conversation(row, ctx)
-        # What is no list of messages is refused by `LLM.chat`.
+        # `LLM.chat` refuses anything but a list of messages.
         first: Any = messages[0] if type(messages) is list and messages else None
         is_plain = type(first) is dict and first.get("role") == "user" and not ctx.notes
         if not is_plain or self.system_prompt or row.get("system_prompt"):
@@ -275,11 +275,13 @@ class Task(ModelStep):
         )
         if "model_name" in self.outputs:
             outputs["model_name"] = completion.model
+        elif "judge_model" in self.outputs:  # beside the name of the model that wrote what is judged
+            outputs["judge_model"] = completion.model
         return outputs
 
     def _note_system(self, messages: list[Message], row: Row, ctx: Context, number: int) -> None:
-        """Notes the system prompt that a request begins with, where it is neither the row's nor the task's: training
-        examples are to hold what was sent."""
+        """Notes the system prompt that a request begins with, where it is neither the row's nor the task's, for
+        training examples."""
         first: Any = messages[0] if isinstance(messages, list) and messages else None
         sent = system_text(messages) if isinstance(first, dict) else None
         told = row.get("system_prompt") or self.system_prompt
@@ -299,13 +301,13 @@ class Task(ModelStep):
         llm: LLM | None = None,
         fields: dict[str, Any] | None = None,
     ) -> tuple[T, Completion]:
-        """One answer as `read` understands it, requested again when it cannot be parsed.
+        """One answer as parsed by `read`, requested again if it cannot be parsed.
 
         Re-ask k has the seed `ctx.seed(number + k * REASK_STRIDE)`, and after the conversation the last unreadable
         answer and the reason (see `explain_reasks`). So runs that get the same answers send the same requests.
 
         Args:
-            number: tells a row's requests apart (their seeds).
+            number: distinguishes a row's requests (their seeds).
             llm: another model than the task's own.
             fields: sent instead of `request_fields`.
         """
@@ -343,7 +345,7 @@ class Task(ModelStep):
         return self.with_system(row, self.messages(row, ctx))
 
     def with_system(self, row: Row, messages: list[Message]) -> list[Message]:
-        """A conversation with the row's or the task's system prompt before it, where there is one."""
+        """A conversation with the row's or the task's system prompt before it, if there is one."""
         system = row.get("system_prompt") or self.system_prompt
         return [{"role": "system", "content": system}, *messages] if system else messages
 
@@ -361,12 +363,12 @@ class Task(ModelStep):
             runner.close()
 
     def process(self, rows: list[Row]) -> Iterator[Rows]:
-        """Yields one list: the rows with the task's outputs added. Raises RecordError when a row fails."""
+        """Yields one list: the rows with the task's outputs added. Raises RecordError if a row fails."""
         yield self._runner().process(self, rows)
 
     async def __call__(self, row: Row, *, key: str = "0", run_seed: int = 0) -> list[Row]:
-        """The row with the outputs added (several rows when they expand), awaited in a running loop."""
-        # Loading may take seconds (an embedded model starts): the caller's loop goes on meanwhile.
+        """The row with the outputs added (several rows if they expand), awaited in a running loop."""
+        # Loading may take seconds (an embedded model starts): the caller's loop continues meanwhile.
         runner = self._alone
         if runner is None:
             runner = await asyncio.to_thread(self._runner)
@@ -388,7 +390,7 @@ async def _in_task(sample: Coroutine[Any, Any, T]) -> T:
 
 
 def _called_tools(choice: Choice) -> str:
-    """Why an answer that only calls tools is of no use to a task, and what to do."""
+    """Why a task cannot use an answer that only calls tools, and what to do."""
     names = [str(call.get("function", {}).get("name")) for call in choice.tool_calls or ()]
     return (
         f"the model called a tool instead of answering: {', '.join(names)[:200]}; remove `tools` from extra_body, or "
@@ -411,8 +413,8 @@ def _provenance(task: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def text_of(row: Row, name: str) -> str:
-    """A text input of a row. Raises TaskFailure for None, blanks and what is not text: a model that is asked
-    "None" answers something, and nobody would notice."""
+    """A text input of a row. Raises TaskFailure for None, blanks and anything but text: a model that is asked
+    "None" answers something, and the mistake would pass unnoticed."""
     value = row[name]
     if isinstance(value, str) and value.strip():
         return value

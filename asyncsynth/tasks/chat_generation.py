@@ -22,13 +22,13 @@ class ChatGeneration(Generation):
     Columns: ``messages`` (list of messages), optionally ``system_prompt`` -> ``generation``, ``model_name`` (the model
     that really answered).
 
-    A message is a mapping with the keys of the OpenAI API. It is sent as it is in the row: text or a list of parts
+    A message is a mapping with the keys of the OpenAI API. It is sent unchanged: text or a list of parts
     (images, audio), ``tool_calls``, ``name`` and keys that only your server knows. A system message at the head of
     ``messages`` wins over the row's and the task's system prompt. A conversation that is malformed, or ends with
     another message, fails its row (`bad_input`).
 
     Args:
-        tools: what the model may call: schemas of the OpenAI API, or Python functions, of which schemas are made. The
+        tools: tools that the model may call: schemas of the OpenAI API, or Python functions, which become schemas. The
             task then also writes ``tool_calls``: the calls as the server sent them, or None. `ToolChat` runs them.
         tool_choice: as in the OpenAI API: "auto", "none", "required", or a mapping that names a function.
         Others: see `Task`.
@@ -60,7 +60,7 @@ class ChatGeneration(Generation):
         return messages if system_text(messages) is not None else super().conversation(row, ctx)
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """That of the messages, the row's or the task's."""
+        """The prompt of the messages, or the row's or the task's."""
         own = system_text(row["messages"])
         return own if own is not None else super().system_sent(row, ctx, number)
 

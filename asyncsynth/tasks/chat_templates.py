@@ -1,7 +1,7 @@
-"""A model's chat template, rendered here: needed where a prompt ends in the middle of a conversation.
+"""A model's chat template, rendered here, for prompts that end in the middle of a conversation.
 
-A template that comes with a model is a program of a stranger's: it runs in Jinja's sandbox, with the names
-that transformers gives it, but for the clock (a date in the prompt would make a resumed run another run).
+A template that comes with a model is an untrusted program: it runs in Jinja's sandbox, with the names that
+transformers gives it, except the clock (a date in the prompt would change the requests of a resumed run).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _DEFAULT_SYSTEM = {
     "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 }
 _CHATML_STOP = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
-#: Stands where the user would speak. Letters only, so that a template's `trim` leaves it alone.
+#: Takes the place of the user's text. Letters only, so that a template's `trim` does not change it.
 _PLACEHOLDER = "QzUserTurnPlaceholderQz"
 _MAX_CONFIG_BYTES = 16 << 20
 
 
 class _Generation(Extension):
-    """transformers' ``{% generation %}`` marks the assistant's tokens for training; here its content is all."""
+    """transformers' ``{% generation %}`` marks the assistant's tokens for training; here only its content counts."""
 
     tags = {"generation"}  # noqa: RUF012  # so declared by jinja2
 
@@ -79,7 +79,7 @@ class ChatTemplate:
 
     Attributes:
         source: Jinja, as in a tokenizer's configuration.
-        special_tokens: ``eos_token`` and the like, by the names that templates use.
+        special_tokens: ``eos_token`` and others, by the names that templates use.
         stop: texts that end a turn.
     """
 
@@ -88,9 +88,9 @@ class ChatTemplate:
     stop: tuple[str, ...] = ()
 
     def before_user(self, messages: list[Message]) -> str:
-        """The conversation so far, up to the point where the user speaks next.
+        """The conversation so far, up to the user's next turn.
 
-        Raises TaskFailure (`template`) when the template refuses the conversation (no system prompts, say).
+        Raises TaskFailure (`template`) if the template refuses the conversation (for example its system prompt).
         """
         return self._split(messages)[0]
 
@@ -116,7 +116,7 @@ def chatml(model: str = "") -> ChatTemplate:
 def read_template(path: str | Path) -> ChatTemplate:
     """The template in a model's tokenizer_config.json (or in the model folder that holds one).
 
-    Raises ConfigurationError when there is none, or when it does not work.
+    Raises ConfigurationError if there is none, or when it does not work.
     """
     file = Path(path)
     if file.is_dir():
@@ -158,7 +158,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
         token = config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         tokens[name] = text if isinstance(text, str) else ""
-    # Servers put it before a raw prompt themselves; twice would be a prompt the model never saw.
+    # Servers put it before a raw prompt themselves, and models are not trained on two.
     if config.get("add_bos_token") is not False:
         tokens["bos_token"] = ""
     return tokens

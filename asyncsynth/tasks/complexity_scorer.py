@@ -14,13 +14,13 @@ class ComplexityScorer(Scorer):
     instruction from `EvolComplexity`, or different ones put together by `GroupColumns`.
 
     Columns: ``instructions`` (list of str) -> ``scores`` (list of int, as long as ``instructions``; None for one
-    that is blank or that the judge declined), ``model_name``.
+    that is blank or that the judge declined), ``judge_model``.
 
     Args: see `Task`.
 
     Example:
         ``{"instructions": ["Name a colour.", "Prove that there are infinitely many primes."]}`` ->
-        ``{"scores": [1, 5], "model_name": "..."}``
+        ``{"scores": [1, 5], "judge_model": "..."}``
 
     Paper: DEITA, arXiv 2312.15685.
     """

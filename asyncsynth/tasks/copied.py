@@ -8,7 +8,7 @@ from functools import lru_cache
 from asyncsynth.tasks.parsing import words
 from asyncsynth.tasks.templates import prompt_source
 
-#: Words in a row that a rewrite shares with our prompt, and not with the text: it copied the prompt.
+#: A rewrite that shares this many successive words with our prompt, and not with the text, copied the prompt.
 _COPIED_RUN = 7
 _PROMPT_WORDS = re.compile(
     r"</?(?:instruction|response|answer|request)>|\b(?:given|rewritten|re-written|evolved|original|above)\s+"

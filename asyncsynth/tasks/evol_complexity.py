@@ -8,7 +8,7 @@ from asyncsynth.tasks.evol_instruct import IN_DEPTH, EvolInstruct
 
 
 class EvolComplexity(EvolInstruct):
-    """Rewrites an instruction into harder and harder ones: `EvolInstruct` in depth only.
+    """Rewrites an instruction into harder and harder ones: `EvolInstruct` only in depth.
 
     A chain of versions of one instruction, to be ranked by `ComplexityScorer`: with `store_evolutions` and
     `include_original_instruction`, the versions of a row are what DEITA trains its scorer on.

@@ -22,7 +22,7 @@ IN_DEPTH = ("constraints", "deepen", "concretise", "reasoning")
 IN_BREADTH = "breadth"
 #: The paper's measure of a refusal: "sorry" in an answer of fewer words than this.
 _SORRY_WORDS = 80
-#: An instruction that grew to more than this times its words, and these, is none.
+#: A text that grew to more than this times its words, plus these, is no longer an instruction.
 _LONGEST_TIMES, _LONGEST_MORE = 2, 60
 _GAIN_PROMPT = "evol_gain"
 _YES_NO = re.compile(r"\b(not\s+(?:the\s+same|equal)|different|no|same|equal|yes|true|false)\b")
@@ -40,18 +40,18 @@ class EvolInstruct(Evolution):
     ``breadth`` (a new instruction of the same field). A rewrite that failed is eliminated: the instruction
     before it stays and goes into the next evolution. It failed if it brings nothing new, refuses, copies words
     of the prompt, is too short or far too long, loses the subject (in depth), is cut off at ``max_tokens`` or
-    repeats itself; with `generate_answers` also if the answer to it is a refusal or says nothing. Where every
-    rewrite failed, the outputs hold the original. ``evolutions`` in the row's provenance tells the way and the
+    repeats itself; with `generate_answers` also if the answer to it is a refusal or says nothing. If every
+    rewrite failed, the outputs hold the original. ``evolutions`` in the row's provenance has the mutation and the
     result of each.
 
     Args:
-        num_evolutions: rewrites, one after the other (1).
+        num_evolutions: successive rewrites (1).
         store_evolutions: keep all of them, not only the last; eliminated ones are not in the list.
-        generate_answers: also answer what was kept.
+        generate_answers: also answer the kept instructions.
         include_original_instruction: put the original first in ``evolved_instructions``.
-        mutations: the ways to choose from, by their names; all by default.
+        mutations: the names of the mutations to choose from; all by default.
         check_gain: also ask the model whether a rewrite asks for more than the instruction before it, as the
-            paper does (one more call for each evolution); without, only the words are compared.
+            paper does (one more call for each evolution); otherwise only the words are compared.
         Others: see `Task`.
 
     Example:
@@ -105,7 +105,7 @@ class EvolInstruct(Evolution):
         return settings
 
     def answers_prompt(self) -> bool:
-        """The answers do, where they are wanted."""
+        """True for the answers, if they are generated."""
         return self.generate_answers
 
     def constrains(self) -> bool:
@@ -113,7 +113,7 @@ class EvolInstruct(Evolution):
         return self.check_gain
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """One chain of evolutions, and its answers where they are wanted."""
+        """One chain of evolutions, and its answers if they are wanted."""
         chain = await self.evolve(row, ctx, number)
         outputs: Row = {"model_name": chain.model}
         if not self.generate_answers:
@@ -130,7 +130,8 @@ class EvolInstruct(Evolution):
         return {"evolved_instruction": chain.last}
 
     async def _answer_to_last(self, chain: Chain, row: Row, ctx: Context, number: int) -> str:
-        """The answer to the last instruction; one that the model does not answer gives way to the one before."""
+        """The answer to the last instruction; an instruction that the model does not answer is replaced by the one
+        before."""
         for back in range(len(chain.evolved) + 1):
             answer = await self._answer(chain.last, row, ctx, call_number(number, MAX_EVOLUTIONS + back))
             if not chain.evolved or not is_no_answer(answer, chain.last):
@@ -139,13 +140,13 @@ class EvolInstruct(Evolution):
         return answer
 
     async def _answers_to_all(self, chain: Chain, row: Row, ctx: Context, number: int) -> list[str]:
-        """Answers to what is stored; evolutions that the model does not answer are taken out."""
+        """Answers to the stored instructions; evolutions that the model does not answer are removed."""
         wanted = chain.stored(self.include_original_instruction)
         numbers = [call_number(number, MAX_EVOLUTIONS + place) for place in range(len(wanted) + 1)]
         answers: list[str] = await all_or_error(
             [self._answer(text, row, ctx, at) for text, at in zip(wanted, numbers, strict=False)]
         )
-        first = len(wanted) - len(chain.evolved)  # before it stands the original
+        first = len(wanted) - len(chain.evolved)  # the original comes before it
         for place in reversed(range(first, len(wanted))):
             if is_no_answer(answers[place], wanted[place]):
                 chain.drop(place - first, "unanswerable")
@@ -168,7 +169,7 @@ class EvolInstruct(Evolution):
         return reason
 
     async def judged_fault(self, text: str, previous: str, row: Row, ctx: Context, number: int) -> str | None:
-        """``no_gain`` where the model finds that both instructions ask for the same."""
+        """``no_gain`` if the model finds that both instructions ask for the same."""
         if not self.check_gain:
             return None
         prompt = render(prompt_source(_GAIN_PROMPT), {"first": previous, "second": text})
@@ -180,7 +181,7 @@ class EvolInstruct(Evolution):
 
 
 def _shares_subject(text: str, previous: str) -> bool:
-    """Whether a word that carries meaning came along, in any form of it. Scripts without spaces: always."""
+    """Whether a meaningful word of the original remains, in any form. For scripts without spaces: always."""
     if not previous.isascii():
         return True
     stems = {word[:4] for word in set(words(previous)) - EMPTY_WORDS}
@@ -192,7 +193,7 @@ def is_no_answer(text: str, instruction: str) -> bool:
     said = words(text)
     if set(said) <= EMPTY_WORDS or is_refusal(text):
         return True
-    # Who is asked for an apology says sorry.
+    # A request for an apology is answered with "sorry".
     asked_for = {"sorry", "apology", "apologise", "apologize", "apologies"} & set(words(instruction))
     return "sorry" in said and len(said) < _SORRY_WORDS and not asked_for
 

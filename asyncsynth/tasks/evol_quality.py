@@ -22,16 +22,16 @@ class EvolQuality(Evolution):
     Each evolution rewrites the response before it in one way, chosen by the run's seed and the row's key:
     ``helpfulness``, ``relevance``, ``deepening``, ``creativity`` or ``details``. A rewrite that failed is
     eliminated, and the response before it stays: one that brings nothing new, refuses, copies words of the
-    prompt, is much too short, is cut off at ``max_tokens`` or repeats itself. Where every rewrite failed, the
-    outputs hold the original. ``evolutions`` in the row's provenance tells the way and the result of each.
+    prompt, is much too short, is cut off at ``max_tokens`` or repeats itself. If every rewrite failed, the
+    outputs hold the original. ``evolutions`` in the row's provenance has the mutation and the result of each.
 
-    An evolved response is not always a better one: have a judge compare both before taking it as chosen.
+    An evolved response is not always better: have a judge compare both before you use it as the chosen answer.
 
     Args:
-        num_evolutions: rewrites, one after the other (1).
+        num_evolutions: successive rewrites (1).
         store_evolutions: keep all of them, not only the last; eliminated ones are not in the list.
         include_original_response: put the original first in ``evolved_responses``.
-        mutations: the ways to choose from, by their names; all by default.
+        mutations: the names of the mutations to choose from; all by default.
         Others: see `Task`.
 
     Example:

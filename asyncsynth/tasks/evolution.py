@@ -1,4 +1,4 @@
-"""What the evolving tasks share: rewriting a text step by step, and the elimination of failed rewrites."""
+"""The base of the evolving tasks: rewriting a text step by step, and the elimination of failed rewrites."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asyncsynth.tasks.templates import prompt_source, render
 #: Keeps the seeds of one chain's calls apart from those of `num_generations`.
 _CALL_STRIDE = 10_000
 MAX_EVOLUTIONS = 30
-#: Words that carry nothing of their own: a rewrite that adds only such has gained nothing.
+#: Words without meaning of their own: a rewrite that adds only these has gained nothing.
 _EMPTY = (
     "a an the and or but if then than that this these those it its is are was were be been being am do does did of"
     " to in on at by for from with as into about so such also please can could would should will shall may might"
@@ -36,28 +36,28 @@ _ABOUT = frozenset(
 
 @dataclass(slots=True)
 class Chain:
-    """A text and what became of it."""
+    """A text and its rewrites."""
 
     original: str
     evolved: list[str] = field(default_factory=list)  #: the rewrites that were kept, the last one last
-    model: str = ""  #: that wrote the last one
-    log: list[dict[str, str]] = field(default_factory=list)  #: {"mutation", "result"}, one an evolution
+    model: str = ""  #: the model that wrote the last one
+    log: list[dict[str, str]] = field(default_factory=list)  #: {"mutation", "result"}, one for each evolution
     _kept: list[dict[str, str]] = field(default_factory=list)  #: of `log`, the entries of `evolved`
 
     @property
     def last(self) -> str:
-        """The text as it stands."""
+        """The current text."""
         return self.evolved[-1] if self.evolved else self.original
 
     def add(self, mutation: str, text: str, fault: str | None) -> None:
-        """Takes a rewrite in, or only notes its fault."""
+        """Adds a rewrite, or only notes its fault."""
         self.log.append({"mutation": mutation, "result": fault or "kept"})
         if fault is None:
             self.evolved.append(text)
             self._kept.append(self.log[-1])
 
     def drop(self, place: int, fault: str) -> None:
-        """Takes out a rewrite that was kept at first."""
+        """Removes a rewrite that was kept at first."""
         del self.evolved[place]
         self._kept.pop(place)["result"] = fault
 
@@ -67,19 +67,19 @@ class Chain:
 
 
 class Evolution(Task):
-    """Base of the tasks that rewrite a text `num_evolutions` times, each time in a way chosen by chance.
+    """Base of the tasks that rewrite a text `num_evolutions` times, each time with a randomly chosen mutation.
 
     The choices come from the run's seed and the row's key, so that they are the same after a resume.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 2  # if an answer holds several values, the last one counts
     #: The column that is rewritten.
     subject: ClassVar[str]
-    #: The ways in which it can be rewritten, by the names that the prompt knows.
+    #: The mutations, by their names in the prompt.
     mutations_known: ClassVar[tuple[str, ...]]
     #: A rewrite shorter than this share of the text before it has lost something.
     least_share: ClassVar[float] = 0.5
-    #: Ways that make a new text, which may be as short as it likes.
+    #: Mutations that make a new text, which may have any length.
     free_length: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
@@ -109,7 +109,7 @@ class Evolution(Task):
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     async def evolve(self, row: Row, ctx: Context, number: int) -> Chain:
@@ -137,12 +137,13 @@ class Evolution(Task):
         return chain
 
     def rewrite_prompt(self, mutation: str, text: str, row: Row) -> str:
-        """What the model is asked."""
+        """The prompt for the model."""
         values = {"instruction": row["instruction"], self.subject: text, "mutation": mutation}
         return render(prompt_source(self.prompt or ""), values)
 
     def fault(self, text: str, previous: str, mutation: str, choice: Choice) -> str | None:
-        """Why a rewrite is not taken, or None; the elimination step of Evol-Instruct, and what small models add.
+        """Why a rewrite is rejected, or None; the elimination step of Evol-Instruct, and further faults of small
+        models.
 
         ``cut_short`` (ran into max_tokens), ``too_short``, ``refusal``, ``no_gain`` (nothing new in it),
         ``copied_prompt`` (words of our prompt in it), ``repetition`` (the model loops).

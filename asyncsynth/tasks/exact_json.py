@@ -1,7 +1,7 @@
-"""JSON read so that every value is what was written, or is refused.
+"""Reads JSON so that every value is exactly what was written, or is refused.
 
-The usual readers change values without a word: an integer over 64 bits becomes a float, of a key that comes twice
-the first value is lost, NaN passes.
+The usual readers change values silently: an integer over 64 bits becomes a float, the first value of a duplicate key
+is lost, NaN passes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import orjson
 
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_DEEP = 200  #: brackets from which a value may be nested deeper than orjson writes
-_NUMBER = tuple("-0123456789NI")  #: what a number begins with, and what is taken for one
+_DEEP = 200  #: number of brackets from which a value may be nested deeper than orjson writes
+_NUMBER = tuple("-0123456789NI")  #: what a number begins with, and what counts as one
 _NOT_ZERO = re.compile(r"[1-9]")
 
 
@@ -39,7 +39,7 @@ def exact_json(text: str) -> Any:
     """The JSON value that the whole text is. Raises NoJson, InexactJson.
 
     Integers fit 64 bits (-2**63 to 2**64-1), floats are the nearest double of what was written: `5.0` is a float and
-    stays one. Refused are other integers, floats beyond the doubles (`1e400`, `1e-400`), `NaN`, `Infinity`, a key that
+    stays one. It refuses other integers, floats beyond the doubles (`1e400`, `1e-400`), `NaN`, `Infinity`, a key that
     comes twice with two values, and halves of surrogate pairs. Strings within an object or an array may hold bare
     control characters.
     """

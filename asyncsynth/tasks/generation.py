@@ -1,4 +1,4 @@
-"""What the tasks that answer a prompt as it is share: the text of the answer, and the tools that the model may call."""
+"""The base of tasks that send a prompt unchanged: the text of the answer, and the tools that the model may call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Generation(Task):
     """Base of `TextGeneration` and `ChatGeneration`.
 
     Args:
-        tools: what the model may call: schemas of the OpenAI API, or functions, of which schemas are made. The task
+        tools: tools that the model may call: schemas of the OpenAI API, or functions, which become schemas. The task
             then also writes the column `tool_calls`.
         tool_choice: as in the OpenAI API: "auto", "none", "required", or a mapping that names a function.
     """
@@ -38,7 +38,7 @@ class Generation(Task):
         super().__init__(llm, **settings)
 
     def request_fields(self) -> dict[str, Any]:
-        """The tools, where there are any."""
+        """The tools, if there are any."""
         fields: dict[str, Any] = {}
         if self.tools is not None:
             fields["tools"] = self.tools
@@ -47,7 +47,7 @@ class Generation(Task):
         return fields
 
     def settings(self) -> dict[str, Any]:
-        """As of every task; without settings that are not used, so that earlier results stay valid."""
+        """As for every task; without settings that are not used, so that earlier results stay valid."""
         settings = super().settings()
         for name in ("tools", "tool_choice"):
             if settings[name] is None:
@@ -57,7 +57,7 @@ class Generation(Task):
         return settings
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """The text as the model wrote it, without surrounding white space; and its tool calls, where it has tools."""
+        """The text as the model wrote it, without surrounding white space; and its tool calls, if it has tools."""
         if not self.reads_tool_calls:
             return {"generation": choice.text.strip()}
         return {"generation": choice.text.strip(), "tool_calls": choice.tool_calls}

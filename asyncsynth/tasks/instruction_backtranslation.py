@@ -1,4 +1,4 @@
-"""`InstructionBacktranslation`: is a text a good answer to an instruction? (arXiv 2308.06259)"""
+"""`InstructionBacktranslation`: whether a text is a good answer to an instruction. (arXiv 2308.06259)"""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ class InstructionBacktranslation(Task):
     """Scores how well a text serves as an AI assistant's answer to an instruction, from 1 to 5, with the reason.
 
     The curation step of instruction backtranslation: instructions are made for texts that people wrote, and
-    pairs in which the text is no good answer are then filtered out (the paper keeps those with a 5).
+    pairs in which the text is not a good answer are then filtered out (the paper keeps those with a 5).
 
-    Columns: ``instruction``, ``generation`` -> ``score`` (int), ``reason`` (str), ``model_name``.
+    Columns: ``instruction``, ``generation`` -> ``score`` (int), ``reason`` (str), ``judge_model``.
 
     Args: see `Task`.
 
     Example:
         ``{"instruction": "How do I boil an egg?", "generation": "Eggs are eaten worldwide. Buy ours!"}`` ->
-        ``{"score": 1, "reason": "It advertises and does not say how.", "model_name": "..."}``
+        ``{"score": 1, "reason": "It advertises and does not say how.", "judge_model": "..."}``
 
     Paper: Self-Alignment with Instruction Backtranslation, arXiv 2308.06259.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generation")
-    outputs: tuple[str, ...] = ("score", "reason", "model_name")
+    outputs: tuple[str, ...] = ("score", "reason", "judge_model")
     prompt: ClassVar[str | None] = "instruction_backtranslation"
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
@@ -52,7 +52,7 @@ class InstructionBacktranslation(Task):
         return object_of({"reason": text_up_to(_MAX_REASON_CHARS), "score": whole_number(LOWEST, HIGHEST)})
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """Score and reason from JSON, or from what a server without schemas lets the model write."""
+        """Score and reason from JSON, or from the model's text on a server without schemas."""
         [found] = read_ratings(choice.text, 1)
         if found.rating is None:
             raise ParseFailure("score: the judge gave none", raw=choice.text)

@@ -1,7 +1,7 @@
-"""Whether a JSON value is what a JSON schema asks for: servers may ignore the constraint, or stop in its middle.
+"""Whether a JSON value fits a JSON schema: servers may ignore the constraint, or stop in the middle of the value.
 
-A check of our own for the keywords that structured output uses, without a dependency. `schema_check` decides which
-schemas may be given to it.
+Our own check for the keywords that structured output uses, without a dependency. `schema_check` decides which
+schemas it is used for.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _MAX_DEPTH = 64
 
 
 def mismatch(value: Any, schema: Any) -> str:
-    """Where a value is not what a JSON schema asks for, in words; '' when it is.
+    """Where a value does not fit a JSON schema, in words; '' if it fits.
 
-    The schema holds only the keywords of `RULES` and those that describe; others are not looked at.
+    The schema holds only the keywords of `RULES` and those that describe; others are ignored.
     """
     return _mismatch(value, schema, schema, "the answer", 0)
 
 
 def is_multiple(value: float, step: float) -> bool:
-    """Whether one number is a multiple of another, by the decimals that are written: 0.3 is one of 0.1."""
+    """Whether one number is a multiple of another, by their written decimals: 0.3 is a multiple of 0.1."""
     return Fraction(repr(value)) % Fraction(repr(step)) == 0
 
 
@@ -242,7 +242,7 @@ _SCHEMAS: _Rule = (_schemas, "a list of schemas")
 _ONE_SCHEMA: _Rule = (_schema, "a schema")
 _NAMED: _Rule = (_named_schemas, "an object of schemas")
 
-#: The keywords that `mismatch` checks: what each may hold, and that in words.
+#: The keywords that `mismatch` checks: a test of each one's value, and its description.
 RULES: dict[str, _Rule] = {
     "$ref": (_text, "a reference"),
     "$defs": _NAMED,

@@ -22,8 +22,8 @@ class Jury:
     """Several models that judge side by side, for `UltraFeedback(llm=Jury(...))`.
 
     Args:
-        judges: two models or more; the same one may sit twice with other settings.
-        how: what becomes of their ratings: ``mean`` (default), ``median``, or ``majority`` (the rating given
+        judges: two models or more; the same one may judge twice with other settings.
+        how: how their ratings are combined: ``mean`` (default), ``median``, or ``majority`` (the rating given
             most often; of several, the one nearest to the mean, then the lower).
         quorum: how many of them must give a readable verdict, or the row fails; more than half by default.
 
@@ -48,11 +48,11 @@ class Jury:
 
     @property
     def least(self) -> int:
-        """Verdicts that it takes."""
+        """The number of verdicts that it needs."""
         return self.quorum if self.quorum is not None else len(self.judges) // 2 + 1
 
     def verdict(self, votes: Sequence[float | None]) -> float | None:
-        """One rating from those of the judges; None where nobody gave one."""
+        """One rating from those of the judges; None if no judge gave one."""
         given = [vote for vote in votes if vote is not None]
         if not given:
             return None
@@ -64,7 +64,7 @@ class Jury:
 
 
 def as_jury(llm: object) -> Jury | None:
-    """The jury in what a task was given as its `llm`; None for one model."""
+    """The jury in a task's argument `llm`; None for one model."""
     if isinstance(llm, Jury):
         return llm
     if isinstance(llm, list | tuple):
@@ -89,8 +89,8 @@ def merge_verdicts(jury: Jury, verdicts: Sequence[Row], count: int) -> Row:
         "rationales": rationales,
         "rating_spreads": spreads,
         "jury_ratings": [verdict["ratings"] for verdict in verdicts],
-        "jury_models": [verdict["model_name"] for verdict in verdicts],
-        "model_name": " + ".join(verdict["model_name"] for verdict in verdicts),
+        "jury_models": [verdict["judge_model"] for verdict in verdicts],
+        "judge_model": " + ".join(verdict["judge_model"] for verdict in verdicts),
     }
     if "expected_ratings" in verdicts[0]:
         merged["expected_ratings"] = [

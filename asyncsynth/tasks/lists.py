@@ -1,6 +1,6 @@
 """Reading a list of instructions out of a model's text: JSON, whole or cut short, or lines under any numbering.
 
-What comes out is clean: no preamble, numbering, bullets, headings, quotes, blanks, placeholders, refusals,
+The result is clean: no preamble, numbering, bullets, headings, quotes, blanks, placeholders, refusals,
 duplicates.
 """
 
@@ -40,13 +40,13 @@ _FINAL = re.compile(
 _PLACEHOLDERS = frozenset(
     {"string", "instruction", "query", "question", "prompt", "your instruction here", "n a", "none"}
 )
-#: A script without spaces says as much in fewer characters; below these an item is no instruction.
+#: Scripts without spaces need fewer characters; a shorter item is not an instruction.
 _LEAST_WORDS, _LEAST_CHARS = 2, 6
 
 
 def read_list(text: str, *, cut: bool = False) -> list[str]:
-    """The items in a text, in their order, each once. `cut` says that the text ends at max_tokens: what is
-    unfinished is left out. [] where there is none."""
+    """The items in a text, in their order, each once. `cut`: the text ends at max_tokens, and the
+    unfinished item is left out. [] if there is none."""
     text = text.replace("\r\n", "\n").strip()
     if is_refusal(text):
         return []
@@ -147,7 +147,7 @@ def _from_lines(text: str, *, cut: bool) -> list[str]:
         items = _under_marks(lines, _BULLET)
     else:
         items = [line for line in lines if line.strip() and not is_chatter(line)]
-        if len(items) > 1 and items[0].endswith(":"):  # a preamble of its own making
+        if len(items) > 1 and items[0].endswith(":"):  # an unusual preamble
             del items[0]
     if cut and items and not _ENDS.search(items[-1]):
         items.pop()
@@ -163,7 +163,7 @@ def _last_draft(lines: list[str]) -> list[str]:
 
 
 def _under_marks(lines: list[str], mark: re.Pattern[str]) -> list[str]:
-    """One item a mark. Lines that follow belong to it until a blank line; prose before and between does not."""
+    """One item for each mark. Lines that follow belong to it until a blank line; prose before and between does not."""
     items: list[str] = []
     is_open = False
     for line in lines:

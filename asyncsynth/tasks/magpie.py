@@ -1,4 +1,4 @@
-"""`Magpie`: instructions that an aligned model writes when it is shown where the user would speak."""
+"""`Magpie`: instructions that an aligned model writes at the start of the user's turn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NEXT_TURN = re.compile(r"\n+(?:assistant|user|system)\s*(?:\n|$)")
 
 
 class MagpieSettings(SettingsWithoutPrompt, total=False):
-    """The keywords of `Magpie`, for those that pass them on; a test holds it to the parameters."""
+    """The keywords of `Magpie`, for code that passes them on; a test compares it with the parameters."""
 
     system_prompt: SystemPrompts | None
     n_turns: int
@@ -42,22 +42,22 @@ class MagpieSettings(SettingsWithoutPrompt, total=False):
 
 
 class Magpie(Task):
-    """Instructions and answers out of nothing but the model (arXiv 2406.08464).
+    """Instructions and answers from the model alone, without input (arXiv 2406.08464).
 
-    The model is sent its chat template up to the point where the user would speak, as a raw completion
+    The model gets its chat template up to the user's turn, as a raw completion
     (``/v1/completions``), and writes the user's turn; then it answers as usual (``/v1/chat/completions``).
 
     Columns: optionally ``system_prompt`` (wins over the task's) -> ``instruction``, ``response``,
     ``conversation`` (list of ``{"role", "content"}``), ``model_name``; with `only_instruction`
     ``instruction``, ``model_name``; with `n_turns` over 1 ``conversation``, ``model_name``. With named system
-    prompts also ``system_prompt_key``, the name of the one that was chosen (None: the row's own).
+    prompts also ``system_prompt_key``, the name of the chosen one (None: the row's own).
 
-    An instruction that is blank, that loops or runs on to `max_instruction_tokens`, is asked for again with
+    An instruction that is blank, that loops or runs on to `max_instruction_tokens`, is requested again with
     another seed, `max_reasks` times; then the row fails (`empty_instruction`, `runaway_instruction`).
 
     Args:
         system_prompt: what users will ask about, said to an assistant ("You are an assistant that helps users
-            with their maths homework."), not an order to write questions. A text; a list, of which each
+            with their maths homework."), not an order to write questions. A text; a list, from which each
             conversation gets one at random; or a dict of name to text, or to (text, weight). The choice
             depends on the run's seed and the row: a resumed run makes the same.
         n_turns: turns of user and assistant.
@@ -66,7 +66,7 @@ class Magpie(Task):
         only_instruction: the instruction only, no answer.
         chat_template: "chatml", the path of another model's tokenizer_config.json or of the folder that holds
             it, or None: ChatML for models that are named Qwen or SmolLM. Without a system prompt, Qwen2.5 and
-            SmolLM2 get the one that their own templates put in.
+            SmolLM2 get the one in their own templates.
         max_instruction_tokens: the longest instruction, in tokens; the answer's limit is the LLM's.
         Others: see `Task`.
 
@@ -129,11 +129,11 @@ class Magpie(Task):
         return requests
 
     def does_without(self) -> frozenset[Feature]:
-        """Stop texts: what comes after the turn is cut off, if it was paid for."""
+        """Stop texts: text after the turn is cut off, even though it was paid for."""
         return frozenset({Feature.STOP})
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The one that the conversation began with: the model answered under it as well."""
+        """The prompt at the start of the conversation: the model answered under it too."""
         noted: dict[str, str] = ctx.notes.get(SYSTEM_SENT) or {}
         return noted.get(str(number)) or self._system_prompt(row, ctx, number)[1]
 
@@ -144,7 +144,7 @@ class Magpie(Task):
             ctx.notes.setdefault(SYSTEM_SENT, {})[str(number)] = system
         head: list[Message] = [{"role": "system", "content": system}] if system else []
         turns: list[Message] = []
-        thoughts: dict[int, str] = {}  #: by place in `turns`; kept out of the requests, as chat templates do
+        thoughts: dict[int, str] = {}  #: by place in `turns`; not in the requests, as with chat templates
         for turn in range(self.n_turns):
             seed = number + turn * _TURN_STRIDE
             turns.append({"role": "user", "content": await self._user_turn([*head, *turns], ctx, seed)})
@@ -165,7 +165,7 @@ class Magpie(Task):
         return {name: made[name] for name in self.own_outputs}
 
     async def _user_turn(self, messages: list[Message], ctx: Context, number: int) -> str:
-        """What the user says next, asked for again while it is blank or has no end."""
+        """The user's next turn, requested again while it is blank or has no end."""
         prompt = self.chat_template.before_user(messages)
         fields = self._user_turn_fields()
         for reask in itertools.count():
@@ -174,7 +174,7 @@ class Magpie(Task):
                 completion = await ctx.send(request)
                 return read_user_turn(completion.choices[0], self.chat_template.stop)
             except RequestFailed as failed:
-                if failed.reason != "empty_content":  # the model had nothing to say to this seed
+                if failed.reason != "empty_content":  # the model wrote nothing with this seed
                     raise
                 failure = ParseFailure("the model wrote no instruction", reason="empty_instruction", raw="")
             except ParseFailure as unusable:
@@ -189,7 +189,7 @@ class Magpie(Task):
         return {
             "max_tokens": self.max_instruction_tokens,
             "stop": list(self.chat_template.stop),
-            # vLLM looks for stop texts in the text it returns: special tokens have to be in it.
+            # vLLM looks for stop texts in the text it returns: so it must contain special tokens.
             "skip_special_tokens": False,
         }
 
@@ -205,7 +205,7 @@ class Magpie(Task):
 
 
 def _with_thoughts(turns: list[Message], thoughts: Mapping[int, str]) -> list[dict[str, Any]]:
-    """The turns, what the model thought beside its own, by the name that chat templates read."""
+    """The turns, the model's with its reasoning, under the name that chat templates read."""
     return [
         {**turn, "reasoning_content": thoughts[place]} if place in thoughts else {**turn}
         for place, turn in enumerate(turns)

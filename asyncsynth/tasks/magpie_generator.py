@@ -16,7 +16,7 @@ from asyncsynth.tasks.magpie import Magpie, MagpieSettings
 
 
 class _EmptyRows:
-    """`count` rows without columns: made as they are read, yet of a known number."""
+    """`count` rows without columns: made as they are read, but with a known number."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -29,11 +29,11 @@ class _EmptyRows:
 
 
 class MagpieGenerator(SourceStep):
-    """`num_rows` conversations by Magpie (arXiv 2406.08464), from no input at all.
+    """`num_rows` conversations by Magpie (arXiv 2406.08464), without any input.
 
-    It stands at the beginning of a pipeline in the place of a loader. In the graph it is two steps: this one,
-    which makes empty rows as they are asked for, and the `Magpie` task that fills them (`generator.magpie`);
-    what follows by ``>>`` follows the task. A run with more `num_rows` extends the one before.
+    It is the first step of a pipeline, in place of a loader. In the graph it is two steps: this one,
+    which makes empty rows on demand, and the `Magpie` task that fills them (`generator.magpie`);
+    steps joined by ``>>`` follow the task. A run with more `num_rows` extends the one before.
 
     Columns: none -> those of `Magpie`.
 
@@ -79,7 +79,7 @@ class MagpieGenerator(SourceStep):
         return DictsReader(_EmptyRows(self.num_rows))
 
     def known_columns(self) -> tuple[str, ...]:
-        """None: all columns are the task's."""
+        """Returns None: all columns are the task's."""
         return ()
 
     # --- alone ---------------------------------------------------------------------------------

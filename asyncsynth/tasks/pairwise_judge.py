@@ -48,22 +48,22 @@ class Verdict(NamedTuple):
 
 
 class PairwiseJudge(Task):
-    """Says which of two answers is better. Judges favour a place in the list, so both orders are asked
+    """Says which of two answers is better. Judges favour a place in the list, so it asks in both orders
     (arXiv 2306.05685): an answer is preferred only when it wins in both.
 
     Columns: ``instruction``, ``generations`` (list of two texts) -> ``preference`` (0 or 1, the place of the
     better one in ``generations``; None for a tie), ``position_bias`` ("first" or "second" when the judge chose
-    that place in both orders, whatever stood there; else None), ``ratings`` ([1.0, 0.0], [0.0, 1.0] or
+    that place in both orders, whichever answer was there; else None), ``ratings`` ([1.0, 0.0], [0.0, 1.0] or
     [0.5, 0.5], as `FormPreference` reads them), ``rationales`` (list of two, one for each order),
-    ``model_name``.
+    ``judge_model``.
 
     A blank answer loses to one that is not, and two equal answers tie, without asking; their rationales
     are empty.
 
     Args:
         criterion: what makes an answer the better one, as the end of a sentence.
-        rationales: ask for a reason before the verdict; without, a call costs a few tokens.
-        allow_ties: let the judge call a tie. Where it may not, orders that disagree still make one.
+        rationales: ask for a reason before the verdict; otherwise a call costs only a few tokens.
+        allow_ties: let the judge call a tie. If it may not, two orders that disagree still make one.
         Others: see `Task`.
 
     Example::
@@ -72,12 +72,12 @@ class PairwiseJudge(Task):
 
     ``{"instruction": "How much is 2 + 2?", "generations": ["4", "5"]}`` gives ``{"preference": 0,
     "position_bias": None, "ratings": [1.0, 0.0], "rationales": ["A is right, B is not.", "B is right."],
-    "model_name": ...}``.
+    "judge_model": ...}``.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generations")
-    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "model_name")
+    outputs: tuple[str, ...] = ("preference", "position_bias", "ratings", "rationales", "judge_model")
     prompt: ClassVar[str | None] = "pairwise_judge"
 
     def __init__(
@@ -95,16 +95,16 @@ class PairwiseJudge(Task):
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """Both orders side by side, and what they come to together."""
+        """Both orders side by side, and the verdict of both together."""
         first, second = _two_texts(row["generations"])
         if not (first.strip() and second.strip()) or first.strip() == second.strip():
             winner = None if bool(first.strip()) == bool(second.strip()) else int(not first.strip())
             turned = None if winner is None else 1 - winner
-            return {**preference_of(Verdict(winner), Verdict(turned)), "model_name": self.llm.model}
+            return {**preference_of(Verdict(winner), Verdict(turned)), "judge_model": self.llm.model}
         orders = ((first, second), (second, first))
         answers = await all_or_error(
             [
@@ -122,7 +122,7 @@ class PairwiseJudge(Task):
         made = preference_of(straight, swapped)
         if not self.rationales:
             made["rationales"] = ["", ""]
-        return {**made, "model_name": completion.model}
+        return {**made, "judge_model": completion.model}
 
     def _messages(self, row: Row, first: str, second: str) -> list[Message]:
         values = {
@@ -148,7 +148,7 @@ class PairwiseJudge(Task):
 
 
 def preference_of(straight: Verdict, swapped: Verdict) -> Row:
-    """What the verdicts on both orders come to; in `swapped` the second answer was shown first."""
+    """The verdict of both orders together; in `swapped` the second answer was shown first."""
     turned = None if swapped.winner is None else 1 - swapped.winner
     preference = straight.winner if straight.winner == turned else None
     biased = straight.winner is not None and straight.winner == swapped.winner
@@ -161,9 +161,9 @@ def preference_of(straight: Verdict, swapped: Verdict) -> Row:
 
 
 def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
-    """The verdict in JSON, or in what a server without schemas lets a judge write.
+    """The verdict in JSON, or in the judge's text on a server without schemas.
 
-    Raises ParseFailure where none, or more than one, can be told.
+    Raises ParseFailure if it finds no verdict, or more than one.
     """
     if (last := last_value(text, _given)) is not None:
         (given, why), after = last
@@ -179,11 +179,11 @@ def read_verdict(text: str, *, allow_ties: bool = True) -> Verdict:
             why = read[: said[0].start()].strip(' \n\t:-*["')
             values = {match["value"] for match in said} | _said_after(read[said[-1].end() :])
             return _verdict(values, why, text, allow_ties)
-    raise ParseFailure("no verdict can be told in the answer", raw=text)
+    raise ParseFailure("no verdict was found in the answer", raw=text)
 
 
 def _said_after(after: str) -> set[str]:
-    """The verdicts in what follows a verdict."""
+    """The verdicts in the text after a verdict."""
     patterns = ((_BRACKETS, after), *((pattern, without_markdown(after)) for pattern in (_VERDICT, _TAKEN_BACK, _LINE)))
     return {match["value"] for pattern, text in patterns for match in pattern.finditer(text)}
 
@@ -199,9 +199,9 @@ def _given(value: Any) -> tuple[str, str] | None:
 
 
 def _verdict(values: set[str], rationale: str, text: str, allow_ties: bool) -> Verdict:
-    """One verdict of what was said, if it is one."""
+    """The verdict, if all that were given are the same."""
     winners = {{"a": 0, "b": 1}.get(value.lower()) for value in values}  # None: a tie
-    if len(winners) != 1:  # a tie and a tie, by whatever words, are one
+    if len(winners) != 1:  # two ties in different words are one verdict
         raise ParseFailure("the answer has several verdicts, or none", raw=text)
     [winner] = winners
     if winner is None and not allow_ties:

@@ -1,10 +1,10 @@
-"""What tasks share when they read a model's text: JSON between prose, lists under any numbering, rewritten
-texts without what models say around them, and the signs of an answer that is none (refusals, loops).
+"""Shared readers of a model's text: JSON between prose, lists under any numbering, rewritten
+texts without the words that models put around them, and signs of useless answers (refusals, loops).
 
-All functions are pure and linear in the text, but for the bounded search in `json_values`.
+All functions are pure and linear in the text, except for the bounded search in `json_values`.
 
-Where an answer holds several values of one kind that differ, the last complete one counts, or the answer is a
-ParseFailure; never the first, which is a draft.
+If an answer holds several different values of one kind, the last complete one counts, or the answer is a
+ParseFailure; the first never counts, because it is a draft.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from asyncsynth.tasks.exact_json import InexactJson, NoJson, exact_json
 
 T = TypeVar("T")
 
-#: A run of this many words which comes back this often is a model that loops.
+#: If a run of this many words comes back this often, the model loops.
 _LOOP_WORDS, _LOOP_TIMES = 8, 3
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BRACKET = re.compile(r"[\[{]")
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[\dtfn-]')
-#: What is meant as a JSON object, whether it is one or not.
+#: Text that is meant as a JSON object, whether it is one or not.
 _OBJECT_BEGINS = re.compile(r"\{\s*(?:\"[^\"\n]{1,80}\"|'[^'\n]{1,80}')\s*:")
-#: At the beginning of a sentence: what was said before is taken back.
+#: At the beginning of a sentence: it takes back what was said before.
 TAKES_BACK = (
     r"(?:^|(?<=[.!?,;(])\s|\n)\W{0,20}(?:but\s+)?(?:actually|wait|no\s*[,:;.!]|on\s+(?:further\s+)?reflection"
     r"|on\s+second\s+thoughts?|(?:i\s+)?correct(?:ion)?\b|i\s+(?:change|take|revise)\w*|revised|make\s+(?:it|that))"
 )
 #: Finds the end of a value, bare control characters in its strings allowed.
 _SCAN = json.JSONDecoder(strict=False).raw_decode
-_MOST_WORK = 200_000  #: characters that may be read in vain, beside fifty times the text
+_MOST_WORK = 200_000  #: characters that may be read without a result, plus fifty times the text
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i\s*['\u2019]?\s*a?m\s+)?(?:(?:very|so|really)\s+)?sorry\b(?=[\s,.:;!\u2014-]*(?:but|i\b|as|that|for|$))"
     r"|i\s+(?:must\s+|have\s+to\s+)?apologi[sz]e\b|(?:my\s+)?apologies\b"
@@ -84,7 +84,7 @@ _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab":
 def json_values(text: str, refused: list[str] | None = None) -> Iterator[Any]:
     """JSON values in a text: the whole, or objects and arrays between prose and code fences.
 
-    In those, line breaks, tabs and other control characters may stand bare in strings, against RFC 8259: models
+    In those, strings may contain unescaped line breaks, tabs and other control characters, against RFC 8259: models
     write them so, and the grammars that constrain a vLLM's answer to a schema let them pass. A value that the end of
     the text cuts off is left out, with all that is in it, and so is one that a row cannot hold as it was written (an
     integer over 64 bits, NaN, a key twice); `refused` gets a line that names the latter and its place.
@@ -98,13 +98,13 @@ def json_values(text: str, refused: list[str] | None = None) -> Iterator[Any]:
 
 
 def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | None = None) -> tuple[T, str] | None:
-    """What `read` makes of the last JSON value that it can read, and the text after that value.
+    """The result of `read` for the last JSON value that it can read, and the text after that value.
 
     A model that drafts and corrects itself writes several values; the first is never its answer. `read` gives None
-    for a value of another kind. None where no value is of the right kind. `refused` as in `json_values`.
+    for a value of another kind. None if no value is of the right kind. `refused` as in `json_values`.
 
     Raises:
-        ParseFailure: the last one is not known, since a further value is cut off, is no JSON after all, or cannot be
+        ParseFailure: the last one is not known, because a further value is cut off, is not JSON after all, or cannot be
             kept as it was written.
     """
     last: tuple[T, str] | None = None
@@ -123,7 +123,7 @@ def last_value(text: str, read: Callable[[Any], T | None], refused: list[str] | 
 
 
 class _Unusable:
-    """In the place of a value that cannot be used, and why."""
+    """Takes the place of a value that cannot be used, with the reason."""
 
     def __init__(self, why: str, *, is_json: bool = True) -> None:
         self.why = why
@@ -203,7 +203,7 @@ def is_looping(text: str, times: int = _LOOP_TIMES) -> bool:
 
 
 def is_chatter(line: str) -> bool:
-    """Whether a line is said around a list or a text, and is not part of it."""
+    """Whether a line introduces or follows a list or a text, and is not part of it."""
     return _PREAMBLE.match(line) is not None or _EPILOGUE.match(line) is not None
 
 
@@ -223,7 +223,7 @@ def unquoted(text: str) -> str:
 
 
 def rewritten_text(text: str) -> str:
-    """A text that a model was asked to rewrite, without what it says before and after it, tags, a fence
+    """A text that a model was asked to rewrite, without its words before and after it, tags, a fence
     around the whole, labels and quotes. May be ''."""
     text = text.replace("\r\n", "\n").strip()
     if (one := _only_string(text)) is not None:
@@ -241,7 +241,7 @@ def rewritten_text(text: str) -> str:
 
 
 def _last_labelled(text: str) -> str:
-    """What stands under the last label, where the text begins with the same label or calls itself a draft."""
+    """The text under the last label, if the text begins with the same label or calls itself a draft."""
     marks = list(_LABEL_LINE.finditer(text))
     if not marks or not (_DRAFT.match(text) or (len(marks) > 1 and marks[0].start() == 0)):
         return text
@@ -251,7 +251,7 @@ def _last_labelled(text: str) -> str:
 
 
 def _inside_tags(text: str) -> str:
-    """What stands in a pair of tags that holds most of the text; else the text without stray tags around it."""
+    """The text in a pair of tags that holds most of it; else the text without stray tags around it."""
     opening = _TAG.search(text)
     if opening is not None:
         # Several drafts in the same tags: the last whole one counts.

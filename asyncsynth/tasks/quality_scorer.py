@@ -18,13 +18,13 @@ class QualityScorer(Scorer):
     from `EvolQuality`, or those of several models put together by `GroupColumns`.
 
     Columns: ``instruction``, ``responses`` (list of str) -> ``scores`` (list of int, as long as ``responses``;
-    None for one that is blank or that the judge declined), ``model_name``.
+    None for one that is blank or that the judge declined), ``judge_model``.
 
     Args: see `Task`.
 
     Example:
         ``{"instruction": "What are tides?", "responses": ["Water.", "The rise and fall of the sea, caused by
-        the moon and the sun."]}`` -> ``{"scores": [1, 5], "model_name": "..."}``
+        the moon and the sun."]}`` -> ``{"scores": [1, 5], "judge_model": "..."}``
 
     Paper: DEITA, arXiv 2312.15685.
     """

@@ -1,5 +1,5 @@
-"""Reading ratings out of a judge's text: the JSON that was asked for, or what a server that ignores the schema
-lets a model write instead. What cannot be read without guessing is a ParseFailure, never a made-up number."""
+"""Reads ratings in a judge's text: the JSON that was requested, or the text that a model writes on a server that
+ignores the schema. If reading would need a guess, it is a ParseFailure, never a made-up number."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LOWEST, HIGHEST = 1, 5
 
 @dataclass(slots=True)
 class Evaluation:
-    """The judge's word on one answer. `rating` is None where the judge declined (``N/A``)."""
+    """The judge's evaluation of one answer. `rating` is None if the judge declined (``N/A``)."""
 
     rating: int | None
     rationale: str = ""
 
 
 class _Unreadable(Exception):
-    """This way of reading found ratings, and they are not valid ones."""
+    """This way of reading found ratings that are not valid."""
 
 
 _NUMBER = r"(?P<value>[-+]?\d+(?:\.\d+)?|n\s*/\s*a\b|none\b|null\b)"
@@ -66,7 +66,7 @@ _TAKEN_BACK = re.compile(rf"(?:{TAKES_BACK}[^\n\d]{{0,60}}|{_FINAL}){_SAID}", re
 _NAMED_AGAIN = re.compile(
     rf"\b(?:final(?:ly)?\b[^\n\d]{{0,40}}|(?:ratings|scores)\b[\s:=\"']*\[?){_SAID}", re.IGNORECASE | re.MULTILINE
 )
-#: how far after a rating another one is beside it
+#: how far after a rating another one counts as offered beside it
 _BESIDE = 60
 _MARK = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(?=[^\W\d])", re.MULTILINE)
 _BARE = re.compile(rf"{_NUMBER}{_SCALE}", re.IGNORECASE)
@@ -79,9 +79,9 @@ _RATIONALE_LABEL = re.compile(
 
 
 def read_ratings(text: str, count: int, *, highest: int = HIGHEST) -> list[Evaluation]:
-    """`count` evaluations on a scale from 1 to `highest`. Raises ParseFailure, with `text` kept, for all else."""
+    """`count` evaluations on a scale from 1 to `highest`. Raises ParseFailure, with `text` kept, for anything else."""
     raw = text
-    why = f"no {count} ratings can be told in the answer"
+    why = f"the answer has no {count} ratings that can be read"
     text = _numbers_as_headers(text, count)
     plain = without_markdown(text)
     readings: tuple[Callable[[str, int, int], list[Evaluation] | None], ...] = (
@@ -139,7 +139,7 @@ def valid_rating(value: Any, scale: Any = None, *, highest: int = HIGHEST) -> in
 
 
 def _from_json(text: str, count: int, highest: int) -> list[Evaluation] | None:
-    """The last value that holds ratings. A bare list counts where nothing else does: prose has a [1] here and there."""
+    """The last value that holds ratings. A bare list counts only if nothing else does: prose may contain a [1]."""
     for bare in (False, True):
         found: tuple[list[Evaluation] | _Unreadable, str] | None
         found = last_value(text, functools.partial(_given, count=count, highest=highest, bare=bare))
@@ -153,7 +153,7 @@ def _from_json(text: str, count: int, highest: int) -> list[Evaluation] | None:
 
 
 def _given(value: Any, count: int, highest: int, *, bare: bool) -> list[Evaluation] | _Unreadable | None:
-    """The ratings in a JSON value, or why they are none; None for one of another kind."""
+    """The ratings in a JSON value, or why it has none; None for a value of another kind."""
     if bare != (isinstance(value, list) and not any(isinstance(item, dict) for item in value)):
         return None
     try:
@@ -168,7 +168,7 @@ def _given(value: Any, count: int, highest: int, *, bare: bool) -> list[Evaluati
 
 
 def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
-    """What follows the ratings must not give others ("Final rating: 2")."""
+    """The text after the ratings must not give others ("Final rating: 2")."""
     ratings = [item.rating for item in items]
     _same_again(ratings, after, highest, _TAKEN_BACK)
     _same_again(ratings, after, highest, _NAMED_AGAIN)
@@ -181,7 +181,7 @@ def _not_taken_back(items: list[Evaluation], after: str, highest: int) -> None:
 
 
 def _same_again(ratings: list[int | None], after: str, highest: int, pattern: re.Pattern[str]) -> None:
-    """Raises _Unreadable where as many ratings are said anew, and others."""
+    """Raises _Unreadable if as many ratings are given again, and they differ."""
     for found in pattern.finditer(after):
         numbers = [int(number) for number in re.findall(r"\d+", re.sub(r"/\s*\d+", "", found["values"]))]
         is_scale = all(LOWEST <= number <= highest for number in numbers)
@@ -242,7 +242,7 @@ def _one(item: dict[str, Any], highest: int) -> Evaluation | None:
 
 
 def _from_sections(text: str, count: int, highest: int) -> list[Evaluation] | None:
-    """One section an answer, each under its header: "Response 2: ..."."""
+    """One section for each answer, under its header: "Response 2: ..."."""
     headers = list(_HEADER.finditer(text))
     numbers = [int(header["number"]) for header in headers]
     if sorted(numbers) != list(range(1, count + 1)):
@@ -272,12 +272,12 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
         _alone(mark, text)
     ratings = [valid_rating(mark["value"], mark["scale"] or mark["upto"], highest=highest) for mark in marks]
     if len(marks) != count:
-        if count == 1 and len(set(ratings)) == 1:  # said twice
+        if count == 1 and len(set(ratings)) == 1:  # given twice
             marks, ratings = marks[:1], ratings[:1]
         elif count == 1 and _is_final(marks[-1], text):
             marks, ratings = marks[-1:], ratings[-1:]
         elif len(marks) > count:
-            raise _Unreadable(f"it has {len(marks)} ratings that differ, and no {count} can be told")
+            raise _Unreadable(f"it has {len(marks)} ratings that differ, so the {count} are not clear")
         else:
             return None
     _same_again(ratings, text[marks[-1].end("value") :], highest, _TAKEN_BACK)
@@ -292,7 +292,7 @@ def _from_labels(text: str, count: int, highest: int) -> list[Evaluation] | None
 
 
 def _from_lines(text: str, count: int, highest: int) -> list[Evaluation] | None:
-    """ "4 - rationale", one an answer; further lines belong to the rationale above them."""
+    """ "4 - rationale", one for each answer; further lines belong to the rationale above them."""
     marks = [mark for mark in _LINE.finditer(text) if not _is_list_number(mark)]
     if len(marks) != count:
         return None
@@ -313,7 +313,7 @@ def _from_lines(text: str, count: int, highest: int) -> list[Evaluation] | None:
 
 
 def _from_numbers(text: str, count: int, highest: int) -> list[Evaluation] | None:
-    """Nothing but the numbers: "4, 5"."""
+    """Only the numbers: "4, 5"."""
     if re.sub(r"[\s,;|.()\[\]]|\band\b", "", _BARE.sub("", text)):
         return None
     marks = list(_BARE.finditer(text))

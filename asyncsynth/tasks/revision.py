@@ -1,4 +1,4 @@
-"""`Revision`: an answer made better by as few changes as possible (CLAIR, arXiv 2408.06266)."""
+"""`Revision`: improves an answer by as few changes as possible (CLAIR, arXiv 2408.06266)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LABEL = re.compile(
 
 
 class Revision(Task):
-    """Revises the response to an instruction, changing only what makes it better, and says why.
+    """Revises the response to an instruction with only the changes that improve it, and gives the reason.
 
-    The pair (revision, response) differs in what matters and in little else, which is a clear signal for
+    The pair (revision, response) differs in little but the improvement, which is a clear signal for
     preference tuning: the revision is the chosen answer, the response the rejected one.
 
     Columns: ``instruction``, ``response`` -> ``revision`` (str), ``rationale`` (str: what was wrong and is
-    changed), ``model_name``. A response that needs no change comes back as it is.
+    changed), ``model_name``. A response that needs no change is returned unchanged.
 
     Args: see `Task`.
 
@@ -44,13 +44,13 @@ class Revision(Task):
     Paper: CLAIR (contrastive learning from AI revisions), arXiv 2408.06266.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 2  # if an answer holds several values, the last one counts
     inputs: tuple[str, ...] = ("instruction", "response")
     outputs: tuple[str, ...] = ("revision", "rationale", "model_name")
     prompt: ClassVar[str | None] = "revision"
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
@@ -80,7 +80,7 @@ class Revision(Task):
 
 
 def read_revision(text: str) -> tuple[str, str]:
-    """(rationale, revision) from JSON, tags or labels, in any order; ('', '') where there is no revision."""
+    """(rationale, revision) from JSON, tags or labels, in any order; ('', '') if there is no revision."""
     if (last := last_value(text, _parts)) is not None:
         found, after = last
         if any(mark.lastgroup == "revision" for mark in _LABEL.finditer(after)):
@@ -97,7 +97,7 @@ def read_revision(text: str) -> tuple[str, str]:
 
 
 def _parts(value: Any) -> tuple[str, str] | None:
-    """(rationale, revision) in a JSON object; None where it has no revision."""
+    """(rationale, revision) in a JSON object; None if it has no revision."""
     if not isinstance(value, dict):
         return None
     lowered = {str(key).lower().replace("_", " "): item for key, item in value.items()}

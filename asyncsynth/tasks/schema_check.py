@@ -1,6 +1,6 @@
-"""A user's JSON schema made into a check: of every keyword in it, or it is refused.
+"""Makes a check from a user's JSON schema. It covers every keyword of the schema; else the schema is refused.
 
-The package `jsonschema` decides where it is installed (the extra `schema`). Without it a check of our own does
+The package `jsonschema` decides if it is installed (the extra `schema`). Without it our own check does
 (`json_schema`), which knows fewer keywords. A keyword that neither checks is refused, with its place in the schema,
 so that no constraint passes unchecked. References never leave the schema: nothing is fetched.
 """
@@ -16,7 +16,7 @@ import orjson
 
 from asyncsynth.tasks import json_schema
 
-Check = Callable[[Any], str]  #: '' for a value that fits, else where it does not, in words
+Check = Callable[[Any], str]  #: '' for a value that fits, else where it does not fit, in words
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _INSTALL = "pip install 'asyncsynth[schema]'"
@@ -42,7 +42,7 @@ _LIST = frozenset(["allOf", "anyOf", "oneOf", "prefixItems", "items"])
 _MAP = frozenset(["properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"])
 #: Keywords whose schemas look at the same value as the schema that they are in.
 _IN_PLACE = frozenset(["allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"])
-#: Keywords of the standard that are no typing errors, whoever checks them.
+#: Keywords of the standard, which are not typing errors, whichever checker is used.
 _STANDARD = frozenset(
     ["contains", "minContains", "maxContains", "if", "then", "else", "format", "propertyNames", "$anchor", "$id",
      "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"]
@@ -51,7 +51,7 @@ _REFERENCES = frozenset(["$ref", "$dynamicRef", "$recursiveRef"])
 
 
 class BadSchema(ValueError):
-    """A schema that cannot be used. The message says where and why."""
+    """A schema that cannot be used. The message tells where and why."""
 
 
 def check_of(schema: Mapping[str, Any] | bool, *, library: bool | None = None) -> Check:
@@ -59,7 +59,7 @@ def check_of(schema: Mapping[str, Any] | bool, *, library: bool | None = None) -
 
     Args:
         schema: of draft 2020-12, or of the draft that its ``$schema`` names.
-        library: whether `jsonschema` decides. None: where it is installed.
+        library: whether `jsonschema` decides. None: if it is installed.
 
     Raises:
         BadSchema: no schema of its draft, a keyword that is not checked, a reference that leads out of the schema or
@@ -142,7 +142,7 @@ def _of_library(schema: Any) -> Check:
     if dialect == DIALECT:
         checked -= {"additionalItems"}
     beside = {name: first for first, names in _BESIDE.items() for name in names if name not in kind.VALIDATORS}
-    # Up to draft 7, what stands beside a $ref is not looked at.
+    # Up to draft 7, keywords beside a $ref are ignored.
     is_alone = not {"$recursiveRef", "$dynamicRef"} & kind.VALIDATORS.keys()
     formats = kind.FORMAT_CHECKER
     known = checked | _DESCRIBING | _NAMING
@@ -164,7 +164,7 @@ def _library_words(value: Any, *, validator: Any, best: Any) -> str:
 
 
 def _multiple_of(_: Any, step: float, value: Any, __: Any) -> Iterator[Any]:
-    """By the decimal numbers that are written: 0.3 is a multiple of 0.1, though their doubles are none."""
+    """By the written decimal numbers: 0.3 is a multiple of 0.1, although their doubles are not."""
     from jsonschema import ValidationError
 
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -213,7 +213,7 @@ class _Of:
 
 
 class _Walk:
-    """Goes through the schemas in a schema, and only those: what is data, such as an `enum`, is not looked at."""
+    """Goes through the schemas in a schema, and only those; data, such as an `enum`, is ignored."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class _Walk:
         self._node(target, ref if ref.startswith("#") else f"{at} -> {ref}", beyond)
 
     def _no_circle(self) -> None:
-        """No schema may come back to itself without having gone further into the value."""
+        """No schema may refer back to itself without descending into the value."""
         done: set[int] = set()
         for start in self._same_value:
             way: list[tuple[int, Iterator[tuple[int, str]]]] = [(start, iter(self._same_value[start]))]

@@ -21,10 +21,10 @@ def array_of(items: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def whole_number(lowest: int, highest: int) -> dict[str, Any]:
-    """A whole number in a range, spelled out: not every server's grammar knows `minimum`."""
+    """A whole number in a range, listed in full: not every server's grammar knows `minimum`."""
     return {"type": "integer", "enum": list(range(lowest, highest + 1))}
 
 
 def text_up_to(chars: int) -> dict[str, Any]:
-    """A text that is bounded: an endless one would run into max_tokens and leave broken JSON."""
+    """A bounded text: an endless one would run into max_tokens and leave broken JSON."""
     return {"type": "string", "maxLength": chars}

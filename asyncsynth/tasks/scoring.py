@@ -1,4 +1,4 @@
-"""What the scorers of DEITA share: one whole number for each text of a list, all in one call."""
+"""The base of DEITA's scorers: one whole number for each text of a list, all in one call."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HIGHEST_SCORE = 6
 class Scorer(Task):
     """Base of the tasks that score a list of texts from 1 to 6."""
 
-    version = 2  # of several values in an answer the last one counts
+    version = 3  # the model is named in judge_model
     #: The column with the list.
     subject: ClassVar[str]
 
-    outputs: tuple[str, ...] = ("scores", "model_name")
+    outputs: tuple[str, ...] = ("scores", "judge_model")
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
@@ -36,11 +36,11 @@ class Scorer(Task):
         places = [place for place, text in enumerate(texts) if text.strip()]
         scores: list[int | None] = [None] * len(texts)
         if not places:
-            return {"scores": scores, "model_name": self.llm.model}
+            return {"scores": scores, "judge_model": self.llm.model}
         found = await self.answer({**row, self.subject: [texts[place] for place in places]}, ctx, number)
         for place, score in zip(places, found["scores"], strict=True):
             scores[place] = score
-        return {"scores": scores, "model_name": found["model_name"]}
+        return {"scores": scores, "judge_model": found["judge_model"]}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The scale first (servers cache a common prefix), then the texts."""
@@ -52,13 +52,13 @@ class Scorer(Task):
         return object_of({"scores": array_of(whole_number(LOWEST, HIGHEST_SCORE), len(row[self.subject]))})
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """Scores from JSON, or from what a server without schemas lets the model write."""
+        """Scores from JSON, or from the model's text on a server without schemas."""
         found = read_ratings(choice.text, len(row[self.subject]), highest=HIGHEST_SCORE)
         return {"scores": [evaluation.rating for evaluation in found]}
 
 
 def texts_of(row: Row, name: str) -> list[str]:
-    """A list of texts, '' for None. Raises TaskFailure for what is no list of texts."""
+    """A list of texts, '' for None. Raises TaskFailure for anything but a list of texts."""
     texts = row[name]
     if not isinstance(texts, list) or any(not isinstance(text, str | None) for text in texts):
         raise TaskFailure(f"the input {name!r} is not a list of texts", reason="bad_input")

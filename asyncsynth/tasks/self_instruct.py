@@ -29,21 +29,21 @@ DEFAULT_APPLICATION = "an AI assistant that answers in writing"
 
 
 class SelfInstruct(Task):
-    """Makes instructions that users could give an assistant, from a text that says what they are to be about.
+    """Makes instructions that users could give an assistant, from a text that gives their subject.
 
     Columns: ``input`` -> ``instructions`` (list of str), ``model_name``. The list is clean: no preamble,
     numbering, bullets, blanks, duplicates, or sentences copied from the text or the prompt. It holds at most
-    `num_instructions`; where a model writes fewer different ones, the missing ones are asked for again (at most
-    `max_reasks` times, showing those that are there), and what is missing in the end is noted as
-    ``missing_instructions`` in the row's provenance. A row for which no instruction comes back fails with
+    `num_instructions`; if a model writes fewer different ones, the missing ones are requested again (at most
+    `max_reasks` times, showing those that exist), and the number still missing is noted as
+    ``missing_instructions`` in the row's provenance. A row without any instruction fails with
     ``parse_failure``.
 
     Args:
-        num_instructions: how many are asked for (5).
+        num_instructions: how many to request (5).
         criteria_for_query_generation: what makes a good instruction; by default variety in verbs, form and
             difficulty, within what can be answered in writing.
         application_description: the assistant that the instructions are for.
-        structured: hold the answer to a JSON schema, where the server honours one. Off by default: models of
+        structured: constrain the answer by a JSON schema, if the server honours one. Off by default: models of
             few billion parameters or less write much better instructions as plain lines, which are read as well.
         Others: see `Task`.
 
@@ -54,7 +54,7 @@ class SelfInstruct(Task):
     Paper: Self-Instruct, arXiv 2212.10560.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 2  # if an answer holds several values, the last one counts
     inputs: tuple[str, ...] = ("input",)
     outputs: tuple[str, ...] = ("instructions", "model_name")
     prompt: ClassVar[str | None] = "self_instruct"
@@ -78,11 +78,11 @@ class SelfInstruct(Task):
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
-        """One list, filled up by further requests where the first brings too few."""
+        """One list, completed by further requests if the first gives too few."""
         done: list[str] = []
         model = self.llm.model
         for round_number in range(self.max_reasks + 1):
@@ -91,7 +91,7 @@ class SelfInstruct(Task):
                 found = await self.answer(view, ctx, number + round_number * _ROUND_STRIDE)
             except ParseFailure:
                 if done:
-                    break  # what is there stays; only the rest could not be had
+                    break  # what exists stays; only the rest could not be generated
                 raise
             done += distinct(found["instructions"], seen=done)
             model = found["model_name"]
@@ -102,7 +102,7 @@ class SelfInstruct(Task):
         return {"instructions": done[: self.num_instructions], "model_name": model}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
-        """The text first and what is wanted last: small models forget what stands before a text."""
+        """The text first and the request last: small models forget what comes before a text."""
         taken = row.get("taken", [])
         values = {
             "input": text_of(row, "input"),
@@ -115,11 +115,11 @@ class SelfInstruct(Task):
         return [{"role": "user", "content": render(prompt_source("self_instruct"), values)}]
 
     def constrains(self) -> bool:
-        """Where it was asked for."""
+        """If `structured` is set."""
         return self.structured
 
     def schema(self, row: Row) -> dict[str, Any] | None:
-        """A list of as many texts as are still wanted, where the answer is held to one."""
+        """A list of as many texts as are still wanted, if the answer is constrained."""
         if not self.structured:
             return None
         count = self.num_instructions - len(row.get("taken", []))
@@ -138,6 +138,6 @@ class SelfInstruct(Task):
 
 
 def is_copied(item: str, text: str) -> bool:
-    """Whether an item only says the text again, or the prompt: small models do."""
+    """Whether an item only repeats the text or the prompt, as small models do."""
     said = " ".join(words(item))
     return said in " ".join(words(text)) or copies_prompt(item, text, "self_instruct")

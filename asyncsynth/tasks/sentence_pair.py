@@ -39,7 +39,7 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
     ),
 }
 _MAX_CHARS = 1000
-#: What weak models write where a text was asked for.
+#: What weak models write in place of a text.
 _NOTHING = [["positive"], ["negative"], ["true"], ["false"], ["null"], ["none"]]
 _LABEL = re.compile(
     r"^[^\w\n]*(?:\d+[.)]\s*)?(?:(?:final|revised|new|better|corrected|improved)\s+)?"
@@ -49,19 +49,19 @@ _LABEL = re.compile(
 
 
 class GenerateSentencePair(Task):
-    """Writes to an anchor a text that belongs to it and one that does not, for training sentence embeddings
+    """Writes, for an anchor, a text that belongs to it and one that does not, for training sentence embeddings
     and rerankers (as in arXiv 2401.00368).
 
     Columns: ``anchor``, optionally ``system_prompt`` -> ``positive``, ``negative``, ``model_name``; without
     `triplet` no ``negative``.
 
     An answer whose positive repeats the anchor, whose two texts are the same, whose texts loop, or that is cut off at
-    ``max_tokens``, is asked for again.
+    ``max_tokens``, is requested again.
 
     Args:
-        action: what the positive is to the anchor: "paraphrase" (default), "similar", "query" (the anchor
+        action: the relation of the positive to the anchor: "paraphrase" (default), "similar", "query" (the anchor
             answers it) or "answer" (the anchor is the question).
-        triplet: a negative as well.
+        triplet: also write a negative.
         hard_negative: the negative is close to the anchor in words and matter.
         context: background for the prompt ("The anchors are titles of medical papers.").
         Others: see `Task`.
@@ -74,7 +74,7 @@ class GenerateSentencePair(Task):
     races", "negative": "how to remove rust from steel", "model_name": ...}``.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 2  # if an answer holds several values, the last one counts
     inputs: tuple[str, ...] = ("anchor",)
     prompt: ClassVar[str | None] = "sentence_pair"
 
@@ -108,7 +108,7 @@ class GenerateSentencePair(Task):
         return {**super().settings(), "action_text": list(ACTIONS[self.action])}
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
@@ -151,7 +151,7 @@ class GenerateSentencePair(Task):
 
 
 def read_pair(text: str) -> dict[str, str]:
-    """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be told."""
+    """The texts under "positive" and "negative", from JSON or from labelled lines; those that can be read."""
     if (last := last_value(text, _texts)) is not None:
         found, after = last
         if _LABEL.search(without_markdown(after)):
@@ -170,7 +170,7 @@ def read_pair(text: str) -> dict[str, str]:
 
 
 def _texts(value: Any) -> dict[str, str] | None:
-    """The texts in a JSON object; None where it has none."""
+    """The texts in a JSON object; None if it has none."""
     if not isinstance(value, dict):
         return None
     lowered = {str(key).lower(): item for key, item in value.items()}

@@ -21,8 +21,8 @@ from asyncsynth.tasks.typed_schema import TypedSchema
 
 
 class StructuredGeneration(Task):
-    """Answers an instruction with JSON that fits a JSON schema. The server constrains the answer where it can
-    (``response_format``); in any case it is parsed and checked here, and requested again when it does not fit.
+    """Answers an instruction with JSON that fits a JSON schema. The server constrains the answer if it can
+    (``response_format``); in any case it is parsed and checked here, and requested again if it does not fit.
 
     Columns: ``instruction``, optionally ``system_prompt`` and ``schema`` (a JSON schema for this row, as an
     object or as its text; wins over the task's) -> ``generation`` (the JSON value, not its text),
@@ -35,7 +35,7 @@ class StructuredGeneration(Task):
         dump: with a type as the schema: ``generation`` is the value that pydantic made of the answer (with defaults and
             the changes of validators), dumped as JSON by its aliases. False keeps the answer's own JSON.
         show_schema: put the schema into the prompt as well: the model then sees descriptions, and servers that
-            ignore constraints get the format. False sends the instruction as it is.
+            ignore constraints get the format. False sends the instruction unchanged.
         Others: see `Task`.
 
     Every keyword of a JSON schema is checked, or the schema is refused: when the step is made, or for a row's schema
@@ -59,7 +59,7 @@ class StructuredGeneration(Task):
     "model_name": "Qwen/Qwen2.5-1.5B-Instruct"}``.
     """
 
-    version = 2  # of several values in an answer the last one counts; none is changed on its way
+    version = 2  # if an answer holds several values, the last one counts; none is changed on its way
     outputs: tuple[str, ...] = ("generation", "model_name")
     prompt: ClassVar[str | None] = "structured_generation"
 
@@ -91,20 +91,20 @@ class StructuredGeneration(Task):
         super().__init__(llm, **settings)
 
     def argument(self, name: str) -> Any:
-        """The schema as it was given; the method of that name is another matter."""
+        """The schema as it was given; `schema` itself is a method."""
         if name == "schema":
             return self.json_schema if self._typed is None else self._typed.adapter
         return super().argument(name)
 
     def settings(self) -> dict[str, Any]:
-        """The task's settings; of a type also the code of its classes, for their validators decide as well."""
+        """The task's settings; for a type also the code of its classes, because their validators decide too."""
         settings = super().settings()
         if self._typed is not None:
             settings["schema_code"] = self._typed.code(where=f"step {self.name!r}")
         return settings
 
     def does_without(self) -> frozenset[Feature]:
-        """The server's constraint, where the prompt shows the schema; else nothing tells the model of it."""
+        """The server's constraint is optional if the prompt shows the schema; else the model would not know it."""
         return super().does_without() if self.show_schema else frozenset()
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
@@ -150,7 +150,7 @@ class StructuredGeneration(Task):
         raise ParseFailure(f"the answer does not fit the schema: {wrong}", raw=choice.text)
 
     def _fitting(self, value: Any, row: Row) -> tuple[Any, str]:
-        """(what goes into the row, '') for a value that fits; else why it does not, in words."""
+        """(the value for the row, '') if it fits; else why it does not, in words."""
         if row.get("schema") is not None or (self._typed is None and self._check is None):
             return value, check_of(self.schema(row))(value)
         if self._typed is None:
@@ -161,7 +161,7 @@ class StructuredGeneration(Task):
 
 
 def _checked(schema: dict[str, Any]) -> Check:
-    """The check of the step's schema. Raises ConfigurationError where some of it cannot be checked."""
+    """The check of the step's schema. Raises ConfigurationError if a part of it cannot be checked."""
     try:
         return check_of(schema)
     except BadSchema as error:

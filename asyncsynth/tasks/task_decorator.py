@@ -1,4 +1,5 @@
-"""`@task`: a task made of an async function, with all that tasks have: seeds, re-asks, checkpoints, provenance."""
+"""`@task`: makes a task of an async function, with everything that tasks have: seeds, re-asks, checkpoints,
+provenance."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _SYSTEM = "system_prompts"
 
 
 class TaskContext:
-    """What a `@task` function sees beside its row: the model, and what else decides a result.
+    """What a `@task` function sees besides its row: the model, and everything else that decides a result.
 
     Attributes:
         llm: the task's model.
@@ -60,15 +61,15 @@ class TaskContext:
         """Asks the task's model. Each call has a seed of its own, the same after a resume.
 
         Args:
-            messages: sent as they are, with all their keys; or a text, sent as the user's only message. A row's or
+            messages: sent unchanged, with all their keys; or a text, sent as the user's only message. A row's or
                 the task's system prompt is *not* added.
             schema: constrains the answer to JSON.
-            tools: what the model may call: schemas of the OpenAI API, or functions, of which schemas are made. The
+            tools: tools that the model may call: schemas of the OpenAI API, or functions, which become schemas. The
                 calls are in ``completion.choices[0].tool_calls``; ``choices[0].message()`` continues the conversation.
             tool_choice: as in the OpenAI API.
             overrides: other request fields (``temperature=0``).
 
-        Raises RequestFailed when the call ends without a completion; `completion.text` is the answer.
+        Raises RequestFailed if the call ends without a completion; `completion.text` is the answer.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -79,14 +80,14 @@ class TaskContext:
         return await self.send(self.llm.chat(messages, schema=schema, **{"seed": self.seed(), **overrides}))
 
     async def complete(self, prompt: str, **overrides: Any) -> Completion:
-        """Raw completion: the prompt goes out as it is, without a chat template."""
+        """Raw completion: the prompt is sent unchanged, without a chat template."""
         return await self.send(self.llm.complete(prompt, **{"seed": self.seed(), **overrides}))
 
     async def send(self, request: ModelRequest) -> Completion:
         """A request of your own making, to a model that the task names (its `llm`)."""
         system = system_text(request.messages) if isinstance(request, ChatRequest) else None
         if system is not None:
-            # Kept with the result: training examples hold what was sent, and only the request shows it.
+            # Kept with the result: training examples hold the prompt that was sent, and only the request shows it.
             sent = self.notes.setdefault(_SYSTEM, [])
             if system not in sent:
                 sent.append(system)
@@ -95,13 +96,13 @@ class TaskContext:
         return completion
 
     def note_systems(self, *, several: bool) -> None:
-        """Notes which answer was made under which system prompt, where more than one was sent, or may have been."""
+        """Notes which answer was made under which system prompt, if more than one was sent, or may have been."""
         systems = {system for _, system in self._sent}
         if len(systems) > 1 or (several and systems != {None}):
             self.notes.setdefault(SYSTEM_OF, []).extend(self._sent)
 
     def seed(self) -> int:
-        """The next sampling seed of this row's."""
+        """The next sampling seed of this row."""
         self._calls += 1
         return self._context.seed(self._sample + (self._calls - 1) * _CALL_STRIDE)
 
@@ -116,12 +117,12 @@ TaskFunction = Callable[[Row, TaskContext], Awaitable[Mapping[str, Any]]]
 class FunctionTask(Task):
     """A task that calls an async function; what `@task` makes.
 
-    Columns: the decorator's; ``model_name`` is filled in where it is declared and not returned.
+    Columns: the decorator's; ``model_name`` and ``judge_model`` are filled in if they are declared and not returned.
 
     Args:
         llm: another model than the decorator's.
         timeout: another time limit than the decorator's.
-        Others: see `Task`. `system_prompt` is the function's own matter.
+        Others: see `Task`. The function itself handles `system_prompt`.
     """
 
     reads_one_choice = False
@@ -146,7 +147,7 @@ class FunctionTask(Task):
         super().__init__(chosen, **settings)
 
     def needs(self) -> tuple[Need, ...]:
-        """What the decorator was told; the function's requests are not known before it runs."""
+        """The decorator's arguments; the function's requests are not known before it runs."""
         return tuple(Need(step=self.name, model=self.llm.model, feature=feature) for feature in self.declared_needs)
 
     def code_roots(self) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class FunctionTask(Task):
         return {"function": self.function, **{f"({name})": columns for name, columns in declared.items()}}
 
     def system_sent(self, row: Row, ctx: Context, number: int) -> str | None:
-        """The one that the function sent. Where it sent several, `SYSTEM_OF` in the notes says which answer had which;
+        """The prompt that the function sent. If it sent several, `SYSTEM_OF` in the notes tells which answer had which;
         a text that is none of the answers may have any of them."""
         sent = ctx.notes.get(_SYSTEM) or []
         return sent[0] if len(sent) == 1 else None
@@ -175,9 +176,10 @@ class FunctionTask(Task):
                 ctx.notes["parse_failures"] = ctx.notes.get("parse_failures", 0) + 1
                 continue
             context.note_systems(several=self.num_generations > 1)
-            outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name",))
-            if "model_name" in self.outputs and "model_name" not in outputs:
-                outputs["model_name"] = ctx.completions[-1].model if ctx.completions else self.llm.model
+            outputs = checked_outputs(made, self.own_outputs, where=self.name, filled=("model_name", "judge_model"))
+            for column in ("model_name", "judge_model"):
+                if column in self.outputs and column not in outputs:
+                    outputs[column] = ctx.completions[-1].model if ctx.completions else self.llm.model
             return outputs
         raise AssertionError("unreachable: the loop returns or raises")
 
@@ -197,16 +199,18 @@ def task(
     Args:
         inputs: columns that the function reads; its row holds these (and `optional_inputs`, where the row has
             them) and nothing else.
-        outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in.
+        outputs: columns that it returns; all of them, and no others. ``model_name`` is filled in, and so is
+            ``judge_model``: declare that one in a task that judges, so that the row keeps the name of the model that
+            wrote what is judged.
         llm: the model that `ctx.chat` asks; may be given, or changed, when the task is used.
-        needs: what the function cannot do without on the server, tried before a run begins: ``"chat"``,
+        needs: features that the function requires of the server, tested before a run begins: ``"chat"``,
             ``"completions"``, ``"stop"``, ``"schema"``, ``"logprobs"``, ``"n"``, ``"prefill"``.
         timeout: seconds that the function may take for a row, apart from waiting for models' answers. A row whose call
             takes longer fails (`timeout`). It ends only code that awaits.
 
     The function raises `ParseFailure` for an answer that it cannot read: it is then called again, up to
     `max_reasks` times, with other seeds. Any other exception fails its row only. All the code and all
-    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called anew. Requests
+    the values that it reads belong to the checkpoint fingerprint: after an edit, the function is called again. Requests
     that stay the same are answered from those kept (``--answers``).
 
     Example::
@@ -236,7 +240,7 @@ def task(
         if not inspect.iscoroutinefunction(function):
             raise PipelineError(
                 f"@task: {getattr(function, '__name__', function)!r} is not an async function",
-                hint="Write `async def name(row, ctx):`; what asks no model is a @step.",
+                hint="Write `async def name(row, ctx):`; a function that asks no model is a @step.",
             )
         members = {
             **columns,

@@ -1,4 +1,4 @@
-"""Prompt templates: Jinja, sandboxed, one file a prompt. Rows are values, never template source."""
+"""Prompt templates: Jinja, sandboxed, one file for each prompt. Rows are values, never template source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompt_source(name: str) -> str:
 
 
 def render(source: str, values: dict[str, Any]) -> str:
-    """Fills a template. Raises TaskFailure when it asks for what the row does not have."""
+    """Fills a template. Raises TaskFailure if it uses a column that the row does not have."""
     try:
         text: str = _compiled(source).render(values)
     except Exception as error:  # a template can raise anything: `{{ a + b }}` a TypeError
@@ -43,7 +43,7 @@ def render(source: str, values: dict[str, Any]) -> str:
 
 
 def check_template(source: str) -> None:
-    """Raises ConfigurationError when the template does not compile; called before anything is sent."""
+    """Raises ConfigurationError if the template does not compile; called before anything is sent."""
     _compiled(source)
 
 

@@ -25,16 +25,16 @@ _NONE = frozenset({"none", "no label", "no labels", "n/a", "none of them", "none
 
 
 class TextClassification(Task):
-    """Sorts texts into given categories. The answer is constrained to the labels where the server can do it
+    """Sorts texts into given categories. The answer is constrained to the labels if the server can do it
     (an ``enum`` in the JSON schema), and is never anything but one of them.
 
-    Columns: ``text``, optionally ``system_prompt`` -> ``label``, ``model_name``; with `multi_label`
-    ``labels`` (list, in the order of the argument, perhaps empty), ``model_name``.
+    Columns: ``text``, optionally ``system_prompt`` -> ``label``, ``judge_model``; with `multi_label`
+    ``labels`` (list, in the order of the argument, perhaps empty), ``judge_model``.
 
     Args:
         labels: the labels, or a dict of label to what it means.
         multi_label: any number of labels may apply.
-        context: what the texts are, or what to look at, for the prompt ("The texts are reviews of films.").
+        context: a description of the texts, or of what matters, for the prompt ("The texts are reviews of films.").
         Others: see `Task`.
 
     Example::
@@ -42,10 +42,10 @@ class TextClassification(Task):
         TextClassification(llm=LLM(model="Qwen/Qwen2.5-1.5B-Instruct", temperature=0),
                            labels={"praise": "the writer liked it", "complaint": "the writer did not"})
 
-    ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "model_name": ...}``.
+    ``{"text": "It broke after a day."}`` gives ``{"label": "complaint", "judge_model": ...}``.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("text",)
     prompt: ClassVar[str | None] = "text_classification"
 
@@ -70,11 +70,11 @@ class TextClassification(Task):
         self.labels: list[list[str]] = [[label, meaning] for label, meaning in meanings.items()]
         self.multi_label = multi_label
         self.context = context
-        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "model_name")
+        self.outputs: tuple[str, ...] = ("labels" if multi_label else "label", "judge_model")
         super().__init__(llm, **settings)
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
@@ -88,7 +88,7 @@ class TextClassification(Task):
         return [{"role": "user", "content": render(prompt_source("text_classification"), values)}]
 
     def schema(self, row: Row) -> dict[str, Any]:
-        """Only the labels can be said."""
+        """Allows only the labels."""
         one: dict[str, Any] = {"type": "string", "enum": [label for label, _ in self.labels]}
         name = "labels" if self.multi_label else "label"
         many = {"type": "array", "items": one, "maxItems": len(self.labels)}
@@ -100,7 +100,7 @@ class TextClassification(Task):
         }
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """Labels from JSON, or from what a server without schemas lets the model write."""
+        """Labels from JSON, or from the model's text on a server without schemas."""
         names = [label for label, _ in self.labels]
         found = read_labels(choice.text, names)
         if self.multi_label:
@@ -111,8 +111,8 @@ class TextClassification(Task):
 
 
 def read_labels(text: str, labels: Sequence[str]) -> list[str]:
-    """The labels in an answer, in their own order. Raises ParseFailure for what is none of them."""
-    for bare in (False, True):  # a list without a name counts where nothing else does
+    """The labels in an answer, in their own order. Raises ParseFailure for any other label."""
+    for bare in (False, True):  # a list without a name counts only if nothing else does
         found = last_value(text, functools.partial(_said, bare=bare))
         if found is not None:
             said, after = found
@@ -127,7 +127,7 @@ def read_labels(text: str, labels: Sequence[str]) -> list[str]:
 
 
 def _said(value: Any, *, bare: bool) -> list[str] | None:
-    """The labels in a JSON value; None for one of another kind."""
+    """The labels in a JSON value; None for a value of another kind."""
     if isinstance(value, dict) == bare:
         return None
     if isinstance(value, dict):
@@ -156,7 +156,7 @@ def _named(plain: str, labels: Sequence[str], text: str) -> list[str]:
         return []
     if chosen := _mentioned(rest, labels):
         return chosen
-    raise ParseFailure("no label can be told in the answer", raw=text)
+    raise ParseFailure("no label was found in the answer", raw=text)
 
 
 def _mentioned(rest: str, labels: Sequence[str]) -> list[str]:

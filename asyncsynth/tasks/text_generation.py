@@ -24,9 +24,9 @@ class TextGeneration(Generation):
     really answered).
 
     Args:
-        template: a Jinja template over columns of the row, instead of sending ``instruction`` as it is; the
+        template: a Jinja template over columns of the row, instead of sending ``instruction`` unchanged; the
             columns it names become the task's inputs.
-        tools: what the model may call: schemas of the OpenAI API, or Python functions, of which schemas are made. The
+        tools: tools that the model may call: schemas of the OpenAI API, or Python functions, which become schemas. The
             task then also writes ``tool_calls``: the calls as the server sent them, or None. `ToolChat` runs them.
         tool_choice: as in the OpenAI API: "auto", "none", "required", or a mapping that names a function.
         Others: see `Task`.

@@ -20,9 +20,9 @@ from asyncsynth.pipeline.context import Context
 from asyncsynth.pipeline.dropped import Dropped
 from asyncsynth.pipeline.fingerprint import function_identity
 from asyncsynth.pipeline.functions import checked_timeout
+from asyncsynth.pipeline.lanes import TimedOut
 from asyncsynth.pipeline.seen import keepable
 from asyncsynth.pipeline.step import ColumnOrigins
-from asyncsynth.pipeline.work import TimedOut
 from asyncsynth.records import NotPlainJson, Row, plain_json
 from asyncsynth.tasks.base import SYSTEM_SENT, Task, TaskSettings, text_of
 from asyncsynth.tasks.chat_generation import user_conversation
@@ -49,8 +49,8 @@ class ToolChat(Task):
     raises `RecordError` fails the row instead, and `Dropped` leaves it out.
 
     Each answer and each result is kept in the run directory within a tenth of a second (unless ``--answers none``).
-    After a crash the conversation continues from there: what is kept is not paid again, and its tools are not called
-    again. All the code that your functions read is part of the fingerprint.
+    After a crash the conversation continues from there: stored answers are not paid for again, and their tools are not
+    called again. All the code that your functions read is part of the fingerprint.
 
     Args:
         tools: the functions.
@@ -58,7 +58,7 @@ class ToolChat(Task):
             (`too_many_turns`).
         tool_choice: for the first answer, as in the OpenAI API: "auto", "none", "required" or a mapping that names a
             function. Later answers are free ("auto").
-        parallel_tool_calls: False asks the server for one call an answer; None leaves it to the server.
+        parallel_tool_calls: False asks the server for one call per answer; None leaves it to the server.
         tool_timeout: seconds for one call; a call that takes longer is an error of the tool. None: any number.
         tool_workers: calls at the same time in threads, over all rows.
         arguments: how ``messages`` holds tool calls. "object" is what chat templates and TRL read: arguments as JSON
@@ -83,7 +83,7 @@ class ToolChat(Task):
     {"role": "assistant", "content": "21 degrees."}], "tools": "[...]", "generation": "21 degrees.", "tool_errors": 0,
     "model_name": "Qwen/Qwen2.5-7B-Instruct"}``.
 
-    vLLM needs ``--enable-auto-tool-choice`` and ``--tool-call-parser``; a run tries that before it begins.
+    vLLM needs ``--enable-auto-tool-choice`` and ``--tool-call-parser``; a run tests that before it begins.
     """
 
     inputs: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class ToolChat(Task):
         return {**super().settings(), "schemas": self._schemas}
 
     def flow(self, incoming: Sequence[ColumnOrigins]) -> ColumnOrigins:
-        """As of every step; one of `messages` and `instruction` must be there."""
+        """As for every step; one of `messages` and `instruction` must be there."""
         if self.source_of("messages") not in incoming[0]:
             self.require(incoming[0], ("instruction",))
         return super().flow(incoming)
@@ -202,7 +202,7 @@ class ToolChat(Task):
             fields["tool_choice"] = self.tool_choice
         return await self.ask(
             ctx,
-            list(messages),  # what is sent stays as it is, while the conversation grows
+            list(messages),  # a copy, because the conversation grows
             _whole,
             number=number + turn * _TURN_STRIDE,
             fields=fields,
@@ -232,7 +232,7 @@ class ToolChat(Task):
         return message, done["is_error"]
 
     async def _called(self, ctx: Context, name: str, given: Any) -> dict[str, Any]:
-        """What a tool returns, as text, or what went wrong."""
+        """The result of a tool as text, or its error."""
         tool = self._tools.get(name)
         if tool is None:
             return _error(f"there is no tool {name!r}; the tools are {', '.join(self._tools)}")

@@ -33,7 +33,7 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     list: {"type": "array"},
     dict: {"type": "object"},
 }
-_ANSWER = ("the answer", "the arguments")  #: what a check calls the value
+_ANSWER = ("the answer", "the arguments")  #: the name of the value in a check's message
 _ARGS_HEAD = re.compile(r"^(\s*)(?:Args|Arguments|Parameters):\s*$")
 _ARG_LINE = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
 _PARAM_LINE = re.compile(r"^\s*:param\s+(?:[\w\[\], .|]+\s)?(\w+)\s*:\s*(.*)$")
@@ -78,7 +78,7 @@ class Tool:
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
     def arguments(self, given: Any) -> dict[str, Any]:
-        """The keyword arguments that a model's JSON object stands for. Raises ValueError that says what is wrong."""
+        """The keyword arguments that a model's JSON object stands for. Raises ValueError with the fault."""
         if not isinstance(given, dict):
             raise ValueError(f"the arguments must be a JSON object, not {type(given).__name__}")
         if fault := self._check(given):
@@ -99,7 +99,7 @@ class Tool:
 
 
 def _check_of(parameters: dict[str, Any]) -> Check:
-    """The check of arguments. Our own where it can be: the model is told the same whatever is installed."""
+    """The check of arguments. Our own where possible, so that the model reads the same errors whatever is installed."""
     try:
         return check_of(parameters, library=False)
     except BadSchema:
@@ -136,7 +136,7 @@ def tool_schemas(where: str, tools: Sequence[ToolGiven]) -> list[dict[str, Any]]
 
 
 def _parameters(tool: str, function: ToolFunction) -> tuple[dict[str, Any], dict[str, TypedSchema]]:
-    """The schema of a function's parameters, and of those that pydantic converts, how."""
+    """The schema of a function's parameters, and the converters of those that pydantic converts."""
     try:
         signature = inspect.signature(function)
         hints = typing.get_type_hints(function if inspect.isroutine(function) else function.__call__)  # type: ignore[operator]
@@ -199,7 +199,7 @@ def _plain_schema(hint: Any) -> dict[str, Any] | None:
 
 
 def _description(function: ToolFunction) -> str:
-    """What a docstring says before its sections."""
+    """The text of a docstring before its sections."""
     lines = (inspect.getdoc(function) or "").splitlines()
     kept: list[str] = []
     for line in lines:
@@ -210,7 +210,7 @@ def _description(function: ToolFunction) -> str:
 
 
 def _argument_descriptions(function: ToolFunction) -> dict[str, str]:
-    """What a docstring says of each parameter, in Google's form (``Args:``) or Sphinx's (``:param x:``)."""
+    """A docstring's text for each parameter, in Google's form (``Args:``) or Sphinx's (``:param x:``)."""
     found: dict[str, str] = {}
     indent: int | None = None  #: of the lines that name parameters; None outside of the section
     inside, name = False, ""

@@ -1,6 +1,6 @@
 """Schemas that are Python types: pydantic models, generics, unions, lists, dataclasses, TypedDicts, a TypeAdapter.
 
-pydantic is no dependency: it is imported where such a type is given.
+pydantic is not a dependency: it is imported only for such a type.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _FAULTS_SHOWN = 3
 
 
 class TypedSchema:
-    """What pydantic makes of a type. `json_schema` is its JSON schema, by the names that answers have (aliases).
+    """pydantic's form of a type. `json_schema` is its JSON schema, by the names that answers have (aliases).
 
-    Raises ConfigurationError where pydantic is missing or takes the type for none.
+    Raises ConfigurationError if pydantic is missing or does not accept the type.
     """
 
     def __init__(self, given: Any) -> None:
@@ -49,7 +49,7 @@ class TypedSchema:
             )
 
     def parsed(self, value: Any) -> tuple[Any, str]:
-        """What pydantic makes of an answer, and ''; or None and where it does not fit, in words.
+        """pydantic's value of an answer, and ''; or None and where the answer does not fit, in words.
 
         Strictly: the answer fits the JSON schema, and pydantic turns no type into another (a `Literal[1]` takes `true`
         even so). An error of a validator other than ValueError and AssertionError is raised as it is.
@@ -67,7 +67,7 @@ class TypedSchema:
         return (None, words_of_schema) if words_of_schema else (made, "")
 
     def dumped(self, made: Any) -> Any:
-        """What pydantic made, as JSON values by the names that answers have."""
+        """pydantic's value as JSON, under the names that answers have."""
         return self.adapter.dump_python(made, mode="json", by_alias=True)
 
     def code(self, *, where: str) -> list[str]:
@@ -103,7 +103,7 @@ def _adapter_class(given: Any) -> Any:
 
 
 def _collect(item: Any, seen: dict[int, Any]) -> None:
-    """Adds all that a type is made of, each part once; holding the parts keeps their ids apart."""
+    """Adds all parts of a type, each once; holding the parts keeps their ids distinct."""
     if id(item) in seen or isinstance(item, (str, bytes, int, float, type(None))):
         return
     seen[id(item)] = item
@@ -125,7 +125,7 @@ def _is_users(item: Any) -> bool:
 
 
 def _parts(item: Any) -> Iterator[Any]:
-    """What a type is made of."""
+    """The parts of a type."""
     origin = typing.get_origin(item)
     if origin is not None:
         yield origin
@@ -165,7 +165,7 @@ def _identity(item: Any, *, where: str) -> str:
     except PipelineError:
         if not isinstance(item, type):
             raise
-    # A class without a source, made by a call or typed at a prompt: its functions have to do.
+    # A class without a source, made by a call or typed at a prompt: its functions represent it.
     functions = [getattr(value, "__func__", value) for _, value in sorted(vars(item).items())]
     parts = [function_identity(each, where=where) for each in functions if inspect.isfunction(each)]
     return ":".join([item.__qualname__, *parts])

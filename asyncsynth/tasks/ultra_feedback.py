@@ -35,23 +35,23 @@ class UltraFeedback(Task):
     """Rates each of several answers from 1 to 5.
 
     Columns: ``instruction``, ``generations`` (list of texts) -> ``ratings`` (list of int, None for an answer
-    that is blank or that the judge declined), ``rationales`` (list of str), ``model_name``. Both lists are
+    that is blank or that the judge declined), ``rationales`` (list of str), ``judge_model``. Both lists are
     always as long as ``generations``. With `expected_rating` also ``expected_ratings`` (list of float or None).
 
-    An overall rating without rationales is the cheapest: a few tokens a row instead of some sentences.
+    An overall rating without rationales is the cheapest: a few tokens per row instead of some sentences.
 
     Several models may judge: ``llm=[LLM(...), LLM(...)]`` or ``llm=Jury([...], how="median")``. ``ratings`` are
     then the jury's (with ``mean`` and ``median`` floats), ``rationales`` those of the judge whose rating is
-    nearest to it, and these columns come with them: ``rating_spreads`` (highest rating minus lowest, one an
-    answer), ``jury_ratings`` (one list of ratings a judge) and ``jury_models``. ``model_name`` names all judges.
-    A judge whose verdict cannot be had (a parse failure, a failed request) abstains, which is noted as
-    ``abstained`` in the row's provenance; the row fails where fewer than `Jury.quorum` are left.
+    nearest to it, and these columns are added: ``rating_spreads`` (highest rating minus lowest, for each
+    answer), ``jury_ratings`` (one list of ratings per judge) and ``jury_models``. ``judge_model`` names all judges.
+    A judge without a readable verdict (a parse failure, a failed request) abstains, which is noted as
+    ``abstained`` in the row's provenance; the row fails if fewer than `Jury.quorum` are left.
 
     Args:
         llm: one model, several, or a `Jury`.
         aspect: what is judged: ``overall-rating`` (default), ``helpfulness``, ``relevance``, ``deepening``,
             ``creativity``, ``honesty``, ``instruction-following`` or ``truthfulness``.
-        rationales: ask for a reason before each rating; without, ``rationales`` holds empty texts.
+        rationales: ask for a reason before each rating; otherwise ``rationales`` holds empty texts.
         one_call: judge all answers of a row in one call (cheaper, and the judge can compare), or each in a
             call of its own (ratings do not depend on the neighbours or on the order).
         expected_rating: also the mean rating under the judge's token probabilities (needs a server that
@@ -60,14 +60,14 @@ class UltraFeedback(Task):
 
     Example:
         ``{"instruction": "Who wrote Emma?", "generations": ["Jane Austen.", "I like books."]}`` ->
-        ``{"ratings": [5, 1], "rationales": ["Right and brief.", "It does not answer."], "model_name": "..."}``
+        ``{"ratings": [5, 1], "rationales": ["Right and brief.", "It does not answer."], "judge_model": "..."}``
 
     Paper: UltraFeedback, arXiv 2310.01377.
     """
 
-    version = 2  # of several values in an answer the last one counts
+    version = 3  # the model is named in judge_model
     inputs: tuple[str, ...] = ("instruction", "generations")
-    outputs: tuple[str, ...] = ("ratings", "rationales", "model_name")
+    outputs: tuple[str, ...] = ("ratings", "rationales", "judge_model")
     prompt: ClassVar[str | None] = "ultra_feedback"
 
     def __init__(
@@ -94,7 +94,7 @@ class UltraFeedback(Task):
             "rationales",
             *(("expected_ratings",) if expected_rating else ()),
             *(("rating_spreads", "jury_ratings", "jury_models") if self._jury is not None else ()),
-            "model_name",
+            "judge_model",
         )
         one = self._jury.judges[0] if self._jury is not None else llm
         super().__init__(cast(LLM, one), **settings)  # what is no model either is refused there
@@ -107,7 +107,7 @@ class UltraFeedback(Task):
         return settings
 
     def answers_prompt(self) -> bool:
-        """No."""
+        """False: its texts do not answer the prompt of the row."""
         return False
 
     def models(self) -> tuple[LLM, ...]:
@@ -115,7 +115,7 @@ class UltraFeedback(Task):
         return tuple(self._jury.judges) if self._jury is not None else super().models()
 
     def request_fields(self) -> dict[str, Any]:
-        """Token probabilities, where they are wanted."""
+        """Token probabilities, if they are wanted."""
         return {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self.expected_rating else {}
 
     async def sample(self, row: Row, ctx: Context, number: int) -> Row:
@@ -168,7 +168,7 @@ class UltraFeedback(Task):
             for index, place in enumerate(group):
                 for name, values in lists.items():
                     values[place] = answer[name][index]
-        return {**lists, "model_name": answers[-1]["model_name"] if answers else llm.model}
+        return {**lists, "judge_model": answers[-1]["judge_model"] if answers else llm.model}
 
     def messages(self, row: Row, ctx: Context) -> list[Message]:
         """The rubric first (servers cache a common prefix), then the instruction and the answers."""
@@ -190,7 +190,7 @@ class UltraFeedback(Task):
         return object_of({"evaluations": array_of(object_of({"rationale": why, "rating": rating}), count)})
 
     def parse(self, choice: Choice, row: Row) -> Row:
-        """Ratings from JSON, or from what a server without schemas lets the model write."""
+        """Ratings from JSON, or from the model's text on a server without schemas."""
         evaluations = read_ratings(choice.text, len(row["generations"]))
         outputs: Row = {
             "ratings": [evaluation.rating for evaluation in evaluations],
@@ -204,7 +204,7 @@ class UltraFeedback(Task):
 def expected_ratings(choice: Choice, evaluations: list[Evaluation]) -> list[float | None]:
     """The mean of each rating under the probabilities of the token that gave it, over the tokens 1 to 5.
 
-    None where the server sent no probabilities or the rating's tokens cannot be told.
+    None if the server sent no probabilities or the rating's tokens were not found.
     """
     nothing: list[float | None] = [None] * len(evaluations)
     tokens = choice.logprobs.get("content") if isinstance(choice.logprobs, dict) else None

@@ -21,7 +21,7 @@ class Abilities:
         thinks: how its model thinks before each chat answer: "tags" (``<think>`` in the text), "template" (the opening
             tag is in the prompt), "field" (``reasoning_content``), '' (not at all). Requests with
             ``chat_template_kwargs: {"enable_thinking": false}`` are answered at once.
-        thinking_tokens: what a thought takes of ``max_tokens``; the answer is empty where it takes all.
+        thinking_tokens: what a thought takes of ``max_tokens``; the answer is empty if it takes all.
         version: what ``/version`` answers, as vLLM's does; '' for a server without this path.
     """
 

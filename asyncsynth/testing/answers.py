@@ -167,7 +167,7 @@ def _bounds(schema: Mapping[str, Any], step: float) -> tuple[Any, Any]:
 
 
 def tool_calls(body: Mapping[str, Any], seed: bytes) -> list[dict[str, Any]]:
-    """The calls that the model makes of the tools in a request; [] where it answers with text.
+    """The calls that the model makes of the tools in a request; [] if it answers with text.
 
     It calls a tool or two wherever the request offers tools, but not in reply to a tool's result: then only if
     `tool_choice` is "required" or names a function.

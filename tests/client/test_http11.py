@@ -359,7 +359,7 @@ def test_a_pool_outlives_its_loop() -> None:
         nonlocal pool
         async with FaultServer() as server:
             pool = pool or Http11Pool(server.base_url)
-            server_port = pool._port
+            server_port = pool._base.port
             if server.port != server_port:
                 await server.stop()
                 server.port = server_port

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from asyncsynth.client.connection import Connection
-from asyncsynth.client.http11 import Head, Http11Pool
+from asyncsynth.client.http11 import Http11Pool
+from asyncsynth.client.request_heads import Head
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure
 from asyncsynth.errors import ConfigurationError

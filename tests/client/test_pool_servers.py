@@ -243,18 +243,18 @@ def test_a_published_rate_holds_requests_back(rates: RateLimits) -> None:
 
 
 class Hanging(Exchange):
-    """Takes calls and never answers them; a probe of one token is answered as `alive` says."""
+    """Takes calls and never answers them; a health check of one token is answered as `alive` says."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Semaphore(0)
         self.alive: WireResponse | TransportFailure = TransportFailure("timeout", "silence")
-        self.probes = 0
+        self.checks = 0
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
         if orjson.loads(body).get("max_tokens") != 1:
             return await super().post(path, body, timeout)
-        self.probes += 1
+        self.checks += 1
         if isinstance(self.alive, TransportFailure):
             raise self.alive
         return self.alive
@@ -273,13 +273,13 @@ def test_calls_on_a_server_that_hangs_go_elsewhere_and_end_well() -> None:
             clock.now += 31
             pool._tick()
             await settle()
-        assert (hanging.probes > 0, hanging.busy, hanging.cancelled) == (True, 0, 3)
+        assert (hanging.checks > 0, hanging.busy, hanging.cancelled) == (True, 0, 3)
         assert [task.cancelled() for task in hung] == [True, False, False]
         assert [task.result().server for task in hung[1:]] == ["b", "b"]
         assert [task.cancelling() for task in hung[1:]] == [0, 0]
         assert pool.snapshot().given_up == {"hung": 2}
         [note] = pool.notes
-        assert note.startswith("a: 2 requests given up: no answer for 31 s, nor to a probe"), note
+        assert note.startswith("a: 2 requests given up: no answer for 31 s, nor to a health check"), note
         await pool.aclose()
 
     run(main())
@@ -305,7 +305,7 @@ def test_a_cancellation_that_meets_an_abort_is_kept() -> None:
     run(main())
 
 
-def test_a_server_that_is_slow_but_answers_probes_keeps_its_calls() -> None:
+def test_a_server_that_is_slow_but_answers_health_checks_keeps_its_calls() -> None:
     async def main() -> None:
         slow, clock = Hanging(), ManualClock(100.0)
         slow.alive = refusal(503)
@@ -316,7 +316,7 @@ def test_a_server_that_is_slow_but_answers_probes_keeps_its_calls() -> None:
             clock.now += 31
             pool._tick()
             await settle()
-        assert (slow.probes > 0, slow.busy, slow.cancelled) == (True, 1, 0)
+        assert (slow.checks > 0, slow.busy, slow.cancelled) == (True, 1, 0)
         assert slow.gate is not None
         slow.gate.release()
         assert (await task).attempts == 1

@@ -137,7 +137,7 @@ def test_a_kill_from_outside_quarantines_nobody_and_costs_little(replicas: int, 
     fleet.run(until=130)
     lost = 100 * rate - (len(fleet.sim.finished) - done)
     assert all(isinstance(f.outcome, Ok) for f in fleet.sim.finished.values())
-    # The restart itself costs 20 s of one server; probing and the trials add less than as much again.
+    # The restart itself costs 20 s of one server; tests and the trials add less than as much again.
     assert lost < 2.0 * RESTART_S * rate / replicas, f"{lost / (rate / replicas):.1f} server-seconds"
 
 
@@ -164,21 +164,21 @@ def test_a_hung_server_is_found_within_two_minutes(replicas: int) -> None:
     sim = Sim(servers, 3, [FixedLimit(16) for _ in servers])
     sim.keep_window(10**9, 64)
     sim.run(until=50 + 120)
-    assert sim.scheduler.stats()[0].state in ("open", "half-open")
+    assert sim.scheduler.snapshots()[0].state in ("open", "half-open")
     if replicas == 2:
         assert servers[1].busy == 16
         done = len(sim.finished)
         sim.run(until=200)
         assert len(sim.finished) > done + 100
     sim.run(until=900)
-    assert sim.scheduler.stats()[0].state == "closed"
+    assert sim.scheduler.snapshots()[0].state == "closed"
     assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
     assert not any(call.retry.charged for call in sim.scheduler._calls.values() if call.retry), "a record was charged"
 
 
 @pytest.mark.row(17)
 def test_long_generations_are_not_taken_for_a_hang() -> None:
-    """Nothing ends for five minutes, but a probe is answered."""
+    """Nothing ends for five minutes, but a health check is answered."""
     server = SimServer("s0", M, script=lambda call, attempt, now: None if call < 0 else (Ok(None, 4000), 300.0))
     sim = Sim([server], 3, [FixedLimit(16)])
     for call in range(16):
@@ -211,7 +211,7 @@ def test_no_call_waits_beside_an_idle_healthy_server(total: int, hangs: bool, se
         if was_idle:
             idle += sim.now - since
         since = sim.now
-        if sim.scheduler.stats()[0].state != "closed":
+        if sim.scheduler.snapshots()[0].state != "closed":
             sent_to_dead.add(sim.servers[0].requests)
     assert len(sent_to_dead) == 1, "once it is known to be gone, the driver asks it, and no record's call"
     assert all(isinstance(finish.outcome, Ok) for finish in fleet.sim.finished.values())

@@ -201,7 +201,7 @@ def test_a_leaving_server_drains() -> None:
     sim.run()
     assert sim.servers[0].requests == 2
     assert all(isinstance(f.outcome, Ok) and f.attempts == 1 for f in sim.finished.values())
-    assert [s.name for s in sim.scheduler.stats()] == ["s1"]
+    assert [s.name for s in sim.scheduler.snapshots()] == ["s1"]
     with pytest.raises(KeyError):
         sim.scheduler.remove_replica("s0", 0.0)
 

@@ -136,7 +136,7 @@ def test_a_lone_failing_record_ends() -> None:
 
 
 def test_a_tail_of_failing_records_ends() -> None:
-    """Four poisonous records alone look like an outage; they take turns as probes and are given up in the end."""
+    """Four poisonous records alone look like an outage; they take turns as tests and are given up in the end."""
     sim = Sim(fleet(1, script=always(Transient("server_error", "boom", status=500), {0, 1, 2, 3})), 3)
     for call in range(4):
         sim.submit(call, "m")
@@ -207,7 +207,7 @@ def test_sustained_429_shrinks_to_the_minimum_and_recovers() -> None:
     assert limiter.limit == 64
     sim.run(until=420)
     assert limiter.limit == 1, "six minutes of nothing but 429"
-    # Most refused attempts belong to the episodes that shrank the limit; then one probe at a time asks.
+    # Most refused attempts belong to the episodes that shrank the limit; then one test call at a time asks.
     assert sim.servers[0].requests - len(sim.finished) < 256 + 4 * 64 + 300
     sim.run(until=660)
     assert sim.scheduler.replicas[0].breaker.state == "closed"
@@ -264,9 +264,9 @@ def test_half_hour_outage_with_256_in_flight_loses_nothing(seed: int, reason: st
     before = len(sim.finished) / 99
     sim.run(until=1899)
     requests = sim.servers[0].requests
-    # Half an hour: probes, and what the drain earned in retries (25 % of its answers), under one in three seconds.
+    # Half an hour: tests, and what the drain earned in retries (25 % of its answers), under one in three seconds.
     assert requests - len(sim.finished) - 256 < 600, "the dead server was hammered"
-    assert sim.scheduler.stats()[0].state in ("open", "half-open")
+    assert sim.scheduler.snapshots()[0].state in ("open", "half-open")
     charged = [c.retry.charged for c in sim.scheduler._calls.values() if c.retry]
     assert len(charged) >= 16
     # A server that answers some and fails others looks like one with bad records: a few charges are right.
@@ -291,13 +291,13 @@ def test_a_server_that_drains_for_long_while_refusing_charges_nobody() -> None:
     )
     sim.keep_window(10**9, 256)
     sim.run(until=51)
-    assert sim.scheduler.stats()[0].state != "closed"
+    assert sim.scheduler.snapshots()[0].state != "closed"
     sim.run(until=190)
     assert not any(c.retry.charged for c in sim.scheduler._calls.values() if c.retry)
     assert sim.servers[0].requests - len(sim.finished) < 100
 
 
-def test_a_cancelled_probe_makes_room_for_another() -> None:
+def test_a_cancelled_test_call_makes_room_for_another() -> None:
     dead = Transient("connect", "refused")
     scheduler = Scheduler([ReplicaSpec("s", M, FixedLimit(8))], RetryPolicy(), random.Random(0))
     for call in range(8):
@@ -305,13 +305,13 @@ def test_a_cancelled_probe_makes_room_for_another() -> None:
     for call in range(8):
         scheduler.outcome(call, dead, 1.0)
     due = scheduler.next_tick()
-    probes: list[Start] = []
-    while not probes:
+    tests: list[Start] = []
+    while not tests:
         assert due is not None
-        probes = [a for a in scheduler.tick(due) if isinstance(a, Start)]
+        tests = [a for a in scheduler.tick(due) if isinstance(a, Start)]
         due = scheduler.next_tick()
-    assert len(probes) == 1
-    assert [type(a) for a in scheduler.cancel(probes[0].call_id, 20.0)] == [Start]
+    assert len(tests) == 1
+    assert [type(a) for a in scheduler.cancel(tests[0].call_id, 20.0)] == [Start]
 
 
 def test_a_held_verdict_falls_when_the_last_witness_leaves() -> None:
@@ -363,7 +363,7 @@ def test_other_replicas_take_over_and_the_lost_one_returns() -> None:
     sim = Sim(servers, 9, [FixedLimit(32) for _ in servers])
     sim.keep_window(10**9, 200)
     sim.run(until=30)
-    assert sim.scheduler.stats()[1].state == "open"
+    assert sim.scheduler.snapshots()[1].state == "open"
     assert [s.busy for s in servers] == [32, 0, 32]
     sim.run(until=240)
     assert [s.busy for s in servers] == [32, 32, 32]
@@ -395,7 +395,7 @@ def test_down_and_up_by_a_supervisor() -> None:
     for call in range(6):
         sim.submit(call, "m")
     assert [s.busy for s in sim.servers] == [0, 4]
-    assert sim.scheduler.stats()[0].why == "down: restarting"
+    assert sim.scheduler.snapshots()[0].why == "down: restarting"
     sim.act(sim.scheduler.replica_up("s0", 0.0))
     assert [s.busy for s in sim.servers] == [2, 4]
     sim.run()
@@ -497,7 +497,7 @@ def test_one_replica_that_refuses_all_is_left_out(reason: str, status: int, all_
     if not all_refuse:
         assert all(isinstance(f.outcome, Ok) for f in sim.finished.values())
         assert bad.requests < 100
-        why = {stats.name: stats.why for stats in sim.scheduler.stats()}["s0"]
+        why = {stats.name: stats.why for stats in sim.scheduler.snapshots()}["s0"]
         assert f"refuses model 'm' (HTTP {status}): no" in why
 
 
@@ -593,7 +593,7 @@ def test_the_servers_words_are_why_it_is_paused() -> None:
     sim.keep_window(16, 16)
     while sim.flying:
         sim.step()
-    [stats] = sim.scheduler.stats()
+    [stats] = sim.scheduler.snapshots()
     assert stats.why == "open: overloaded (HTTP 429): slow down, please (the server asks to wait 41 s)"
 
 

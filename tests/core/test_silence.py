@@ -30,7 +30,7 @@ M = frozenset({"m"})
 def test_no_request_of_a_slow_server_is_cut(
     slots: int, limit: int, step_s: float, equal: int | None, report_s: float | None, tried: Tried
 ) -> None:
-    """Probes wait in the server's queue like all others, and answers take minutes: every answer is paid for once."""
+    """Health checks wait in the server's queue too, and answers take minutes: every answer is paid for once."""
     records = lengths(5, 200) if equal is None else [(200, equal)] * 24
     server = BatchingServer(slots, step_s=step_s, request_s=0.0005)
     job = Job(server, FixedLimit(limit), records, report_s=report_s)
@@ -38,7 +38,7 @@ def test_no_request_of_a_slow_server_is_cut(
     assert (job.cut, job.done) == (0, len(records))
     assert len(job.tokens) == len(records), "none was generated twice"
     if report_s is not None:
-        assert not job.probes, "its counters move: there is nothing to ask"
+        assert not job.checks, "its counters move: there is nothing to ask"
     tried(len(records), "answers of slow servers")
 
 
@@ -52,15 +52,15 @@ def test_a_server_that_hangs_after_slow_answers_is_found() -> None:
     sim.keep_window(10**9, 64)
     sim.run(until=2000)
     sim.run(until=2000 + 105 + SILENCE_S + 110)
-    assert sim.scheduler.stats()[0].state != "closed"
+    assert sim.scheduler.snapshots()[0].state != "closed"
     sim.run(until=5000)
-    assert sim.scheduler.stats()[0].state == "closed"
+    assert sim.scheduler.snapshots()[0].state == "closed"
     assert all(isinstance(finish.outcome, Ok) for finish in sim.finished.values())
 
 
 @pytest.mark.parametrize("moves", [True, False], ids=["counters move", "counters stand still"])
 def test_counters_that_move_are_a_sign_of_life(moves: bool) -> None:
-    """Nothing is answered for an hour, a probe neither. Only where the counters stand still is that a hang."""
+    """Nothing is answered for an hour, a health check neither. Only where the counters stand still is that a hang."""
     hung = (Transient("timeout", "silence"), 1e9)
     sim = Sim([SimServer("s", M, script=lambda call, attempt, now: hung)], 3, [FixedLimit(16)])
     for call in range(16):
@@ -71,7 +71,7 @@ def test_counters_that_move_are_a_sign_of_life(moves: bool) -> None:
         sim.now = float(second)
         load = ServerLoad(0, 16, 0.5, sim.now, progress=float(second if moves else 7))
         sim.act(sim.scheduler.report_load("s", load, sim.now))
-    assert (sim.scheduler.stats()[0].state == "closed") is moves
+    assert (sim.scheduler.snapshots()[0].state == "closed") is moves
 
 
 def test_a_server_that_was_never_heard_gets_ten_minutes_unless_a_peer_answers() -> None:
@@ -82,17 +82,17 @@ def test_a_server_that_was_never_heard_gets_ten_minutes_unless_a_peer_answers() 
         sim = Sim(servers, 3, [FixedLimit(4) for _ in servers])
         sim.keep_window(10**9, 8 * replicas)
         sim.run(until=SILENCE_S + seconds - 1)
-        assert sim.scheduler.stats()[0].state == "closed"
+        assert sim.scheduler.snapshots()[0].state == "closed"
         if replicas == 1:
             assert sim.scheduler.waits(sim.now) == [
-                f"an answer of s0, silent for {sim.now:.0f} s: it was asked, and has 600 s to answer"
+                f"an answer of s0, silent for {sim.now:.0f} s: it was sent a health check, and has 600 s to answer"
             ]
         sim.run(until=SILENCE_S + seconds + 1)
-        assert sim.scheduler.stats()[0].state != "closed"
+        assert sim.scheduler.snapshots()[0].state != "closed"
 
 
 def test_requests_that_the_server_has_lost_are_found_by_its_own_report() -> None:
-    """A connection died without a sign: the server answers probes and has nothing to do."""
+    """A connection died without a sign: the server answers health checks and has nothing to do."""
     aborted: list[Abort] = []
     lost = {0}
 

@@ -168,7 +168,10 @@ def scenario_call(row: tuple[str, str]) -> tuple[Desk, int, Act]:
             desk = Desk()
             desk.submit(0, 1)
             return desk, 1, lambda: desk.end(0, Ok(None))
-        case (states.WAITING, states.QUEUE):  # both have probed in vain; one of them starts when the server is back
+        case (
+            states.WAITING,
+            states.QUEUE,
+        ):  # both have tested a server in vain; one of them starts when the server is back
             desk = Desk()
             desk.open(1)
             for call_id in (0, 1):

@@ -398,7 +398,7 @@ def forked(branches: list[list[Any]], join: JoinStep) -> Graph:
 @pytest.mark.parametrize("branches", REFUSED)
 @pytest.mark.parametrize("join", [CombineOutputs, lambda: GroupColumns("x"), lambda: Picky("none")])
 def test_branches_that_are_known_to_multiply_differently_are_refused(branches: Any, join: Any) -> None:
-    with pytest.raises(PipelineError, match="joins branches that bring different numbers of rows") as caught:
+    with pytest.raises(PipelineError, match="joins branches that make different numbers of rows") as caught:
         forked(branches, join()).plan()
     assert "group_generations=True" in caught.value.hint
     assert "MergeBranches" in caught.value.hint

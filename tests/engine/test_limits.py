@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from asyncsynth.client.replicas import PoolSnapshot, ReplicaSnapshot
+from asyncsynth.client.replicas import PoolSnapshot
 from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.core.outcomes import ServerLoad
+from asyncsynth.core.replica_state import ReplicaSnapshot
 from asyncsynth.core.stats import Histogram
 from asyncsynth.engine import server_lines as lines_file
 from asyncsynth.engine.following_window import MOST_RECORDS, FollowingWindow

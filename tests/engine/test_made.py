@@ -10,18 +10,23 @@ import pytest
 
 from asyncsynth import (
     LLM,
+    ComplexityScorer,
     Deduplicate,
     EvolQuality,
     ExpandColumns,
     FormPreference,
     FormSFT,
     GroupColumns,
+    InstructionBacktranslation,
     KeepColumns,
     LoadDataFromDicts,
     Magpie,
+    PairwiseJudge,
     Pipeline,
+    QualityScorer,
     RenameColumns,
     Task,
+    TextClassification,
     TextGeneration,
     UltraFeedback,
     step,
@@ -466,3 +471,49 @@ def test_provenance_in_exports(tmp_path: Path) -> None:
     export(tmp_path / "run", tmp_path / "rows.parquet", provenance=True)
     table = pyarrow.parquet.read_table(tmp_path / "rows.parquet")
     assert table.column("provenance").to_pylist() == [line["provenance"] for line in lines]
+
+
+def test_a_judge_leaves_the_name_of_the_model_that_wrote_the_answer(tmp_path: Path) -> None:
+    """Chains, groups and branches of judges: the row has the writers' names, and the last judge's beside them."""
+    judge = LLM(model="judge")
+
+    async def main() -> Result:
+        with Pipeline(name="judged") as pipeline:
+            load = LoadDataFromDicts(data=rows(3))
+            several = TextGeneration(
+                LLM(model="model-a"), num_generations=2, group_generations=True, name="several",
+                output_mappings={"generation": "generations"},
+            )  # fmt: skip
+            rate = UltraFeedback(judge, rationales=False)
+            compare = PairwiseJudge(
+                LLM(model="model-b"),
+                output_mappings={"ratings": "wins", "rationales": "why"},
+            )
+            load >> several >> rate >> compare >> FormPreference(ties="first")
+            one = TextGeneration(LLM(model="model-a"), name="one")
+            label = TextClassification(judge, labels=["good", "bad"], input_mappings={"text": "generation"})
+            load >> one >> label >> FormSFT()
+        async with server() as fake:
+            return await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+
+    result = run_async(main())
+    leaves = {leaf: list(result[leaf]["train"]) for leaf in result}
+    assert sorted(map(len, leaves.values())) == [3, 3]
+    [pairs] = [made for made in leaves.values() if "chosen" in made[0]]
+    [turns] = [made for made in leaves.values() if "label" in made[0]]
+    for row in pairs:
+        assert row["model_name"] == ["model-a", "model-a"]
+        assert row["judge_model"] == "model-b"
+        assert (row["chosen_model"], row["rejected_model"]) == ("model-a", "model-a")
+    for row in turns:
+        assert (row["model_name"], row["judge_model"]) == ("model-a", "judge")
+
+
+def test_a_task_that_writes_no_text_names_its_model_beside_the_writer() -> None:
+    judge = LLM(model="judge")
+    for kind in (ComplexityScorer, InstructionBacktranslation, PairwiseJudge, QualityScorer, UltraFeedback):
+        assert "judge_model" in kind(judge).outputs
+        assert "model_name" not in kind(judge).outputs
+    jury = UltraFeedback([judge, LLM(model="other")])
+    assert "judge_model" in jury.outputs
+    assert "model_name" not in jury.outputs

@@ -1,6 +1,7 @@
 """A step that misbehaves on a row costs that row, and is named; the run and the other rows continue."""
 
 import asyncio
+import contextvars
 import logging
 import sys
 import threading
@@ -24,8 +25,9 @@ from asyncsynth import (
 )
 from asyncsynth.engine.loop_watch import LoopWatch
 from asyncsynth.engine.result import Result
+from asyncsynth.engine.step_exits import exits_are_errors
 from asyncsynth.errors import ConfigurationError, PipelineError
-from asyncsynth.pipeline import GlobalStep, Graph, ModelStep
+from asyncsynth.pipeline import Dropped, GlobalStep, Graph, ModelStep
 from asyncsynth.records import Row
 from tests.kit.loops import run_async
 from tests.kit.pipelines import server
@@ -190,6 +192,71 @@ def test_a_step_that_cancels_its_own_task_loses_no_record(kind: str, tmp_path: P
     assert counts.read == counts.ok + counts.failed == 10
     assert counts.ok >= 9
     assert len(result["default"]["train"]) == counts.ok
+
+
+async def exits_soon() -> None:
+    await asyncio.sleep(0)
+    sys.exit("no")
+
+
+async def drops_soon() -> None:
+    raise Dropped("unwanted")
+
+
+async def in_a_group(act: Callable[[], Any]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(act())
+
+
+async def in_a_gather(act: Callable[[], Any]) -> None:
+    await asyncio.gather(act(), asyncio.sleep(0))
+
+
+async def in_a_task(act: Callable[[], Any]) -> None:
+    await asyncio.create_task(act())
+
+
+@pytest.mark.row(47)
+@pytest.mark.parametrize("around", [in_a_group, in_a_gather, in_a_task])
+def test_what_a_task_that_the_step_started_raises_costs_the_row(around: Callable[..., Any], tmp_path: Path) -> None:
+    @task(llm=M, inputs=["n"], outputs=["m"])
+    async def bad(row: Row, ctx: TaskContext) -> Row:
+        if row["n"] == 3:
+            await around(exits_soon)
+        if row["n"] == 4:
+            await around(drops_soon)
+        return {"m": row["n"]}
+
+    with Pipeline(name="groups") as pipeline:
+        LoadDataFromDicts([{"n": n} for n in range(10)]) >> bad(name="bad")
+
+    async def main() -> Result:
+        loop = asyncio.get_running_loop()
+        async with server() as fake:
+            result = await pipeline.arun(servers=[fake.base_url], output=tmp_path / "run")
+        assert loop.get_task_factory() is None
+        return result
+
+    result = run_async(main())
+    counts = result.report.counts
+    assert (counts.ok, counts.failed, dict(counts.dropped)) == (9, 1, {"bad: unwanted": 1})
+    assert counts.examples["step_error"]["message"].startswith("SystemExit: no (")
+    assert "test_misbehaving.py:" in counts.examples["step_error"]["message"]
+
+
+def test_the_exit_of_an_applications_own_task_is_the_applications(tmp_path: Path) -> None:
+    async def main() -> None:
+        with exits_are_errors(asyncio.get_running_loop()):
+            other = contextvars.Context()
+            asyncio.get_running_loop().create_task(exits_soon(), context=other)
+            unstarted = asyncio.create_task(exits_soon())
+            unstarted.cancel()  # before its first step: no coroutine is left unawaited
+            with pytest.raises(asyncio.CancelledError):
+                await unstarted
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(SystemExit, match="no"):
+        asyncio.run(main())
 
 
 @pytest.mark.row(47)

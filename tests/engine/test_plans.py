@@ -68,7 +68,7 @@ def made(
             *([First(keep)] if keep is not None else []),
             UltraFeedback(
                 LLM(model="judge"), name="judge", system_prompt=judge_prompt, rationales=False,
-                output_mappings={"model_name": "judge_name"},
+                output_mappings={"judge_model": "judge_name"},
             ),
             measured(name="measured"),
         ]  # fmt: skip

@@ -49,7 +49,7 @@ from asyncsynth.storage.files import REAL
 from asyncsynth.storage.segments import list_segments
 from asyncsynth.storage.verify import verify
 from asyncsynth.testing import Fault, RequestInfo, random_faults
-from tests.kit.loops import run_async, until
+from tests.kit.loops import RUNNERS, run_async, until
 from tests.kit.pipelines import completions, preference, rows, server, single
 
 
@@ -255,8 +255,41 @@ def test_the_next_run_waits_for_a_stream_that_was_left(tmp_path: Path) -> None:
             # A stream that is still read keeps its directory.
             async with contextlib.aclosing(single(rows(41)).stream(**options)) as stream:
                 await anext(stream)
-                with pytest.raises(RunLockedError):
+                with pytest.raises(RunLockedError, match=r"this process .* already") as caught:
                     await single(rows(41)).arun(**options)
+                assert "aclose()" in str(caught.value.hint)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_loop_that_closes_around_a_stream_fails_no_record(runner: str, tmp_path: Path) -> None:
+    """It cancels all tasks at once. A record's own task may hear of it before the run's, and is no failure."""
+
+    async def leave() -> None:
+        async with server(delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run"}
+            async for _ in single(rows(80)).stream(**options):
+                break
+
+    async def resume() -> None:
+        async with server() as fake:
+            result = await single(rows(80)).arun(servers=[fake.base_url], output=tmp_path / "run")
+            assert result.report.counts.earlier_failed == 0
+            assert len(result["default"]["train"]) == 80
+
+    RUNNERS[runner](leave())
+    run_async(resume())
+
+
+def test_a_run_in_another_thread_waits_for_a_stream_that_was_left(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with server(delay_s=0.005) as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "window": 4}
+            async for _ in single(rows(40)).stream(**options):
+                break
+            result = await asyncio.to_thread(lambda: single(rows(40)).run(**options))
+            assert len(result["default"]["train"]) == 40
 
     run_async(main())
 

@@ -11,7 +11,7 @@ from asyncsynth.core.calls import Action
 from asyncsynth.core.limiter import Limiter
 from asyncsynth.core.outcomes import Ok, Overloaded, ServerLoad
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.core.scheduler import Abort, Finish, Probe, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Finish, HealthCheck, ReplicaSpec, Scheduler, Start
 from asyncsynth.testing.batching_server import BatchingServer
 
 
@@ -32,7 +32,7 @@ class Job:
     """All records through one server under one limiter. `report_s`: seconds between load reports, or None.
 
     `orca`: each answer also carries waiting and KV use. `at`: (time, what to do then). `refuse` says whether a
-    request that arrives at a time is refused with 429. A probe is a request of one token behind all others; `cut`
+    request that arrives at a time is refused with 429. A health check is one token, behind all others; `cut`
     counts the requests that the scheduler gave up.
     """
 
@@ -58,8 +58,10 @@ class Job:
         self._todo: Iterator[int] = iter(range(len(self.records)))
         self._flying: set[int] = set()
         self.cut = 0
-        self.probes = 0
-        self._asked: dict[int, tuple[float, int]] = {}  # a probe in the server's queue -> its deadline, its number
+        self.checks = 0
+        self._asked: dict[
+            int, tuple[float, int]
+        ] = {}  # a health check in the server's queue -> its deadline, its number
 
     def run(self, window: int = 5000, until: float = float("inf")) -> float:
         """Runs to the end, or to `until`; returns tokens/s over the whole job so far."""
@@ -90,10 +92,10 @@ class Job:
             elif isinstance(action, Finish):
                 assert isinstance(action.outcome, Ok), f"{action} (seed={self.seed})"
                 self.done += 1
-            elif isinstance(action, Probe):
-                self.probes += 1
-                self._asked[-self.probes] = self.now + action.timeout_s, action.number
-                self.server.submit(-self.probes, 10, 1, self.now)
+            elif isinstance(action, HealthCheck):
+                self.checks += 1
+                self._asked[-self.checks] = self.now + action.timeout_s, action.number
+                self.server.submit(-self.checks, 10, 1, self.now)
             elif isinstance(action, Abort):
                 self.cut += 1
         for action in actions:
@@ -113,7 +115,7 @@ class Job:
         for call in self.server.advance(now):
             if call < 0:
                 if (asked := self._asked.pop(call, None)) is not None:
-                    self._act(self.scheduler.probe_result("s", True, now, asked[1]))
+                    self._act(self.scheduler.health_check_result("s", True, now, asked[1]))
                 continue
             tokens = self.records[call][1]
             self.tokens.append((now, tokens))
@@ -121,9 +123,9 @@ class Job:
                 load = self.server.load(now)
                 self._act(self.scheduler.report_load("s", ServerLoad(load.waiting, None, load.kv, now), now))
             self._act(self.scheduler.outcome(call, Ok(None, tokens=tokens), now))
-        for probe in [probe for probe, (deadline, _) in self._asked.items() if deadline <= now]:
-            number = self._asked.pop(probe)[1]
-            self._act(self.scheduler.probe_result("s", False, now, number))
+        for check in [check for check, (deadline, _) in self._asked.items() if deadline <= now]:
+            number = self._asked.pop(check)[1]
+            self._act(self.scheduler.health_check_result("s", False, now, number))
         while self._refusals and self._refusals[0][0] <= now:
             call = heappop(self._refusals)[1]
             self._act(self.scheduler.outcome(call, Overloaded(429, "busy", self.retry_after), now))

@@ -92,7 +92,7 @@ class Memory:
             os._exit(1)  # as an engine that dies of a request: all connections end at once
         named = _RECORD.search(info.body)
         if named is None:
-            return None  # a canary, or a probe
+            return None  # a canary, a health check or a probe
         self._requests += 1
         fault = self._faults(info)
         if fault is None:

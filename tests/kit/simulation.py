@@ -12,11 +12,11 @@ from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy
-from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Halt, Probe, ReplicaSpec, Scheduler, Start
+from asyncsynth.core.scheduler import Abort, Action, Canary, Finish, Halt, HealthCheck, ReplicaSpec, Scheduler, Start
 from asyncsynth.core.states import IN_FLIGHT
 
 #: (call id, attempt, now) -> (outcome, latency in seconds), or None for a good answer after the usual latency
-#: Of probes the call id is -1, of canaries:
+#: Of health checks the call id is -1, of canaries:
 CANARY = -2
 Script = Callable[[int, int, float], tuple[Outcome, float] | None]
 
@@ -66,11 +66,11 @@ class Sim:
         self.scheduler = Scheduler(specs, self.policy, random.Random(self.seed + 1))
         self.limits = limits
         self.now = 0.0
-        #: when, order, call and its outcome; replica and whether its probe was answered; or a canary's outcome
+        #: when, order, call and its outcome; replica and whether its health check was answered; or a canary's outcome
         self.events: list[tuple[float, int, int, Outcome | bool | tuple[Canary, Outcome]]] = []
         self.canaries = 0
         self.attempts: dict[int, int] = {}
-        self.probes: dict[int, int] = {}  # order -> number of the probe
+        self.checks: dict[int, int] = {}  # order -> number of the check
         self.flying: dict[int, int] = {}
         self.finished: dict[int, Finish] = {}
         self.live: dict[int, str] = {}
@@ -111,13 +111,13 @@ class Sim:
                 if action.attempts != self.starts[action.call_id]:
                     self.fail(f"wrong count of attempts: {action}, started {self.starts[action.call_id]}")
                 del self.live[action.call_id]
-            elif isinstance(action, Probe):
+            elif isinstance(action, HealthCheck):
                 scripted = self.servers[action.replica].script(-1, 1, self.now)
                 outcome, latency = scripted or (Ok(None), 0.2)
                 ok = not isinstance(outcome, Transient)
                 self._n += 1
                 at = self.now + min(latency, action.timeout_s)
-                self.probes[self._n] = action.number
+                self.checks[self._n] = action.number
                 heapq.heappush(self.events, (at, self._n, action.replica, ok and latency < action.timeout_s))
             elif isinstance(action, Canary):
                 scripted = self.servers[action.replica].script(CANARY, 1, self.now)
@@ -193,7 +193,7 @@ class Sim:
         if isinstance(outcome, tuple):
             self.act(self.scheduler.canary_result(outcome[0].replica, outcome[0].model, outcome[1], self.now))
         elif isinstance(outcome, bool):
-            self.act(self.scheduler.probe_result(self.servers[call].name, outcome, self.now, self.probes.pop(n)))
+            self.act(self.scheduler.health_check_result(self.servers[call].name, outcome, self.now, self.checks.pop(n)))
         elif self.attempts.get(call) == n and call in self.flying:
             server = self.servers[self.flying.pop(call)]
             server.busy -= 1

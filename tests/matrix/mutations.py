@@ -129,7 +129,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an overload is the record's fault", "core/blame.py",
-        "            self._overloaded(call, replica, outcome, probing, now, out)\n",
+        "            self._overloaded(call, replica, outcome, is_test, now, out)\n",
         "            self._charge(call, None, Transient('overloaded', '', outcome.status), now, out)\n",
         15, (f"{SCHEDULER}::test_sustained_429_shrinks_to_the_minimum_and_recovers",),
     ),
@@ -190,7 +190,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty answers count as answers", "client/codec.py",
-        "        if not choice.text or choice.text.isspace():\n", "        if False:\n",
+        "        if (not choice.text or choice.text.isspace()) and not (", "        if False and not (",
         11, ("tests/matrix/test_faults.py",),
     ),
     Mutation(
@@ -367,7 +367,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step that makes no rows is not counted", "engine/walk.py",
-        '            self.drop(key, step, "no_rows")\n', "            pass\n",
+        '            self.drop(key, step, "no_rows")\n        return [(f"{key}.{number}", child)',
+        '            pass\n        return [(f"{key}.{number}", child)',
         30, (f"{CONSERVED}::test_every_row_that_goes_into_a_step_comes_out_or_is_counted",),
     ),
     Mutation(
@@ -382,7 +383,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a step's own cancelled future ends its record without a word", "engine/walk.py",
-        "            if task is not None and task.cancelling():\n                raise\n", "            raise\n",
+        "            way.end(key, step, error, view)  # the step's own",
+        "            raise  # the step's own",
         30, (f"{CONSERVED}::test_a_cancelled_future_of_the_steps_own_fails_its_row",),
     ),
     Mutation(
@@ -466,7 +468,7 @@ MUTATIONS = (
         47, (f"{MISBEHAVING}::test_the_time_limit_of_a_task_does_not_count_its_model",),
     ),
     Mutation(
-        "any number of calls at once", "pipeline/work.py",
+        "any number of calls at once", "pipeline/lanes.py",
         "        while len(self._busy) >= self._limit:\n", "        while False:\n",
         48, (f"{WAITING}::test_no_more_calls_at_once_than_workers",), hangs=True,
     ),
@@ -476,7 +478,7 @@ MUTATIONS = (
         48, (f"{WAITING}::test_a_journaled_step_is_not_called_again",),
     ),
     Mutation(
-        "a stopped run begins calls that waited", "pipeline/work.py",
+        "a stopped run begins calls that waited", "pipeline/lanes.py",
         "                turn.set_exception(Withdrawn())\n", "                turn.set_result(None)\n",
         48, (f"{WAITING}::test_a_stop_begins_no_call_and_loses_no_row",), hangs=True,
     ),
@@ -528,8 +530,8 @@ MUTATIONS = (
         43, (f"{SCHEDULER}::test_a_quota_that_does_not_come_back_when_it_says_halts",), hangs=True,
     ),
     Mutation(
-        "a probe that was sent before the last sign of life counts", "core/silence.py",
-        " or number != replica.probes_sent:", ":",
+        "a health check that was sent before the last sign of life counts", "core/silence.py",
+        " or number != replica.checks_sent:", ":",
         17, ("tests/core/test_silence.py::test_no_request_of_a_slow_server_is_cut",),
     ),
     Mutation(

@@ -96,7 +96,7 @@ def test_nothing_stands_before_the_source() -> None:
     with Graph() as graph:
         first, data = source(), TextGeneration(A)
         data >> first
-    refused(graph, "nothing can stand before it")
+    refused(graph, "nothing can come before it")
 
 
 def test_a_cycle_is_shown() -> None:

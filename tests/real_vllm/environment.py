@@ -57,7 +57,7 @@ class Environment:
         }
 
     def versions(self) -> dict[str, str]:
-        """Installed distributions: name -> version; empty where there is no environment yet."""
+        """Installed distributions: name -> version; empty if there is no environment yet."""
         if not self.python.exists():
             return {}
         done = subprocess.run([self.python, "-c", _LIST], capture_output=True, text=True, check=False)

@@ -202,7 +202,7 @@ def share(check: Check) -> Part:
 
 
 def kill(check: Check) -> Part:
-    """The only server of a model dies mid-run, and the run goes on when it is back."""
+    """The only server of a model dies mid-run. The run continues when it is back."""
     records = 2_000
     served = check.both
     run = check.run("many", "--limit", str(records))

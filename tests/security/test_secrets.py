@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import logging
-import os
 import signal
 import traceback
 from collections.abc import Callable
@@ -310,10 +308,3 @@ def test_the_redactor_leaves_words_alone() -> None:
     assert not redactor
     assert redactor.text("Bearer EMPTY 1234567") == "Bearer EMPTY 1234567"
     assert repr(Redactor([Secret(CANARY)])) == "Redactor(1 secrets)"
-
-
-def test_the_environment_is_the_only_place_of_a_key() -> None:
-    with contextlib.suppress(KeyError):
-        del os.environ["NOT_SET"]
-    with pytest.raises(ConfigurationError, match="NOT_SET"):
-        Secret.from_env("NOT_SET")

@@ -31,7 +31,7 @@ def fleet(folder: Path, entry: str) -> list[ServerConfig]:
 
 def sent_by(config: ServerConfig, environ: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The request line and the headers of a request."""
-    head = bytes(exchange_for(config, environ=environ)._head("POST", CHAT, False)).decode()  # type: ignore[attr-defined]
+    head = bytes(exchange_for(config, environ=environ)._heads.of("POST", CHAT, False)).decode()  # type: ignore[attr-defined]
     line, *fields = head.removesuffix("content-length: ").split("\r\n")
     return line, dict(field.split(": ", 1) for field in fields if field)
 

@@ -93,6 +93,46 @@ def test_messages_win_over_the_instruction() -> None:
     assert made["prompt"] == "s\n\nWhy?"
 
 
+@pytest.mark.parametrize("column", ["grouped_model_name", "model_name"])
+def test_the_models_are_found_where_grouping_puts_them(column: str) -> None:
+    row = {name: value for name, value in ROW.items() if name != "generation_models"}
+    for models, expected in ((["m1", "m2", "m3"], ("m2", "m1")), (["m1"], (None, None)), ("m1", (None, None))):
+        made = FormPreference(keep=()).apply({**row, column: models})
+        assert isinstance(made, dict)
+        assert (made["chosen_model"], made["rejected_model"]) == expected
+
+
+PARTS = [{"type": "text", "text": "Look."}, {"type": "text", "text": "Why?"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "u"}}
+
+
+def test_content_is_written_as_it_is_as_text_or_as_parts() -> None:
+    row = {**ROW, "messages": [{"role": "user", "content": PARTS, "name": "Ann"}], "generation": "So."}
+    for content, question, answer in (
+        ("keep", PARTS, "So."),
+        ("text", "Look.\nWhy?", "So."),
+        ("parts", PARTS, [{"type": "text", "text": "So."}]),
+    ):
+        made = FormSFT(content=content, keep=()).apply(row)  # type: ignore[arg-type]
+        assert made == {
+            "messages": [
+                {"role": "user", "content": question, "name": "Ann"},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+        pair_made = FormPreference(content=content, layout="conversational", keep=()).apply(row)  # type: ignore[arg-type]
+        assert isinstance(pair_made, dict)
+        assert pair_made["prompt"] == [{"role": "user", "content": question, "name": "Ann"}]
+        assert type(pair_made["chosen"][0]["content"]) is type(answer)
+    seen = {**row, "messages": [{"role": "user", "content": [*PARTS, IMAGE]}]}
+    with pytest.raises(RecordError, match=r'parts that are not text \(image_url\), which content="text" would lose'):
+        FormSFT(content="text").apply(seen)
+    assert FormSFT(content="parts", keep=()).apply(seen)["messages"][0] == seen["messages"][0]
+    # Runs from before there was the option are resumed.
+    assert "content" not in FormSFT().settings()
+    assert FormSFT(content="text").settings() != FormSFT().settings()
+
+
 def test_columns_can_be_renamed_and_models_left_out() -> None:
     step = FormPreference(
         input_mappings={"generations": "grouped_generation", "instruction": "question"},
@@ -215,7 +255,7 @@ def test_flow() -> None:
         FormPreference().flow([{"instruction": "x", "generations": "x"}])
     with pytest.raises(PipelineError, match="needs a prompt"):
         FormPreference().flow([{"ratings": "x", "generations": "x"}])
-    with pytest.raises(PipelineError, match="is to keep the column 'no'"):
+    with pytest.raises(PipelineError, match="must keep the column 'no'"):
         FormPreference(keep=["no"]).flow([columns])
     with pytest.raises(PipelineError, match="would overwrite the column 'chosen'"):
         FormPreference().flow([{**columns, "chosen": "load"}])

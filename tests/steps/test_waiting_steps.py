@@ -16,8 +16,8 @@ from asyncsynth import LoadDataFromDicts, Pipeline, RunOptions, step
 from asyncsynth.engine.result import Result
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline import Dropped
-from asyncsynth.pipeline.work import MOST_ABANDONED, Work
-from asyncsynth.pipeline.worker_process import FunctionPlace, WorkerProcess, place_of_function
+from asyncsynth.pipeline.function_process import FunctionPlace, WorkerProcess, place_of_function
+from asyncsynth.pipeline.lanes import MOST_ABANDONED, Work
 from asyncsynth.records import Row
 from tests.kit.loops import run_async
 
@@ -293,7 +293,7 @@ def test_threads_left_behind_are_bounded() -> None:
         for _ in range(MOST_ABANDONED):
             with pytest.raises(RecordError, match="did not return within"):
                 await work.in_thread("s", 1, release.wait, timeout=1e-6)
-        with pytest.raises(RecordError, match="no more is begun"):
+        with pytest.raises(RecordError, match="no more are started"):
             await work.in_thread("s", 1, release.wait)
         assert await work.in_thread("other", 1, lambda: 5) == 5
         work.close()

@@ -283,5 +283,9 @@ def test_parquet(tmp_path: Path) -> None:
     table = parquet.read_table(export(run, tmp_path / "rows.parquet").path)
     assert table.to_pylist() == list(RunRows(run))
     run = write_run(tmp_path / "mixed", [(0, {"default": [{"x": "text"}, {"x": 1}]})])
-    with pytest.raises(ConfigurationError, match="typed columns"):
+    with pytest.raises(
+        ConfigurationError, match=r"the column .x. of row 1 does not fit into Parquet.s typed columns"
+    ) as caught:
         export(run, tmp_path / "mixed.parquet")
+    assert caught.value.hint is not None
+    assert "FormSFT" in caught.value.hint

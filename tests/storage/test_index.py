@@ -115,7 +115,6 @@ def test_counts_and_finals_by_epoch(tmp_path: Path) -> None:
     index = index_of(run)
     counts = index.counts()
     assert (counts.ok, counts.failed) == (2, 2)
-    assert counts.by_reason == {"timeout": 2}
     assert counts.failed_rows == {("gen", "timeout"): 2}
     assert counts.dropped_rows == {("filter", "short"): 4}
     assert counts.rows == {"default": 2}

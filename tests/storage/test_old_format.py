@@ -9,7 +9,7 @@ import pytest
 
 from asyncsynth.engine.status import RunStatus
 from asyncsynth.errors import StorageError
-from asyncsynth.quality.report import RunQuality
+from asyncsynth.quality.run_quality import RunQuality
 from asyncsynth.storage.exports import export
 from asyncsynth.storage.extent import completeness
 from asyncsynth.storage.journal_stats import journal_stats

@@ -54,7 +54,7 @@ NO_SCORES = {
 @pytest.mark.parametrize(("kind", "row"), SCORERS)
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_are_read(kind: type[Task], row: Row, name: str) -> None:
-    assert generate(kind(M), row, Model(SCORES[name])) == [{"scores": [1, 6, 3], "model_name": "model-that-answered"}]
+    assert generate(kind(M), row, Model(SCORES[name])) == [{"scores": [1, 6, 3], "judge_model": "model-that-answered"}]
 
 
 @pytest.mark.parametrize(("kind", "row"), SCORERS)
@@ -119,7 +119,7 @@ PAIR: Row = {"instruction": "How do I boil an egg?", "generation": "Eggs are eat
 )
 def test_backtranslation(text: str) -> None:
     [row] = generate(InstructionBacktranslation(M), PAIR, Model(text))
-    assert row == {"score": 2, "reason": "It does not say how.", "model_name": "model-that-answered"}
+    assert row == {"score": 2, "reason": "It does not say how.", "judge_model": "model-that-answered"}
 
 
 @pytest.mark.parametrize(

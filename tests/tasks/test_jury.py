@@ -49,7 +49,7 @@ def test_the_mean_is_the_default_and_the_spread_is_kept() -> None:
             "rating_spreads": [4, 1],
             "jury_ratings": [[1, 4], [2, 4], [5, 5]],
             "jury_models": ["strict-answered", "fair-answered", "mild-answered"],
-            "model_name": "strict-answered + fair-answered + mild-answered",
+            "judge_model": "strict-answered + fair-answered + mild-answered",
         }
         assert sorted(request.model for request in requests) == ["fair", "mild", "strict"]
         assert len({request.params["seed"] for request in requests}) == 3

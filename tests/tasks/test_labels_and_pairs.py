@@ -22,7 +22,7 @@ LABELS = ["spam", "not spam", "Unclear"]
 def test_one_label_of_those_given() -> None:
     model = Model('{"label": "not spam"}')
     task = TextClassification(M, labels={"spam": "an advertisement", "not spam": ""}, context="The texts are mails.")
-    assert generate(task, {"text": "Hello Ana"}, model) == [{"label": "not spam", "model_name": "model-that-answered"}]
+    assert generate(task, {"text": "Hello Ana"}, model) == [{"label": "not spam", "judge_model": "model-that-answered"}]
     [request] = model.requests
     assert request.schema is not None
     assert request.schema["properties"]["label"]["enum"] == ["spam", "not spam"]
@@ -32,7 +32,7 @@ def test_one_label_of_those_given() -> None:
 
 def test_several_labels_or_none() -> None:
     task = TextClassification(M, labels=["a", "b", "c"], multi_label=True)
-    assert task.outputs == ("labels", "model_name")
+    assert task.outputs == ("labels", "judge_model")
     model = Model('{"labels": ["c", "a", "c"]}', '{"labels": []}', "None.")
     made = [generate(task, {"text": "x"}, model)[0]["labels"] for _ in range(3)]
     assert made == [["a", "c"], [], []]

@@ -34,7 +34,7 @@ def test_an_answer_that_wins_in_both_orders_is_preferred() -> None:
         "position_bias": None,
         "ratings": [1.0, 0.0],
         "rationales": ["saw The Nile.", "saw Rivers are long."],
-        "model_name": "model-that-answered",
+        "judge_model": "model-that-answered",
     }
     first, second = model.requests
     assert first.params["seed"] != second.params["seed"]

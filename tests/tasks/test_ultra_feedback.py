@@ -28,7 +28,7 @@ def test_ratings_and_rationales() -> None:
     said = {"evaluations": [{"rationale": "vague", "rating": 4}, {"rationale": "right", "rating": 5}]}
     model = Model(json.dumps(said))
     assert generate(UltraFeedback(M), ROW, model) == [
-        {"ratings": [4, 5], "rationales": ["vague", "right"], "model_name": "model-that-answered"}
+        {"ratings": [4, 5], "rationales": ["vague", "right"], "judge_model": "model-that-answered"}
     ]
     [prompt] = model.prompts()
     for text in (ROW["instruction"], *ROW["generations"], ASPECTS["overall-rating"].question, "2 objects"):

@@ -35,10 +35,10 @@ def check_servers(
     environ: Mapping[str, str] | None = None,
     gpus: int | None = None,
 ) -> list[Finding]:
-    """Everything that is wrong with servers that are to be started together on this machine; starts nothing.
+    """Everything that is wrong with servers that will be started together on this machine; starts nothing.
 
     Args:
-        vllm: what would run; None when there is none, then the flags are those of the pinned version.
+        vllm: what would run; None if there is none, then the flags are those of the pinned version.
         gpus: how many GPUs the machine has; None asks it.
     """
     table = table or load_table()
@@ -163,7 +163,7 @@ def _check_memory(servers: Sequence[ServerConfig], machine: int) -> Iterator[Fin
     for server in servers:
         launch = _launch(server)
         if "kv-cache-memory-bytes" in launch.flags:
-            continue  # it takes so much as it says, whatever the share is
+            continue  # it takes as much as it says, whatever the share is
         name = "gpu-memory-utilization"
         share = launch.number(name, launch.number("device-memory-utilization", _DEFAULT_UTILIZATION))
         gpus = launch.gpus
@@ -198,10 +198,10 @@ def port_in_use(server: ServerConfig) -> bool:
     parts = urlsplit(server.base_url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 8000
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports that only linger are free
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports that only linger are free
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False

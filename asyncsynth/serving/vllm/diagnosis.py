@@ -1,7 +1,7 @@
 """Why a vLLM server did not start, or ended: the likely cause from the end of its log, and what to do.
 
 The signs are the words of vLLM, PyTorch, transformers and the Hub's client; the first that fits wins, so causes
-stand before what they cause ("out of memory" also ends with "engine core initialization failed").
+come before what they cause ("out of memory" also ends with "engine core initialization failed").
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _SIGNS: tuple[tuple[str, str, str, str], ...] = (
     ("too_many_files", r"^(?!.*can cause fd limit errors).*Too many open files",
      "it ran out of file descriptors", "Raise the limit: ulimit -n 65536"),
     ("missing_package", r"ModuleNotFoundError: |ImportError: |PackageNotFoundError",
-     "a Python package is missing or does not fit", "Install it into vLLM's environment, or make that anew."),
+     "a Python package is missing or does not fit", "Install it into vLLM's environment, or recreate that."),
     ("nccl", r"NCCL error|ncclInternalError|ncclSystemError", "the GPUs cannot talk to each other",
      "Try NCCL_DEBUG=INFO in `env`; in containers, a larger /dev/shm."),
 )  # fmt: skip
@@ -84,11 +84,11 @@ def diagnose(log: str, exit_code: int | None = None) -> Diagnosis:
 
     Args:
         log: the end of its log.
-        exit_code: of its process, negative for a signal; None where it still runs.
+        exit_code: of its process, negative for a signal; None if it still runs.
     """
     lines = clean(log).splitlines()
     for kind, pattern, cause, advice in _COMPILED:
-        # The last that says so: earlier ones may have been overcome.
+        # The last such line: the process may have recovered from earlier ones.
         for line in reversed(lines):
             if pattern.search(line):
                 return Diagnosis(kind, cause, advice, without_prefix(line))
@@ -106,7 +106,7 @@ def without_prefix(line: str) -> str:
 
 
 def read_tail(path: Path, *, start: int = 0, limit: int = _TAIL_BYTES) -> str:
-    """The end of a log, at most `limit` bytes, nothing before the offset `start`; '' where it cannot be read."""
+    """The end of a log, at most `limit` bytes, nothing before the offset `start`; '' if it cannot be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)

@@ -114,7 +114,7 @@ def _check_switch(flag: Flag, known: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _problem(value: Any, known: Mapping[str, Any]) -> str:
-    """What is wrong with the value of a flag, to stand behind its name; '' when nothing is."""
+    """What is wrong with the value of a flag, to print after its name; '' if nothing is."""
     kind = known["type"]
     if kind == "json":
         if known.get("text") or isinstance(value, dict | list):

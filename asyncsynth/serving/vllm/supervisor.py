@@ -139,7 +139,7 @@ class Supervisor:
         self._tell(ServerEvent("stopped", server.name))
 
     async def _begin(self, server: VLLMServer, first: asyncio.Future[None]) -> None:
-        """`_life`, so that whoever waits for `first` hears of a fault of our own, too."""
+        """`_life`, so that code that awaits `first` also gets an error of our own."""
         try:
             await self._life(server, first)
         except Exception as error:

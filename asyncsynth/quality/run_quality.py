@@ -39,7 +39,7 @@ class RunQuality:
 
     @classmethod
     def read(cls, directory: Path) -> RunQuality:
-        """Reads manifests and journals. Raises ConfigurationError where there is no run, CorruptJournal."""
+        """Reads manifests and journals. Raises ConfigurationError if there is no run, CorruptJournal."""
         manifest = Manifest.of_run(directory)
         fields: dict[str, Any] = {"steps": {}}
         quality = cls(directory, manifest.pipeline, fields)
@@ -179,7 +179,7 @@ class Comparison:
         return diff(self.first.fields, self.second.fields)
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``: measure -> [first, second, difference]; None where a run does not have it."""
+        """For ``--json``: measure -> [first, second, difference]; None if a run does not have it."""
         sides = [measure_table(run.as_json()) for run in (self.first, self.second)]
         steps = {
             step: {name: _side_by_side(*(side.get(step, {}).get(name) for side in sides)) for name in names}

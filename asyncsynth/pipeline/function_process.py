@@ -1,4 +1,4 @@
-"""A process that calls one function of the user's, row by row: its parent's side and its own.
+"""A process that calls one of the user's functions, row by row: the parent's side and its own side.
 
 The process loads the function from its module, or from the file of the script that the parent runs, so nothing is
 pickled. Messages in both directions are JSON, each after its length in four bytes. What the function prints goes to
@@ -133,7 +133,7 @@ class WorkerProcess:
                 raise RecordError("the run ended", reason="worker_died")
             if self._process is None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", "from asyncsynth.pipeline.worker_process import main; main()"],
+                    [sys.executable, "-c", "from asyncsynth.pipeline.function_process import main; main()"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     start_new_session=True,

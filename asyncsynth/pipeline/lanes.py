@@ -1,8 +1,8 @@
 """Threads and processes in which a run calls users' functions that wait or compute for long.
 
-Each step has lanes of its own: at most `workers` of them, each a daemon thread, which for `in_process` holds a worker
-process. Calls wait in order for a free lane. A call that exceeds its time limit gives its lane up: a process is killed,
-a thread cannot be and continues unheeded, which is counted. Nothing of it outlives the run: `close` kills the
+Each step has its own lanes: at most `workers` of them, each a daemon thread, which for `in_process` holds a worker
+process. Calls wait in order for a free lane. A call that exceeds its time limit gives its lane up: a process is killed;
+a thread cannot be killed, so it continues and is counted. Nothing outlives the run: `close` kills the
 processes, and daemon threads do not keep the interpreter from ending.
 """
 
@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any
 
 from asyncsynth.errors import RecordError, Withdrawn
-from asyncsynth.pipeline.worker_process import FunctionPlace, WorkerProcess
+from asyncsynth.pipeline.function_process import FunctionPlace, WorkerProcess
 from asyncsynth.records import Row
 
-#: Threads of one step that may be left behind by calls that do not end; beyond, its rows fail without a call.
+#: Threads of one step that may be left behind by calls that do not end; beyond this number, its rows fail without a
+#: call.
 MOST_ABANDONED = 64
 
 _Outcome = tuple[bool, Any]  #: (True, what was returned) or (False, what was raised)
@@ -42,7 +43,7 @@ class Work:
         self._closed = False
 
     async def in_loop(self, owner: str, workers: int | None, call: Callable[[], Any]) -> Any:
-        """Awaits what `call` returns, beside at most `workers` - 1 others of the step `owner` (None: any number).
+        """Awaits the result of `call`, beside at most `workers` - 1 others of the step `owner` (None: any number).
 
         Raises what the call raises, and Withdrawn if the run stops before the call begins.
         """
@@ -59,7 +60,7 @@ class Work:
     async def in_thread(
         self, owner: str, workers: int, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Any:
-        """What a function returns that is called in one of `workers` threads of the step `owner`.
+        """The result of a function that is called in one of `workers` threads of the step `owner`.
 
         Raises what the function raises; TimedOut if it does not end within `timeout` seconds; Withdrawn
         if the run stops before it begins. The function sees the caller's context variables.
@@ -71,7 +72,7 @@ class Work:
     async def in_process(
         self, owner: str, workers: int, place: FunctionPlace, row: Row, *, timeout: float | None = None
     ) -> Any:
-        """What the function at `place` returns for a row, in one of `workers` processes: JSON.
+        """The result of the function at `place` for a row, in one of `workers` processes: JSON.
 
         Raises as `in_thread`; also RecordError (`worker_died`) if the process ends during the call, and PipelineError
         if it cannot load the function.
@@ -80,7 +81,7 @@ class Work:
         return await self._call(owner, workers, partial(_ProcessLane, owner, place), row, timeout)
 
     def withdraw(self) -> None:
-        """Begins no call any more: those that wait for a lane, and those to come, raise `Withdrawn`."""
+        """Starts no more calls: those that wait for a lane, and later ones, raise `Withdrawn`."""
         self._withdrawn = True
         for lanes in self._lanes.values():
             lanes.withdraw()
@@ -93,7 +94,7 @@ class Work:
 
     @property
     def notes(self) -> list[str]:
-        """What users must know: calls that exceeded their time limit and could not be ended."""
+        """Notes for users: calls that exceeded their time limit and could not be ended."""
         return [
             f"step {owner!r}: {lanes.abandoned} calls exceeded their timeout and still run in their threads; "
             'run_in="process" can end such calls'
@@ -120,7 +121,7 @@ class Work:
         if lanes.abandoned >= MOST_ABANDONED:
             raise RecordError(
                 f"{lanes.abandoned} earlier calls of this step exceeded their timeout and still run in their threads; "
-                'no more is begun. Use run_in="process", whose calls can be ended',
+                'no more are started. Use run_in="process", whose calls can be ended',
                 reason="timeout",
             )
         lane = await lanes.take()
@@ -154,7 +155,7 @@ class _Lane:
         return False
 
     def close(self) -> None:
-        """Lets go of what the lane holds."""
+        """Releases the lane's thread or process."""
 
 
 class _RunningLane(_Lane):
@@ -185,7 +186,7 @@ class _RunningLane(_Lane):
                 done = False, error
             try:
                 outcome.get_loop().call_soon_threadsafe(_settle, outcome, done)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed: nothing waits any more
                 return
             del given, job, outcome, done
 
@@ -226,7 +227,7 @@ def _settle(outcome: asyncio.Future[_Outcome], done: _Outcome) -> None:
 
 
 class _Lanes:
-    """The lanes of one step. `_busy` counts those in use, `abandoned` those whose call was given up and continues."""
+    """The lanes of one step. `_busy` counts those in use, `abandoned` those whose call was given up but still runs."""
 
     def __init__(self, limit: int, make: Callable[[], _Lane]) -> None:
         self._limit = limit
@@ -242,7 +243,7 @@ class _Lanes:
         return len(self._left)
 
     async def take(self) -> _Lane:
-        """A lane; waits for one where all are busy. Raises Withdrawn."""
+        """A lane; waits for one if all are busy. Raises Withdrawn."""
         while len(self._busy) >= self._limit:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -273,14 +274,14 @@ class _Lanes:
             self.give(lane)
 
     def abandon(self, lane: _Lane) -> None:
-        """Nobody waits for the lane's call any more."""
+        """The caller has given up waiting for the lane's call."""
         if lane in self._busy and lane.abandon():
             self._busy.discard(lane)
             self._left.add(lane)
             self._wake()
 
     def withdraw(self) -> None:
-        """Those who wait for a lane get `Withdrawn`."""
+        """Callers that wait for a lane get `Withdrawn`."""
         waiting, self._waiting = self._waiting, deque()
         for turn in waiting:
             if not turn.done():

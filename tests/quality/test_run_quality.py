@@ -12,7 +12,7 @@ import pytest
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
 from asyncsynth.cli.quality_tables import compare_command, quality_command
 from asyncsynth.errors import ConfigurationError
-from asyncsynth.quality.report import Comparison, RunQuality, measure_table
+from asyncsynth.quality.run_quality import Comparison, RunQuality, measure_table
 from asyncsynth.storage.entries import DroppedEntry, FailedRow, RecordEntry, StepResult
 from asyncsynth.storage.journal import Journal
 from asyncsynth.storage.manifest import Epoch, Manifest

@@ -1,4 +1,4 @@
-"""`WaitingStep`: a row step that waits or computes for long, beside the requests of the run instead of before them."""
+"""`WaitingStep`: a row step that waits or computes for long, concurrently with the run's requests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asyncsynth.errors import ConfigurationError, PipelineError, RecordError
 from asyncsynth.pipeline.context import Context
+from asyncsynth.pipeline.function_process import FunctionPlace, place_of_function
 from asyncsynth.pipeline.functions import checked_outputs, checked_timeout
 from asyncsynth.pipeline.seen import SeenRow
 from asyncsynth.pipeline.step import ModelStep
-from asyncsynth.pipeline.worker_process import FunctionPlace, place_of_function
 from asyncsynth.records import Row
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class WaitingStep(ModelStep):
 
 
 def checked_workers(where: str, workers: int | None) -> int | None:
-    """Raises ConfigurationError for what is no number of workers."""
+    """Raises ConfigurationError for an invalid number of workers."""
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise ConfigurationError(f"{where}: workers={workers!r}; a whole number from 1 on was expected")
     return workers
 
 
 def place_for(run_in: RunIn, function: Callable[..., Any]) -> FunctionPlace | None:
-    """Where a worker process finds a function. Raises PipelineError where it cannot."""
+    """Where a worker process finds a function. Raises PipelineError if it cannot."""
     return place_of_function(function, where=f"@step: {function.__name__}") if run_in == "process" else None
