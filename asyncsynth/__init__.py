@@ -14,10 +14,18 @@ How this package is laid out (imports point downward only; see docs/architecture
 The public names are imported when they are first used, so that `import asyncsynth` and `--help` are quick.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":  # before anything is imported that Windows lacks
+    raise ImportError(
+        "asyncsynth runs on Linux and macOS. It locks and syncs files in ways that Windows does not have. On Windows, "
+        "install it in WSL (https://learn.microsoft.com/windows/wsl/install)",
+        name="asyncsynth",
+    )
 
 _HOME = {
     "LLM": "client.llm",

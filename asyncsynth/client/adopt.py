@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 
-from asyncsynth.client.connection import compressed, content_encoding
+from asyncsynth.client.connection import compressed, content_encoding, is_unpacked, unpacked
 from asyncsynth.client.http11 import Http11Pool, redact
+from asyncsynth.client.matching import ID_HEADER, RESENDS, History, Matching, Verdict
 from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Redactor, Secret, secrets_of, shown_url
 from asyncsynth.client.transport import (
     DEFAULT_TIMEOUTS,
@@ -93,11 +97,24 @@ def _timeouts(client: httpx.AsyncClient) -> Timeouts:
     return Timeouts(connect=chosen.connect or never, idle=chosen.read or never, total=chosen.read or never)
 
 
+class _Connection:
+    """What came on one of httpx's connections."""
+
+    __slots__ = ("answers", "history")
+
+    def __init__(self) -> None:
+        self.answers: int = 0
+        self.history: History = History()
+
+
 class HttpxExchange:
     """`transport.Exchange` over a user's client, with its hooks, auth, proxies and transport in use.
 
     `base_url` is joined to paths here. Deadlines: the client's own, unless they are httpx's default of
     5 s, which a busy inference server exceeds. The total deadline always holds.
+
+    Answers are matched with requests as in `Http11Pool` (`client.matching`), with one difference: httpx owns the
+    connections, so an answer that repeats an earlier one of its connection is not held but asked for again.
     """
 
     def __init__(
@@ -109,6 +126,8 @@ class HttpxExchange:
     ) -> None:
         self.base_url: str = base_url.rstrip("/")
         self.timeouts: Timeouts = DEFAULT_TIMEOUTS if client.timeout == _HTTPX_DEFAULT else _timeouts(client)
+        self.matching: Matching = Matching(shown_url(self.base_url), sends_ids=ID_HEADER not in client.headers)
+        self._connections: WeakKeyDictionary[Any, _Connection] = WeakKeyDictionary()  #: by httpx's stream
         self._client = client
         self._max_response_bytes = max_response_bytes
 
@@ -117,18 +136,59 @@ class HttpxExchange:
 
     async def post(self, path: str, body: bytes, timeout: Timeouts = DEFAULT_TIMEOUTS) -> WireResponse:
         """POST a JSON body; see `transport.Exchange`."""
-        return await self._exchange("POST", self.base_url + path, body, timeout)
+        refused: list[WireResponse] = []
+        while True:
+            began, token = time.monotonic(), self.matching.token()
+            response, stream = await self._exchange("POST", self.base_url + path, body, timeout, token)
+            verdict = self._judged(response, stream, token, time.monotonic() - began)
+            if verdict is Verdict.ACCEPT:
+                if refused and refused[-1].body != response.body:
+                    self.matching.refused()  # what came before it was another request's
+                return response
+            if refused and refused[-1].body == response.body:  # the same again, on a new connection
+                if verdict is Verdict.HOLD:
+                    self.matching.repeats += 1
+                    return response
+                if len(refused) > 1:
+                    self.matching.ids_are_no_proof()
+                    return response
+            if len(refused) == RESENDS:
+                raise TransportFailure("crossed", f"{1 + RESENDS} answers belonged to other requests")
+            refused.append(response)
+            await stream.aclose()  # httpx finds it closed, and takes another
+
+    def _judged(self, response: WireResponse, stream: Any, token: bytes, seconds: float) -> Verdict:
+        """Whether this is the answer to the request. Without a stream there is no connection to be mixed up."""
+        if stream is None or response.status >= 300:
+            return Verdict.ACCEPT
+        known = self._connections.get(stream)
+        if known is None:
+            known = self._connections[stream] = _Connection()
+        known.answers += 1
+        if token and token in response.body:
+            self.matching.proven()
+            return Verdict.ACCEPT
+        return self.matching.judge(token, response, known.history, fresh=known.answers == 1, seconds=seconds)
+
+    def report_to(self, notes: list[str]) -> None:
+        """Add what there is to say of this server to `notes`, now and from now on."""
+        self.matching.report_to(notes)
 
     async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         """GET; see `transport.Exchange`."""
         url = str(httpx.URL(self.base_url).join(path)) if at_origin else self.base_url + path
-        return await self._exchange("GET", url, None, timeout)
+        return (await self._exchange("GET", url, None, timeout))[0]
 
     async def aclose(self) -> None:
         """Does nothing: the client's owner closes it."""
 
-    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: Timeouts) -> WireResponse:
+    async def _exchange(
+        self, method: str, url: str, body: bytes | None, timeout: Timeouts, token: bytes = b""
+    ) -> tuple[WireResponse, Any]:
+        """The answer and its connection: None where httpx names none, or where it carries several at once."""
         headers = {"accept-encoding": "identity"}
+        if token:
+            headers[ID_HEADER] = token.decode("ascii")
         if body is not None:
             headers["content-type"] = "application/json"
         limits = (
@@ -145,7 +205,8 @@ class HttpxExchange:
                 # The request as sent, including additions of an auth flow.
                 if redactor := _redactor_of(answer.request):
                     redact(response, redactor)
-                return response
+                in_turn = answer.http_version.startswith("HTTP/1")
+                return response, answer.extensions.get("network_stream") if in_turn else None
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             reason, words = "timeout", self._redacted(error)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
@@ -164,11 +225,14 @@ class HttpxExchange:
         return (_redactor_of(sent) if sent is not None else known).text(known.text(str(error)))
 
     async def _read(self, answer: httpx.Response, timeout: Timeouts) -> WireResponse:
-        if encoding := content_encoding(answer.headers):
+        encoding = content_encoding(answer.headers)
+        if encoding and not is_unpacked(encoding):
             raise TransportFailure("protocol", compressed(encoding))
+        if answer.is_stream_consumed:  # a transport of the user's has read and unpacked it
+            encoding = ""
         parts: list[bytes] = []
         size = 0
-        pieces = answer.aiter_bytes()
+        pieces = answer.aiter_raw() if encoding else answer.aiter_bytes()
         while True:
             try:
                 async with asyncio.timeout(timeout.idle):
@@ -182,7 +246,10 @@ class HttpxExchange:
                 raise TransportFailure("too_large", f"an answer over {self._max_response_bytes} bytes")
             parts.append(part)
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        return WireResponse(answer.status_code, headers, b"".join(parts))
+        whole = b"".join(parts)
+        if encoding and whole:
+            whole = unpacked(whole, encoding, self._max_response_bytes)
+        return WireResponse(answer.status_code, headers, whole)
 
 
 def _redactor_of(request: httpx.Request) -> Redactor:

@@ -70,11 +70,11 @@ from asyncsynth.client.messages import (
 )
 from asyncsynth.client.no_answer import (
     ANSWER_ATTEMPTS,
-    CUT,
     DEFAULT_MAX_TOKENS,
     MOST_TOKENS,
     SAMPLE_CHARS,
     count,
+    is_cut,
     no_answer,
     not_whole,
     paid,
@@ -228,15 +228,17 @@ def decode(
 
 
 def read_again(body: bytes) -> tuple[Any, tuple[str, ...]]:
-    """A body that orjson refuses, and what was repaired in it: lone surrogates; what Python's own JSON writes and
-    reads, and JSON has not (NaN, Infinity). Raises ValueError or RecursionError."""
+    """A body that orjson refuses, and what had to be mended in it: lone surrogates; what Python's own JSON writes and
+    reads, and JSON has not (NaN, Infinity, raw control characters in a text). Raises ValueError or RecursionError."""
     mended = _SURROGATES.sub(lambda m: m.group(1) or rb"\ufffd", body) if rb"\u" in body else body
     flags = ("replaced_surrogates",) if mended != body else ()
     try:
         return orjson.loads(mended), flags
     except orjson.JSONDecodeError:
-        text = mended.decode("utf-8-sig").rstrip("\0 \t\r\n")
-        return json.loads(text, parse_constant=lambda name: None, parse_float=_finite), (*flags, "repaired_json")
+        # A byte order mark, UTF-16 and UTF-32 are found as `json` finds them.
+        text = mended.decode(json.detect_encoding(mended)).rstrip("\0 \t\r\n")
+        read = json.loads(text, parse_constant=lambda name: None, parse_float=_finite, strict=False)
+        return read, (*flags, "repaired_json")
 
 
 def _finite(digits: str) -> float | None:
@@ -273,6 +275,8 @@ def _read_answer(
         if error is not None:
             return error if isinstance(error, Ok) else paid(error, answer)
         sent = answer["choices"]
+        if not isinstance(sent, list):
+            raise TypeError("`choices` is no list")
     opened = ""  # the mark of thinking that ends the request: the answer begins inside the thought
     if isinstance(request, ChatRequest):
         chat, messages = True, request.messages
@@ -291,7 +295,7 @@ def _read_answer(
         is_whole = finish == "stop"
         if not is_whole and finish is not None:
             finish = str(finish)[:SAMPLE_CHARS]
-            finish = "length" if finish in CUT else finish
+            finish = "length" if is_cut(finish) else finish
         choice = Choice(text, finish, raw.get("logprobs"))
         if not is_bare:
             choice.reasoning = reasoning_in(message)
@@ -362,6 +366,8 @@ def _text_of(content: Any, message: Mapping[str, Any]) -> str:
         if not {"content", "role", "text"} & message.keys():
             raise KeyError("content")
         return ""
+    if isinstance(content, dict):  # one part, without a list around it
+        content = [content]
     return "".join(_part_of(part) for part in content)
 
 
@@ -371,6 +377,10 @@ def _part_of(part: Any) -> str:
     if part is None or is_thought(part):
         return ""
     text = part.get("text")
+    if text is None:
+        text = part.get("content")
+    if isinstance(text, dict):  # as in the Assistants API
+        text = text.get("value")
     return text if isinstance(text, str) else ""
 
 

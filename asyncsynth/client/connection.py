@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 import zlib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFai
 
 #: Of one answer's headers, and of any run of bytes outside a body (trailers, 1xx answers, chunk extensions).
 MAX_HEAD_BYTES = 100 * 1024  # httpx's bound
-_ENCODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 _UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})  #: encodings that are read, though identity was asked for
 MAX_EXPANSION = 200  #: times; texts expand 3 to 20 times; more is an attempt to fill the memory
 #: Refusals after which a connection to a server that returns ids is used again. After any other, a late copy would be
@@ -49,17 +50,36 @@ def compressed(encoding: str) -> str:
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:
-    """The answer's content encoding, or '' for identity in any spelling."""
-    encoding = headers.get("content-encoding", "").strip().lower()
-    return "" if encoding == "identity" else encoding
+    """The answer's content encodings, as `gzip` or `gzip, br`; '' for none.
+
+    What is no coding of HTTP (`identity`, `none`, `utf-8`) changes nothing, as in httpx.
+    """
+    named = (name.strip().lower() for name in headers.get("content-encoding", "").split(","))
+    return ", ".join(name for name in named if name in _ENCODINGS)
+
+
+def is_unpacked(encoding: str) -> bool:
+    """Whether `unpacked` can read a body in these encodings."""
+    return all(name in _UNPACKED for name in encoding.split(", "))
 
 
 def unpacked(body: bytes, encoding: str, most: int) -> bytes:
-    """The decompressed gzip or deflate body. Raises TransportFailure over `most` bytes, and for any other data."""
+    """A body as it was before gzip or deflate, by each of the encodings named. Raises TransportFailure over `most`
+    bytes, and for what is neither."""
+    for name in reversed(encoding.split(", ")):
+        body = _unpacked_once(body, name, most)
+    return body
+
+
+def _unpacked_once(body: bytes, encoding: str, most: int) -> bytes:
     raw_deflate = encoding == "deflate" and body[:1] != b"\x78"  # some servers leave out zlib's two bytes
     unpacker = zlib.decompressobj(-15 if raw_deflate else 47)
     try:
         plain = unpacker.decompress(body, min(most, MAX_EXPANSION * len(body)) + 1)
+        while unpacker.eof and unpacker.unused_data[:2] == b"\x1f\x8b" and len(plain) <= most:  # a further member
+            rest = unpacker.unused_data
+            unpacker = zlib.decompressobj(47)
+            plain += unpacker.decompress(rest, min(most, MAX_EXPANSION * len(body)) + 1 - len(plain) or 1)
     except zlib.error as error:
         raise TransportFailure("protocol", f"the answer's {encoding} body cannot be read: {error}") from None
     if len(plain) > most:
@@ -69,6 +89,27 @@ def unpacked(body: bytes, encoding: str, most: int) -> bytes:
     if not unpacker.eof:
         raise TransportFailure("protocol", f"the answer's {encoding} body is cut off")
     return plain
+
+
+def with_one_length(data: bytes) -> bytes | None:
+    """An answer's beginning that names its length several times, alike, as if it did so once (RFC 9110, 8.6).
+
+    None where there is nothing to mend: no whole head, a single length, or lengths that differ.
+    """
+    head, end, body = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    given = [line for line in lines if line[:15].lower() == b"content-length:"]
+    lengths = [length.strip() for line in given for length in line[15:].split(b",")]
+    if not end or len(lengths) < 2 or len(set(lengths)) > 1 or not lengths[0].isdigit():
+        return None
+    kept = [line for line in lines if line[:15].lower() != b"content-length:"]
+    return b"\r\n".join([*kept, b"content-length: " + lengths[0]]) + end + body
+
+
+def _parser_for(connection: Connection) -> Any:
+    parser = httptools.HttpResponseParser(connection)
+    parser.set_dangerous_leniencies(**_LENIENCIES)
+    return parser
 
 
 class Owner(Protocol):
@@ -128,8 +169,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
-        self._parser: Any = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(**_LENIENCIES)
+        self._parser: Any = _parser_for(self)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self.answer: asyncio.Future[WireResponse] | None = None
         self.dead: bool = False
@@ -204,8 +244,16 @@ class Connection(asyncio.Protocol):
             return
         if clock >= self._deadline:
             self.fail("timeout", f"no whole answer in {self._timeouts.total:g} s")
-        elif self._heard and clock >= self._last_byte + self._pool.sweep_s + self._timeouts.idle:
+        elif clock >= self._last_byte + self._pool.sweep_s + self._timeouts.idle and self._is_inside:
             self.fail("timeout", f"no byte for {self._timeouts.idle:g} s inside an answer")
+
+    @property
+    def _is_inside(self) -> bool:
+        """Whether the answer itself has begun: the body, and not only headers or the blanks that keep a connection.
+
+        Until then the server may be at work, as it may be before the first byte.
+        """
+        return self._heard and (not self._head_done or any(part.strip() for part in self._body))
 
     def fail(self, reason: str, message: str) -> None:
         """Give up this answer and this connection."""
@@ -252,12 +300,19 @@ class Connection(asyncio.Protocol):
         if self.answer is None:
             self._read_unasked(data)
             return
+        begins = not self._heard
         self._heard = True
         self._last_byte = self._pool.clock
         size = self._size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            mended = with_one_length(data) if begins and not self._head_done else None
+            if mended is not None:
+                self._parser = _parser_for(self)
+                self._heard = False
+                self.data_received(mended)
+                return
             hint = "; the server speaks TLS: does its URL begin with https://?" if data[:2] == b"\x15\x03" else ""
             self.fail("protocol", f"the answer is no HTTP/1.1: {str(error)[:200]}{hint}")
             return
@@ -323,7 +378,7 @@ class Connection(asyncio.Protocol):
                 self._too_large(f"{self._length} bytes announced")
         if "content-encoding" in headers:
             encoding = content_encoding(headers)
-            if encoding and encoding not in _UNPACKED:
+            if encoding and not is_unpacked(encoding):
                 self.fail("protocol", compressed(encoding))
 
     def on_body(self, data: bytes) -> None:
@@ -342,6 +397,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status < 200:  # 100 Continue, 103 Early Hints: the answer is still to come
             self._head_done = False
+            self._last_byte = math.inf  # the wait for the answer is no silence inside it
             return
         if self._spare:
             self._spare = False

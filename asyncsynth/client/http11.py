@@ -128,7 +128,7 @@ class Http11Pool:
         for _ in range(MAX_HOPS):
             hop = next_hop(method, urljoin(f"{self._base.scheme}://{self._base.authority}", target), response)
             if hop is None:
-                break
+                return response
             pool = self if not hop.origin else self._elsewhere(hop.origin)
             method, target = hop.method, hop.target
             left = Timeouts(timeout.connect, timeout.idle, max(0.0, ends - loop.time()))
@@ -136,7 +136,9 @@ class Http11Pool:
             response = await pool.send(pool._heads.for_target(method, target), sent, left, follow=False)
             if pool is not self:  # further redirects start from there
                 return await pool._follow(pool._heads.for_target(method, target), sent, response, left)
-        return response
+        if response.status < 300 or response.status >= 400:
+            return response
+        raise TransportFailure("protocol", f"more than {MAX_HOPS} redirects in a row")
 
     def _elsewhere(self, origin: str) -> Http11Pool:
         """The https pool of the same host."""

@@ -15,6 +15,7 @@ import httpx
 
 from asyncsynth.calling import checked, checked_class
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, Message
+from asyncsynth.client.secret import check_variable
 from asyncsynth.errors import ConfigurationError, TaskFailure
 
 DEFAULT_MAX_TOKENS = 1024
@@ -131,6 +132,8 @@ class LLM:
     is_embedded: bool = False
 
     def __post_init__(self) -> None:
+        if self.api_key_env:  # "": no key, also where one is exported
+            check_variable(self.api_key_env, "LLM(api_key_env=...)")
         for name, (allowed, hint) in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,16 +14,22 @@ DEFAULT_MAX_TOKENS = 1024  #: always sent: without a limit llama.cpp may generat
 ANSWER_ATTEMPTS = 3  #: the cap for answers that tend to repeat themselves (bad JSON, empty content)
 MOST_TOKENS = 1 << 53  #: no server has counted more: it could not be journaled
 SAMPLE_CHARS = 200  #: how much of an unreadable answer an outcome's message keeps
-#: How servers say that max_tokens ended an answer: OpenAI; Anthropic and Gemini behind gateways; Mistral. The codec
-#: reads them all as "length".
-CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
-#: How servers say that they broke off: vLLM and SGLang at shutdown, OpenRouter, DeepSeek. Such a text is no answer.
-BROKEN_OFF = frozenset(
-    {"abort", "aborted", "error", "cancelled", "canceled", "failed", "insufficient_system_resource", "network_error"}
+#: How servers say that max_tokens or the context ended an answer, in lower case: OpenAI; its Responses API; Anthropic,
+#: Gemini and Bedrock behind gateways; Mistral; Cohere. The codec reads them all as "length".
+_CUT = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "error_limit"}
+    | {"max_length", "length_exceeded", "token_limit"}
 )
-#: How servers say that a filter cut the answer: OpenAI and Azure; Gemini behind gateways; Zhipu.
-FILTERED = frozenset(
-    {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "image_safety", "sensitive"}
+#: That a filter took the rest of the answer: OpenAI and Azure; Gemini, Bedrock, Anthropic and Cohere behind gateways;
+#: Zhipu.
+_FILTERED = re.compile(
+    r"filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail|moderat|flagged|toxic|^refusal$"
+)
+#: That the server broke off: vLLM and SGLang at shutdown, OpenRouter, DeepSeek, Cohere. What was written by then is no
+#: answer.
+_BROKEN_OFF = re.compile(
+    r"abort|error|cancel|fail|interrupt|time_?out|preempt|overload|disconnect|exception|insufficient_system_resource"
+    r"|malformed"
 )
 _MORE_ROOM = (
     "raise max_tokens, or turn thinking off (Qwen3 on vLLM: "
@@ -36,10 +43,10 @@ def no_answer(
 ) -> Transient | Permanent:
     """What came in place of an answer."""
     finish, thought = choice.finish_reason, choice.reasoning
-    if isinstance(refusal := message.get("refusal"), str) and refusal.strip():
+    if (refusal := _refusal_in(message)).strip():
         said = f"the model refused: {printable(refusal[:_REASON_CHARS])}"
         return Permanent("refusal", said, status, raw=refusal)
-    if finish is not None and finish.lower() in FILTERED:
+    if finish is not None and _FILTERED.search(finish.lower()):
         return Permanent("content_filter", f"the server filtered the whole answer (finish_reason {finish})", status)
     if calls := message.get("tool_calls") or message.get("function_call"):
         return Permanent("tool_calls", f"the model called a tool in place of an answer: {_called(calls)}", status)
@@ -63,18 +70,36 @@ def no_answer(
     return Transient("empty_content", said, status, max_attempts=ANSWER_ATTEMPTS, raw=thought)
 
 
+def _refusal_in(message: Mapping[str, Any]) -> str:
+    """The text of a refusal, in its own field or as a part of the content; '' for none."""
+    said = message.get("refusal")
+    if isinstance(said, str):
+        return said
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    texts = (part.get("refusal") for part in parts if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def not_whole(choice: Choice, status: int) -> Transient | Permanent | None:
     """The outcome of a choice that the server broke off or a filter cut; None if neither did."""
     finish = (choice.finish_reason or "").lower()
-    if finish in BROKEN_OFF:
-        said = f"the server broke off the answer (finish_reason {choice.finish_reason})"
-        return Transient("server_error", said, status, raw=choice.text or None)
-    if finish in FILTERED and choice.text.strip():
+    if finish in ("", "length", "tool_calls", "eos_token"):
+        return None
+    if _FILTERED.search(finish) and choice.text.strip():
         said = (
             f"the server filtered the answer after {len(choice.text)} characters (finish_reason {choice.finish_reason})"
         )
         return Permanent("content_filter", said, status, raw=choice.text)
+    if _BROKEN_OFF.search(finish) and not _FILTERED.search(finish):
+        said = f"the server broke off the answer (finish_reason {choice.finish_reason})"
+        return Transient("server_error", said, status, raw=choice.text or None)
     return None
+
+
+def is_cut(finish: str) -> bool:
+    """Whether this finish_reason means that max_tokens or the context ended the answer."""
+    return finish.lower() in _CUT
 
 
 def _called(calls: Any) -> str:

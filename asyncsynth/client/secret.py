@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import quote
+
+from asyncsynth.errors import ConfigurationError
 
 
 class _Unprinted(bytes):
@@ -58,6 +61,37 @@ class PrivateHeaders(dict[str, str]):
         return f"<{len(self)} headers>"
 
     __str__ = __repr__
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: Parts of a variable's name, between underscores: a word in one case, perhaps with a short number; K8S, GPT4O.
+_WORD = re.compile(r"(?:[A-Z]{0,20}|[a-z]{0,20}|[A-Z][a-z]{0,19})[0-9]{0,4}|[A-Z0-9]{0,8}")
+_MOST_WORDS = 8
+
+
+def check_variable(name: str, where: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuses what cannot be, or hardly is, the name of an environment variable: it may be a key, typed in its place.
+
+    A name that no person would give a variable (``hf_xYz...``) is refused only where no such variable is set. What was
+    typed is not shown.
+
+    Raises:
+        ConfigurationError: with `where` for its place.
+    """
+    is_name = isinstance(name, str) and _VARIABLE.fullmatch(name)
+    if is_name and (_is_plain_name(name) or name in (os.environ if environ is None else environ)):
+        return
+    raise ConfigurationError(
+        f"{where}: the name of an environment variable was expected. What is written there is not shown: it may be a "
+        "key",
+        hint="Write the name, such as OPENAI_API_KEY, and export the key under it. If the text is a key, replace it: "
+        "it is in a file now.",
+    )
+
+
+def _is_plain_name(name: str) -> bool:
+    parts = name.split("_")
+    return len(parts) <= _MOST_WORDS and all(map(_WORD.fullmatch, parts))
 
 
 #: Names of headers and query parameters whose values are keys.

@@ -24,6 +24,7 @@ _OVERLOADED = frozenset({429, 498, 503, 529})  # 498: Groq's "capacity exceeded"
 #: 421: another connection may work; 424: TGI, Hugging Face and Bedrock for a generation that failed; 444, 460, 499:
 #: proxies whose connection broke. 409, 423 and 425 mean "not now".
 _RETRIED_4XX = frozenset({408, 409, 421, 423, 424, 425, 444, 460, 499})
+_CODES = ("code", "status", "status_code", "statusCode", "http_code")  #: names of a status in an error
 _MESSAGE_CHARS = 2000  #: of a server's message, in an outcome
 
 #: Wordings of "the prompt is too long".
@@ -60,6 +61,12 @@ _TRY_AGAIN = re.compile(
     r"(?:(?P<s>\d{1,7}(?:\.\d{1,9})?)(?P<unit>ms|s))?",
     re.IGNORECASE,
 )
+#: Not now: the same request is answered later, whatever the status says.
+_LOADING = re.compile(r"\b(?:is|are|still|currently) (?:being )?load(?:ing|ed)\b|\bwarming up\b", re.IGNORECASE)
+_TOO_FAST = re.compile(r"rate_?limit|too_?many_?requests|overloaded", re.IGNORECASE)
+_TEXTS = ("message", "msg", "detail", "faultstring", "status_msg", "title")
+#: Where errors are, beside OpenAI's `error` (FastAPI, Cloudflare, AWS API Gateway and Lambda, Apigee, MiniMax).
+_PLACES = ("error", "errors", "detail", "message", "msg", "errorMessage", "error_message", "fault", "base_resp")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
 #: What a word in an error object inside HTTP 200 means, as a status. The first that is found counts.
 _WORDS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
@@ -102,8 +109,10 @@ def error_inside(answer: Mapping[str, Any], now_wall: float) -> Outcome | None:
 
     A code or a known word in the error counts as the status. Without one, it is a server error.
     """
-    if not (answer.get("error") or answer.get("errors") or answer.get("detail") or answer.get("message")):
-        return None
+    if not any(answer.get(name) for name in _PLACES):
+        code = answer.get("status") or answer.get("code")
+        if _status(code) is None:
+            return None
     said = _said(answer, now_wall)
     status = said.code
     if status is None:
@@ -117,7 +126,10 @@ def _judged(status: int, headers: Mapping[str, str], said: Said, now_wall: float
     message, kinds = said.message, said.kinds
     words = f"{kinds} {message}"
     wait = _wait(headers, said, now_wall)
-    final = headers.get("x-should-retry", "").strip().lower() == "false"
+    advice = headers.get("x-should-retry", "").strip().lower()
+    final = advice == "false"
+    if status in (400, 403) and _TOO_FAST.search(kinds) and not _SPENT.search(words):
+        status = 429
     if status == 402 or (status in (400, 403, 412, 429) and _SPENT.search(words)) or (status == 429 and final):
         return Permanent("quota", _until(message, wait, now_wall), status, scope="server")
     if status in _OVERLOADED:
@@ -127,7 +139,8 @@ def _judged(status: int, headers: Mapping[str, str], said: Said, now_wall: float
         return Overloaded(status, _until(message, wait, now_wall) if (wait or 0.0) > 120.0 else message, wait, is_quota)
     if status in (400, 413, 422, 500) and _CONTEXT.search(words):
         return Permanent("context_length", message, status)
-    if status >= 500 or status in _RETRIED_4XX:
+    later = status in _RETRIED_4XX or (400 <= status < 500 and (advice == "true" or bool(_LOADING.search(message))))
+    if status >= 500 or later:
         return Transient("server_error", message, status, wait, max_attempts=1 if final else None)
     if status in (400, 403, 422) and (_FILTERED.search(kinds) or _FILTER_WORDS.search(message)):
         return Permanent("content_filter", message, status)
@@ -138,8 +151,9 @@ def _judged(status: int, headers: Mapping[str, str], said: Said, now_wall: float
     if status in (404, 405):
         return Permanent("model_not_found", message, status, scope="server")
     if 300 <= status < 400:
-        where = headers.get("location", "")
-        return Permanent("redirect", f"redirected to {sample(where)}: set base_url to it", status, scope="server")
+        where = sample(headers.get("location", ""))
+        said_where = f"redirected to {where}: set base_url to it" if where else "redirected, but no address is named"
+        return Permanent("redirect", said_where, status, scope="server")
     return Permanent("too_large" if status == 413 else "bad_request", message, status)
 
 
@@ -202,7 +216,7 @@ def _said(parsed: Any, now_wall: float) -> Said:
     inner = error if isinstance(error, dict) else outer
     message = _words(error) or _words(outer) or sample(orjson.dumps(inner))
     kinds = " ".join(_kinds(outer, inner))
-    codes = (inner.get("code"), inner.get("status"), inner.get("status_code"), outer.get("code"))
+    codes = (place.get(name) for place in (inner, outer) for name in _CODES)
     code = next((code for given in codes if (code := _status(given)) is not None), None)
     return Said(printable(message[:_MESSAGE_CHARS]), kinds, code, _wait_in(inner, now_wall))
 
@@ -217,7 +231,7 @@ def _words(value: Any, depth: int = 0) -> str:
         return "; ".join(words for item in value[:4] if (words := _words(item, depth + 1)))
     if not isinstance(value, dict):
         return ""
-    found = (_words(value.get(name), depth + 1) for name in ("message", "msg", "detail", "error", "errors"))
+    found = (_words(value.get(name), depth + 1) for name in (*_TEXTS, *_PLACES))
     words = next((words for words in found if words), "")
     place = value.get("loc")
     if words and isinstance(place, list):  # FastAPI: which field it is about
@@ -252,6 +266,8 @@ def _status(given: Any) -> int | None:
     """An HTTP status that reports an error, given as a number or as its digits."""
     if isinstance(given, str) and re.fullmatch(r"[45]\d\d", given, re.ASCII):
         return int(given)
+    if type(given) is float and given.is_integer():
+        given = int(given)
     return given if type(given) is int and 400 <= given < 600 else None
 
 

@@ -16,8 +16,9 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024  #: a larger answer is refused, whatever i
 class Timeouts:
     """Deadlines of one exchange, in seconds. Kept by a coarse sweeper: never early, up to two sweeps late.
 
-    `idle` counts from one response byte to the next, after the first; `total` bounds the wait for the first, because a
-    server with a queue says nothing until it is done. `NEVER_S` for either: no such deadline.
+    `idle` counts from one response byte to the next, inside the headers and once the body has begun with more than
+    blanks: some servers send headers or blanks at once and then generate. `total` bounds the wait for the first byte,
+    because a server with a queue says nothing until it is done. `NEVER_S` for either: no such deadline.
     """
 
     connect: float = 10.0

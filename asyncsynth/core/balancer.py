@@ -132,12 +132,7 @@ class Balancer:
         replica = Replica(len(self.replicas), spec, budget)
         self.replicas.append(replica)
         self.by_name[spec.name] = replica
-        group = self._by_models.get(replica.models)
-        if group is None:
-            group = self._by_models[replica.models] = Group()
-            for model in replica.models:
-                self.groups.setdefault(model, []).append(group)
-        group.add(replica)
+        self._into_group(replica)
         for model in replica.models:
             self.of_model.setdefault(model, []).append(replica)
             self.bare_since.pop(model, None)
@@ -154,6 +149,35 @@ class Balancer:
             self._rings.pop(model, None)
             if not self.of_model[model]:
                 self.bare_since[model] = now
+
+    def _into_group(self, replica: Replica) -> None:
+        group = self._by_models.get(replica.models)
+        if group is None:
+            group = self._by_models[replica.models] = Group()
+            for model in replica.models:
+                self.groups.setdefault(model, []).append(group)
+        group.add(replica)
+
+    def leave_out(self, replica: Replica, model: str, why: str) -> None:
+        """The replica takes no more calls for one of its models, until `take_back`."""
+        replica.left_out[model] = why
+        self._by_models[replica.models].remove(replica)
+        replica.models = tuple(name for name in replica.models if name != model)
+        self._into_group(replica)
+        self.of_model[model].remove(replica)
+        self._rings.pop(model, None)
+
+    def take_back(self, replica: Replica) -> None:
+        """The replica takes calls for all its models again."""
+        models = tuple(replica.left_out)
+        replica.left_out.clear()
+        self._by_models[replica.models].remove(replica)
+        replica.models = tuple(sorted({*replica.models, *models}))
+        self._into_group(replica)
+        for model in models:
+            self.of_model[model].append(replica)
+            self.bare_since.pop(model, None)
+            self._rings.pop(model, None)
 
     def freed(self, replica: Replica) -> None:
         """A replica that shares its models with others can take a call, or has become less loaded."""

@@ -321,12 +321,19 @@ class FaultJudge:
         out: list[Action],
         judged: Sequence[Held] = (),
     ) -> None:
-        """Pause a replica that others can stand in for; else end the run, to be resumed."""
+        """Send a model's calls elsewhere where others serve it, and pause a replica that has no other model; else end
+        the run, to be resumed."""
         code = f"HTTP {outcome.status}" if outcome.status else outcome.reason
         why = f"refuses model {model!r} ({code}): {outcome.message}"
-        spared = len(replica.models) == 1 and self._has_peer(replica, model)
-        if spared:
+        spared = model in replica.left_out or self._has_peer(replica, model)
+        if model in replica.left_out:
+            pass  # these calls were on their way
+        elif spared and len(replica.models) == 1:
             self.pause(replica, now, why, out, at_least=REFUSING_S)
+        elif spared:
+            self._balancer.leave_out(replica, model, why)
+            self._room.rehome((model,))
+            self._timers.alarm(replica, Alarm.REFUSED, now + REFUSING_S)
         else:
             self._slots.halt(f"{replica.name} {why}", replica.name, out, ADVICE.get(outcome.reason, ""))
         for call, own in (*judged, *self._refusals.give_back(replica, model)):
@@ -336,6 +343,15 @@ class FaultJudge:
                 self._slots.place(call, now, out)
             else:
                 self._slots.finish(call, own, out)
+
+    def take_back(self, replica: Replica, now: float, out: list[Action]) -> None:
+        """The pause of the models that it refused is over: their calls may show whether it takes them now."""
+        if replica.breaker.state is REMOVED:
+            return
+        models = [*replica.left_out]
+        self._balancer.take_back(replica)
+        self._room.rehome(models)
+        self._slots.fill(replica, now, out)
 
     # --- verdicts about a server --------------------------------------------------------------
 

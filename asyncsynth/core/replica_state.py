@@ -53,6 +53,7 @@ class Alarm(StrEnum):
     STALL = "stall"  # has it been silent for too long?
     SPARE = "spare"  # suspects have waited for another replica long enough
     CHECK = "check"  # the driver was asked for a health check and has not reported
+    REFUSED = "refused"  # models that it refused are tried there again
     CANARY = "canary"  # the driver was asked to send canaries and has not reported
 
 
@@ -95,20 +96,22 @@ class Replica:
     __slots__ = (
         "alarms", "asked_at", "blocked", "breaker", "budget", "busy_since", "casualties", "checks_sent",
         "doubted", "extra", "failed_tests", "fell_at", "gate", "gated_for", "health", "heard_at", "held",
-        "idle_checks", "in_flight", "index", "limiter", "models", "name", "overloads", "press", "proven",
-        "queue", "quiet", "readable_until", "refusals", "report", "seen", "served_s", "shared", "slowest",
-        "spent", "spent_at", "spent_until", "stalls", "starved", "survivors", "troubled", "turned_away",
+        "idle_checks", "in_flight", "index", "left_out", "limiter", "models", "name", "overloads", "press",
+        "proven", "queue", "quiet", "readable_until", "refusals", "report", "seen", "served_s", "shared",
+        "slowest", "spent", "spent_at", "spent_until", "stalls", "starved", "survivors", "troubled",
+        "turned_away",
     )  # fmt: skip
 
     def __init__(self, index: int, spec: ReplicaSpec, budget: RetryBudget) -> None:
         self.index: int = index
         self.name: str = spec.name
-        self.models: tuple[str, ...] = tuple(sorted(spec.models))
         self.limiter: Limiter = spec.limiter
         self.budget: RetryBudget = budget
         self.breaker: Breaker = Breaker()
         self.gate: RateGate | None = None if spec.rates is None else RateGate(spec.rates)
         # core.balancer
+        self.models: tuple[str, ...] = tuple(sorted(spec.models))  # those that it takes calls for
+        self.left_out: dict[str, str] = {}  # models that it refuses -> why; it takes none for a while
         self.shared: bool = False  # others serve the same models
         # core.timers
         self.alarms: dict[Alarm, float] = {}  # when each is due
@@ -213,4 +216,6 @@ class Replica:
         why = self.limiter.explain() if state is CLOSED else f"{state}: {self.breaker.cause}"
         if state is CLOSED and self.gated_for is not None:
             why = f"waits for its published rate; {why}"
+        if state is CLOSED and self.left_out:
+            why = f"{'; '.join(self.left_out.values())}; {why}"
         return ReplicaSnapshot(self.name, self.in_flight, self.limiter.limit, waiting, state, why)

@@ -83,6 +83,7 @@ class Scheduler:
             Alarm.STALL: self._silence.check,
             Alarm.SPARE: self._slots.fill,
             Alarm.CHECK: self._not_checked,
+            Alarm.REFUSED: self._judge.take_back,
             Alarm.CANARY: self._judge.canary_is_late,
         }
         for spec in replicas:

@@ -78,7 +78,7 @@ class BarrierReader(JsonlReader):
 
     def extends(self, old: Mapping[str, Any]) -> bool:
         """True for the rows of any stage."""
-        return bool(old["kind"] == self.kind)
+        return bool(old.get("kind") == self.kind)
 
 
 def earlier_output(

@@ -147,8 +147,13 @@ def _rows_into(name: str, steps: Mapping[str, dict[str, Any]]) -> int:
 
 
 def _generations(settings: Mapping[str, Any]) -> int:
+    return 1 if settings.get("group_generations") else _asked(settings)
+
+
+def _asked(settings: Mapping[str, Any]) -> int:
+    """`num_generations` of a step; 1 where its settings have none that counts."""
     number = settings.get("num_generations", 1)
-    return number if isinstance(number, int) and not settings.get("group_generations") else 1
+    return number if isinstance(number, int) and number > 0 else 1
 
 
 def _model_step(
@@ -171,8 +176,8 @@ def _model_step(
         each = float(generations * rows)
     else:  # of the step that has these results now, or had them
         each *= rows / _rows_into(next((other for other, own in epoch.steps.items() if own == was), name), old)
-    if measured and changed and (earlier := old.get(name, {}).get("num_generations")):
-        each *= generations / earlier
+    if measured and changed and "num_generations" in old.get(name, {}):
+        each *= generations / _asked(old[name])
     return StepState(
         name, True, changed, node.depends, there=there, before=before, records=before or records, each=each,
         measured=measured,

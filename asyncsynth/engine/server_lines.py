@@ -6,7 +6,6 @@ The last values are kept beside the journal (``servers.json``), for `asyncsynth 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,9 @@ import orjson
 
 from asyncsynth.client.server_pool import PoolSnapshot
 from asyncsynth.core.replica_state import ReplicaSnapshot
+from asyncsynth.errors import StorageError
 from asyncsynth.storage import layout
+from asyncsynth.storage.files import atomic_write
 
 FILE = layout.SERVERS
 KEEP_EVERY_S = 5.0
@@ -72,19 +73,30 @@ def keep_lines(directory: Path, lines: list[dict[str, Any]]) -> None:
 
     Does not sync: they are only for display. The journal reports a full or failing disk.
     """
-    path = directory / FILE
-    new = path.with_name(f"{FILE}.new")
-    with contextlib.suppress(OSError):
-        # Only the owner may read it, as everything in a run directory, whatever the umask.
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(orjson.dumps(lines, option=orjson.OPT_INDENT_2))
-        new.replace(path)
+    with contextlib.suppress(StorageError):
+        atomic_write(directory / FILE, orjson.dumps(lines, option=orjson.OPT_INDENT_2), sync=False)
 
 
 def kept_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines that were kept last; empty if there are none, or none that can be read."""
+    """The lines that were kept last; empty if there are none, or none that can be read.
+
+    A line with a value of another kind than `server_lines` writes is left out.
+    """
     try:
         lines = orjson.loads((directory / FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return []
-    return [line for line in lines if isinstance(line, dict)] if isinstance(lines, list) else []
+    return [line for line in lines if _is_line(line)] if isinstance(lines, list) else []
+
+
+def _is_line(line: Any) -> bool:
+    return isinstance(line, dict) and all(
+        type(line.get(name)) in kinds for names, kinds in _KINDS.items() for name in names
+    )
+
+
+_KINDS: dict[tuple[str, ...], tuple[type, ...]] = {
+    ("name", "state", "why"): (str,),
+    ("in_flight", "limit", "waiting"): (int,),
+    ("server_waiting", "server_running", "server_kv"): (int, float, type(None)),
+}

@@ -78,9 +78,9 @@ def _is_users(coro: Any) -> bool:
 @contextmanager
 def exits_are_errors(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """While it is entered, for tasks started from here on by code that is not this package's."""
-    factory: Any = loop.get_task_factory()
-    if not isinstance(factory, _Factory):
-        factory = _Factory(factory)
+    before: Any = loop.get_task_factory()
+    factory = before if isinstance(before, _Factory) else _Factory(before)
+    if factory is not before:
         loop.set_task_factory(factory)
     factory.runs += 1
     token = _IN_RUN.set(True)

@@ -100,10 +100,10 @@ class Reader:
 
     def extends(self, old: Mapping[str, Any]) -> bool:
         """Whether this input begins as the one with that identity did: the same, or with rows added."""
-        wanted = int(old["head_bytes"])
-        if old["kind"] != self.kind:
+        wanted = old.get("head_bytes")
+        if old.get("kind") != self.kind or not isinstance(wanted, int):
             return False
-        return _digest(self._chunks(), wanted) == (wanted, old["head_sha256"])
+        return _digest(self._chunks(), wanted) == (wanted, old.get("head_sha256"))
 
     def columns(self) -> tuple[str, ...]:
         """The columns of the first good row. Raises InputError if there is none."""

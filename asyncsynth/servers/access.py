@@ -12,11 +12,10 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
-from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Secret
+from asyncsynth.client.secret import SECRET_CHARS, PrivateHeaders, Secret, check_variable
 from asyncsynth.errors import ConfigurationError
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Names of headers and parameters whose values are keys.
 _SECRET_NAME = re.compile("auth|api-?_?key|token|secret|password|credential|cookie", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -45,10 +44,7 @@ def check_values(kind: str, values: Mapping[str, str], where: str) -> None:
             if name.lower() in _OURS:
                 raise ConfigurationError(f"{place} is set by asyncsynth itself", hint="Leave it out.")
         for found in _VARIABLE.findall(value):
-            if not _NAME.fullmatch(found):
-                raise ConfigurationError(
-                    f"{place}: ${{{found}}} names no environment variable", hint="Write ${NAME}, such as ${AZURE_KEY}."
-                )
+            check_variable(found, f"{place}: ${{...}}")
         if _SECRET_NAME.search(name) and value and not _VARIABLE.search(value):
             raise ConfigurationError(
                 f"{place} holds a key", hint=f"Keep keys in environment variables: {name}: ${{NAME}}"
@@ -67,6 +63,7 @@ def expanded(
     secrets: set[Secret] = set()
 
     def value_of(found: re.Match[str]) -> str:
+        check_variable(found[1], f"{where}: ${{...}}", variables)
         value = variables.get(found[1], "").strip()
         if not value:
             raise ConfigurationError(

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, urlsplit
 import yaml
 
 from asyncsynth.client.request_heads import UNIX_SCHEME
-from asyncsynth.client.secret import Secret, shown_url
+from asyncsynth.client.secret import Secret, check_variable, shown_url
 from asyncsynth.errors import ConfigurationError
 from asyncsynth.servers.access import check_values
 from asyncsynth.servers.launch_settings import LAUNCH_KEYS, Launch, read_launch
@@ -209,10 +209,13 @@ def _base_url(scheme: str, host: str, port: int | None, path: str) -> str:
 def _load_one(value: str, origin: str, problems: Problems) -> list[ServerConfig]:
     if "://" in value or value.startswith("unix:"):
         return [ServerConfig(base_url=parse_url(value, where=origin), origin=origin)]
-    path = Path(value).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:  # ~nobody/x, where there is no such user
+        path = Path(value)
+    if os.path.isdir(path):
         return _read_folder(path, origin, problems)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigurationError(
             f"{origin}: there is no file or folder {value}",
             hint=f"For a server there, write http://{value}"
@@ -273,7 +276,7 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
             entry.values["max-concurrency"],
             hint="limit is a fixed number in flight; max_concurrency bounds one that adapts.",
         )
-    key_env = tried(entry.get, "api_key_env", str, DEFAULT_KEY_ENV)
+    key_env = tried(_key_variable, entry)
     common: dict[str, Any] = {
         "api_key_env": DEFAULT_KEY_ENV if key_env is None else key_env,
         "key_required": "api-key-env" in entry.values and key_env is not None,
@@ -306,6 +309,13 @@ def _entry(entry: YamlMapping, problems: Problems) -> ServerConfig | None:
     return ServerConfig(base_url=parse_url(url, where=entry.place()), name=name, models=models, slots=slots, **common)
 
 
+def _key_variable(entry: YamlMapping) -> str:
+    named: str = entry.get("api_key_env", str, DEFAULT_KEY_ENV)
+    if "api-key-env" in entry.values:
+        check_variable(named, f"{entry.place(entry.values['api-key-env'])}: api_key_env")
+    return named
+
+
 def _access(entry: YamlMapping, problems: Problems) -> dict[str, Any]:
     """How the server of a `url` entry is reached; files are relative to the fleet's folder."""
     found: dict[str, Any] = {}
@@ -320,17 +330,25 @@ def _access(entry: YamlMapping, problems: Problems) -> dict[str, Any]:
     for kind in ("ca_file", "client_cert", "client_key"):
         file = problems.tried(entry.get, kind, str)
         if file is not None:
-            found[kind] = str(entry.path.parent / Path(file).expanduser())
+            named = problems.tried(_relative, entry, kind, file)
+            found[kind] = None if named is None else str(named)
     return found
 
 
 def _config_file(entry: YamlMapping) -> Path:
     """The vLLM file of an entry: its path is relative to the fleet's folder."""
-    named = entry.get("config", str)
-    file = entry.path.parent / Path(named or "").expanduser()
-    if not file.is_file():
+    file = _relative(entry, "config", entry.get("config", str) or "")
+    if not os.path.isfile(file):  # the method raises for a name that is too long
         entry.fail(f"config: there is no file {file}", entry.values["config"])
     return file
+
+
+def _relative(entry: YamlMapping, key: str, named: str) -> Path:
+    """A path that an entry names: relative to the fleet's folder."""
+    try:
+        return entry.path.parent / Path(named).expanduser()
+    except RuntimeError:  # ~nobody/x, where there is no such user
+        entry.fail(f"{key}: {named!r} names no file", entry.values[key.replace("_", "-")])
 
 
 def _refuse_key(entry: YamlMapping, key: str, known: Sequence[str]) -> NoReturn:
@@ -377,8 +395,13 @@ def _vllm(top: YamlMapping, problems: Problems) -> ServerConfig | None:
     if served is None or port is None or host is None:
         return None
     key = keys[0] if isinstance(keys, list) and keys else keys
+    base_url = _base_url("https" if tls else "http", host, port, "/v1")
+    try:
+        urlsplit(base_url)
+    except ValueError as error:
+        top.fail(f"host: {host!r:.80} is no address: {error}", top.values["host"])
     return ServerConfig(
-        base_url=_base_url("https" if tls else "http", host, port, "/v1"),
+        base_url=base_url,
         models=served,
         api_key=Secret(str(key)) if key else None,
         slots=slots,

@@ -30,11 +30,17 @@ from asyncsynth.servers.sample_requests import plain_sample, shape
 _LIST = Timeouts(connect=5.0, idle=10.0, total=10.0)
 _HEALTH = Timeouts(connect=5.0, idle=5.0, total=5.0)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-_SAMPLE_ATTEMPTS = 3
+_SAMPLE_ATTEMPTS = 6
+_FIRST_SAMPLE_WAIT_S = 0.1  #: before the second; doubled from then on
 _MOST_PAGES = 50  #: of a list of models
 _NO_LIST = (404, 405, 501)  #: a server that keeps none
 _MAY_LOAD = (429, 500, 502, 503, 504)
 _SAID = 200  #: characters of a server's words
+#: What to do about a refusal, by reason.
+_TODO = {
+    "quota": "Wait until the quota is back, raise it, or add credit.",
+    "redirect": "Set the server's base URL to the address that it names.",
+}
 #: What may become of a few tokens: the model did answer.
 _ANSWERED = frozenset({"empty_content", "reasoning_cut", "refusal", "tool_calls"})
 
@@ -241,8 +247,10 @@ class FirstContact:
             outcome: Outcome = Transient("connect")
             for attempt in range(_SAMPLE_ATTEMPTS):
                 if attempt:
-                    await self._sleep(2.0 ** (attempt - 1))
+                    await self._sleep(_FIRST_SAMPLE_WAIT_S * 2.0 ** (attempt - 1))
                 outcome = await self._exchange_once(request)
+                if _is_unreadable(outcome) and attempt:
+                    break  # it is not HTTP that this client reads, and will not be
                 # After a timeout the patience is used up; anything else transient may pass in a second.
                 if not isinstance(outcome, Transient) or outcome.reason in ("timeout", "empty_content"):
                     break
@@ -264,7 +272,7 @@ class FirstContact:
 
     def _no_answer(self, model: str, outcome: Transient | Permanent) -> ServerError:
         has_list = self.listing.names is not None
-        if outcome.status == 401 or (outcome.reason in ("auth", "refused") and not (has_list and self._has_key)):
+        if outcome.status == 401 or (outcome.reason in ("auth", "refused") and not has_list):
             return self.key_refused(outcome.status, outcome.message)
         said = f"{model} at {self._where} did not answer a sample request: {outcome.reason}"
         said += f" (HTTP {outcome.status})" if outcome.status else ""
@@ -272,9 +280,18 @@ class FirstContact:
         if outcome.reason == "model_not_found":
             return ModelNotServed(said)
         if outcome.reason == "auth" or outcome.status == 403:
-            return ServerRefused(said, hint="It answers its list of models with this key: may the key use this model?")
-        if outcome.reason in ("connect", "reset", "timeout"):
+            if self._has_key:
+                todo = "with this key: may the key use this model?"
+            else:
+                wanted = f": export {self._key_env}=..." if self._key_env else ""
+                todo = f"without a key, not this request. Does it want one{wanted}, and may the key use this model?"
+            return ServerRefused(said, hint=f"It answers its list of models {todo}")
+        if _is_unreadable(outcome):
+            return ServerUnreachable(said, hint="Is this an HTTP/1.1 server? A proxy before it may damage its answers.")
+        if outcome.reason in ("connect", "reset", "timeout", "truncated"):
             return ServerUnreachable(said)
+        if outcome.reason in _TODO:
+            return ServerError(said, hint=_TODO[outcome.reason])
         return ServerError(said, hint="If the server is yours, its own log says more.")
 
     def key_refused(self, status: int | None, words: str = "") -> ServerRefused:
@@ -286,6 +303,11 @@ class FirstContact:
         state = "refused the API key" if self._has_key else "wants an API key, and none was sent"
         said = f": {words[:_SAID]}" if words else ""
         return ServerRefused(f"{self._where} {state} (HTTP {status}){said}", hint=todo)
+
+
+def _is_unreadable(outcome: Outcome) -> bool:
+    """Whether what came is not HTTP/1.1: waiting does not help."""
+    return isinstance(outcome, Transient) and outcome.reason == "protocol"
 
 
 @dataclass(frozen=True, slots=True)

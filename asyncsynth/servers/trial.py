@@ -106,11 +106,12 @@ async def guess_models(
     adapters, or models of another server.
 
     An answer counts only if the server refuses a name that is made up: one that answers to any name has what it lists.
+    Where it lists nothing, there is nothing that contradicts the user.
     """
     trial = await try_models(contact, samples, None, server=server)
     listed = contact.listing.names
-    if trial.answered and listed is not None and await contact.takes_any_name(samples[min(trial.answered)]):
-        shown = ", ".join(sorted(listed)[:5]) or "nothing"
+    if trial.answered and listed and await contact.takes_any_name(samples[min(trial.answered)]):
+        shown = ", ".join(sorted(listed)[:5])
         said = f"{server} answers to any name, so that only its list counts: {shown}"
         trial.errors.update({model: ModelNotServed(said) for model in trial.answered})
         trial.answered.clear()

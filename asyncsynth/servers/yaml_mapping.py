@@ -12,15 +12,25 @@ from asyncsynth.errors import InputError
 
 def read_mapping(path: Path) -> YamlMapping:
     """The top of a YAML file. Raises InputError, with the file and the line."""
+    text = ""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", path=str(path)) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise InputError(f"not YAML: {error.problem}", path=str(path), line=mark.line + 1 if mark else None) from None
+    except yaml.reader.ReaderError as error:  # its position counts characters
+        line = text.count("\n", 0, error.position) + 1
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise InputError(
+            f"not YAML: the character U+{code:04X}, which YAML does not allow", path=str(path), line=line
+        ) from None
+    except RecursionError:
+        raise InputError("not YAML that can be read: it is nested too deep", path=str(path)) from None
     if node is None:
-        raise InputError("the file is empty", path=str(path), hint="It is to hold a vLLM configuration.")
+        raise InputError("the file is empty", path=str(path), hint="Write a vLLM configuration or a fleet into it.")
     return YamlMapping(node, path)
 
 
@@ -72,6 +82,11 @@ class YamlMapping:
             return yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.YAMLError as error:
             self.fail(f"{name}: {getattr(error, 'problem', error)}", node)
+        except (ValueError, TypeError, OverflowError, AttributeError, LookupError):
+            # What looks like a date or a number and is none: 2024-13-45, 0x, !!int many
+            self.fail(f"{name}: the value is none of its YAML type", node, hint="Put text into quotes.")
+        except RecursionError:
+            self.fail(f"{name}: the value is nested too deep", node)
 
     def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """The value of `name`, which has to be of `kind`."""

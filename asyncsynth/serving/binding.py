@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from dataclasses import replace
 from typing import Any
 
+from asyncsynth.client.adopt import HttpxExchange
 from asyncsynth.client.concurrency import all_or_error
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.llm import LLM
@@ -18,7 +19,7 @@ from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.core.retry import RetryPolicy, Rng
-from asyncsynth.errors import ServerRefused, ServerUnreachable
+from asyncsynth.errors import ModelNotServed, ServerRefused, ServerUnreachable
 from asyncsynth.servers.capabilities import Capabilities, require, survey
 from asyncsynth.servers.configs import ServerConfig, servers_from_environment
 from asyncsynth.servers.exchange import exchange_for
@@ -158,7 +159,7 @@ class _Binder:
         notes.extend(self.notes)
         self.notes = notes
         for exchange in self._exchanges.values():
-            if isinstance(exchange, Http11Pool):
+            if isinstance(exchange, Http11Pool | HttpxExchange):
                 exchange.report_to(notes)
 
     def name(self, target: Target) -> str:
@@ -207,14 +208,22 @@ class _Binder:
 
     async def _ask_unlisted(self, missing: set[str], by_place: dict[int, Connected]) -> None:
         """Asks the servers for models that none of them lists. Raises ModelNotServed where none answers."""
-        asked = [place for place in by_place if self._wanted[place].config.models is None]
+        asked = [place for place in by_place if self._wanted[place].config.models is None and self._lists(place)]
         made = [self._guess(self._wanted[place], by_place[place], missing) for place in asked]
         by_place.update(zip(asked, await all_or_error(made), strict=True))
         if unserved := missing - _models(by_place.values()):
             served = [name for one in by_place.values() for name in one.served]
-            tried = [line for place in sorted(by_place) for line in by_place[place].refusals]
+            refusals = [error for place in sorted(by_place) for _, error in sorted(by_place[place].refusals.items())]
+            if len(by_place) == 1 and refusals and not any(isinstance(e, ModelNotServed) for e in refusals):
+                raise refusals[0]  # the only server, and it does not say that it lacks the model
+            tried = [error.message for error in refusals]
             searched = ", ".join(target.config.base_url for target in self._wanted)
             raise not_served(unserved, served, searched=searched, tried=tried)
+
+    def _lists(self, place: int) -> bool:
+        """Whether a server has a list of models. One that has none was asked for all of them at once."""
+        contact = self._contacts.get(self._wanted[place].config.base_url)
+        return contact is None or contact.listing.names is not None
 
     async def _guess(self, target: Target, connected: Connected, models: set[str]) -> Connected:
         """`connected` with those of `models`, which it does not list, that it answers for."""
@@ -224,7 +233,6 @@ class _Binder:
         for error in trial.errors.values():
             if isinstance(error, ServerRefused | ServerUnreachable):
                 raise error
-        refusals = [error.message for _, error in sorted(trial.errors.items())]
         if trial.answered and (listed := contact.listing.names) is not None:
             names, shown = ", ".join(sorted(trial.answered)), ", ".join(sorted(listed)[:5]) or "nothing"
             self.notes.append(f"{self.name(target)} does not list {names} (it lists {shown}), but answers for it")
@@ -236,7 +244,7 @@ class _Binder:
             None if server is None else replace(server, models=models_of),
             connected.served | made.served,
             [*connected.found, *made.found],
-            refusals,
+            trial.errors,
         )
 
     async def _try(self, target: Target, contact: FirstContact, models: set[str]) -> Trial:

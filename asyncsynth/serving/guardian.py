@@ -122,7 +122,9 @@ class Guardian:
         return code
 
     def _children(self) -> list[int]:
-        found = []
+        found: list[int] = []
+        if not _LINUX:  # /proc is Linux's
+            return found
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from asyncsynth.client.server_pool import Server, ServerPool
@@ -24,7 +24,8 @@ class Connected:
     server: Server | None
     served: frozenset[str]
     found: Sequence[Capabilities] = ()
-    refusals: Sequence[str] = ()  #: what it answered to requests for models that it does not list
+    #: What it answered to requests for models that it does not list, by model.
+    refusals: Mapping[str, AsyncsynthError] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -176,8 +176,8 @@ def _write_parquet(rows: RunRows, file: NewFile) -> None:
         place = _misfit(rows, list(columns))
         raise ConfigurationError(
             f"{file.path}: {place or 'the rows'} does not fit into Parquet's typed columns ({error})",
-            hint="Export to .jsonl, or make the column's values of one type. If it holds messages of which some have text"
-            ' and others have parts, FormSFT and FormPreference write all in one form: content="text" or "parts".',
+            hint="Export to .jsonl, or make the column's values of one type. If it holds messages of which some have "
+            'text and others have parts, FormSFT and FormPreference write all in one form: content="text" or "parts".',
         ) from error
 
 

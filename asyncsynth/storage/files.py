@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from zlib import crc32
 
@@ -148,8 +149,11 @@ def make_directory(fs: FileSystem, path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """The path of a file before it gets its name. It tells which process wrote it: see `remove_stale`."""
-    return path.with_name(layout.temporary_name(path.name, os.getpid(), _HOST))
+    """The path of a file before it gets its name. It tells which process wrote it: see `remove_stale`.
+
+    Each thread has its own, so that two may write to one path: the file is that of the last to end.
+    """
+    return path.with_name(layout.temporary_name(path.name, os.getpid(), _HOST, threading.get_native_id()))
 
 
 def open_temporary(path: Path, *, fs: FileSystem = REAL, mode: int = FILE_MODE) -> tuple[int, Path]:
@@ -195,19 +199,25 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL) -> None:
-    """Replaces a file so that a reader, or a crash, sees all old or all new bytes. Raises StorageError."""
-    temporary = temporary_path(path)
+def atomic_write(path: Path, data: bytes, *, fs: FileSystem = REAL, sync: bool = True) -> None:
+    """Replaces a file so that a reader, or a crash, sees all old or all new bytes. Raises StorageError.
+
+    Without `sync` a power cut may leave an empty file: for what is only displayed.
+    """
+    temporary: Path | None = None
     try:
-        fd, _ = open_temporary(path, fs=fs)
+        fd, temporary = open_temporary(path, fs=fs)
         try:
             write_all(fs, fd, data)
-            fs.fdatasync(fd)
+            if sync:
+                fs.fdatasync(fd)
         finally:
             fs.close(fd)
         fs.rename(temporary, path)
-        fs.fsync_dir(path.parent)
+        if sync:
+            fs.fsync_dir(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fs.unlink(temporary)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                fs.unlink(temporary)
         raise storage_error(error, path, "write the file") from error

@@ -31,7 +31,7 @@ _SEGMENT = re.compile(r"seg-(\d{6,})\.jsonl\Z")
 _STAGE = re.compile(r"stage-(\d+)\Z")
 _OLD_STAGE = re.compile(r"segment-(\d+)\Z")
 _SHARD = re.compile(r"shard-(\d+)\Z")
-_TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})\.tmp\Z")
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})(?:-\d+)?\.tmp\Z")
 _RESULT = re.compile(r"result(-.+)?\.jsonl\Z", re.IGNORECASE)
 
 
@@ -68,7 +68,7 @@ OWN_NAMES = (
     _own(BARRIER_ROWS),
     _own(BARRIER_FACTS),
     _own("shard-0", r"shard-\d+", folder=True),
-    _own(".MANIFEST.json.4711@89abcdef.tmp", r"\..+\.\d+@[0-9a-f]{8}\.tmp"),
+    _own(".MANIFEST.json.4711@89abcdef-2.tmp", r"\..+\.\d+@[0-9a-f]{8}(?:-\d+)?\.tmp"),
 )
 
 
@@ -126,9 +126,12 @@ def _numbers(pattern: re.Pattern[str], names: Iterable[str]) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := pattern.match(name)))
 
 
-def temporary_name(name: str, pid: int, host: str) -> str:
-    """The name that process `pid` of machine `host` (8 hexadecimal digits) writes a file under until it is whole."""
-    return f".{name}.{pid}@{host}.tmp"
+def temporary_name(name: str, pid: int, host: str, thread: int) -> str:
+    """The name that process `pid` of machine `host` (8 hexadecimal digits) writes a file under until it is whole.
+
+    `thread` tells the files of one process apart.
+    """
+    return f".{name}.{pid}@{host}-{thread}.tmp"
 
 
 def temporary_parts(name: str) -> tuple[str, int, str] | None:

@@ -80,7 +80,7 @@ class Manifest:
             version = values["format"]
             if version in READ_FORMATS:
                 values["epochs"] = [Epoch(**epoch) for epoch in values["epochs"]]
-                return cls(**values)
+                return _checked(cls(**values))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptJournal(
                 f"{path}: is not a manifest of asyncsynth: {error}", hint="Restore it from a copy, or start a new run."
@@ -105,6 +105,69 @@ class Manifest:
         """Writes it atomically and durably. Raises StorageError."""
         self.version = self.version or _own_version()
         atomic_write(directory / MANIFEST_NAME, orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n", fs=fs)
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest, if every part that is read later has its kind. Raises ValueError, naming the part."""
+    _require("", manifest, _MANIFEST_KINDS)
+    if manifest.keys not in ("position", "id"):
+        raise ValueError(f"keys is {manifest.keys!r:.{_SHOWN}}; position or id was expected")
+    if not manifest.epochs:
+        raise ValueError("epochs is empty")
+    if manifest.shards < 0 or manifest.stride < 1:
+        raise ValueError(f"shards is {manifest.shards} and stride is {manifest.stride}: neither may be negative")
+    for name, kind in _SOURCE_KINDS.items():
+        if not isinstance(manifest.source.get(name, kind()), kind):
+            raise ValueError(_wrong(f"source.{name}", manifest.source[name], kind))
+    for at, epoch in enumerate(manifest.epochs):
+        _require(f"epochs[{at}].", epoch, _EPOCH_KINDS)
+        _check_steps(f"epochs[{at}]", epoch)
+    return manifest
+
+
+def _check_steps(place: str, epoch: Epoch) -> None:
+    texts = [
+        (f"{place}.{field}.{name}", value)
+        for field, values in (("steps", epoch.steps), ("packages", epoch.packages))
+        for name, value in values.items()
+    ]
+    for where, value in texts:
+        if not isinstance(value, str):
+            raise ValueError(_wrong(where, value, str))
+    steps = epoch.fields.get("steps", {})
+    if not isinstance(steps, dict):
+        raise ValueError(_wrong(f"{place}.fields.steps", steps, dict))
+    for name, step in steps.items():
+        where = f"{place}.fields.steps.{name}"
+        if not isinstance(step, dict):
+            raise ValueError(_wrong(where, step, dict))
+        after = step.get("after", [])
+        if not isinstance(after, list) or not all(isinstance(one, str) for one in after):
+            raise ValueError(f"{where}.after is {after!r:.{_SHOWN}}; a list of names was expected")
+
+
+def _require(place: str, part: object, kinds: dict[str, type]) -> None:
+    for name, kind in kinds.items():
+        value = getattr(part, name)
+        if type(value) is not kind:
+            raise ValueError(_wrong(place + name, value, kind))
+
+
+def _wrong(where: str, value: object, kind: type) -> str:
+    return f"{where} is {value!r:.{_SHOWN}}; {_WORDS[kind]} was expected"
+
+
+_WORDS: dict[type, str] = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
+_MANIFEST_KINDS: dict[str, type] = {
+    "run_id": str, "pipeline": str, "run_seed": int, "keys": str, "source": dict, "epochs": list, "created": str,
+    "version": str, "shards": int, "stride": int,
+}  # fmt: skip
+_EPOCH_KINDS: dict[str, type] = {
+    "fingerprint": str, "steps": dict, "fields": dict, "leaves": list, "models": list, "packages": dict,
+}  # fmt: skip
+_SOURCE_KINDS: dict[str, type] = {
+    "kind": str, "name": str, "head_bytes": int, "head_sha256": str, STAGE_KIND: str, OLD_STAGE_KIND: str,
+}  # fmt: skip
 
 
 def _own_version() -> str:

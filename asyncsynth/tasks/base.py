@@ -280,8 +280,8 @@ class Task(ModelStep):
         return outputs
 
     def _note_system(self, messages: list[Message], row: Row, ctx: Context, number: int) -> None:
-        """Notes the system prompt that a request begins with, where it is neither the row's nor the task's, for
-        training examples."""
+        """Notes the system prompt that a request begins with, if it is neither the row's nor the task's: training
+        examples must hold what was sent."""
         first: Any = messages[0] if isinstance(messages, list) and messages else None
         sent = system_text(messages) if isinstance(first, dict) else None
         told = row.get("system_prompt") or self.system_prompt

@@ -16,6 +16,7 @@ from asyncsynth.client.http11 import KEEPALIVE_S, MAX_CONNECTING, SWEEP_S, Http1
 from asyncsynth.client.secret import Secret
 from asyncsynth.client.transport import Timeouts, TransportFailure, WireResponse
 from asyncsynth.testing import Fault, FaultServer, RequestInfo
+from tests.kit.copying_server import listening
 from tests.kit.loops import RUNNERS, on_both_loops, until
 from tests.kit.requests import CHAT, QUICK, chat_body
 from tests.matrix.plugin import Tried
@@ -142,6 +143,36 @@ def test_each_way_to_die() -> None:
             assert (failure.reason, failure.free) == (reason, False), fault
 
     asyncio.run(scene())
+
+
+@on_both_loops
+async def test_silence_after_headers_or_blanks_is_the_server_at_work() -> None:
+    """Only silence inside the body, or inside the headers, ends an answer before its total deadline."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+    for first, then, reason in (
+        (head, b"\n\n  {}", ""),
+        (head + b"\n\n", b"  {}", ""),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", head + b"\n\n  {}", ""),
+        (head[:20], head[20:] + b"\n\n  {}", "timeout"),
+        (head + b"\n\n  {", b"}", "timeout"),
+    ):
+
+        async def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = first, then: bytes = then
+        ) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(first)
+            await asyncio.sleep(0.25)
+            writer.write(then)
+
+        async with listening(serve) as url:
+            pool = Http11Pool(url, sweep_s=0.01)
+            try:
+                found = (await pool.post(CHAT, b"", Timeouts(idle=0.05, total=5.0))).body.strip().decode()
+            except TransportFailure as failure:
+                found = failure.reason
+            assert found == (reason or "{}"), first
+            await pool.aclose()
 
 
 @on_both_loops

@@ -8,13 +8,15 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 
 from asyncsynth import LLM, LoadDataFromDicts, Pipeline, TextGeneration
+from asyncsynth.client.adopt import HttpxExchange
 from asyncsynth.client.http11 import Http11Pool
 from asyncsynth.client.matching import HARMLESS_REPEATS, History, Matching, Verdict
-from asyncsynth.client.transport import TransportFailure, WireResponse
+from asyncsynth.client.transport import Exchange, TransportFailure, WireResponse
 from tests.kit.copying_server import CopyingServer, listening
 from tests.kit.loops import on_both_loops
 from tests.kit.requests import CHAT, chat_body
@@ -29,7 +31,7 @@ DELAYS: dict[str, Callable[[random.Random], float]] = {
 }
 
 
-async def wrong_answers(server: CopyingServer, pool: Http11Pool, requests: int, concurrency: int) -> int:
+async def wrong_answers(server: CopyingServer, pool: Exchange, requests: int, concurrency: int) -> int:
     """How many of so many requests got another one's answer."""
     numbers = iter(range(requests))
     wrong = 0
@@ -66,6 +68,28 @@ def test_a_copy_is_never_another_requests_answer(ids: str, when: str, tried: Tri
                 if sent_again:
                     assert "sent again" in pool.matching.notes[0]
                 await pool.aclose()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+@pytest.mark.slow
+@pytest.mark.row(44)
+@pytest.mark.parametrize("ids", ["body", "header", "unique", "none"])
+@pytest.mark.parametrize("when", DELAYS)
+def test_a_copy_is_never_another_requests_answer_in_the_users_own_client(ids: str, when: str, tried: Tried) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+
+    async def scene() -> None:
+        delay = lambda: DELAYS[when](rng) if rng.random() < 0.08 else None  # noqa: E731
+        async with (
+            CopyingServer(ids, delay, rng=rng, in_turn=True).serving() as server,
+            httpx.AsyncClient(event_hooks={"request": []}, base_url=server.base_url, trust_env=False) as client,
+        ):
+            exchange = HttpxExchange(client, server.base_url)
+            assert await wrong_answers(server, exchange, 80, 6) == 0
+            tried(server.copies, "copies")
 
     asyncio.run(asyncio.wait_for(scene(), 30))
 

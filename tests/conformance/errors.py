@@ -23,7 +23,7 @@ from tests.conformance.table import Behaviour, Complete, Expected, OneFails, Tol
 _OPENROUTER = "https://openrouter.ai/docs/api/reference/errors-and-debugging"
 _ABORT = "https://github.com/vllm-project/vllm/issues/57082"
 _AZURE = "https://github.com/compl-ai/compl-ai/issues/20"
-_GEMINI = "https://github.com/FuzzAnything/PromptFuzz/issues/42"
+_GEMINI = "https://github.com/google-gemini/gemini-cli/issues/4701"
 _GROQ = "https://console.groq.com/docs/errors"
 _CLOUDFLARE = "https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/"
 _BUSY = "Rate limit exceeded: the provider is busy"
@@ -51,6 +51,10 @@ INSIDE_200 = [
     Behaviour("error_in_choice", "puts the error into the choice, after a part of the text", ("OpenRouter",), at_first(lambda asked: _partial(asked, "error", error={"code": 502, "message": "Provider disconnected"})), Complete(), _OPENROUTER),
     Behaviour("finish_error", "ends a part of the text with `finish_reason: error`", ("OpenRouter", "vLLM"), at_first(lambda asked: _partial(asked, "error")), Complete(), _OPENROUTER),
     Behaviour("finish_abort", "ends a part of the text with `finish_reason: abort` when it shuts down", ("vLLM", "SGLang"), at_first(lambda asked: _partial(asked, "abort")), Complete(), _ABORT),
+    Behaviour("finish_timeout", "ends a part of the text with `finish_reason: timeout`", ("Cohere", "gateways"), at_first(lambda asked: _partial(asked, "timeout")), Complete()),
+    Behaviour("finish_guardrail", "ends a part of the text with `finish_reason: guardrail_intervened`", ("Bedrock",), record_3(lambda asked: _partial(asked, "guardrail_intervened")), OneFails(("content_filter",))),
+    Behaviour("inside_status_alone", "sends `status: 429` and a title with HTTP 200, at first", ("gateways",), at_first(lambda asked: Reply({"status": 429, "title": "Too many requests"})), Complete()),
+    Behaviour("inside_error_message", "sends `errorMessage` with HTTP 200 for one prompt", ("AWS Lambda",), record_3(lambda asked: Reply({"errorMessage": "Task timed out"})), OneFails(("server_error",), "Task timed out")),
     Behaviour("finish_content_filter", "ends a part of the text with `finish_reason: content_filter`", ("Azure", "OpenAI", "Gemini"), record_3(lambda asked: _partial(asked, "content_filter")), OneFails(("content_filter",)), "https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"),
 ]  # fmt: skip
 
@@ -65,6 +69,9 @@ def _later(status: int, does: str, *who: str, source: str = "", body: Any = None
 
 
 LATER = [
+    Behaviour("once_418_retry", "answers 418 with `x-should-retry: true`; later it answers", ("OpenAI", "gateways"), at_first(lambda asked: Reply({"error": {"message": "later"}}, 418, [("x-should-retry", "true")])), Complete()),
+    Behaviour("once_403_rate", "answers 403 with the code `rate_limit_exceeded`; later it answers", ("gateways",), at_first(lambda asked: Reply({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, 403)), Complete()),
+    Behaviour("once_404_loading", "answers 404: the model is loading; later it answers", ("gateways",), at_first(lambda asked: Reply({"error": {"message": "model-a is loading"}}, 404)), Complete()),
     _later(408, "the request timed out", "OpenRouter", "Azure", source=_OPENROUTER),
     _later(409, "a conflict with another request", "OpenAI", "gateways"),
     _later(421, "the wrong connection", "Envoy", "HTTP/2 gateways"),
@@ -134,7 +141,7 @@ ONE_REFUSED = [
     _refused("refused_object", "refuses a prompt with `object: error` and the message beside it", ("vLLM", "SGLang", "FastChat"), 400, {"object": "error", "message": "bad thing happened", "type": "BadRequestError", "code": 400}, ("bad_request",), "bad thing"),
     _refused("refused_null", "refuses a prompt with `error: null` beside the message", ("gateways",), 400, {"error": None, "message": "bad thing happened"}, ("bad_request",), "bad thing"),
     _refused("refused_errors", "refuses a prompt with `errors`, a list", ("Cloudflare",), 400, {"errors": [{"message": "bad thing happened"}], "success": False}, ("bad_request",), "bad thing"),
-    _refused("refused_nested", "refuses a prompt with the message inside `message`", ("Mistral",), 422, {"message": {"detail": [{"msg": "bad thing happened"}]}, "object": "error"}, ("bad_request",), "bad thing", "https://github.com/Gage-Technologies/mistral-go/pull/2"),
+    _refused("refused_nested", "refuses a prompt with the message inside `message`", ("Mistral",), 422, {"message": {"detail": [{"msg": "bad thing happened"}]}, "object": "error"}, ("bad_request",), "bad thing"),
     _refused("refused_html", "refuses a prompt with a web page", ("nginx", "gateways"), 400, "<html><body><h1>400 bad thing</h1></body></html>", ("bad_request",), "bad thing"),
     _refused("refused_empty", "refuses a prompt without a body", ("gateways",), 400, b"", ("bad_request",)),
     _refused("refused_azure", "refuses a prompt with 400 and the code `content_filter`", ("Azure",), 400, {"error": {"message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.", "type": None, "param": "prompt", "code": "content_filter", "status": 400, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, ("content_filter",), "content management policy", _AZURE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.conformance.server import MODEL, Asked, Reply, at, in_list, models, normal, refuses
+from tests.conformance.server import MODEL, Asked, Reply, Server, at, completion, in_list, models, normal, refuses
 from tests.conformance.table import Behaviour, Complete, Told
 
 NAMED = {"models": [MODEL]}  #: in a fleet file: the user says which models a server has
@@ -21,6 +21,12 @@ def _paged(asked: Asked) -> Reply:
     return Reply({**page, "has_more": not after, "last_id": MODEL if after else "last"})
 
 
+def _any_name(server: Server, asked: Asked) -> Reply:
+    if asked.is_list:
+        return Reply({"object": "list", "data": []})
+    return Reply(completion(asked)) if asked.is_chat else normal(asked)
+
+
 LISTS = [
     Behaviour("list_404", "has no /v1/models", ("gateways", "MLC", "FastChat"), in_list(lambda asked: Reply(_NOT_FOUND, 404)), Complete()),
     Behaviour("list_405", "has no GET at /v1/models", ("gateways",), in_list(lambda asked: Reply(_NOT_FOUND, 405)), Complete()),
@@ -29,6 +35,7 @@ LISTS = [
     Behaviour("list_html", "answers /v1/models with a web page", ("gateways", "Cloudflare"), in_list(lambda asked: Reply("<html>hello</html>", kind="text/html")), Complete()),
     Behaviour("list_bare", "sends the list without the object around it", ("Together",), in_list(lambda asked: Reply(models(MODEL)["data"])), Complete(), "https://github.com/helixml/helix/issues/386"),
     Behaviour("list_null", "sends `data: null`, with nothing loaded yet", ("Ollama", "LM Studio", "vLLM router"), in_list(lambda asked: Reply({"object": "list", "data": None})), Complete(), _OLLAMA),
+    Behaviour("list_empty_any_name", "sends an empty list, and answers to any name", ("vLLM router", "gateways"), _any_name, Complete()),
     Behaviour("list_empty", "sends an empty list", ("LM Studio", "vLLM router", "llama-swap"), in_list(lambda asked: Reply(models())), Complete()),
     Behaviour("list_other_shape", "sends `models` with names instead of `data` with ids", ("Ollama", "Gemini"), in_list(lambda asked: Reply({"models": [{"name": MODEL}]})), Complete()),
     Behaviour("list_restricted_key", "refuses the list to keys of restricted scope, not the chat", ("OpenAI",), in_list(lambda asked: Reply({"error": {"message": "You have insufficient permissions. Missing scopes: api.model.read.", "type": "invalid_request_error"}}, 403)), Complete(), "https://platform.openai.com/docs/guides/production-best-practices"),

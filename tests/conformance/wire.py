@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.conformance.server import CLOSE, Answer, Asked, Reply, Server, at_first, normal
-from tests.conformance.table import Behaviour, Complete
+from tests.conformance.table import Behaviour, Complete, Told
 
 _MODAL = "https://modal.com/docs/guide/webhook-timeouts"
 _RFC = "https://www.rfc-editor.org/rfc/rfc9112"
@@ -117,6 +117,13 @@ def _until_closed(server: Server, asked: Asked) -> Reply:
     return _open_ended(normal(asked))
 
 
+async def _headers_at_once(server: Server, asked: Asked) -> Any:
+    head, _, body = normal(asked).raw().partition(b"\r\n\r\n")
+    await asked.connection.send(head + b"\r\n\r\n")
+    await asyncio.sleep(0.01)
+    await asked.connection.send(body)
+
+
 _COOKIES = [("Set-Cookie", f"c{n}={'v' * 300}") for n in range(300)]
 _HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -141,6 +148,11 @@ FRAMING = [
     Behaviour("many_headers", "sends 90 KB of cookies", ("Cloudflare", "gateways"), _with(*_COOKIES), Complete()),
     Behaviour("early_hints", "sends 103 before the answer", ("Cloudflare",), _framed(lambda reply: _HINTS + reply.raw()), Complete(), _RFC),
     Behaviour("continue_first", "sends 100 although it was not asked to", ("old proxies",), _framed(lambda reply: _CONTINUE + reply.raw()), Complete(), _RFC),
+    Behaviour("equal_lengths_in_one", "sends one Content-Length with the number twice", ("proxies",), _lines(lambda lines: [*lines[:-1], lines[-1] + b", " + lines[-1].rpartition(b" ")[2]]), Complete(), _RFC),
+    Behaviour("lengths_differ", "sends two lengths that differ, each time", ("broken proxies",), _lines(lambda lines: [*lines, b"Content-Length: 7"]), Told(("sample request", "protocol", "Content-Length"))),
+    Behaviour("gzip_twice", "compresses twice, and names it", ("gateways",), _coded("gzip, gzip", lambda body: gzip.compress(gzip.compress(body))), Complete()),
+    Behaviour("coding_none", "names a coding that is none of HTTP's", ("gateways",), _coded("utf-8", lambda body: body), Complete()),
+    Behaviour("headers_at_once", "sends headers at once and the body when it is made", ("Flask servers", "gateways"), _headers_at_once, Complete()),
     Behaviour("gzip", "compresses although identity was asked for", ("gateways", "IIS"), _coded("gzip", gzip.compress), Complete()),
     Behaviour("deflate", "deflates although identity was asked for", ("gateways",), _coded("deflate", _deflate), Complete()),
     Behaviour("identity_upper_case", "names the coding `Identity`", ("gateways",), _coded("Identity", bytes), Complete()),

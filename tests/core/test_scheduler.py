@@ -468,6 +468,33 @@ def test_a_refused_request_costs_itself_and_no_other(reason: str, status: int, s
 
 @pytest.mark.row(41)
 @pytest.mark.parametrize(("reason", "status"), REFUSALS)
+def test_a_model_that_one_server_refuses_goes_to_the_others_and_comes_back(reason: str, status: int) -> None:
+    """Each server has both models. The first refuses `n`, for a while or for good, and keeps answering `m`."""
+    refused = (Permanent(reason, "no", status=status, scope="server"), 0.003)
+    both = frozenset({"m", "n"})
+
+    def script(call: int, attempt: int, now: float) -> tuple[Outcome, float] | None:
+        return refused if (call == CANARY or call % 2) and now < 20 else None
+
+    for n_servers in (2, 1):
+        servers = [SimServer(f"s{i}", both, latency=(1.0, 1.0)) for i in range(n_servers)]
+        servers[0].script = script
+        sim = Sim(servers, 9)
+        for call in range(2000):
+            sim.submit(call, "n" if call % 2 else "m")
+        sim.run()
+        if n_servers == 1:
+            assert sim.halt is not None, "no other server takes them"
+            continue
+        assert sim.halt is None
+        assert len(sim.finished) == 2000
+        assert all(isinstance(finish.outcome, Ok) for finish in sim.finished.values())
+        assert sim.scheduler.replicas[0].models == ("m", "n")
+        assert max(finish.attempts for finish in sim.finished.values()) <= 6
+
+
+@pytest.mark.row(41)
+@pytest.mark.parametrize(("reason", "status"), REFUSALS)
 def test_a_key_that_is_revoked_in_mid_run_halts_though_old_answers_still_come(reason: str, status: int) -> None:
     revoked = Permanent(reason, "revoked", status=status, scope="server")
 

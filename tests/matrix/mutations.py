@@ -29,6 +29,8 @@ CONSERVED = "tests/engine/test_conserved.py"
 VALUES = "tests/engine/test_step_values.py"
 ANSWERS = "tests/engine/test_paid_answers.py"
 MISBEHAVING = "tests/engine/test_misbehaving.py"
+GARBLED = "tests/storage/test_garbled_files.py"
+GARBLED_YAML = "tests/servers/test_garbled_yaml.py"
 WAITING = "tests/steps/test_waiting_steps.py"
 
 
@@ -543,6 +545,26 @@ MUTATIONS = (
         "an answer of another model is taken", "client/server_pool.py",
         "if named in (before, request.model):", "if named:",
         46, ("tests/client/test_other_model.py",),
+    ),
+    Mutation(
+        "a manifest's parts may be of any kind", "storage/manifest.py",
+        "return _checked(cls(**values))", "return cls(**values)",
+        49, (f"{GARBLED}::test_a_manifest_with_any_value_replaced_is_usable_or_refused_by_name",),
+    ),
+    Mutation(
+        "threads share a temporary name", "storage/files.py",
+        "_HOST, threading.get_native_id())", "_HOST, 0)",
+        40, (f"{GARBLED}::test_two_threads_that_export_to_one_file_do_not_meet",),
+    ),
+    Mutation(
+        "control characters in YAML are unexpected", "servers/yaml_mapping.py",
+        "except yaml.reader.ReaderError as error:", "except ZeroDivisionError as error:",
+        49, (f"{GARBLED_YAML}::test_a_garbled_fleet_or_vllm_file_is_read_or_refused_with_the_file",),
+    ),
+    Mutation(
+        "any identifier is a variable's name", "client/secret.py",
+        "if is_name and (_is_plain_name(name) or", "if is_name and (True or",
+        50, (f"{GARBLED_YAML}::test_a_key_typed_as_the_name_of_a_variable_is_refused_and_not_shown",),
     ),
     Mutation(
         "another attempt's id is no reason to refuse", "client/matching.py",

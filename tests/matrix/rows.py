@@ -73,6 +73,8 @@ ROWS = {
     46: Row("a server that answers as another model", "noticed at the first such answer, none is kept"),
     47: Row("steps that exit, cancel, hang, block", "their row fails and is named, no other; nothing is lost silently"),
     48: Row("steps that wait in coroutines, threads, processes", "bounded, kept once, nothing outlives the run"),
+    49: Row("manifests, server lines and YAML files, garbled", "an error that names the file, or what can be used"),
+    50: Row("a key typed as the name of a variable", "refused with its place, and never shown"),
     44: Row("answers sent twice, sooner or later", "none at another record; what was met is said"),
 }
 

@@ -62,7 +62,7 @@ def test_headers_and_query_of_a_fleet_file_are_sent_and_keys_come_from_the_envir
         ('headers: {x: "a\\r\\nb: c"}', "cannot be sent"),
         ("headers: {content-length: '3'}", "set by asyncsynth itself"),
         ("headers: {x: 3}", "a name and a string were expected"),
-        ("headers: {x: '${not a name}'}", "names no environment variable"),
+        ("headers: {x: '${not a name}'}", "the name of an environment variable was expected"),
         ("headers: [a]", "headers must map"),
         ("header: {a: b}", "Did you mean headers"),
         ("ca_file: 3", "ca-file"),

@@ -290,5 +290,5 @@ def test_what_the_code_writes_is_in_the_table(tmp_path: Path) -> None:
     assert all(map(is_own_name, [*made, temporary_path(tmp_path / "rows.jsonl").name, "tail-000001-77-2.bin"]))
     assert layout.segment_numbers([*made, "seg-000001.jsonl", "seg-000002.idx"]) == [1, 12]
     assert (layout.stage_folders(made), layout.shard_numbers(made)) == (["stage-3"], [0])
-    assert layout.temporary_parts(layout.temporary_name("a.b", 7, "0123abcd")) == ("a.b", 7, "0123abcd")
+    assert layout.temporary_parts(layout.temporary_name("a.b", 7, "0123abcd", 9)) == ("a.b", 7, "0123abcd")
     assert not any(is_own_name(layout.result_name(leaf)) for leaf in ("default", "judged"))
