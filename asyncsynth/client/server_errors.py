@@ -176,17 +176,11 @@ def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
 def _wait(headers: Mapping[str, str], said: Said, now_wall: float) -> float | None:
     """When to ask again, from the headers or else from the body."""
     wait = retry_after(headers, now_wall)
-    if wait is None and (moment := headers.get("x-ratelimit-reset")):
-        wait = _until_reset(moment, now_wall)
-    if wait is None:
-        wait = said.wait_s
-    if (
-        wait is None
-        and (found := _TRY_AGAIN.search(said.message))
-        and (found["hours"] or found["minutes"] or found["seconds"])
-    ):
-        seconds = float(found["seconds"] or 0) * (0.001 if found["unit"] in ("ms", "MS") else 1.0)
-        wait = 3600.0 * int(found["hours"] or 0) + 60.0 * int(found["minutes"] or 0) + seconds
+    if wait is None and (found := _TRY_AGAIN.search(said.message)):
+        hours, minutes, seconds, unit = found.group("hours", "minutes", "seconds", "unit")
+        if hours or minutes or seconds:
+            scale = 0.001 if unit in ("ms", "MS") else 1.0
+            wait = 3600.0 * int(hours or 0) + 60.0 * int(minutes or 0) + scale * float(seconds or 0)
     return wait
 
 
