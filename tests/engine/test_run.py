@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import contextvars
+import gc
 import itertools
 import traceback
 from collections.abc import Callable
