@@ -36,6 +36,7 @@ from asyncsynth.inputs.jsonl import JsonlReader
 from asyncsynth.inputs.reader import BadRow
 from asyncsynth.records import Part
 from asyncsynth.servers.configs import ServerConfig
+from asyncsynth.storage.entries import FailedRow
 from asyncsynth.storage.manifest import Manifest
 from asyncsynth.storage.shard_directories import shard_path
 from tests.kit.loops import run_async
@@ -108,7 +109,7 @@ def test_histograms_merge_through_json() -> None:
 
 def test_counts_and_errors_come_through_json() -> None:
     counts = Counts(read=4, ok=3, failed=1)
-    counts.fail({"k": "3", "step": "gen", "reason": "timeout", "message": "no answer", "attempts": 4})
+    counts.fail(FailedRow("3", "gen", "timeout", "no answer", 4))
     assert Counts.from_json(json.loads(json.dumps(counts.as_json()))) == counts
     for error in (
         RunStopped("no key", hint="set it"),
@@ -173,6 +174,7 @@ def test_a_worker_resolves_what_its_parent_was_told(tmp_path: Path) -> None:
     said: dict[str, Any] = {
         "servers": ["http://127.0.0.1:1/v1"], "limit": 7, "seed": 3, "concurrency": 4, "window": 5,
         "window_bytes": 6_000, "retry_failed": True, "max_failures": "5%", "answers": "run",
+        "request_timeout": 9.5, "model_change": "note",
     }  # fmt: skip
     run = run_in(tmp_path / "run", **said)
     job = orjson.loads(orjson.dumps(worker_options(run.options, run.directory)))
@@ -182,7 +184,7 @@ def test_a_worker_resolves_what_its_parent_was_told(tmp_path: Path) -> None:
     assert again.plan.fingerprint == run.plan.fingerprint
     assert (again.servers.configs, again.servers.concurrency) == (run.servers.configs, run.servers.concurrency)
     refused = {"start", "retry", "embedded"}
-    own = {"update", "use_cache", "shard", "share", "on_download", "on_servers"}
+    own = {"update", "use_cache", "shard", "share", "on_download", "on_servers", "on_wait"}
     passed_on = {field.name for field in fields(RunOptions)} - refused - own
     assert set(job) == passed_on, "what is neither refused nor the parent's own"
     assert worker_options(RunOptions(answers=Path("kept")), Path("run"))["answers"] == str(Path("kept").absolute())
