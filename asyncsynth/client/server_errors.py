@@ -176,6 +176,10 @@ def retry_after(headers: Mapping[str, str], now_wall: float) -> float | None:
 def _wait(headers: Mapping[str, str], said: Said, now_wall: float) -> float | None:
     """When to ask again, from the headers or else from the body."""
     wait = retry_after(headers, now_wall)
+    if wait is None and (moment := headers.get("x-ratelimit-reset")):
+        wait = _until_reset(moment, now_wall)
+    if wait is None:
+        wait = said.wait_s
     if wait is None and (found := _TRY_AGAIN.search(said.message)):
         hours, minutes, seconds, unit = found.group("hours", "minutes", "seconds", "unit")
         if hours or minutes or seconds:

@@ -82,7 +82,10 @@ def test_a_check_of_a_pipeline_is_stopped_on_all_servers(tmp_path: Path, fault_s
     gate.process = process = start("check", write_structured_job(tmp_path), *servers)
     out, err = ended(process)
     assert process.returncode == 4, err
-    assert (out, err.count("\n")) == ("", 1)
+    assert out == ""
+    *planned, stopped = err.splitlines()
+    assert all("small requests" in line for line in planned), err
+    assert "SIGTERM" in stopped
 
 
 @pytest.mark.row(21)

@@ -11,10 +11,8 @@ from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.client.transport import WireResponse
 from asyncsynth.errors import RunStopped
 from asyncsynth.testing.virtual_time import run_virtually
-from tests.kit.exchanges import FakeExchange, answer, ask, make
+from tests.kit.exchanges import FakeExchange, answer, ask, make, pool_of, server
 from tests.matrix.plugin import Tried
-
-from .test_pool_servers import pool_of, server
 
 
 def changing(after: int, before: str = "m", later: str = "other") -> FakeExchange:

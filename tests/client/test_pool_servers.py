@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
 import orjson
@@ -12,14 +11,14 @@ import pytest
 from asyncsynth.client.loads import ORCA_HEADER, RARE_POLL_S
 from asyncsynth.client.messages import ChatRequest, CompletionRequest
 from asyncsynth.client.replicas import estimated_tokens, prompt_head
-from asyncsynth.client.server_pool import Server, ServerPool
+from asyncsynth.client.server_pool import ServerPool
 from asyncsynth.client.transport import DEFAULT_TIMEOUTS, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.calls import Abort
 from asyncsynth.core.outcomes import ServerLoad
 from asyncsynth.core.rates import RateLimits
 from asyncsynth.errors import ModelNotServed, RunStopped
 from tests.kit.clocks import ManualClock
-from tests.kit.exchanges import FakeExchange, answer, ask, refusal, run
+from tests.kit.exchanges import FakeExchange, answer, ask, pool_of, refusal, run, server
 from tests.kit.loops import settle
 
 
@@ -45,15 +44,6 @@ class Exchange(FakeExchange):
     async def get(self, path: str, timeout: Timeouts = DEFAULT_TIMEOUTS, *, at_origin: bool = False) -> WireResponse:
         self.looks += 1
         return WireResponse(200 if self.metrics else 404, {}, self.metrics)
-
-
-def server(name: str, exchange: FakeExchange, **fields: Any) -> Server:
-    options: dict[str, Any] = {"models": frozenset({"m"}), "limit": 4} | fields
-    return Server(name=name, base_url=exchange.base_url, exchange=exchange, **options)
-
-
-def pool_of(*servers: Server, **options: Any) -> ServerPool:
-    return ServerPool(servers, rng=random.Random(0), **options)
 
 
 async def answering(pool: ServerPool, requests: int) -> set[str]:

@@ -10,9 +10,8 @@ import pytest
 from asyncsynth.core.adaptive import AdaptiveLimit
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Ok, Outcome, Transient
+from tests.kit.crashing import Crashing
 from tests.kit.simulation import Sim, SimServer
-
-from .test_crashes import Crashing
 
 M = frozenset({"m"})
 

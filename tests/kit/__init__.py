@@ -16,7 +16,7 @@ scripted_server     a server that answers as a function says; `copying_server` s
 walking             records walked through a graph without a server
 user_modules        users' pipeline files, imported as in a fresh process
 journals, entries   journals, file systems that fail or forget, entries and run directories
-simulation          a fleet in virtual time under the scheduler
+simulation          a fleet in virtual time under the scheduler; `crashing` has servers that die of poison
 batching            a job against one batching server in virtual time
 vllm_site           folders of vLLM server files; `vllm_stand_in` and `embedded_stand_in` are the processes
 """

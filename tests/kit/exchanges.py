@@ -84,3 +84,12 @@ def ask(model: str = "m", **params: Any) -> ChatRequest:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 10))
+
+
+def server(name: str, exchange: FakeExchange, **fields: Any) -> Server:
+    options: dict[str, Any] = {"models": frozenset({"m"}), "limit": 4} | fields
+    return Server(name=name, base_url=exchange.base_url, exchange=exchange, **options)
+
+
+def pool_of(*servers: Server, **options: Any) -> ServerPool:
+    return ServerPool(servers, rng=random.Random(0), **options)
