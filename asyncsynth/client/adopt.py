@@ -245,10 +245,11 @@ class HttpxExchange:
             if size > self._max_response_bytes:
                 raise TransportFailure("too_large", f"an answer over {self._max_response_bytes} bytes")
             parts.append(part)
-        headers = {name.lower(): value for name, value in answer.headers.items()}
         whole = b"".join(parts)
         if encoding and whole:
             whole = unpacked(whole, encoding, self._max_response_bytes)
+        # Not before: a failure shows its frames to some tools, and a server may repeat a key in its headers.
+        headers = {name.lower(): value for name, value in answer.headers.items()}
         return WireResponse(answer.status_code, headers, whole)
 
 

@@ -92,7 +92,18 @@ class Totals:
 class Link:
     """A server of a pool, with what it said of its load. `report` is called with each new load."""
 
-    __slots__ = ("answers_as", "load", "poller", "read_at", "refused", "report", "server", "timeouts", "unusable")
+    __slots__ = (
+        "answers_as",
+        "load",
+        "names",
+        "poller",
+        "read_at",
+        "refused",
+        "report",
+        "server",
+        "timeouts",
+        "unusable",
+    )
 
     def __init__(self, server: Server, report: Callable[[str, ServerLoad], None]) -> None:
         self.server: Server = server
@@ -102,6 +113,7 @@ class Link:
         self.read_at: float = float("-inf")  #: when a header is read again
         self.poller: LoadPoller | None = None
         self.answers_as: dict[str, str] = {}  #: model that is asked for -> how the server names itself in answers
+        self.names: dict[str, set[str]] = {}  #: model that is asked for -> all names in its answers, where they differ
         self.unusable: bool = False  #: it answers under another model's name
         self.timeouts: Timeouts = request_timeouts(server)
 

@@ -210,13 +210,20 @@ def _until(message: str, wait: float | None, now_wall: float) -> str:
 # --- the content of an error body ---------------------------------------------------------------------
 
 
+def _shown(value: Any) -> str:
+    try:
+        return sample(orjson.dumps(value))
+    except TypeError:
+        return "an error that is nested too deep to be shown"
+
+
 def _said(parsed: Any, now_wall: float) -> Said:
     outer = parsed[0] if isinstance(parsed, list) and parsed else parsed
     if not isinstance(outer, dict):
-        return Said(sample(orjson.dumps(parsed) if not isinstance(parsed, str) else parsed))
+        return Said(sample(parsed) if isinstance(parsed, str) else _shown(parsed))
     error = outer.get("error")
     inner = error if isinstance(error, dict) else outer
-    message = _words(error) or _words(outer) or sample(orjson.dumps(inner))
+    message = _words(error) or _words(outer) or _shown(inner)
     kinds = " ".join(_kinds(outer, inner))
     codes = (place.get(name) for place in (inner, outer) for name in _CODES)
     code = next((code for given in codes if (code := _status(given)) is not None), None)

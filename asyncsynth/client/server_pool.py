@@ -33,6 +33,9 @@ from asyncsynth.errors import ModelNotServed, RequestFailed, RunStopped, Withdra
 
 __all__ = ["PoolSnapshot", "Server", "ServerPool"]
 
+#: Names under which a server answers for one model that are noted, at most.
+MOST_NAMES = 8
+
 
 class ServerPool:
     """Sends requests to servers: as many at once as each takes, to the least busy one, again if a retry may help.
@@ -312,12 +315,15 @@ class ServerPool:
         why = f"its answers for {request.model!r} name the model {named!r}, and named {before!r} before"
         if self._accepts_other:
             link.answers_as[request.model] = named
-            self.notes.append(f"{server}: {why}")
+            known = link.names.setdefault(request.model, {before})
+            if named not in known and len(known) < MOST_NAMES:  # a gateway may go back and forth for a whole run
+                known.add(named)
+                self.notes.append(f"{server}: {why}")
             return outcome
         if not link.unusable:
             link.unusable = True
             self._advice[server] = (
-                f"serve {before} there again and resume, or take what it answers: --model-change note"
+                f"serve {before!r} there again and resume, or take what it answers: --model-change note"
             )
             assert self._clock is not None
             how = "answers as another model"

@@ -70,7 +70,7 @@ def test_edges_of_fan_outs_stay() -> None:
         ("judge.aspect=honest", "did you mean 'honesty'"),
         ("judge.llm.temprature=1", "did you mean 'temperature'"),
         ("judge.llm.base_url=http://x", "no field 'base_url'"),
-        ("judge.llm.temperature=warm", "float was expected"),
+        ("judge.llm.temperature=warm", "float or null was expected"),
         ("judge.max_reasks=1.5", "int was expected"),
         ("judge.rationales=1", "bool was expected"),
         ("judge.aspect.x=1", "no single LLM"),

@@ -83,8 +83,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     fleet.write_text(f"servers:\n  - url: {server.base_url}\n    name: {json.dumps(HOSTILE_NAME)}\n")
     output = folder / "run\x1b[31m"
     try:
-        ran = asyncsynth_bytes("run", job, "--servers", fleet, "--output", output)
-        again = asyncsynth_bytes("run", job, "--servers", fleet, "--output", output, "--json", "--retry-failed")
+        options = ("--servers", fleet, "--output", output, "--model-change", "note")  # every answer names another model
+        ran = asyncsynth_bytes("run", job, *options)
+        again = asyncsynth_bytes("run", job, *options, "--json", "--retry-failed")
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

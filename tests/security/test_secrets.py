@@ -270,7 +270,7 @@ def test_failures_and_their_frames_hold_no_key() -> None:
     async def scene() -> None:
         scripts: list[Fault | None] = [
             Fault("reset"),
-            Fault("status", status=200, headers={"content-encoding": CANARY}),
+            Fault("status", status=200, headers={"content-encoding": f"gzip, {CANARY}"}),
             None,
         ]
         for fault in scripts:
