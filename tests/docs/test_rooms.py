@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "asyncsynth"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -30,6 +32,7 @@ def test_no_file_name_is_in_two_rooms() -> None:
     assert {name for name, times in names.items() if times > 1} == {"__init__.py"}
 
 
+@pytest.mark.slow
 def test_nothing_is_defined_that_only_tests_use() -> None:
     words: Counter[str] = Counter()
     for file in FILES:

@@ -74,6 +74,7 @@ def refusal(file: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.row(49)
 def test_a_garbled_fleet_or_vllm_file_is_read_or_refused_with_the_file(tmp_path: Path, tried: Tried) -> None:
     seed = int(os.environ.get("ASYNCSYNTH_SEED", "1"))

@@ -202,6 +202,7 @@ def test_the_time_and_the_requests_are_bounded() -> None:
     assert made
 
 
+@pytest.mark.slow
 def test_requests_that_run_out_leave_the_server_unjudged() -> None:
     finding, made = load(lambda: BatchingServer(4096), max_requests=3000)
     assert finding.ended == "--max-requests 3000 reached"

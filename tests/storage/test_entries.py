@@ -96,6 +96,7 @@ def test_a_wire_key_is_noticed(source: str, found: list[str]) -> None:
     assert [key for _, key in wire_keys(source)] == found
 
 
+@pytest.mark.slow
 def test_wire_keys_do_not_leave_storage() -> None:
     places = [
         f"{path.relative_to(PACKAGE)}:{line}: {key!r}"
