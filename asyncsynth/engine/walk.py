@@ -310,11 +310,11 @@ class Walker:
             except asyncio.CancelledError:
                 raise
             except BaseException:
-                if ctx.stopped is not None:
-                    raise ctx.stopped from None  # what the step's own code made of it is no result
+                if is_foreign or ctx.stopped is not None:
+                    self._raise_stop(way, ctx)
                 raise
-            if ctx.stopped is not None:
-                raise ctx.stopped
+            if is_foreign or ctx.stopped is not None:
+                self._raise_stop(way, ctx)
             if asker is not None and asker.reread:
                 ctx.notes["reread"] = asker.reread  # of its calls, those that cost nothing this time
             if is_foreign:
@@ -342,6 +342,14 @@ class Walker:
                 for request, _ in ctx.cut:
                     self._cut[node.index, step.limit_of(request)] += 1
         return StepResult(key, digest, outputs, notes), True
+
+    def _raise_stop(self, way: _Way, ctx: Context) -> None:
+        """Raises what stops the run, if the step's own code caught it: whatever it made of that is no result."""
+        if ctx.stopped is not None:
+            raise ctx.stopped from None
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() and (way.is_ending or self._is_ending()):
+            raise asyncio.CancelledError
 
     async def _forget_cancellation(self, way: _Way, task: asyncio.Task[Any]) -> None:
         """Takes back a step's cancellation of the task that it runs in, which would end the record later on."""

@@ -336,3 +336,43 @@ def test_a_step_that_swallows_the_refusal_makes_no_result_of_it(tmp_path: Path) 
                 assert {row["s"] for row in result["default"]["train"]} == {"answered"}
 
     run_async(main())
+
+
+@pytest.mark.row(28)
+@pytest.mark.parametrize("made", ["result", "error"])
+def test_a_step_that_swallows_the_cancellation_makes_no_result_of_it(tmp_path: Path, made: str) -> None:
+    """A second signal cancels requests that are at the servers. What a step's code makes of that is not kept."""
+
+    @task(llm=LLM(model="model-a"), inputs=["instruction"], outputs=["s"])
+    async def careless(row: Any, ctx: Any) -> dict[str, Any]:
+        try:
+            await ctx.chat(row["instruction"])
+        except BaseException:
+            if made == "error":
+                raise ValueError("made up") from None
+            return {"s": "made up"}
+        return {"s": "answered"}
+
+    async def main() -> None:
+        async with server() as fake:
+            options: dict[str, Any] = {"servers": [fake.base_url], "output": tmp_path / "run", "concurrency": 4}
+
+            def pipeline() -> Pipeline:
+                with Pipeline(name="careless") as made_now:
+                    LoadDataFromDicts(data=rows(8)) >> careless()
+                return made_now
+
+            held = asyncio.Event()
+            fake.script = lambda info: held.set() or Fault(delay_s=600) if b"number" in info.body else None
+            running = asyncio.ensure_future(pipeline().arun(**options))
+            await held.wait()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            status = RunStatus.read(tmp_path / "run")
+            assert (status.ok, status.failed) == (0, 0)
+            fake.script = None
+            result = await pipeline().arun(**options)
+            assert [row["s"] for row in result["default"]["train"]] == ["answered"] * 8
+
+    run_async(main())

@@ -322,6 +322,12 @@ MUTATIONS = (
         28, (f"{STOPPING}::test_after_a_stop_nothing_is_sent_and_the_slowest_answer_is_the_bound",),
     ),
     Mutation(
+        "a cancellation that a step swallows makes a result", "engine/walk.py",
+        "if task is not None and task.cancelling() and (way.is_ending or self._is_ending()):\n            raise",
+        "if False:\n            raise",
+        28, ("tests/engine/test_failing.py::test_a_step_that_swallows_the_cancellation_makes_no_result_of_it",),
+    ),
+    Mutation(
         "a call that waits is not withdrawn", "client/server_pool.py",
         "        for waiter in waiters.values():\n            _fail(waiter, refusal)\n", "",
         28, (f"{POOL}::test_withdrawing_lets_what_is_at_the_servers_end_and_sends_nothing_more",),
