@@ -10,7 +10,7 @@ from zlib import crc32
 from asyncsynth.client.codec import DEFAULT_MAX_TOKENS, Dialect, decode, encode, outcome_of
 from asyncsynth.client.loads import RARE_POLL_S, LoadPoller, header_load
 from asyncsynth.client.messages import ChatRequest, CompletionRequest, ModelRequest
-from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Timeouts, TransportFailure
+from asyncsynth.client.transport import DEFAULT_TIMEOUTS, NEVER_S, Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.limiter import FixedLimit, Limiter
 from asyncsynth.core.outcomes import Outcome, ServerLoad
 from asyncsynth.core.rates import RateLimits
@@ -164,10 +164,8 @@ def request_timeouts(server: Server) -> Timeouts:
 
 async def answers(server: Server, timeout_s: float) -> bool:
     """True if the server answers a request for one token within this many seconds; an overload response counts."""
-    request = ChatRequest(min(server.models), [{"role": "user", "content": "Hi"}], {"max_tokens": 1})
-    path, body = encode(request, dialect=server.dialect)
     try:
-        answer = await server.exchange.post(path, body, Timeouts(min(10.0, timeout_s), timeout_s, timeout_s))
+        answer = await _post_within(server, _one_token(min(server.models)), timeout_s)
     except TransportFailure:
         return False
     return answer.status < 500 or answer.status in (503, 529)
@@ -176,19 +174,26 @@ async def answers(server: Server, timeout_s: float) -> bool:
 async def canary_outcome(link: Link, timeout_s: float, now_wall: float) -> Outcome:
     """The outcome of a harmless request of one token, of the kind and for the model of the one last refused."""
     server, refused = link.server, link.refused
-    params = refused.params if refused is not None else {}
-    model = refused.model if refused is not None else min(server.models)
-    # Some models accept only one of these names, and the refused request has the right one.
-    limit = {"max_completion_tokens" if params.get("max_completion_tokens") else "max_tokens": 1}
-    request: ModelRequest = ChatRequest(model, [{"role": "user", "content": "Hi"}], limit)
-    if isinstance(refused, CompletionRequest):
-        request = CompletionRequest(model, "Hi", limit)
-    path, body = encode(request, dialect=server.dialect)
+    request = _one_token(min(server.models)) if refused is None else _one_token(refused.model, like=refused)
     try:
-        answer = await server.exchange.post(path, body, Timeouts(min(10.0, timeout_s), timeout_s, timeout_s))
+        answer = await _post_within(server, request, timeout_s)
     except TransportFailure as failure:
         return outcome_of(failure)
     return decode(request, answer.status, answer.headers, answer.body, now_wall, dialect=server.dialect)
+
+
+def _one_token(model: str, *, like: ModelRequest | None = None) -> ModelRequest:
+    """A request for one token; a chat, or of the kind of `like` and with its name for the limit."""
+    # Some models accept only one of these names.
+    limit = "max_completion_tokens" if like is not None and like.params.get("max_completion_tokens") else "max_tokens"
+    if isinstance(like, CompletionRequest):
+        return CompletionRequest(model, "Hi", {limit: 1})
+    return ChatRequest(model, [{"role": "user", "content": "Hi"}], {limit: 1})
+
+
+async def _post_within(server: Server, request: ModelRequest, timeout_s: float) -> WireResponse:
+    path, body = encode(request, dialect=server.dialect)
+    return await server.exchange.post(path, body, Timeouts(min(10.0, timeout_s), timeout_s, timeout_s))
 
 
 def prompt_head(request: ModelRequest) -> int:

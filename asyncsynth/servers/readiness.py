@@ -20,6 +20,7 @@ import orjson
 
 from asyncsynth.client.codec import Dialect, decode, encode, outcome_of, read_again
 from asyncsynth.client.messages import ChatRequest, ModelRequest
+from asyncsynth.client.no_answer import printable
 from asyncsynth.client.reasoning import where_it_thinks
 from asyncsynth.client.transport import Exchange, Timeouts, TransportFailure, WireResponse
 from asyncsynth.core.outcomes import Ok, Outcome, Overloaded, Permanent, Transient
@@ -140,7 +141,7 @@ class FirstContact:
         """One round of questions: the list; if that fails, /health; if that is no help, a real request."""
         policy = self.policy
         try:
-            answer = await self._get("/models", _LIST)
+            answer = await self.exchange.get("/models", _LIST)
         except TransportFailure as failure:
             said = f"{failure.reason}: {failure.message}"
             if failure.reason == "connect":
@@ -173,7 +174,7 @@ class FirstContact:
 
     async def _health(self) -> int | None:
         try:
-            return (await self._get("/health", _HEALTH, at_origin=True)).status
+            return (await self.exchange.get("/health", _HEALTH, at_origin=True)).status
         except TransportFailure:
             return None
 
@@ -185,7 +186,7 @@ class FirstContact:
             if path is None:
                 break
             try:
-                answer = await self._get(path, _LIST)
+                answer = await self.exchange.get(path, _LIST)
             except TransportFailure as failure:
                 problem = f"a further page of /models: {failure.reason}: {failure.message}"
                 break
@@ -195,15 +196,6 @@ class FirstContact:
                 break
             names.update(dict.fromkeys(more))
         return Listing(frozenset(names), problem, answer.status)
-
-    async def _get(self, path: str, timeouts: Timeouts, *, at_origin: bool = False) -> WireResponse:
-        """GET, sent once more where the server had closed the connection while it was idle."""
-        try:
-            return await self.exchange.get(path, timeouts, at_origin=at_origin)
-        except TransportFailure as failure:
-            if not failure.free:
-                raise
-        return await self.exchange.get(path, timeouts, at_origin=at_origin)
 
     # --- does it answer ---------------------------------------------------------------------------
 
@@ -337,5 +329,4 @@ def _words(answer: WireResponse) -> str:
     """Status and the beginning of the body, in one line."""
     where = answer.headers.get("location", "") if 300 <= answer.status < 400 else ""
     text = f"to {where}" if where else " ".join(answer.body[: 4 * _SAID].decode("utf-8", "replace").split())[:_SAID]
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return f"{answer.status}" + (f" ({text})" if text else "")
+    return f"{answer.status}" + (f" ({printable(text)})" if text else "")

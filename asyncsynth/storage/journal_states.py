@@ -22,10 +22,9 @@ these columns. A move that no table has is a KeyError with the state's name: a b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-State = TypeVar("State")
-Event = TypeVar("Event")
+from asyncsynth.core.states import after
 
 #: States of the journal.
 Life = Literal["open", "closing", "failed", "closed"]
@@ -87,16 +86,11 @@ GROUPS: Final[Mapping[tuple[Groups, GroupsEvent], Groups]] = {
 }
 
 
-def moves(table: Mapping[tuple[State, Event], State], event: Event) -> dict[State, State]:
-    """The column of one event: state before -> state after."""
-    return {state: following for (state, what), following in table.items() if what == event}
-
-
 #: The columns, by what happened: `self._life = failed[self._life]`.
-closed: Final[dict[Life, Life]] = moves(LIFE, CLOSE)
-failed: Final[dict[Life, Life]] = moves(LIFE, FAIL)
-released: Final[dict[Life, Life]] = moves(LIFE, RELEASE)
-begun: Final[dict[Groups, Groups]] = moves(GROUPS, BEGIN)
-committed: Final[dict[Groups, Groups]] = moves(GROUPS, COMMIT)
-written: Final[dict[Groups, Groups]] = moves(GROUPS, WRITTEN)
-dropped: Final[dict[Groups, Groups]] = moves(GROUPS, DROP)
+closed: Final[dict[Life, Life]] = after(LIFE, CLOSE)
+failed: Final[dict[Life, Life]] = after(LIFE, FAIL)
+released: Final[dict[Life, Life]] = after(LIFE, RELEASE)
+begun: Final[dict[Groups, Groups]] = after(GROUPS, BEGIN)
+committed: Final[dict[Groups, Groups]] = after(GROUPS, COMMIT)
+written: Final[dict[Groups, Groups]] = after(GROUPS, WRITTEN)
+dropped: Final[dict[Groups, Groups]] = after(GROUPS, DROP)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
-from asyncsynth.client.llm import LLM
 from asyncsynth.client.messages import Message
 from asyncsynth.errors import TaskFailure
 from asyncsynth.pipeline.chat_messages import ASKING_ROLES, checked_conversation, is_blank, system_text
 from asyncsynth.pipeline.context import Context
 from asyncsynth.records import Row
-from asyncsynth.tasks.base import TaskSettings
 from asyncsynth.tasks.generation import Generation
-from asyncsynth.tasks.tool_schema import ToolGiven
 
 
 class ChatGeneration(Generation):
@@ -43,16 +39,6 @@ class ChatGeneration(Generation):
 
     inputs: tuple[str, ...] = ("messages",)
     outputs: tuple[str, ...] = ("generation", "model_name")
-
-    def __init__(
-        self,
-        llm: LLM,
-        *,
-        tools: Sequence[ToolGiven] | None = None,
-        tool_choice: str | dict[str, Any] | None = None,
-        **settings: Unpack[TaskSettings],
-    ) -> None:
-        super().__init__(llm, tools=tools, tool_choice=tool_choice, **settings)
 
     def conversation(self, row: Row, ctx: Context) -> list[Message]:
         """The messages, with the system prompt before them unless they have one."""
